@@ -1,0 +1,121 @@
+//! Why a client's request failed, and whether trying again can help.
+
+use crate::ids::{NodeId, Offset};
+
+/// Whether a retry can help, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Retry {
+    /// Nothing was done: the same request may be sent again, after a pause or elsewhere.
+    Safe,
+    /// It may have been done: sent again, it may be done twice (unless a client session guards it).
+    OutcomeUnknown,
+    /// The same request will fail again.
+    Never,
+}
+
+/// What ran full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BusyReason {
+    /// The group holds as many uncommitted bytes as it may.
+    #[error("too many uncommitted bytes in the group")]
+    PendingBytes,
+    /// Too many reads wait for their turn.
+    #[error("too many waiting reads")]
+    Reads,
+    /// A ring between two threads is full.
+    #[error("a ring is full")]
+    Ring,
+    /// The log writer is behind by as much as it may be.
+    #[error("the log writer is behind")]
+    Writer,
+    /// The client has more requests open than it was granted.
+    #[error("more requests in flight than granted")]
+    Credit,
+}
+
+/// Why a request failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RequestError {
+    /// This replica does not lead the group; nothing was done.
+    #[error("not the leader of the group{}", leader.map(|node| format!("; node {node} is")).unwrap_or_default())]
+    NotLeader {
+        /// The leader, if this replica knows it.
+        leader: Option<NodeId>,
+    },
+    /// A queue is full; nothing was done.
+    #[error("busy: {reason}; try again in {retry_after_ms} ms")]
+    Busy {
+        /// What is full.
+        reason: BusyReason,
+        /// When trying again makes sense, in milliseconds.
+        retry_after_ms: u32,
+    },
+    /// The replica lost leadership, or its time ran out, after it took the records: they may or may
+    /// not be in the log.
+    #[error("the outcome is unknown: leadership or time was lost before the records were committed")]
+    OutcomeUnknown {
+        /// The new leader, if known.
+        leader: Option<NodeId>,
+    },
+    /// Time ran out before anything was done.
+    #[error("deadline passed before the request was taken up")]
+    Timeout,
+    /// No such group here.
+    #[error("no such group on this node")]
+    UnknownGroup,
+    /// A record, or a block of records, is larger than allowed.
+    #[error("{bytes} bytes are over the limit of {bytes_max}: split it up")]
+    TooLarge {
+        /// Its size in bytes.
+        bytes: u64,
+        /// Largest size allowed, in bytes.
+        bytes_max: u64,
+    },
+    /// The request is malformed.
+    #[error("malformed request: {what}")]
+    Invalid {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The offset lies beyond the committed end of this replica's log.
+    #[error("offset {from} is past the end {end} of this replica's log")]
+    PastEnd {
+        /// The offset asked for.
+        from: Offset,
+        /// Offset after the last committed record.
+        end: Offset,
+    },
+    /// The replica was taken out after a broken invariant or damaged data.
+    #[error("the replica is quarantined on this node: see its log")]
+    Quarantined,
+    /// The shard has fenced itself after a failed write: it takes no work until restart.
+    #[error("the shard is fenced after a failed write: mend the disk and restart the node")]
+    Fenced,
+    /// The caller's rights do not allow it.
+    #[error("not allowed for this client: add the right to its entry in the allow-list")]
+    Denied,
+    /// The node is shutting down.
+    #[error("the node is shutting down")]
+    ShuttingDown,
+}
+
+impl RequestError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            RequestError::NotLeader { .. }
+            | RequestError::Busy { .. }
+            | RequestError::Timeout
+            | RequestError::PastEnd { .. }
+            | RequestError::Quarantined
+            | RequestError::Fenced
+            | RequestError::ShuttingDown => Retry::Safe,
+            RequestError::OutcomeUnknown { .. } => Retry::OutcomeUnknown,
+            RequestError::UnknownGroup
+            | RequestError::TooLarge { .. }
+            | RequestError::Invalid { .. }
+            | RequestError::Denied => Retry::Never,
+        }
+    }
+}

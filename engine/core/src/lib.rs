@@ -1,0 +1,26 @@
+//! The shard of iroh-raft as a deterministic state machine.
+//!
+//! One type, [`Shard`], two calls: `step` takes an [`Input`] and says in [`Outputs`] what has to be
+//! done; `next_wakeup` says when time itself is the next input. Many Raft groups live in a shard.
+//!
+//! Invariants: same configuration and same inputs give equal outputs, to the byte; *persist before
+//! send* is data ([`Send::after`]), never control flow; for every replica
+//! compacted <= snapshot <= applied <= commit <= last and persisted <= last.
+//!
+//! It never awaits, blocks, starts a thread, opens a file or a socket, reads a clock or draws
+//! ambient randomness.
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod error;
+pub mod ids;
+pub mod io;
+pub mod validate;
+
+pub use error::{BusyReason, RequestError, Retry};
+pub use ids::*;
+pub use io::*;
+
+/// Placeholder until the shard lands.
+#[derive(Debug)]
+pub struct Shard;
