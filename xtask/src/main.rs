@@ -1,2 +1,37 @@
-//! Placeholder.
-fn main() {}
+//! The project's own commands: `cargo xtask test [--quick]` and `cargo xtask lint`.
+//!
+//! Each runs every step even after one has failed, says at the end what failed, and exits 0 only
+//! when nothing did.
+#![forbid(unsafe_code)]
+
+mod deps;
+mod lint;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask test [--quick] | cargo xtask lint
+
+  test           all tests, doc tests included; the last line says how many passed and failed
+  test --quick   unit tests only, with few cases for each property test
+  lint           formatting, clippy, rustdoc, dependency rules, licences; warnings are errors";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let is_good = match args.as_slice() {
+        ["test"] => test::run(false),
+        ["test", "--quick"] => test::run(true),
+        ["lint"] => lint::run(),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            true
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,78 @@
+//! `cargo xtask lint`: what the code must look like, and what it may depend on.
+
+use std::fs;
+
+use crate::{deps, step};
+
+/// Calls and types that the core's own clippy.toml has to name: without it a clock or a seed from
+/// the system would go unseen.
+const CORE_DISALLOWED: [&str; 6] = [
+    "std::time::Instant::now",
+    "std::time::SystemTime::now",
+    "std::thread::spawn",
+    "std::collections::HashMap",
+    "std::fs",
+    "std::net",
+];
+
+/// Runs every check. Returns whether all are clean.
+pub(crate) fn run() -> bool {
+    let mut failed = Vec::new();
+    let mut check = |name: &'static str, is_good: bool| {
+        if !is_good {
+            failed.push(name);
+        }
+    };
+    check("format", step::run("format", &mut step::cargo(&["fmt", "--all", "--check"])));
+    check("dependency rules", deps::run());
+    check("purity of the core", purity());
+    check("licences", licences());
+    check("clippy", clippy(&["--workspace"], "clippy"));
+    check("clippy, no network", clippy(&NO_NETWORK, "clippy, rings and frames without the endpoint"));
+    check("documentation", documentation());
+    if failed.is_empty() {
+        println!("lint: clean");
+        return true;
+    }
+    println!("lint: FAILED: {}", failed.join(", "));
+    false
+}
+
+/// The part of the network that the simulation runs: it must build without iroh and tokio.
+const NO_NETWORK: [&str; 3] = ["-p", "iroh-raft-netbridge", "--no-default-features"];
+
+fn clippy(packages: &[&str], name: &str) -> bool {
+    let mut command = step::cargo(&["clippy", "--locked", "--all-targets"]);
+    command.args(packages).args(["--", "-D", "warnings"]);
+    step::run(name, &mut command)
+}
+
+fn documentation() -> bool {
+    let mut command = step::cargo(&["doc", "--locked", "--workspace", "--no-deps"]);
+    step::run("documentation", command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Licences, sources and banned crates, by cargo-deny.
+fn licences() -> bool {
+    if !step::has_cargo_command("deny") {
+        eprintln!("==> licences: SKIPPED, NOTHING WAS CHECKED: cargo-deny is not installed");
+        eprintln!("    cargo install cargo-deny --locked --debug --no-default-features");
+        return true;
+    }
+    let mut command = step::cargo(&["deny", "--locked", "--log-level", "error"]);
+    step::run("licences", command.args(["check", "bans", "licenses", "sources"]))
+}
+
+/// Whether the core's clippy.toml still forbids what makes a shard differ from run to run. The
+/// clippy step enforces it.
+fn purity() -> bool {
+    let path = "engine/core/clippy.toml";
+    let text = fs::read_to_string(step::root().join(path)).unwrap_or_default();
+    // Comments do not forbid anything.
+    let rules: String = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let missing: Vec<_> = CORE_DISALLOWED.iter().filter(|name| !rules.contains(**name)).collect();
+    for name in &missing {
+        eprintln!("{path} does not disallow {name}: add it with its reason");
+    }
+    missing.is_empty()
+}
