@@ -1,0 +1,288 @@
+//! Frames of a client's requests.
+
+use bytes::Bytes;
+use iroh_raft_core::batch::RecordBlock;
+use iroh_raft_core::{AnswerOn, GroupId, Offset, ShardId};
+use rkyv::{Archive, Serialize};
+
+use super::payload::{PayloadBuilder, PayloadCursor};
+use super::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive};
+
+/// A client's request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClientRequest {
+    /// The client's number of it, unique among its open requests on the connection.
+    pub request: u64,
+    /// The group.
+    pub group: GroupId,
+    /// How long the client waits, in milliseconds.
+    pub deadline_ms: u32,
+    /// What it wants.
+    pub body: ClientBody,
+}
+
+/// What a client wants.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ClientBody {
+    /// Append records, or propose commands and have the state machine's responses.
+    Append {
+        /// The records.
+        block: RecordBlock,
+        /// Commit: answered by `Appended`; Apply: by `Responses`.
+        answer: AnswerOn,
+    },
+    /// Ask the state machine.
+    Query {
+        /// Whether the answer must be linearizable; otherwise local and possibly stale.
+        is_linearizable: bool,
+        /// The question, the state machine's business.
+        query: Bytes,
+    },
+    /// Read committed records of this very replica.
+    ReadRecords {
+        /// First record.
+        from: Offset,
+        /// Bytes of entries at most.
+        bytes_max: u32,
+    },
+    /// Who leads, how far is it.
+    Status,
+}
+
+#[derive(Archive, Serialize, Default, Debug)]
+struct Descriptors {
+    requests: Vec<RequestDescriptor>,
+}
+
+/// Fields that a kind does not use are zero.
+#[derive(Archive, Serialize, Clone, Copy, Debug)]
+struct RequestDescriptor {
+    request: u64,
+    group: u64,
+    /// ReadRecords: first record.
+    from: u64,
+    deadline_ms: u32,
+    /// Append: number of records. ReadRecords: bytes at most.
+    number: u32,
+    /// Append, Query: bytes of payload.
+    bytes: u32,
+    kind: u8,
+    /// Append: 1 to answer on apply. Query: 1 for linearizable.
+    option: u8,
+    reserved: [u8; 2],
+}
+
+const APPEND: u8 = 1;
+const QUERY: u8 = 2;
+const READ_RECORDS: u8 = 3;
+const STATUS: u8 = 4;
+
+const ROOT_BYTES: usize = size_of::<ArchivedDescriptors>();
+const REQUEST_BYTES: usize = size_of::<ArchivedRequestDescriptor>();
+
+const _: () = assert!(align_of::<ArchivedDescriptors>() == 1 && ROOT_BYTES == 8);
+const _: () = assert!(align_of::<ArchivedRequestDescriptor>() == 1 && REQUEST_BYTES == 40);
+
+/// The sizes above as one number, for the format's fingerprint.
+pub(super) const FORMAT_BYTES: u64 = (ROOT_BYTES << 8 | REQUEST_BYTES) as u64;
+
+fn archive_bytes(requests: usize) -> usize {
+    ROOT_BYTES + requests * REQUEST_BYTES
+}
+
+/// A received frame of client requests, validated.
+///
+/// Records and queries are slices of the one buffer the frame came in: each keeps all
+/// [`bytes`](ClientFrame::bytes) of it alive.
+#[derive(Clone, Debug)]
+pub struct ClientFrame {
+    destination_shard: ShardId,
+    requests: usize,
+    archive: Bytes,
+    payload: Bytes,
+}
+
+impl ClientFrame {
+    /// Validates a frame whose header was parsed. `body` is exactly what follows the header.
+    ///
+    /// # Errors
+    /// [`FrameError`], also for a block of records whose lengths do not add up.
+    pub fn decode(
+        header: &FrameHeader,
+        body: Bytes,
+        limits: &FrameLimits,
+    ) -> Result<ClientFrame, FrameError> {
+        if header.kind != FrameKind::Request {
+            return Err(FrameError::UnexpectedKind { found: header.kind, expected: "request" });
+        }
+        let (archive, payload) = archive::split_body(header, body, limits)?;
+        let requests = &archive::access::<ArchivedDescriptors>(&archive)?.requests;
+        archive::check_archive_bytes(&archive, archive_bytes(requests.len()))?;
+        let mut cursor = PayloadCursor::new(payload.clone());
+        for descriptor in requests.iter() {
+            read(descriptor, &mut cursor)?;
+        }
+        cursor.finish()?;
+        Ok(ClientFrame {
+            destination_shard: header.destination_shard,
+            requests: requests.len(),
+            archive,
+            payload,
+        })
+    }
+
+    /// Shard that it was sent to.
+    #[must_use]
+    pub fn destination_shard(&self) -> ShardId {
+        self.destination_shard
+    }
+
+    /// Number of requests.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.requests
+    }
+
+    /// Whether there is no request.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.requests == 0
+    }
+
+    /// Bytes of memory that the frame and any slice of it hold.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.archive.len() + self.payload.len()
+    }
+
+    /// Its requests, in the order they were pushed; payloads are slices of the frame.
+    pub fn requests(&self) -> impl Iterator<Item = ClientRequest> + '_ {
+        let mut payload = PayloadCursor::new(self.payload.clone());
+        let requests = archive::reaccess::<ArchivedDescriptors>(&self.archive).requests.iter();
+        requests.map(move |descriptor| archive::checked(read(descriptor, &mut payload)))
+    }
+
+    /// Number and group of each request, for refusing them all without looking at their payloads.
+    pub fn request_ids(&self) -> impl Iterator<Item = (u64, GroupId)> + '_ {
+        let requests = archive::reaccess::<ArchivedDescriptors>(&self.archive).requests.iter();
+        requests.map(|descriptor| (descriptor.request.to_native(), GroupId(descriptor.group.to_native())))
+    }
+}
+
+fn read(
+    descriptor: &ArchivedRequestDescriptor,
+    payload: &mut PayloadCursor,
+) -> Result<ClientRequest, FrameError> {
+    let (from, number, bytes) =
+        (descriptor.from.to_native(), descriptor.number.to_native(), descriptor.bytes.to_native());
+    let option = match descriptor.option {
+        0 => false,
+        1 => true,
+        number => return Err(FrameError::UnknownNumber { what: "option of a request", number }),
+    };
+    let (body, unused) = match descriptor.kind {
+        APPEND => {
+            let block = RecordBlock::new(number, payload.take(bytes)?)?;
+            let answer = if option { AnswerOn::Apply } else { AnswerOn::Commit };
+            (ClientBody::Append { block, answer }, from != 0)
+        }
+        QUERY => {
+            let query = payload.take(bytes)?;
+            (ClientBody::Query { is_linearizable: option, query }, from != 0 || number != 0)
+        }
+        READ_RECORDS => {
+            let body = ClientBody::ReadRecords { from: Offset(from), bytes_max: number };
+            (body, bytes != 0 || option)
+        }
+        STATUS => (ClientBody::Status, from != 0 || number != 0 || bytes != 0 || option),
+        number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
+    };
+    if unused || descriptor.reserved != [0; 2] {
+        return Err(FrameError::Reserved { what: "a field that its kind of request does not use" });
+    }
+    Ok(ClientRequest {
+        request: descriptor.request.to_native(),
+        group: GroupId(descriptor.group.to_native()),
+        deadline_ms: descriptor.deadline_ms.to_native(),
+        body,
+    })
+}
+
+/// Packs a client's requests to one shard of a node.
+///
+/// Pushed bytes of a kilobyte and more are referenced, smaller ones copied. The buffers stay from
+/// frame to frame: a frame costs the allocations of its [`OutFrame`], a request none.
+#[derive(Debug, Default)]
+pub struct RequestFrameBuilder {
+    descriptors: Descriptors,
+    payload: PayloadBuilder,
+}
+
+impl RequestFrameBuilder {
+    /// Adds a request.
+    ///
+    /// # Panics
+    /// If its records or its query reach 4 GiB.
+    pub fn push(&mut self, request: &ClientRequest) {
+        let mut descriptor = RequestDescriptor {
+            request: request.request,
+            group: request.group.0,
+            from: 0,
+            deadline_ms: request.deadline_ms,
+            number: 0,
+            bytes: 0,
+            kind: STATUS,
+            option: 0,
+            reserved: [0; 2],
+        };
+        match &request.body {
+            ClientBody::Append { block, answer } => {
+                descriptor.kind = APPEND;
+                descriptor.option = u8::from(*answer == AnswerOn::Apply);
+                descriptor.number = block.count();
+                descriptor.bytes = self.payload.push(block.as_bytes().clone());
+            }
+            ClientBody::Query { is_linearizable, query } => {
+                descriptor.kind = QUERY;
+                descriptor.option = u8::from(*is_linearizable);
+                descriptor.bytes = self.payload.push(query.clone());
+            }
+            ClientBody::ReadRecords { from, bytes_max } => {
+                descriptor.kind = READ_RECORDS;
+                descriptor.from = from.0;
+                descriptor.number = *bytes_max;
+            }
+            ClientBody::Status => {}
+        }
+        self.descriptors.requests.push(descriptor);
+    }
+
+    /// Whether there is no request.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.descriptors.requests.is_empty()
+    }
+
+    /// Number of requests so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.descriptors.requests.len()
+    }
+
+    /// Bytes of the frame so far, for splitting frames at the limit.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        HEADER_BYTES + archive_bytes(self.len()) + self.payload.bytes()
+    }
+
+    /// The frame; the builder is empty again and keeps its buffers.
+    ///
+    /// # Panics
+    /// If archive or payload reached 4 GiB.
+    pub fn finish(&mut self, to: ShardId) -> OutFrame {
+        let archive_bytes = archive_bytes(self.len());
+        let frame = self.payload.finish(FrameKind::Request, ShardId(0), to, archive_bytes, &self.descriptors);
+        self.descriptors.requests.clear();
+        frame
+    }
+}

@@ -1,0 +1,130 @@
+//! Why a request failed, as numbers.
+
+use std::sync::Mutex;
+
+use iroh_raft_core::{BusyReason, NodeId, Offset, RequestError};
+
+use super::FrameError;
+
+/// Bytes of the text of [`RequestError::Invalid`] on the wire at most.
+pub(super) const TEXT_BYTES_MAX: usize = 120;
+
+/// The fields of a [`RequestError`]; those that an error does not use are zero or empty.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Failure<'a> {
+    pub(super) code: u8,
+    pub(super) detail: u8,
+    pub(super) first: u64,
+    pub(super) second: u64,
+    pub(super) number: u32,
+    pub(super) text: &'a str,
+}
+
+impl Failure<'static> {
+    pub(super) fn of(error: &RequestError) -> Failure<'static> {
+        let plain = |code| Failure { code, ..Failure::default() };
+        let node = |leader: Option<NodeId>| leader.map_or(0, |node| node.0);
+        match *error {
+            RequestError::NotLeader { leader } => Failure { first: node(leader), ..plain(1) },
+            RequestError::Busy { reason, retry_after_ms } => {
+                Failure { detail: number_of(reason), number: retry_after_ms, ..plain(2) }
+            }
+            RequestError::OutcomeUnknown { leader } => Failure { first: node(leader), ..plain(3) },
+            RequestError::Timeout => plain(4),
+            RequestError::UnknownGroup => plain(5),
+            RequestError::TooLarge { bytes, bytes_max } => {
+                Failure { first: bytes, second: bytes_max, ..plain(6) }
+            }
+            RequestError::Invalid { what } => {
+                let end = what.floor_char_boundary(TEXT_BYTES_MAX);
+                Failure { text: what.split_at(end).0, ..plain(7) }
+            }
+            RequestError::PastEnd { from, end } => Failure { first: from.0, second: end.0, ..plain(8) },
+            RequestError::Quarantined => plain(9),
+            RequestError::Fenced => plain(10),
+            RequestError::Denied => plain(11),
+            RequestError::ShuttingDown => plain(12),
+        }
+    }
+}
+
+impl Failure<'_> {
+    /// The error with these fields. Fields that it does not use must be zero or empty.
+    pub(super) fn error(&self) -> Result<RequestError, FrameError> {
+        let leader = Some(NodeId(self.first)).filter(|node| node.0 != 0);
+        let error = match self.code {
+            1 => RequestError::NotLeader { leader },
+            2 => RequestError::Busy { reason: reason_of(self.detail)?, retry_after_ms: self.number },
+            3 => RequestError::OutcomeUnknown { leader },
+            4 => RequestError::Timeout,
+            5 => RequestError::UnknownGroup,
+            6 => RequestError::TooLarge { bytes: self.first, bytes_max: self.second },
+            7 => RequestError::Invalid { what: kept(self.text)? },
+            8 => RequestError::PastEnd { from: Offset(self.first), end: Offset(self.second) },
+            9 => RequestError::Quarantined,
+            10 => RequestError::Fenced,
+            11 => RequestError::Denied,
+            12 => RequestError::ShuttingDown,
+            number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
+        };
+        let used = Failure::of(&error);
+        if (Failure { text: "", ..used }) != (Failure { text: "", ..*self })
+            || used.text.is_empty() != self.text.is_empty()
+        {
+            return Err(FrameError::Reserved { what: "a field that its reason of failure does not use" });
+        }
+        Ok(error)
+    }
+}
+
+fn number_of(reason: BusyReason) -> u8 {
+    match reason {
+        BusyReason::PendingBytes => 1,
+        BusyReason::Reads => 2,
+        BusyReason::Ring => 3,
+        BusyReason::Writer => 4,
+        BusyReason::Credit => 5,
+    }
+}
+
+fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
+    match number {
+        1 => Ok(BusyReason::PendingBytes),
+        2 => Ok(BusyReason::Reads),
+        3 => Ok(BusyReason::Ring),
+        4 => Ok(BusyReason::Writer),
+        5 => Ok(BusyReason::Credit),
+        number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
+    }
+}
+
+/// Different texts kept at most; every further one reads [`TEXT_NOT_KEPT`].
+const TEXTS_MAX: usize = 64;
+const TEXT_NOT_KEPT: &str = "the node says why in its log";
+
+/// The error holds a text for the life of the process, as those made in this process do. A node has
+/// a handful of them: each is kept once, and a node that makes them up gets no more memory than
+/// the bound.
+fn kept(text: &str) -> Result<&'static str, FrameError> {
+    static TEXTS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    if text.len() > TEXT_BYTES_MAX {
+        let (bytes, bytes_max) = (text.len() as u32, TEXT_BYTES_MAX as u32);
+        return Err(FrameError::TooLarge { what: "a text", bytes, bytes_max });
+    }
+    if text.is_empty() {
+        return Ok("");
+    }
+    if text.chars().any(char::is_control) {
+        return Err(FrameError::Text);
+    }
+    let mut texts = TEXTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(known) = texts.iter().find(|known| **known == text) {
+        return Ok(known);
+    }
+    if texts.len() == TEXTS_MAX {
+        return Ok(TEXT_NOT_KEPT);
+    }
+    let text: &'static str = Box::leak(Box::from(text));
+    texts.push(text);
+    Ok(text)
+}

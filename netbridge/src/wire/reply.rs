@@ -1,0 +1,449 @@
+//! Frames of answers to a client.
+
+use bytes::Bytes;
+use iroh_raft_core::batch::RecordBlock;
+use iroh_raft_core::{GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term};
+use rkyv::{Archive, Serialize};
+
+use super::failure::Failure;
+use super::payload::{PayloadBuilder, PayloadCursor};
+use super::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive};
+
+/// An answer to a client.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClientReply {
+    /// The request it answers.
+    pub request: u64,
+    /// The group.
+    pub group: GroupId,
+    /// The answer.
+    pub body: ReplyBody,
+}
+
+/// What is answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReplyBody {
+    /// Records are durable on a quorum.
+    Appended {
+        /// Offset of the first.
+        first: Offset,
+        /// How many.
+        count: u32,
+        /// Their entry's index.
+        index: Index,
+        /// Their entry's term.
+        term: Term,
+    },
+    /// Commands are applied; one response each.
+    Responses {
+        /// Offset of the first.
+        first: Offset,
+        /// Their entry's index.
+        index: Index,
+        /// Their entry's term.
+        term: Term,
+        /// The responses, as a block (count and lengths).
+        responses: RecordBlock,
+    },
+    /// The state machine's answer.
+    Answer {
+        /// Applied index it was given at.
+        index: Index,
+        /// The answer.
+        answer: Bytes,
+    },
+    /// Records of the log.
+    Records {
+        /// Record asked for; the first batch may begin before it.
+        from: Offset,
+        /// Offset after this replica's last committed record.
+        end: Offset,
+        /// Whole batches ([`iroh_raft_core::batch`]), in order.
+        batches: Vec<Bytes>,
+    },
+    /// How the replica stands. Its group is that of the reply.
+    Status(GroupStatus),
+    /// It failed. The text of [`RequestError::Invalid`] is cut at 120 bytes.
+    Failed(RequestError),
+}
+
+#[derive(Archive, Serialize, Default, Debug)]
+struct Descriptors {
+    replies: Vec<ReplyDescriptor>,
+    statuses: Vec<StatusDescriptor>,
+    /// Bytes of each batch of each Records reply, in order.
+    batches: Vec<u32>,
+}
+
+/// Fields that a kind does not use are zero.
+#[derive(Archive, Serialize, Clone, Copy, Debug)]
+struct ReplyDescriptor {
+    request: u64,
+    group: u64,
+    /// Appended, Responses: first offset. Answer: index. Records: from. Failed: by its code.
+    first: u64,
+    /// Appended, Responses: index. Records: end. Failed: by its code.
+    second: u64,
+    /// Appended, Responses: term.
+    third: u64,
+    /// Appended, Responses: records. Records: batches. Failed: by its code.
+    number: u32,
+    /// Responses, Answer, Failed: bytes of payload.
+    bytes: u32,
+    kind: u8,
+    /// Failed: why.
+    code: u8,
+    /// Failed: more about why.
+    detail: u8,
+    reserved: [u8; 5],
+}
+
+/// Present for Status replies, in their order.
+#[derive(Archive, Serialize, Clone, Copy, Debug)]
+struct StatusDescriptor {
+    term: u64,
+    leader: u64,
+    commit: u64,
+    applied: u64,
+    last: u64,
+    end: u64,
+    role: u8,
+    quarantined: u8,
+    reserved: [u8; 6],
+}
+
+const APPENDED: u8 = 1;
+const RESPONSES: u8 = 2;
+const ANSWER: u8 = 3;
+const RECORDS: u8 = 4;
+const STATUS: u8 = 5;
+const FAILED: u8 = 6;
+
+const ROOT_BYTES: usize = size_of::<ArchivedDescriptors>();
+const REPLY_BYTES: usize = size_of::<ArchivedReplyDescriptor>();
+const STATUS_BYTES: usize = size_of::<ArchivedStatusDescriptor>();
+const BATCH_BYTES: usize = size_of::<rkyv::Archived<u32>>();
+
+const _: () = assert!(align_of::<ArchivedDescriptors>() == 1 && ROOT_BYTES == 24);
+const _: () = assert!(align_of::<ArchivedReplyDescriptor>() == 1 && REPLY_BYTES == 56);
+const _: () = assert!(align_of::<ArchivedStatusDescriptor>() == 1 && STATUS_BYTES == 56);
+const _: () = assert!(align_of::<rkyv::Archived<u32>>() == 1 && BATCH_BYTES == 4);
+
+/// The sizes above as one number, for the format's fingerprint.
+pub(super) const FORMAT_BYTES: u64 = (ROOT_BYTES << 16 | REPLY_BYTES << 8 | STATUS_BYTES) as u64;
+
+fn archive_bytes(replies: usize, statuses: usize, batches: usize) -> usize {
+    ROOT_BYTES + replies * REPLY_BYTES + statuses * STATUS_BYTES + batches * BATCH_BYTES
+}
+
+/// A received frame of answers, validated.
+///
+/// Answers are slices of the one buffer the frame came in: each keeps all
+/// [`bytes`](ReplyFrame::bytes) of it alive.
+#[derive(Clone, Debug)]
+pub struct ReplyFrame {
+    source_shard: ShardId,
+    replies: usize,
+    archive: Bytes,
+    payload: Bytes,
+}
+
+impl ReplyFrame {
+    /// Validates a frame whose header was parsed. `body` is exactly what follows the header.
+    ///
+    /// # Errors
+    /// [`FrameError`], also for a block of responses whose lengths do not add up.
+    pub fn decode(header: &FrameHeader, body: Bytes, limits: &FrameLimits) -> Result<ReplyFrame, FrameError> {
+        if header.kind != FrameKind::Reply {
+            return Err(FrameError::UnexpectedKind { found: header.kind, expected: "reply" });
+        }
+        let (archive, payload) = archive::split_body(header, body, limits)?;
+        let root = archive::access::<ArchivedDescriptors>(&archive)?;
+        let expected = archive_bytes(root.replies.len(), root.statuses.len(), root.batches.len());
+        archive::check_archive_bytes(&archive, expected)?;
+        let mut walk = Walk::new(root, payload.clone());
+        while walk.next_reply()?.is_some() {}
+        walk.finish()?;
+        Ok(ReplyFrame { source_shard: header.source_shard, replies: root.replies.len(), archive, payload })
+    }
+
+    /// Shard that answers.
+    #[must_use]
+    pub fn source_shard(&self) -> ShardId {
+        self.source_shard
+    }
+
+    /// Number of answers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.replies
+    }
+
+    /// Whether there is no answer.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.replies == 0
+    }
+
+    /// Bytes of memory that the frame and any slice of it hold.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.archive.len() + self.payload.len()
+    }
+
+    /// Its answers, in the order they were pushed; payloads are slices of the frame.
+    pub fn replies(&self) -> impl Iterator<Item = ClientReply> + '_ {
+        let root = archive::reaccess::<ArchivedDescriptors>(&self.archive);
+        let mut walk = Walk::new(root, self.payload.clone());
+        std::iter::from_fn(move || archive::checked(walk.next_reply()))
+    }
+}
+
+/// Goes through tables and payload side by side.
+struct Walk<'a> {
+    replies: std::slice::Iter<'a, ArchivedReplyDescriptor>,
+    statuses: std::slice::Iter<'a, ArchivedStatusDescriptor>,
+    batches: &'a [rkyv::Archived<u32>],
+    payload: PayloadCursor,
+}
+
+impl<'a> Walk<'a> {
+    fn new(root: &'a ArchivedDescriptors, payload: Bytes) -> Walk<'a> {
+        Walk {
+            replies: root.replies.iter(),
+            statuses: root.statuses.iter(),
+            batches: &root.batches,
+            payload: PayloadCursor::new(payload),
+        }
+    }
+
+    fn next_reply(&mut self) -> Result<Option<ClientReply>, FrameError> {
+        let Some(descriptor) = self.replies.next() else { return Ok(None) };
+        let group = GroupId(descriptor.group.to_native());
+        let (body, unused) = self.body(descriptor, group)?;
+        if unused || descriptor.reserved != [0; 5] {
+            return Err(FrameError::Reserved { what: "a field that its kind of answer does not use" });
+        }
+        Ok(Some(ClientReply { request: descriptor.request.to_native(), group, body }))
+    }
+
+    /// The answer, and whether a field is set that its kind does not use.
+    fn body(
+        &mut self,
+        descriptor: &ArchivedReplyDescriptor,
+        group: GroupId,
+    ) -> Result<(ReplyBody, bool), FrameError> {
+        let (first, second, third) =
+            (descriptor.first.to_native(), descriptor.second.to_native(), descriptor.third.to_native());
+        let (number, bytes) = (descriptor.number.to_native(), descriptor.bytes.to_native());
+        let (code, detail) = (descriptor.code, descriptor.detail);
+        let no_failure = code == 0 && detail == 0;
+        let (body, is_clean) = match descriptor.kind {
+            APPENDED => {
+                let (first, count, index, term) = (Offset(first), number, Index(second), Term(third));
+                (ReplyBody::Appended { first, count, index, term }, bytes == 0 && no_failure)
+            }
+            RESPONSES => {
+                let responses = RecordBlock::new(number, self.payload.take(bytes)?)?;
+                let (first, index, term) = (Offset(first), Index(second), Term(third));
+                (ReplyBody::Responses { first, index, term, responses }, no_failure)
+            }
+            ANSWER => {
+                let answer = self.payload.take(bytes)?;
+                let is_clean = second == 0 && third == 0 && number == 0 && no_failure;
+                (ReplyBody::Answer { index: Index(first), answer }, is_clean)
+            }
+            RECORDS => {
+                let batches = self.batches(number as usize)?;
+                let (from, end) = (Offset(first), Offset(second));
+                (ReplyBody::Records { from, end, batches }, third == 0 && bytes == 0 && no_failure)
+            }
+            STATUS => {
+                let status = self.statuses.next().ok_or(FrameError::Count { what: "statuses" })?;
+                let is_clean = [first, second, third] == [0; 3] && number == 0 && bytes == 0 && no_failure;
+                (ReplyBody::Status(status_of(status, group)?), is_clean)
+            }
+            FAILED => {
+                let text = self.payload.take(bytes)?;
+                let text = std::str::from_utf8(&text).map_err(|_| FrameError::Text)?;
+                let failure = Failure { code, detail, first, second, number, text };
+                (ReplyBody::Failed(failure.error()?), third == 0)
+            }
+            number => return Err(FrameError::UnknownNumber { what: "kind of answer", number }),
+        };
+        Ok((body, !is_clean))
+    }
+
+    fn batches(&mut self, count: usize) -> Result<Vec<Bytes>, FrameError> {
+        let split = self.batches.split_at_checked(count);
+        let (lengths, rest) = split.ok_or(FrameError::Count { what: "batches" })?;
+        self.batches = rest;
+        lengths.iter().map(|bytes| self.payload.take(bytes.to_native())).collect()
+    }
+
+    fn finish(self) -> Result<(), FrameError> {
+        if self.statuses.len() != 0 {
+            return Err(FrameError::Count { what: "statuses" });
+        }
+        if !self.batches.is_empty() {
+            return Err(FrameError::Count { what: "batches" });
+        }
+        self.payload.finish()
+    }
+}
+
+fn status_of(descriptor: &ArchivedStatusDescriptor, group: GroupId) -> Result<GroupStatus, FrameError> {
+    if descriptor.reserved != [0; 6] {
+        return Err(FrameError::Reserved { what: "a status' reserved bytes" });
+    }
+    Ok(GroupStatus {
+        group,
+        role: match descriptor.role {
+            0 => Role::Follower,
+            1 => Role::PreCandidate,
+            2 => Role::Candidate,
+            3 => Role::Leader,
+            number => return Err(FrameError::UnknownNumber { what: "role", number }),
+        },
+        term: Term(descriptor.term.to_native()),
+        leader: Some(NodeId(descriptor.leader.to_native())).filter(|node| node.0 != 0),
+        commit: Index(descriptor.commit.to_native()),
+        applied: Index(descriptor.applied.to_native()),
+        last: Index(descriptor.last.to_native()),
+        end: Offset(descriptor.end.to_native()),
+        is_quarantined: match descriptor.quarantined {
+            0 => false,
+            1 => true,
+            number => return Err(FrameError::UnknownNumber { what: "flag", number }),
+        },
+    })
+}
+
+/// Packs the answers of one turn for one client connection.
+///
+/// Pushed bytes of a kilobyte and more are referenced, smaller ones copied. The buffers stay from
+/// frame to frame: a frame costs the allocations of its [`OutFrame`], an answer none.
+#[derive(Debug, Default)]
+pub struct ReplyFrameBuilder {
+    descriptors: Descriptors,
+    payload: PayloadBuilder,
+}
+
+impl ReplyFrameBuilder {
+    /// Adds an answer.
+    ///
+    /// # Panics
+    /// If a piece of it reaches 4 GiB, or a status is of another group than its reply.
+    pub fn push(&mut self, reply: ClientReply) {
+        let mut descriptor = ReplyDescriptor {
+            request: reply.request,
+            group: reply.group.0,
+            first: 0,
+            second: 0,
+            third: 0,
+            number: 0,
+            bytes: 0,
+            kind: STATUS,
+            code: 0,
+            detail: 0,
+            reserved: [0; 5],
+        };
+        match reply.body {
+            ReplyBody::Appended { first, count, index, term } => {
+                descriptor.kind = APPENDED;
+                (descriptor.first, descriptor.second, descriptor.third) = (first.0, index.0, term.0);
+                descriptor.number = count;
+            }
+            ReplyBody::Responses { first, index, term, responses } => {
+                descriptor.kind = RESPONSES;
+                (descriptor.first, descriptor.second, descriptor.third) = (first.0, index.0, term.0);
+                descriptor.number = responses.count();
+                descriptor.bytes = self.payload.push(responses.as_bytes().clone());
+            }
+            ReplyBody::Answer { index, answer } => {
+                descriptor.kind = ANSWER;
+                descriptor.first = index.0;
+                descriptor.bytes = self.payload.push(answer);
+            }
+            ReplyBody::Records { from, end, batches } => {
+                descriptor.kind = RECORDS;
+                (descriptor.first, descriptor.second) = (from.0, end.0);
+                descriptor.number = u32::try_from(batches.len()).expect("fewer than 2^32 batches");
+                for batch in batches {
+                    self.descriptors.batches.push(self.payload.push(batch));
+                }
+            }
+            ReplyBody::Status(status) => {
+                assert_eq!(status.group, reply.group, "a status is of the group that was asked for");
+                self.descriptors.statuses.push(StatusDescriptor::of(&status));
+            }
+            ReplyBody::Failed(error) => {
+                let failure = Failure::of(&error);
+                descriptor.kind = FAILED;
+                (descriptor.code, descriptor.detail) = (failure.code, failure.detail);
+                (descriptor.first, descriptor.second) = (failure.first, failure.second);
+                descriptor.number = failure.number;
+                descriptor.bytes = self.payload.push_slice(failure.text.as_bytes());
+            }
+        }
+        self.descriptors.replies.push(descriptor);
+    }
+
+    /// Whether there is no answer.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.descriptors.replies.is_empty()
+    }
+
+    /// Number of answers so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.descriptors.replies.len()
+    }
+
+    /// Bytes of the frame so far, for splitting frames at the limit.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        HEADER_BYTES + self.archive_bytes() + self.payload.bytes()
+    }
+
+    fn archive_bytes(&self) -> usize {
+        let table = &self.descriptors;
+        archive_bytes(table.replies.len(), table.statuses.len(), table.batches.len())
+    }
+
+    /// The frame; the builder is empty again and keeps its buffers.
+    ///
+    /// # Panics
+    /// If archive or payload reached 4 GiB.
+    pub fn finish(&mut self, from: ShardId) -> OutFrame {
+        let archive_bytes = self.archive_bytes();
+        let frame = self.payload.finish(FrameKind::Reply, from, ShardId(0), archive_bytes, &self.descriptors);
+        let table = &mut self.descriptors;
+        table.replies.clear();
+        table.statuses.clear();
+        table.batches.clear();
+        frame
+    }
+}
+
+impl StatusDescriptor {
+    fn of(status: &GroupStatus) -> StatusDescriptor {
+        StatusDescriptor {
+            term: status.term.0,
+            leader: status.leader.map_or(0, |node| node.0),
+            commit: status.commit.0,
+            applied: status.applied.0,
+            last: status.last.0,
+            end: status.end.0,
+            role: match status.role {
+                Role::Follower => 0,
+                Role::PreCandidate => 1,
+                Role::Candidate => 2,
+                Role::Leader => 3,
+            },
+            quarantined: status.is_quarantined.into(),
+            reserved: [0; 6],
+        }
+    }
+}
