@@ -6,26 +6,41 @@
 //! one wake per sleep.
 //!
 //! Invariant: an item pushed before `ring()` is seen either by the consumer's look after `arm()` or
-//! by the wake. Full is the producer's business: `push` hands the item back.
+//! by the wake (`ring/loom_tests.rs` tries every order of both). Full is the producer's business:
+//! `push` hands the item back.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::task::Waker;
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
 
-use sync::{AtomicBool, AtomicWaker, Ordering, fence};
+use sync::{ArrayQueue, AtomicBool, AtomicWaker, Ordering, fence};
 
-#[cfg(not(loom))]
+#[cfg(all(test, loom))]
+mod loom_tests;
+
+#[cfg(not(all(test, loom)))]
 mod sync {
     pub(super) use atomic_waker::AtomicWaker;
+    pub(super) use crossbeam::queue::ArrayQueue;
     pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
+#[cfg(all(test, loom))]
+use loom_tests::sync;
 
 /// Wakes one consumer, only when it sleeps.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Doorbell {
     armed: AtomicBool,
     waker: AtomicWaker,
+    wakes: AtomicU64,
+}
+
+impl Default for Doorbell {
+    fn default() -> Doorbell {
+        Doorbell { armed: AtomicBool::new(false), waker: AtomicWaker::new(), wakes: AtomicU64::new(0) }
+    }
 }
 
 impl Doorbell {
@@ -37,9 +52,14 @@ impl Doorbell {
 
     /// Consumer: from now on a producer wakes `waker`. Look into every ring once more after this,
     /// and [`disarm`](Doorbell::disarm) if something is there.
+    ///
+    /// One consumer at a time; a wake that was already under way may reach it late, as a spurious one.
     pub fn arm(&self, waker: &Waker) {
         self.waker.register(waker);
-        self.armed.store(true, Ordering::Relaxed);
+        // Release: who sees the flag also sees the waker, and does not wake the one before it.
+        self.armed.store(true, Ordering::Release);
+        // Either the look that follows sees the item, or its producer sees the flag: of two fences
+        // one is first, and what was written before it is seen after the other.
         fence(Ordering::SeqCst);
     }
 
@@ -51,24 +71,70 @@ impl Doorbell {
     /// Producer: something was pushed. Returns whether a sleeping consumer was woken.
     pub fn ring(&self) -> bool {
         fence(Ordering::SeqCst);
-        if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::AcqRel) {
+        // The load keeps the flag's cache line shared while nobody sleeps; the swap picks the one
+        // producer that wakes.
+        if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::Acquire) {
+            self.wakes.fetch_add(1, Ordering::Relaxed);
             self.waker.wake();
             return true;
         }
         false
+    }
+
+    /// Wakes so far.
+    #[must_use]
+    pub fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::Relaxed)
+    }
+}
+
+/// What a ring has seen since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct RingStats {
+    /// Items pushed.
+    pub pushed: u64,
+    /// Items handed back because the ring was full.
+    pub full: u64,
+    /// Items in it now.
+    pub length: usize,
+    /// Items in it at most.
+    pub bound: usize,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    queue: ArrayQueue<T>,
+    /// Written by producers only, off the line that the consumer reads.
+    counters: CachePadded<Counters>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    pushed: AtomicU64,
+    full: AtomicU64,
+}
+
+impl<T> Shared<T> {
+    fn stats(&self) -> RingStats {
+        RingStats {
+            pushed: self.counters.pushed.load(Ordering::Relaxed),
+            full: self.counters.full.load(Ordering::Relaxed),
+            length: self.queue.len(),
+            bound: self.queue.capacity(),
+        }
     }
 }
 
 /// The sending end of a ring. Clones push into the same ring.
 #[derive(Debug)]
 pub struct Producer<T> {
-    queue: Arc<ArrayQueue<T>>,
+    shared: Arc<Shared<T>>,
     doorbell: Arc<Doorbell>,
 }
 
 impl<T> Clone for Producer<T> {
     fn clone(&self) -> Self {
-        Producer { queue: self.queue.clone(), doorbell: self.doorbell.clone() }
+        Producer { shared: self.shared.clone(), doorbell: self.doorbell.clone() }
     }
 }
 
@@ -86,12 +152,16 @@ impl<T> Producer<T> {
     /// Pushes without ringing: for several items, followed by one [`ring`](Producer::ring).
     ///
     /// # Errors
-    /// Hands the item back when the ring is full.
+    /// Hands the item back when the ring is full. What was pushed before still needs its ring.
     pub fn push_quietly(&self, item: T) -> Result<(), T> {
-        self.queue.push(item)
+        let pushed = self.shared.queue.push(item);
+        let counters = &self.shared.counters;
+        let counter = if pushed.is_ok() { &counters.pushed } else { &counters.full };
+        counter.fetch_add(1, Ordering::Relaxed);
+        pushed
     }
 
-    /// Wakes the consumer if it sleeps.
+    /// Wakes the consumer if it sleeps. Returns whether it did.
     pub fn ring(&self) -> bool {
         self.doorbell.ring()
     }
@@ -99,39 +169,51 @@ impl<T> Producer<T> {
     /// Items in the ring now.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.shared.queue.len()
     }
 
     /// Whether the ring is empty now.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.shared.queue.is_empty()
+    }
+
+    /// What the ring has seen.
+    #[must_use]
+    pub fn stats(&self) -> RingStats {
+        self.shared.stats()
     }
 }
 
 /// The receiving end of a ring.
 #[derive(Debug)]
 pub struct Consumer<T> {
-    queue: Arc<ArrayQueue<T>>,
+    shared: Arc<Shared<T>>,
 }
 
 impl<T> Consumer<T> {
     /// The oldest item, if there is one.
     #[must_use]
     pub fn pop(&self) -> Option<T> {
-        self.queue.pop()
+        self.shared.queue.pop()
     }
 
     /// Whether the ring is empty now.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.shared.queue.is_empty()
     }
 
     /// Items in the ring now.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.shared.queue.len()
+    }
+
+    /// What the ring has seen.
+    #[must_use]
+    pub fn stats(&self) -> RingStats {
+        self.shared.stats()
     }
 }
 
@@ -141,6 +223,97 @@ impl<T> Consumer<T> {
 /// If `bound` is 0.
 #[must_use]
 pub fn ring<T>(bound: usize, doorbell: &Arc<Doorbell>) -> (Producer<T>, Consumer<T>) {
-    let queue = Arc::new(ArrayQueue::new(bound));
-    (Producer { queue: queue.clone(), doorbell: doorbell.clone() }, Consumer { queue })
+    let shared = Arc::new(Shared { queue: ArrayQueue::new(bound), counters: CachePadded::default() });
+    (Producer { shared: shared.clone(), doorbell: doorbell.clone() }, Consumer { shared })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+    use std::thread::{self, Thread};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn items_come_out_in_order_and_a_full_ring_hands_them_back() {
+        let (producer, consumer) = ring(2, &Doorbell::new());
+        assert_eq!((producer.push(1), producer.push(2), producer.push(3)), (Ok(()), Ok(()), Err(3)));
+        assert_eq!(producer.stats(), RingStats { pushed: 2, full: 1, length: 2, bound: 2 });
+        assert_eq!((consumer.pop(), consumer.len()), (Some(1), 1));
+        assert_eq!(producer.clone().push(4), Ok(()));
+        assert_eq!((consumer.pop(), consumer.pop(), consumer.pop()), (Some(2), Some(4), None));
+        assert_eq!(consumer.stats(), RingStats { pushed: 3, full: 1, length: 0, bound: 2 });
+        assert!(consumer.is_empty() && producer.is_empty());
+    }
+
+    #[test]
+    fn only_an_armed_consumer_is_woken_and_only_once() {
+        let (doorbell, count) = (Doorbell::new(), Arc::new(Count::default()));
+        let (producer, _consumer) = ring(8, &doorbell);
+        let waker = Waker::from(count.clone());
+        assert!(!producer.ring());
+        doorbell.arm(&waker);
+        producer.push_quietly(1).unwrap();
+        assert_eq!(count.0.load(Ordering::SeqCst), 0);
+        assert!(producer.ring());
+        assert!(!producer.ring());
+        doorbell.arm(&waker);
+        doorbell.disarm();
+        producer.push(2).unwrap();
+        assert_eq!((count.0.load(Ordering::SeqCst), doorbell.wakes()), (1, 1));
+    }
+
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    /// Hangs when a wake is lost: the consumer sleeps without a time limit.
+    #[test]
+    fn a_sleeping_consumer_gets_every_item_of_several_producers() {
+        const ITEMS: u64 = 20_000;
+        let doorbell = Doorbell::new();
+        let (producer, consumer) = ring(4, &doorbell);
+        let waiting = thread::spawn(move || {
+            let waker = Waker::from(Arc::new(Unpark(thread::current())));
+            let (mut sum, mut count) = (0, 0);
+            while count < 2 * ITEMS {
+                doorbell.arm(&waker);
+                if consumer.is_empty() {
+                    thread::park();
+                }
+                doorbell.disarm();
+                while let Some(item) = consumer.pop() {
+                    sum += item;
+                    count += 1;
+                }
+            }
+            (sum, consumer.pop())
+        });
+        let producers = [(); 2].map(|()| {
+            let producer = producer.clone();
+            thread::spawn(move || {
+                for item in 0..ITEMS {
+                    while producer.push(item).is_err() {
+                        thread::yield_now();
+                    }
+                }
+            })
+        });
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
+        assert_eq!(waiting.join().unwrap(), (ITEMS * (ITEMS - 1), None));
+    }
 }
