@@ -250,10 +250,11 @@ mod tests {
         assert_eq!((producer.push(1), producer.push(2), producer.push(3)), (Ok(()), Ok(()), Err(3)));
         assert_eq!(producer.stats(), RingStats { pushed: 2, full: 1, length: 2, bound: 2 });
         assert_eq!((consumer.pop(), consumer.len()), (Some(1), 1));
-        assert_eq!(producer.clone().push(4), Ok(()));
+        let another = producer.clone();
+        assert_eq!(another.push(4), Ok(()));
         assert_eq!((consumer.pop(), consumer.pop(), consumer.pop()), (Some(2), Some(4), None));
         assert_eq!(consumer.stats(), RingStats { pushed: 3, full: 1, length: 0, bound: 2 });
-        assert!(consumer.is_empty() && producer.is_empty());
+        assert!(consumer.is_empty() && producer.is_empty() && another.is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! Invariants: a header is checked whole before memory is taken for what it announces; a decoded
 //! frame has been walked once from end to end, so that walking it again cannot fail; the layout of
 //! the header and of the handshake never changes, everything else does so with [`FRAME_VERSION`].
+#![deny(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use bytes::Bytes;
 use iroh_raft_core::batch::BatchError;

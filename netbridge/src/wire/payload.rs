@@ -76,11 +76,12 @@ impl PayloadBuilder {
         head.extend_from_slice(&header.encode());
         head = archive::write(table, head);
         assert_eq!(head.len(), HEADER_BYTES + archive_bytes, "an archive has the size that was announced");
-        head.extend_from_slice(&self.copied[..first_copied]);
+        let (with_head, between) = self.copied.split_at(first_copied);
+        head.extend_from_slice(with_head);
         let mut chunks = Vec::with_capacity(1 + 2 * self.referenced.len());
         chunks.push(Bytes::from(head));
         // The pieces between and behind the large ones: one buffer for all of them.
-        let mut between = Bytes::copy_from_slice(&self.copied[first_copied..]);
+        let mut between = Bytes::copy_from_slice(between);
         let mut done = first_copied;
         let mut referenced = self.referenced.drain(..).peekable();
         while let Some((_, piece)) = referenced.next() {
