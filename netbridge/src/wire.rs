@@ -343,6 +343,8 @@ fn check_size(what: &'static str, bytes: u32, bytes_max: u32) -> Result<(), Fram
 pub struct OutFrame {
     /// To be written in this order.
     pub chunks: Vec<Bytes>,
+    /// Messages, requests or answers in it; a handshake counts as one.
+    pub items: u32,
 }
 
 impl OutFrame {

@@ -281,7 +281,14 @@ impl RequestFrameBuilder {
     /// If archive or payload reached 4 GiB.
     pub fn finish(&mut self, to: ShardId) -> OutFrame {
         let archive_bytes = archive_bytes(self.len());
-        let frame = self.payload.finish(FrameKind::Request, ShardId(0), to, archive_bytes, &self.descriptors);
+        let frame = self.payload.finish(
+            FrameKind::Request,
+            ShardId(0),
+            to,
+            self.len(),
+            archive_bytes,
+            &self.descriptors,
+        );
         self.descriptors.requests.clear();
         frame
     }

@@ -120,6 +120,14 @@ pub enum Refusal {
     /// The node is shutting down.
     #[error("the node is shutting down: try again later")]
     ShuttingDown,
+    /// Another number of shards. Frames name the receiver's shard, so it must be the same everywhere.
+    #[error("{offered} shards here, {supported} there: give all nodes the same number")]
+    Shards {
+        /// Shards of the dialing side.
+        offered: u16,
+        /// Shards of the accepting side.
+        supported: u16,
+    },
     /// A reason of a newer version.
     #[error("refused with code {code}, which this version does not know")]
     Other {
@@ -146,7 +154,7 @@ impl Handshake {
             archive_bytes: 0,
             payload_bytes: body.len() as u32,
         };
-        OutFrame { chunks: vec![Bytes::from([&header.encode()[..], &body].concat())] }
+        OutFrame { chunks: vec![Bytes::from([&header.encode()[..], &body].concat())], items: 1 }
     }
 
     /// Reads the body behind a header of kind [`FrameKind::Handshake`].
@@ -219,6 +227,7 @@ impl Refusal {
             Refusal::Busy => (7, [0; 16]),
             Refusal::ShuttingDown => (8, [0; 16]),
             Refusal::Fingerprint { offered, supported } => (9, two(offered, supported)),
+            Refusal::Shards { offered, supported } => (10, two(offered.into(), supported.into())),
             Refusal::Other { code } => (code, [0; 16]),
         }
     }
@@ -256,6 +265,7 @@ impl Refusal {
             7 => Refusal::Busy,
             8 => Refusal::ShuttingDown,
             9 => Refusal::Fingerprint { offered: first, supported: second },
+            10 => Refusal::Shards { offered: first as u16, supported: second as u16 },
             code => Refusal::Other { code },
         };
         Ok((reason, printable(&String::from_utf8_lossy(text))))

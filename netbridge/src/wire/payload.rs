@@ -61,6 +61,7 @@ impl PayloadBuilder {
         kind: FrameKind,
         source_shard: ShardId,
         destination_shard: ShardId,
+        items: usize,
         archive_bytes: usize,
         table: &impl Table,
     ) -> OutFrame {
@@ -95,7 +96,10 @@ impl PayloadBuilder {
         drop(referenced);
         self.copied.clear();
         self.referenced_bytes = 0;
-        OutFrame { chunks }
+        OutFrame {
+            chunks,
+            items: u32::try_from(items).expect("fewer than 2^32 items in an archive below 4 GiB"),
+        }
     }
 }
 

@@ -381,7 +381,14 @@ impl PeerFrameBuilder {
     /// If archive or payload reached 4 GiB.
     pub fn finish(&mut self, lane: Lane, from: ShardId, to: ShardId) -> OutFrame {
         let archive_bytes = self.archive_bytes();
-        let frame = self.payload.finish(FrameKind::Peer(lane), from, to, archive_bytes, &self.descriptors);
+        let frame = self.payload.finish(
+            FrameKind::Peer(lane),
+            from,
+            to,
+            self.len(),
+            archive_bytes,
+            &self.descriptors,
+        );
         let table = &mut self.descriptors;
         table.messages.clear();
         table.details.clear();

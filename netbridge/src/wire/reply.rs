@@ -418,7 +418,14 @@ impl ReplyFrameBuilder {
     /// If archive or payload reached 4 GiB.
     pub fn finish(&mut self, from: ShardId) -> OutFrame {
         let archive_bytes = self.archive_bytes();
-        let frame = self.payload.finish(FrameKind::Reply, from, ShardId(0), archive_bytes, &self.descriptors);
+        let frame = self.payload.finish(
+            FrameKind::Reply,
+            from,
+            ShardId(0),
+            self.descriptors.replies.len(),
+            archive_bytes,
+            &self.descriptors,
+        );
         let table = &mut self.descriptors;
         table.replies.clear();
         table.statuses.clear();

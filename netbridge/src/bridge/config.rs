@@ -1,0 +1,105 @@
+//! How a bridge is set up, and its bounds.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use iroh_raft_core::{BootEpoch, ClusterId, NodeId};
+
+use crate::allow::{ClientGrant, PeerAddress};
+use crate::identity::Identity;
+use crate::wire::FrameLimits;
+
+/// What a bridge needs to know.
+#[derive(Clone, Debug)]
+pub struct BridgeConfig {
+    /// The cluster. Connections of another one are refused.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// UDP address to listen at; port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// The key of this node.
+    pub identity: Identity,
+    /// The other nodes. Their keys, and no others, may speak `iroh-raft/0`.
+    pub peers: Vec<PeerAddress>,
+    /// The clients. Their keys, and no others, may speak `iroh-raft-client/0`.
+    pub clients: Vec<ClientGrant>,
+    /// Shards of this node, at least 1: one port each. All nodes have the same number.
+    pub shards: u16,
+    /// How often this node has been started on its data.
+    pub boot_epoch: BootEpoch,
+    /// Random number of this start.
+    pub boot_id: [u8; 16],
+    /// CPU that the bridge thread is pinned to; `None`: not pinned.
+    pub cpu: Option<usize>,
+    /// Bounds and times.
+    pub limits: BridgeLimits,
+}
+
+/// Bounds and times of a bridge. The defaults suit nodes in one data centre.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeLimits {
+    /// Largest frame of a peer. Default [`FrameLimits::PEER`]. A peer can make the bridge hold one per
+    /// lane.
+    pub peer_frame: FrameLimits,
+    /// Largest frame of a client. Default [`FrameLimits::REQUEST`].
+    pub request_frame: FrameLimits,
+    /// Frames that wait for one lane to one peer. Default 1,024. Full: the newest is dropped and
+    /// counted, and the shards are told once that the node is unreachable.
+    pub lane_frames_max: usize,
+    /// Bytes that wait for one lane to one peer. Default 64 MiB. Full: as above.
+    pub lane_bytes_max: usize,
+    /// Items taken from one ring before the other rings and the sockets get their turn. Default 128.
+    pub ring_budget: usize,
+    /// Clients connected at a time. Default 1,024. Full: refused with "busy".
+    pub client_connections_max: usize,
+    /// Requests of one client that are open at a time. Default 65,536. Full: answered Busy (credit).
+    pub client_requests_max: usize,
+    /// Bytes of one client's request frames that are held at a time. Default 64 MiB. Full: answered
+    /// Busy (credit).
+    pub client_request_bytes_max: usize,
+    /// Answers that wait for one client to read them, in bytes. Default 64 MiB. Full: the client is
+    /// cut off.
+    pub client_reply_bytes_max: usize,
+    /// Connections in the middle of their handshake. Default 256. Full: new ones are refused.
+    pub handshakes_max: usize,
+    /// A connection without a sign of life for this long is gone. Default 1.5 s.
+    pub idle_timeout: Duration,
+    /// Signs of life on a quiet connection. Default 250 ms.
+    pub keep_alive: Duration,
+    /// Pause after the first failed dial. Default 20 ms; doubles up to `dial_pause_max`, jittered.
+    pub dial_pause_min: Duration,
+    /// Longest pause between dials. Default 300 ms.
+    pub dial_pause_max: Duration,
+    /// Pause after a refusal that only an operator can mend (another cluster, an unknown key).
+    /// Default 5 s.
+    pub refused_pause: Duration,
+    /// Time for one dial to reach the other side. Default 500 ms.
+    pub dial_deadline: Duration,
+    /// Time for a new connection to say who it is. Default 2 s.
+    pub handshake_deadline: Duration,
+}
+
+impl Default for BridgeLimits {
+    fn default() -> BridgeLimits {
+        BridgeLimits {
+            peer_frame: FrameLimits::PEER,
+            request_frame: FrameLimits::REQUEST,
+            lane_frames_max: 1024,
+            lane_bytes_max: 64 << 20,
+            ring_budget: 128,
+            client_connections_max: 1024,
+            client_requests_max: 65_536,
+            client_request_bytes_max: 64 << 20,
+            client_reply_bytes_max: 64 << 20,
+            handshakes_max: 256,
+            idle_timeout: Duration::from_millis(1500),
+            keep_alive: Duration::from_millis(250),
+            dial_pause_min: Duration::from_millis(20),
+            dial_pause_max: Duration::from_millis(300),
+            refused_pause: Duration::from_secs(5),
+            dial_deadline: Duration::from_millis(500),
+            handshake_deadline: Duration::from_secs(2),
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! What the tasks of the bridge share, its main loop, and its beginning and end.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use iroh::Endpoint;
+use iroh::endpoint::{Connection, Incoming, Side, VarInt};
+use iroh_raft_core::{NodeId, ShardId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{BridgeConfig, BridgeError, Counters, Fatal, PeerEpochs, Stop};
+use crate::allow::AllowList;
+use crate::client_server::{self, ClientLink};
+use crate::close::{CloseCode, refusal_close};
+use crate::endpoint::{self, ALPN_CLIENT, ALPN_PEER, Admission, BindFailure};
+use crate::peer::{self, Peer};
+use crate::port::{BridgePort, ToBridge, ToShard};
+use crate::ring::{Consumer, Doorbell, Producer};
+use crate::wire::handshake::{FORMAT_FINGERPRINT, Introduction, PROTOCOL_VERSION, Refusal};
+
+/// Longest wait at the end for queued frames to leave, and for the other sides to hear the close.
+const FLUSH_DEADLINE: Duration = Duration::from_millis(500);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What the bridge thread starts from.
+pub(super) struct Seed {
+    pub(super) config: BridgeConfig,
+    pub(super) ports: Vec<BridgePort>,
+    pub(super) doorbell: Arc<Doorbell>,
+    pub(super) epochs: Box<dyn PeerEpochs + Send>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) stop: Arc<Stop>,
+    pub(super) fatal: Arc<Fatal>,
+}
+
+/// What the tasks of the bridge share. All of them run on the bridge thread: its locks are never
+/// contended, and never held across an await.
+pub(crate) struct Hub {
+    pub(crate) config: BridgeConfig,
+    pub(crate) allow: Arc<AllowList>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) counters: Arc<Counters>,
+    ports: Vec<Producer<ToShard>>,
+    peers: HashMap<NodeId, Arc<Peer>>,
+    clients: Mutex<HashMap<u64, Arc<ClientLink>>>,
+    connection_last: AtomicU64,
+    epochs: Mutex<Box<dyn PeerEpochs + Send>>,
+    handshakes: Arc<Semaphore>,
+    stop: Arc<Stop>,
+    fatal: Arc<Fatal>,
+}
+
+/// The body of the bridge thread. Tells through `started` where it listens, or why not.
+pub(super) fn run_thread(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) {
+    let fatal = seed.fatal.clone();
+    if let Some(cpu) = seed.config.cpu
+        && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+    {
+        let _ = started.send(Err(BridgeError::Cpu { cpu }));
+        return;
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = started.send(Err(BridgeError::Thread(error)));
+            return;
+        }
+    };
+    let run = AssertUnwindSafe(|| runtime.block_on(run(seed, started)));
+    if let Err(panic) = std::panic::catch_unwind(run) {
+        fatal.report(BridgeError::Panicked { part: "main loop", message: panic_message(panic.as_ref()) });
+    }
+}
+
+async fn run(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) {
+    let (hub, consumers, doorbell) = match open(seed).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            let _ = started.send(Err(error));
+            return;
+        }
+    };
+    let addr = hub.endpoint.bound_sockets().first().copied().unwrap_or(hub.config.bind);
+    let _ = started.send(Ok(addr));
+    tracing::info!(node = %hub.config.node, %addr, id = %hub.endpoint.id(), "bridge listens");
+    hub.spawn("accept loop", accept(hub.clone()));
+    for peer in hub.peers.values() {
+        hub.spawn("dialer", peer::keep_connected(hub.clone(), peer.clone()));
+    }
+    route(&hub, &consumers, &doorbell).await;
+    close(&hub).await;
+}
+
+async fn open(seed: Seed) -> Result<(Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Doorbell>), BridgeError> {
+    let Seed { config, ports, doorbell, epochs, counters, stop, fatal } = seed;
+    let own = (config.node, config.identity.endpoint_id());
+    let allow = Arc::new(AllowList::new(own, &config.peers, &config.clients)?);
+    let limits = &config.limits;
+    let gate = Gate { allow: allow.clone(), counters: counters.clone() };
+    let alpns = [ALPN_PEER, ALPN_CLIENT];
+    let endpoint =
+        endpoint::bind(&config.identity, config.bind, &alpns, limits.idle_timeout, limits.keep_alive, gate)
+            .await
+            .map_err(|failure| match failure {
+                BindFailure::InUse => BridgeError::AddressInUse { addr: config.bind },
+                BindFailure::Other(reason) => BridgeError::Bind { addr: config.bind, reason },
+            })?;
+    let peers = config.peers.iter().map(|peer| (peer.node, Arc::new(Peer::new(*peer, &config)))).collect();
+    let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
+    let (producers, consumers) = ports.into_iter().map(|port| (port.to_shard, port.from_shard)).unzip();
+    let hub = Hub {
+        config,
+        allow,
+        endpoint,
+        counters,
+        ports: producers,
+        peers,
+        clients: Mutex::default(),
+        connection_last: AtomicU64::new(0),
+        epochs: Mutex::new(epochs),
+        handshakes,
+        stop,
+        fatal,
+    };
+    Ok((Arc::new(hub), consumers, doorbell))
+}
+
+/// The allow-list, asked right after the TLS handshake.
+#[derive(Debug)]
+struct Gate {
+    allow: Arc<AllowList>,
+    counters: Arc<Counters>,
+}
+
+impl Admission for Gate {
+    fn admit(&self, connection: &Connection) -> Result<(), (VarInt, Vec<u8>)> {
+        if connection.side() == Side::Client {
+            return Ok(());
+        }
+        let remote = connection.remote_id();
+        let is_known = match connection.alpn() {
+            ALPN_PEER => self.allow.peer(&remote).is_some(),
+            ALPN_CLIENT => self.allow.client(&remote).is_some(),
+            _ => false,
+        };
+        if is_known {
+            return Ok(());
+        }
+        self.counters.connections_refused.add(1);
+        let alpn = String::from_utf8_lossy(connection.alpn()).into_owned();
+        tracing::warn!(%remote, %alpn, "refused a connection: its key is not in the allow-list");
+        Err(refusal_close(&Refusal::NotAllowed, ""))
+    }
+}
+
+/// Takes connections until the endpoint closes.
+async fn accept(hub: Arc<Hub>) {
+    while let Some(incoming) = hub.endpoint.accept().await {
+        match hub.handshakes.clone().try_acquire_owned() {
+            Ok(permit) => hub.spawn("handshake", admit(hub.clone(), incoming, permit)),
+            Err(_) => {
+                hub.counters.connections_refused.add(1);
+                incoming.refuse();
+            }
+        }
+    }
+}
+
+/// One incoming connection, up to the end of its handshake. `permit` counts handshakes in progress.
+async fn admit(hub: Arc<Hub>, incoming: Incoming, permit: OwnedSemaphorePermit) {
+    let deadline = Instant::now() + hub.config.limits.handshake_deadline;
+    let connection = match timeout_at(deadline, incoming).await {
+        Ok(Ok(connection)) => connection,
+        // Not our protocol, refused by the gate, or gone again.
+        Ok(Err(error)) => return tracing::debug!(%error, "an incoming connection failed"),
+        Err(_) => return tracing::debug!("an incoming connection did not finish its handshake in time"),
+    };
+    match connection.alpn() {
+        ALPN_PEER => peer::accept(&hub, connection, deadline, permit).await,
+        _ => client_server::accept(&hub, connection, deadline, permit).await,
+    }
+}
+
+/// The main loop: what the shards hand out goes to its lane or client.
+async fn route(hub: &Hub, consumers: &[Consumer<ToBridge>], doorbell: &Doorbell) {
+    while !hub.stop.is_asked() {
+        if drain(hub, consumers) {
+            // There is more, but the sockets get their turn first.
+            tokio::task::yield_now().await;
+            continue;
+        }
+        tokio::select! {
+            () = something_in(consumers, doorbell) => {}
+            () = hub.stop.asked() => {}
+        }
+    }
+    while drain(hub, consumers) {}
+}
+
+/// Takes up to the budget from each ring. Returns whether there is more.
+fn drain(hub: &Hub, consumers: &[Consumer<ToBridge>]) -> bool {
+    let mut is_more = false;
+    for consumer in consumers {
+        let mut budget = hub.config.limits.ring_budget;
+        while budget > 0 {
+            let Some(item) = consumer.pop() else { break };
+            hub.route(item);
+            budget -= 1;
+        }
+        is_more |= budget == 0;
+    }
+    is_more
+}
+
+/// Sleeps at the doorbell until a ring holds something.
+async fn something_in(consumers: &[Consumer<ToBridge>], doorbell: &Doorbell) {
+    poll_fn(|context| {
+        doorbell.arm(context.waker());
+        if consumers.iter().all(Consumer::is_empty) {
+            return Poll::Pending;
+        }
+        doorbell.disarm();
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// Lets queued answers leave, then says goodbye on every connection.
+async fn close(hub: &Hub) {
+    let deadline = Instant::now() + FLUSH_DEADLINE;
+    let clients: Vec<_> = hub.clients().values().cloned().collect();
+    for client in &clients {
+        client.finish();
+    }
+    for client in &clients {
+        // Past the deadline the rest is cut off below.
+        let _ = timeout_at(deadline, client.connection().closed()).await;
+        CloseCode::ShuttingDown.close(client.connection(), "the node shuts down");
+    }
+    for peer in hub.peers.values() {
+        peer.close(CloseCode::ShuttingDown, "the node shuts down");
+    }
+    if timeout(CLOSE_DEADLINE, hub.endpoint.close()).await.is_err() {
+        tracing::debug!("not every connection heard the close in time");
+    }
+}
+
+impl Hub {
+    /// Runs a task whose panic stops the whole bridge instead of vanishing.
+    pub(crate) fn spawn(
+        self: &Arc<Hub>,
+        part: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let hub = self.clone();
+        tokio::spawn(async move {
+            if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+                hub.fail(BridgeError::Panicked { part, message: panic_message(panic.as_ref()) });
+            }
+        });
+    }
+
+    /// Reports the error and stops the bridge.
+    pub(crate) fn fail(&self, error: BridgeError) {
+        self.fatal.report(error);
+        self.stop.ask();
+    }
+
+    /// The ring to a shard, if this node has it.
+    pub(crate) fn port(&self, shard: ShardId) -> Option<&Producer<ToShard>> {
+        self.ports.get(usize::from(shard.0))
+    }
+
+    /// Tells every shard that the connection to `node` is gone. Full ring: Raft notices by itself.
+    pub(crate) fn tell_unreachable(&self, node: NodeId) {
+        for port in &self.ports {
+            let _ = port.push(ToShard::Unreachable { node });
+        }
+    }
+
+    /// Tells every shard that a client is gone. Full ring: its answers go nowhere.
+    pub(crate) fn tell_client_gone(&self, connection: u64) {
+        for port in &self.ports {
+            let _ = port.push(ToShard::ClientGone { connection });
+        }
+    }
+
+    /// What this node says of itself at the start of a connection.
+    pub(crate) fn introduction(&self) -> Introduction {
+        Introduction {
+            protocol: PROTOCOL_VERSION,
+            cluster: self.config.cluster,
+            node: self.config.node,
+            boot_epoch: self.config.boot_epoch,
+            boot_id: self.config.boot_id,
+            fingerprint: FORMAT_FINGERPRINT,
+            shards: self.config.shards,
+        }
+    }
+
+    pub(crate) fn peer(&self, node: NodeId) -> Option<&Arc<Peer>> {
+        self.peers.get(&node)
+    }
+
+    pub(crate) fn epochs(&self) -> MutexGuard<'_, Box<dyn PeerEpochs + Send>> {
+        self.epochs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn clients(&self) -> MutexGuard<'_, HashMap<u64, Arc<ClientLink>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no connection has had, from 1.
+    pub(crate) fn next_connection(&self) -> u64 {
+        self.connection_last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn route(&self, item: ToBridge) {
+        match item {
+            ToBridge::Peer { to, lane, frame } => match self.peers.get(&to) {
+                Some(peer) => peer.send(self, lane, frame),
+                None => self.counters.dropped_unknown_node.add(1),
+            },
+            ToBridge::Client { connection, frame } => {
+                let client = self.clients().get(&connection).cloned();
+                match client {
+                    Some(client) => client.send(self, frame),
+                    None => self.counters.dropped_client_gone.add(1),
+                }
+            }
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}

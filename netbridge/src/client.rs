@@ -1,0 +1,362 @@
+//! The network client: it finds leaders, gathers records into requests, and retries what is safe.
+//!
+//! Each node has one connection and one task; calls only put their work in line, so a call costs
+//! no task. What is cheapest depends on the caller:
+//!
+//! - [`Client::append`] is one future per record, with one allocation for its answer.
+//! - [`Client::append_batch`] is the same for a whole batch: all its records are acknowledged at once.
+//! - [`Client::appender`] has no future per record at all: records go in with a number, and their
+//!   ends come out in batches. This is the one for many records per second.
+//!
+//! Never done twice: an append that was sent and whose connection or time is lost ends with
+//! [`ClientError::OutcomeUnknown`]. It is sent anew only when a node said that nothing was done.
+//! Appends that are under way together may be reordered by such a retry.
+
+mod call;
+mod config;
+mod drive;
+mod error;
+mod lines;
+mod records;
+mod route;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use iroh_raft_core::{AnswerOn, GroupId, GroupStatus, NodeId, Offset};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::endpoint::{self, BindFailure, DialedOnly};
+use crate::wire::ClientBody;
+
+pub use crate::allow::PeerAddress;
+pub use call::{Appended, Completion};
+pub use config::{ClientConfig, ClientLimits};
+pub use error::ClientError;
+pub use records::Records;
+
+use call::{Ask, CALL_BYTES, CompletionQueue, Outcome, Part, QueueUser, Sink, Target, Work};
+use lines::Arrival;
+use route::Shared;
+
+/// A connection to a cluster. Clones share it; dropping the last one closes it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    handle: Arc<Handle>,
+    deadline: Duration,
+}
+
+/// Closes the client when the last user of it is gone.
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Client {
+    /// Connects to the nodes; returns once the first one has welcomed this client. Runs one task per
+    /// node on the caller's tokio runtime, which must have time and network enabled.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when a node does not want this client, [`ClientError::Unreachable`]
+    /// when none answers within `connect_deadline`, [`ClientError::Endpoint`] when there is no node
+    /// to connect to or no socket to be had.
+    pub async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
+        let unusable = |reason: &str| ClientError::Endpoint { reason: reason.into() };
+        if config.nodes.is_empty() {
+            return Err(unusable("no nodes are given"));
+        }
+        let limits = &config.limits;
+        if limits.requests_per_group_max == 0 || limits.requests_per_node_max == 0 {
+            return Err(unusable("requests_per_group_max and requests_per_node_max are at least 1"));
+        }
+        let addr = config.bind.unwrap_or_else(|| bind_for(&config));
+        let endpoint =
+            endpoint::bind(&config.identity, addr, &[], limits.idle_timeout, limits.keep_alive, DialedOnly)
+                .await
+                .map_err(|failure| match failure {
+                    BindFailure::InUse => unusable(&format!("UDP address {addr} is in use")),
+                    BindFailure::Other(reason) => unusable(&reason),
+                })?;
+        let deadline = limits.deadline;
+        let until = Instant::now() + limits.connect_deadline;
+        let shared = Shared::start(config, endpoint);
+        let client = Client { handle: Arc::new(Handle { shared }), deadline };
+        let shared = client.shared();
+        match timeout_at(until, shared.first_welcome()).await {
+            Ok(result) => result.map(|()| client),
+            Err(_) => Err(ClientError::Unreachable { reason: shared.last_failure() }),
+        }
+    }
+
+    /// The same client, whose calls wait for `deadline` instead of the configured time.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Client {
+        Client { handle: self.handle.clone(), deadline }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+
+    /// Appends one record. Returns once a quorum has it on stable storage.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`OutcomeUnknown`](ClientError::OutcomeUnknown) means that it may be there
+    /// or not.
+    pub async fn append(&self, group: GroupId, record: impl AsRef<[u8]>) -> Result<Appended, ClientError> {
+        self.append_batch(group, &[record]).await
+    }
+
+    /// Appends records, in order and without a gap, all or none. Returns once a quorum has them on
+    /// stable storage; the offset is that of the first.
+    ///
+    /// # Errors
+    /// As [`append`](Client::append).
+    pub async fn append_batch<R: AsRef<[u8]>>(
+        &self,
+        group: GroupId,
+        records: &[R],
+    ) -> Result<Appended, ClientError> {
+        match self.send_records(group, records, AnswerOn::Commit).await? {
+            Outcome::Appended(appended) => Ok(appended),
+            _ => unreachable!("succeed() gives an append nothing else"),
+        }
+    }
+
+    /// Proposes a command to the group's state machine, and returns its response once the command is
+    /// on stable storage of a quorum and applied.
+    ///
+    /// # Errors
+    /// As [`append`](Client::append).
+    pub async fn propose(&self, group: GroupId, command: impl AsRef<[u8]>) -> Result<Bytes, ClientError> {
+        match self.send_records(group, &[command], AnswerOn::Apply).await? {
+            Outcome::Response(response) => Ok(response),
+            _ => unreachable!("succeed() gives a proposal nothing else"),
+        }
+    }
+
+    async fn send_records<R: AsRef<[u8]>>(
+        &self,
+        group: GroupId,
+        records: &[R],
+        answer: AnswerOn,
+    ) -> Result<Outcome, ClientError> {
+        let shared = self.shared();
+        let deadline = Instant::now() + self.deadline;
+        let charge = shared.charge(records)?;
+        shared.take_room(charge, deadline).await?;
+        let (sender, receiver) = oneshot::channel();
+        shared.append(Arrival { group, answer, records, sink: Sink::One(sender), charge, deadline });
+        // The tasks of the client end each call by its deadline, and all when they end.
+        receiver.await.unwrap_or(Err(ClientError::Closed))
+    }
+
+    /// Asks the group's state machine. Linearizable: the answer covers everything that was
+    /// acknowledged before the call; otherwise it is the leader's present state, possibly stale.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a query changes nothing, so it never ends as unknown.
+    pub async fn query(
+        &self,
+        group: GroupId,
+        query: impl Into<Bytes>,
+        is_linearizable: bool,
+    ) -> Result<Bytes, ClientError> {
+        let body = ClientBody::Query { is_linearizable, query: query.into() };
+        match self.ask(group, body, Target::Leader).await? {
+            Outcome::Answer(answer) => Ok(answer),
+            _ => unreachable!("succeed() gives a query nothing else"),
+        }
+    }
+
+    /// Reads committed records of this very replica: from `from` on, whole batches of `bytes_max` bytes
+    /// in all, but at least one. Empty at the end of the log.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`PastEnd`](iroh_raft_core::RequestError::PastEnd) when the replica has not
+    /// come that far.
+    pub async fn read(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        from: Offset,
+        bytes_max: u32,
+    ) -> Result<Records, ClientError> {
+        let target = self.shared().node_at(node)?;
+        match self.ask(group, ClientBody::ReadRecords { from, bytes_max }, target).await? {
+            Outcome::Records(records) => Ok(records),
+            _ => unreachable!("succeed() gives a read nothing else"),
+        }
+    }
+
+    /// How this node's replica of the group stands.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn status(&self, node: NodeId, group: GroupId) -> Result<GroupStatus, ClientError> {
+        let target = self.shared().node_at(node)?;
+        match self.ask(group, ClientBody::Status, target).await? {
+            Outcome::Status(status) => Ok(status),
+            _ => unreachable!("succeed() gives a status nothing else"),
+        }
+    }
+
+    async fn ask(&self, group: GroupId, body: ClientBody, target: Target) -> Result<Outcome, ClientError> {
+        let shared = self.shared();
+        let deadline = Instant::now() + self.deadline;
+        let bytes = match &body {
+            ClientBody::Query { query, .. } => query.len(),
+            _ => 0,
+        };
+        shared.check_size(bytes)?;
+        let charge = bytes + CALL_BYTES;
+        shared.take_room(charge, deadline).await?;
+        let (sender, receiver) = oneshot::channel();
+        let mut work = Work::new(group, Ask::Sealed(body), deadline, target);
+        work.parts.push(Part { records: 0, charge, sink: Sink::One(sender) });
+        shared.dispatch(work);
+        receiver.await.unwrap_or(Err(ClientError::Closed))
+    }
+
+    /// For many records per second: appends go in through the one, their ends come out in batches of
+    /// the other. See [`Appender`].
+    #[must_use]
+    pub fn appender(&self) -> (Appender, Completions) {
+        let queue = Arc::new(CompletionQueue::default());
+        let appender = Appender { client: self.clone(), queue: QueueUser::new(queue.clone()) };
+        (appender, Completions { client: self.clone(), queue })
+    }
+
+    /// The node that last was known to lead the group. May be out of date.
+    #[must_use]
+    pub fn leader_hint(&self, group: GroupId) -> Option<NodeId> {
+        self.shared().leader_hint(group)
+    }
+
+    /// Nodes that this client is connected to now.
+    #[must_use]
+    pub fn connected(&self) -> Vec<NodeId> {
+        self.shared().connected()
+    }
+
+    /// Ends all calls and connections, for all clones. What was sent ends as unknown.
+    pub fn close(&self) {
+        self.shared().close();
+    }
+}
+
+/// The cheap way in: a record costs a copy into its group's next request, and no task, future or
+/// allocation of its own. Clones feed the same [`Completions`].
+///
+/// An append holds its room (its bytes and 64 more, of
+/// [`in_flight_bytes_max`](ClientLimits::in_flight_bytes_max)) until its end was taken from the
+/// [`Completions`]: somebody has to take them.
+#[derive(Clone, Debug)]
+pub struct Appender {
+    client: Client,
+    queue: QueueUser,
+}
+
+impl Appender {
+    /// Puts one record in line. Its end comes out with `tag`.
+    ///
+    /// # Errors
+    /// [`ClientError::Full`] when too much is in flight, [`ClientError::TooLarge`],
+    /// [`ClientError::Closed`]. Nothing comes out then.
+    pub fn try_append(&self, group: GroupId, record: impl AsRef<[u8]>, tag: u64) -> Result<(), ClientError> {
+        self.try_append_batch(group, &[record], tag)
+    }
+
+    /// Puts records in line that are appended all or none; one end comes out for all of them.
+    ///
+    /// # Errors
+    /// As [`try_append`](Appender::try_append).
+    pub fn try_append_batch<R: AsRef<[u8]>>(
+        &self,
+        group: GroupId,
+        records: &[R],
+        tag: u64,
+    ) -> Result<(), ClientError> {
+        let shared = self.client.shared();
+        let charge = shared.charge(records)?;
+        shared.try_take_room(charge)?;
+        self.put(group, records, tag, charge, Instant::now() + self.client.deadline);
+        Ok(())
+    }
+
+    /// As [`try_append`](Appender::try_append), but waits for room.
+    ///
+    /// # Errors
+    /// [`ClientError::Full`] when there was no room within the deadline, and as there.
+    pub async fn append(
+        &self,
+        group: GroupId,
+        record: impl AsRef<[u8]>,
+        tag: u64,
+    ) -> Result<(), ClientError> {
+        let shared = self.client.shared();
+        let records = [record];
+        let charge = shared.charge(&records)?;
+        let deadline = Instant::now() + self.client.deadline;
+        shared.take_room(charge, deadline).await?;
+        self.put(group, &records, tag, charge, deadline);
+        Ok(())
+    }
+
+    fn put<R: AsRef<[u8]>>(&self, group: GroupId, records: &[R], tag: u64, charge: usize, deadline: Instant) {
+        let sink = Sink::Many { queue: self.queue.clone(), tag };
+        let answer = AnswerOn::Commit;
+        self.client.shared().append(Arrival { group, answer, records, sink, charge, deadline });
+    }
+}
+
+/// The ends of appends, in no particular order.
+#[derive(Debug)]
+pub struct Completions {
+    client: Client,
+    queue: Arc<CompletionQueue>,
+}
+
+impl Completions {
+    /// Waits for at least one end and adds all there are to `out`. Returns how many: 0 when there
+    /// are none, none are under way, and the last [`Appender`] is gone. Cancel safe.
+    pub async fn recv(&mut self, out: &mut Vec<Completion>) -> usize {
+        loop {
+            let is_last = !self.queue.is_used();
+            let count = self.try_recv(out);
+            if count > 0 || is_last {
+                return count;
+            }
+            self.queue.changed.notified().await;
+        }
+    }
+
+    /// Adds all ends there are to `out`, without waiting. Returns how many.
+    pub fn try_recv(&mut self, out: &mut Vec<Completion>) -> usize {
+        let before = out.len();
+        let freed = self.queue.take(out);
+        self.client.shared().give_room(freed);
+        out.len() - before
+    }
+}
+
+fn bind_for(config: &ClientConfig) -> SocketAddr {
+    let is_loopback = config.nodes.iter().all(|node| node.addr.ip().is_loopback());
+    let is_v4 = config.nodes.iter().all(|node| node.addr.is_ipv4());
+    let ip: IpAddr = match (is_v4, is_loopback) {
+        (true, true) => Ipv4Addr::LOCALHOST.into(),
+        (true, false) => Ipv4Addr::UNSPECIFIED.into(),
+        (false, true) => Ipv6Addr::LOCALHOST.into(),
+        (false, false) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(ip, 0)
+}

@@ -1,0 +1,97 @@
+//! How a client is set up, and its bounds.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use iroh_raft_core::ClusterId;
+
+use crate::allow::PeerAddress;
+use crate::identity::Identity;
+use crate::wire::FrameLimits;
+
+/// What a client needs to know.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The key of this client: the nodes must have it in their allow-lists.
+    pub identity: Identity,
+    /// The nodes, at least one.
+    pub nodes: Vec<PeerAddress>,
+    /// Local UDP address; `None`: a free port, on loopback if all nodes are there.
+    pub bind: Option<SocketAddr>,
+    /// Bounds and times.
+    pub limits: ClientLimits,
+}
+
+/// Bounds and times of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// How long a call waits before it gives up, counted from the call. Default 10 s.
+    pub deadline: Duration,
+    /// How long [`connect`](crate::client::Client::connect) tries to reach a first node. Default 10 s.
+    pub connect_deadline: Duration,
+    /// Bytes of calls that are waiting or under way (64 are added for each call). Default 64 MiB.
+    /// Full: calls wait for room, those that must not wait fail with
+    /// [`Full`](crate::client::ClientError::Full).
+    pub in_flight_bytes_max: usize,
+    /// Records that are sent together as one request of a group. Default 4,096.
+    pub request_records_max: usize,
+    /// Bytes of records that are sent together as one request of a group, if there are several
+    /// records. Default 256 KiB.
+    pub request_bytes_max: usize,
+    /// Append requests of one group that are under way at a time. Default 4. While there are that
+    /// many, further records of the group gather into the next request: more raises the cost
+    /// per record under load, fewer raise its latency.
+    pub requests_per_group_max: usize,
+    /// Requests under way to one node at a time. Default 16,384; must not be above what the nodes
+    /// grant a client.
+    pub requests_per_node_max: usize,
+    /// How often one call is sent anew where that is safe. Default 1,000: the deadline decides.
+    pub attempts_max: u32,
+    /// Pause before a call is sent anew. Default 5 ms; doubles up to `retry_pause_max`, jittered.
+    pub retry_pause_min: Duration,
+    /// Longest such pause. Default 100 ms.
+    pub retry_pause_max: Duration,
+    /// Largest frame of requests. Default [`FrameLimits::REQUEST`]; the nodes must accept it.
+    pub request_frame: FrameLimits,
+    /// Largest frame of answers. Default [`FrameLimits::REPLY`].
+    pub reply_frame: FrameLimits,
+    /// A connection without a sign of life for this long is gone. Default 1.5 s.
+    pub idle_timeout: Duration,
+    /// Signs of life on a quiet connection. Default 250 ms.
+    pub keep_alive: Duration,
+    /// Time for one dial to reach a node. Default 500 ms.
+    pub dial_deadline: Duration,
+    /// Time for a node to welcome a new connection. Default 2 s.
+    pub handshake_deadline: Duration,
+    /// Pause after the first failed dial. Default 10 ms; doubles up to `dial_pause_max`, jittered.
+    pub dial_pause_min: Duration,
+    /// Longest pause between dials. Default 200 ms.
+    pub dial_pause_max: Duration,
+}
+
+impl Default for ClientLimits {
+    fn default() -> ClientLimits {
+        ClientLimits {
+            deadline: Duration::from_secs(10),
+            connect_deadline: Duration::from_secs(10),
+            in_flight_bytes_max: 64 << 20,
+            request_records_max: 4096,
+            request_bytes_max: 256 << 10,
+            requests_per_group_max: 4,
+            requests_per_node_max: 16_384,
+            attempts_max: 1000,
+            retry_pause_min: Duration::from_millis(5),
+            retry_pause_max: Duration::from_millis(100),
+            request_frame: FrameLimits::REQUEST,
+            reply_frame: FrameLimits::REPLY,
+            idle_timeout: Duration::from_millis(1500),
+            keep_alive: Duration::from_millis(250),
+            dial_deadline: Duration::from_millis(500),
+            handshake_deadline: Duration::from_secs(2),
+            dial_pause_min: Duration::from_millis(10),
+            dial_pause_max: Duration::from_millis(200),
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The task of one node: it connects, writes requests, reads answers, and starts over.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use iroh::endpoint::{Connection, RecvStream, SendStream};
+use iroh_raft_core::{BootEpoch, NodeId, ShardId};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::error::ClientError;
+use super::route::{Shared, Standing};
+use crate::close::CloseCode;
+use crate::endpoint::{ALPN_CLIENT, address_of};
+use crate::introduce::{self, HandshakeFailure, close_for, judge, refuse};
+use crate::lane::{ReadFailure, read_frame};
+use crate::peer::connect_failure;
+use crate::wire::handshake::{FORMAT_FINGERPRINT, Introduction, PROTOCOL_VERSION, Refusal};
+use crate::wire::{ClientBody, ClientRequest, ReplyFrame, RequestFrameBuilder};
+
+/// A connection that lived this long was a good one: the pause between dials starts over.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+/// Bytes of requests that are packed at a time; what comes meanwhile gathers.
+const WRITE_BYTES: usize = 1 << 20;
+/// What a request takes in a frame's archive, at most.
+const DESCRIPTOR_BYTES: usize = 64;
+
+/// Runs a task of the client; if it panics, the client closes instead of hanging.
+pub(super) fn spawn(shared: &Arc<Shared>, task: impl Future<Output = ()> + Send + 'static) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            tracing::error!("a task of the client panicked: this is a bug; the client closes");
+            shared.close();
+        }
+    });
+}
+
+/// A welcomed connection.
+struct Session {
+    connection: Connection,
+    send: SendStream,
+    recv: RecvStream,
+    shards: u16,
+}
+
+/// Keeps a connection to the node at `at`, until the client closes.
+pub(super) async fn drive(shared: Arc<Shared>, at: usize) {
+    tokio::select! {
+        () = shared.closed() => {}
+        () = keep_connected(&shared, at) => {}
+    }
+}
+
+async fn keep_connected(shared: &Arc<Shared>, at: usize) {
+    let limits = &shared.limits;
+    let node = shared.nodes[at].address.node;
+    let mut rng = SmallRng::from_os_rng();
+    let mut pause = limits.dial_pause_min;
+    loop {
+        let standing = match connect(shared, at).await {
+            Ok(session) => {
+                let since = Instant::now();
+                tracing::debug!(%node, "connected");
+                shared.stand(at, Standing::Connected);
+                let reason = run(shared, at, session).await;
+                tracing::debug!(%node, reason, "connection lost");
+                if since.elapsed() >= SETTLED_AFTER {
+                    pause = limits.dial_pause_min;
+                }
+                Standing::Failed(reason.into())
+            }
+            Err(failure) => {
+                tracing::debug!(%node, %failure, "dialing failed");
+                standing_of(node, &failure)
+            }
+        };
+        shared.handle_loss(at, standing);
+        sleep(pause.mul_f64(rng.random_range(0.5..1.0))).await;
+        pause = (pause * 2).min(limits.dial_pause_max);
+    }
+}
+
+fn standing_of(node: NodeId, failure: &HandshakeFailure) -> Standing {
+    match failure {
+        HandshakeFailure::Refused { reason: Refusal::Busy | Refusal::ShuttingDown, .. } => {
+            Standing::Failed(failure.to_string().into())
+        }
+        HandshakeFailure::Refused { reason, text } => {
+            let text = if text.is_empty() { String::new() } else { format!(" ({text})") };
+            Standing::Refused(ClientError::Refused { node, reason: format!("{reason}{text}").into() })
+        }
+        HandshakeFailure::Refusing(_) | HandshakeFailure::Frame(_) => {
+            Standing::Refused(ClientError::Refused { node, reason: failure.to_string().into() })
+        }
+        HandshakeFailure::Duplicate | HandshakeFailure::Lost(_) | HandshakeFailure::Deadline => {
+            Standing::Failed(failure.to_string().into())
+        }
+    }
+}
+
+async fn connect(shared: &Shared, at: usize) -> Result<Session, HandshakeFailure> {
+    let limits = &shared.limits;
+    let address = &shared.nodes[at].address;
+    let connect = shared.endpoint.connect(address_of(address), ALPN_CLIENT);
+    let connection = timeout(limits.dial_deadline, connect)
+        .await
+        .map_err(|_| HandshakeFailure::Deadline)?
+        .map_err(|error| connect_failure(&error))?;
+    let own = Introduction {
+        protocol: PROTOCOL_VERSION,
+        cluster: shared.cluster,
+        node: NodeId(0),
+        boot_epoch: BootEpoch(0),
+        boot_id: [0; 16],
+        fingerprint: FORMAT_FINGERPRINT,
+        shards: 0,
+    };
+    let exchange = timeout(limits.handshake_deadline, introduce::hello(&connection, own)).await;
+    let (other, send, recv) = exchange.map_err(|_| {
+        CloseCode::HandshakeDeadline.close(&connection, "the handshake took too long");
+        HandshakeFailure::Deadline
+    })??;
+    let refusal = judge(&own, &other)
+        .or((other.node != address.node).then_some(Refusal::WrongNode { node: other.node }))
+        .or((other.shards == 0).then_some(Refusal::WrongNode { node: other.node }));
+    if let Some(refusal) = refusal {
+        return Err(refuse(&connection, refusal, ""));
+    }
+    Ok(Session { connection, send, recv, shards: other.shards })
+}
+
+/// Serves a connection until it is lost; says why.
+async fn run(shared: &Arc<Shared>, at: usize, session: Session) -> String {
+    let Session { connection, mut send, mut recv, shards } = session;
+    // Also when this task is dropped: the node shall know at once.
+    let guard = CloseOnDrop(connection);
+    let connection = &guard.0;
+    tokio::select! {
+        reason = write(shared, at, &mut send, shards) => reason,
+        reason = read(shared, at, connection, &mut recv) => reason,
+        error = connection.closed() => error.to_string(),
+    }
+}
+
+struct CloseOnDrop(Connection);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        CloseCode::ShuttingDown.close(&self.0, "the client goes");
+    }
+}
+
+async fn write(shared: &Arc<Shared>, at: usize, stream: &mut SendStream, shards: u16) -> String {
+    let node = &shared.nodes[at];
+    let mut packer = Packer::new(shards, shared.limits.request_frame.payload_bytes_max as usize);
+    loop {
+        {
+            let now = Instant::now();
+            let mut lines = node.lines();
+            while packer.bytes < WRITE_BYTES
+                && let Some((shard, request)) = lines.take_request(now, shards)
+            {
+                packer.push(shard, &request);
+            }
+        }
+        let mut chunks = packer.finish();
+        if chunks.is_empty() {
+            node.changed.notified().await;
+        } else if let Err(error) = stream.write_all_chunks(&mut chunks).await {
+            return error.to_string();
+        }
+    }
+}
+
+/// Packs requests into one frame per shard, or more where a frame would grow too large.
+struct Packer {
+    builders: Vec<RequestFrameBuilder>,
+    frame_bytes_max: usize,
+    chunks: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Packer {
+    fn new(shards: u16, frame_bytes_max: usize) -> Packer {
+        let builders = (0..shards).map(|_| RequestFrameBuilder::default()).collect();
+        Packer { builders, frame_bytes_max, chunks: Vec::new(), bytes: 0 }
+    }
+
+    fn push(&mut self, shard: ShardId, request: &ClientRequest) {
+        let builder = &mut self.builders[usize::from(shard.0)];
+        let bytes = DESCRIPTOR_BYTES
+            + match &request.body {
+                ClientBody::Append { block, .. } => block.as_bytes().len(),
+                ClientBody::Query { query, .. } => query.len(),
+                _ => 0,
+            };
+        if !builder.is_empty() && builder.bytes() + bytes > self.frame_bytes_max {
+            self.chunks.extend(builder.finish(shard).chunks);
+        }
+        builder.push(request);
+        self.bytes += bytes;
+    }
+
+    fn finish(&mut self) -> Vec<Bytes> {
+        for (shard, builder) in (0..).zip(&mut self.builders) {
+            if !builder.is_empty() {
+                self.chunks.extend(builder.finish(ShardId(shard)).chunks);
+            }
+        }
+        self.bytes = 0;
+        std::mem::take(&mut self.chunks)
+    }
+}
+
+async fn read(shared: &Arc<Shared>, at: usize, connection: &Connection, stream: &mut RecvStream) -> String {
+    let node = &shared.nodes[at];
+    let limits = &shared.limits.reply_frame;
+    loop {
+        let frame = match read_frame(stream, limits).await {
+            Ok((header, body)) => ReplyFrame::decode(&header, Bytes::from(body), limits),
+            Err(ReadFailure::Frame(error)) => Err(error),
+            Err(ReadFailure::Stream(error)) => return error.to_string(),
+        };
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(node = %node.address.node, %error, "refused a frame of the node");
+                close_for(connection, &error);
+                return error.to_string();
+            }
+        };
+        let mut done = Vec::with_capacity(frame.len());
+        {
+            let mut lines = node.lines();
+            for reply in frame.replies() {
+                match lines.answered(reply.request) {
+                    Ok(Some(work)) => done.push((work, reply)),
+                    // Its time had run out.
+                    Ok(None) => {}
+                    Err(_) => {
+                        CloseCode::BadFrame.close(connection, "an answer to a request that is not open");
+                        return "an answer to a request that is not open".to_owned();
+                    }
+                }
+            }
+        }
+        // Lines may send what gathered behind the answered requests.
+        node.changed.notify_one();
+        let freed = done.into_iter().map(|(work, reply)| shared.handle_reply(at, work, reply)).sum();
+        shared.give_room(freed);
+    }
+}
