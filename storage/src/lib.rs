@@ -1,1 +1,36 @@
-//! Placeholder.
+//! The durable log of a node: one journal per shard on redb, and the folder around them.
+//!
+//! There are no threads here. A [`JournalWriter`] is called by whoever owns it and makes everything
+//! it is given durable in one commit with one sync; a [`JournalReader`] reads old entries beside it.
+//!
+//! Invariants: what [`JournalWriter::run_once`] reported is found at every later start, or the start
+//! fails and says why; entries and hard states of one flush are found together or not at all; no
+//! folder is mistaken for an empty one, another one or a newer one; nothing read is used before its
+//! checksum held.
+//!
+//! It never retries a failed write, never repairs by guessing, and never writes to a folder that it
+//! refuses.
+#![forbid(unsafe_code)]
+
+mod block;
+mod cursor;
+mod disk;
+mod error;
+mod folder;
+mod journal;
+mod mark;
+mod peers;
+mod reader;
+mod recovery;
+mod small_file;
+mod spans;
+mod writer;
+
+pub use block::BlockError;
+pub use disk::{Disk, FileDisk};
+pub use error::{AffectedRange, AppendProblem, FileDamage, StorageError};
+pub use folder::{Boot, DataFolder, FolderIdentity, OpenShard, ShardOptions};
+pub use peers::PeerEpochs;
+pub use reader::JournalReader;
+pub use recovery::RecoveryReport;
+pub use writer::{FlushReport, JournalWriter};

@@ -1,0 +1,224 @@
+//! Where the journal's bytes live: the real file, or whatever a test or the simulation puts there.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use redb::backends::FileBackend;
+use redb::{BackendError, StorageBackend};
+use rustix::fs::FallocateFlags;
+
+/// Opens the files that the writer writes while it runs: each shard's journal and its mark.
+///
+/// The small files of the folder (manifest, boot, peers) are written by other means: they change
+/// only at start and when peers appear.
+pub trait Disk: fmt::Debug + Send + Sync {
+    /// Opens a file for reading and writing. With `is_new` it must not exist yet, and is empty.
+    ///
+    /// # Errors
+    /// As the medium says; `NotFound` and `AlreadyExists` mean what they say.
+    fn open(&self, path: &Path, is_new: bool) -> io::Result<Box<dyn StorageBackend>>;
+
+    /// Reserves space for a file to grow to `bytes`, if the medium can do that.
+    ///
+    /// # Errors
+    /// As the medium says, above all when there is no such space.
+    fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()>;
+}
+
+/// The file system, through the page cache, synced with `fdatasync`.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct FileDisk;
+
+impl Disk for FileDisk {
+    fn open(&self, path: &Path, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
+        let file = OpenOptions::new().read(true).write(true).create_new(is_new).open(path)?;
+        let backend = FileBackend::new(file).map_err(|error| match error {
+            redb::DatabaseError::Storage(redb::StorageError::Io(error)) => error,
+            other => io::Error::other(other),
+        })?;
+        Ok(Box::new(backend))
+    }
+
+    fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(path)?;
+        match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Change {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+    Sync,
+}
+
+#[derive(Default, Debug)]
+struct Held {
+    changes: Vec<Change>,
+    len: Option<u64>,
+}
+
+#[derive(Debug)]
+struct HoldingInner {
+    disk: Box<dyn StorageBackend>,
+    is_holding: AtomicBool,
+    held: Mutex<Held>,
+}
+
+/// A backend that holds changes back in memory until it is told to let them go.
+///
+/// redb writes to a file as soon as it opens it (and repairs it after a crash). A journal that
+/// turns out to be the wrong one, rolled back or damaged must stay as it was found, so nothing
+/// reaches the disk before recovery has accepted the content.
+#[derive(Clone, Debug)]
+pub(crate) struct HoldingBackend(std::sync::Arc<HoldingInner>);
+
+impl HoldingBackend {
+    pub(crate) fn new(disk: Box<dyn StorageBackend>) -> HoldingBackend {
+        HoldingBackend(std::sync::Arc::new(HoldingInner {
+            disk,
+            is_holding: AtomicBool::new(true),
+            held: Mutex::default(),
+        }))
+    }
+
+    /// Makes what was held back, in its order and with its syncs; from now on nothing is held.
+    ///
+    /// # Errors
+    /// As the medium says. Nothing may be written after that.
+    pub(crate) fn release(&self) -> io::Result<()> {
+        let mut held = self.held();
+        for change in std::mem::take(&mut held.changes) {
+            match change {
+                Change::Write(offset, data) => self.0.disk.write(offset, &data)?,
+                Change::SetLen(len) => self.0.disk.set_len(len)?,
+                Change::Sync => self.0.disk.sync_data()?,
+            }
+        }
+        self.0.is_holding.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // A panic between two pushes leaves a shorter list, and a panicked open is never released.
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_holding(&self) -> bool {
+        self.0.is_holding.load(Ordering::Acquire)
+    }
+}
+
+/// Copies the part of `data`, which stands at `offset`, that overlaps `out`, which stands at `at`.
+fn overlay(at: u64, out: &mut [u8], offset: u64, data: &[u8]) {
+    let start = at.max(offset);
+    let end = (at + out.len() as u64).min(offset + data.len() as u64);
+    if start < end {
+        let count = (end - start) as usize;
+        let (to, from) = ((start - at) as usize, (start - offset) as usize);
+        out[to..to + count].copy_from_slice(&data[from..from + count]);
+    }
+}
+
+impl StorageBackend for HoldingBackend {
+    fn len(&self) -> io::Result<u64> {
+        if self.is_holding()
+            && let Some(len) = self.held().len
+        {
+            return Ok(len);
+        }
+        self.0.disk.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if !self.is_holding() {
+            return self.0.disk.read(offset, out);
+        }
+        let held = self.held();
+        let disk_len = self.0.disk.len()?;
+        let len = held.len.unwrap_or(disk_len);
+        if offset.saturating_add(out.len() as u64) > len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let stored = usize::try_from(disk_len.saturating_sub(offset)).unwrap_or(usize::MAX).min(out.len());
+        let (on_disk, beyond) = out.split_at_mut(stored);
+        beyond.fill(0);
+        if !on_disk.is_empty() {
+            self.0.disk.read(offset, on_disk)?;
+        }
+        for change in &held.changes {
+            match change {
+                Change::Write(at, data) => overlay(offset, out, *at, data),
+                // What was cut off and grown again reads as zeros.
+                Change::SetLen(len) => {
+                    let kept = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX);
+                    out.iter_mut().skip(kept).for_each(|byte| *byte = 0);
+                }
+                Change::Sync => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if !self.is_holding() {
+            return self.0.disk.set_len(len);
+        }
+        let mut held = self.held();
+        held.len = Some(len);
+        held.changes.push(Change::SetLen(len));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        if !self.is_holding() {
+            return self.0.disk.sync_data();
+        }
+        self.held().changes.push(Change::Sync);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if !self.is_holding() {
+            return self.0.disk.write(offset, data);
+        }
+        self.held().changes.push(Change::Write(offset, data.to_vec()));
+        Ok(())
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.disk.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.disk.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.disk.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.disk.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.disk.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.disk.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.disk.query_lock_range(start, end)
+    }
+}

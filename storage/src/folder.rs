@@ -1,0 +1,418 @@
+//! The data folder of a node: who it belongs to, how often it was started, its shards.
+//!
+//! FORMAT-DISK.md, "Folder", has the files. A folder is either complete (it has a manifest), or
+//! still being made (it has the file `creating`, and nothing in it was ever acknowledged), or not
+//! ours. The manifest is written last and `creating` is removed after it, so no crash makes one look
+//! like another.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use iroh_raft_core::{BootEpoch, ClusterId, FlushSeq, GroupState, NodeId, ShardId};
+use rand::TryRngCore;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::block::JournalIdentity;
+use crate::cursor::Cursor;
+use crate::disk::{Disk, FileDisk};
+use crate::error::{FileDamage, Result, StorageError};
+use crate::journal::{Journal, open_existing};
+use crate::mark::Mark;
+use crate::peers::PeerEpochs;
+use crate::reader::JournalReader;
+use crate::recovery::{RecoveryReport, recover};
+use crate::small_file::{self, Kind, create_folder, io_error, sync_folder};
+use crate::spans::SpanIndex;
+use crate::writer::JournalWriter;
+
+const MANIFEST: &str = "manifest";
+const LOCK: &str = "lock";
+const CREATING: &str = "creating";
+const BOOT: &str = "boot";
+const PEERS: &str = "peers";
+const JOURNAL: &str = "journal.redb";
+const MARK: &str = "acked";
+/// Files that a folder may hold before it is a data folder: the node's key, which belongs to the
+/// bridge, and what a fresh file system has.
+const TOLERATED: [&str; 4] = [LOCK, "creating.tmp", "key", "lost+found"];
+
+const MANIFEST_KIND: Kind = Kind { magic: *b"IRAFTMAN", version: 1 };
+const CREATING_KIND: Kind = Kind { magic: *b"IRAFTNEW", version: 1 };
+const BOOT_KIND: Kind = Kind { magic: *b"IRAFTBOO", version: 1 };
+
+/// Whose folder it is. Written once, compared at every start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FolderIdentity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node; not 0.
+    pub node: NodeId,
+    /// Number of shards, at least 1. Fixed for the life of the folder.
+    pub shards: u16,
+}
+
+/// One start of a node on its folder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Boot {
+    /// How often the folder was started, this time included.
+    pub epoch: BootEpoch,
+    /// Drawn anew at every start.
+    pub id: [u8; 16],
+}
+
+/// Settings of a shard's journal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShardOptions {
+    /// Memory for redb's page cache, in bytes. Default 64 MiB. Higher: old entries are read from
+    /// memory more often. Too low: a large flush is written in pieces.
+    pub cache_bytes: usize,
+    /// Disk space reserved for the journal at start, in bytes; 0 for none. Default 0. Higher: space
+    /// is known to be there, and growing within it costs the file system less.
+    pub preallocate_bytes: u64,
+    /// Bytes of the newest entries handed to the core at start, over all groups. Default 64 MiB.
+    pub tail_bytes: usize,
+}
+
+impl Default for ShardOptions {
+    fn default() -> ShardOptions {
+        ShardOptions { cache_bytes: 64 << 20, preallocate_bytes: 0, tail_bytes: 64 << 20 }
+    }
+}
+
+/// A shard, ready to run.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct OpenShard {
+    /// Makes flushes durable.
+    pub writer: JournalWriter,
+    /// Reads them back.
+    pub reader: JournalReader,
+    /// Every group that was ever flushed, in order of id. `has_state_machine` is false: it is not
+    /// the disk that knows.
+    pub groups: Vec<GroupState>,
+    /// Newest durable flush; the core's next one is the one after it.
+    pub last_seq: FlushSeq,
+    /// What recovery found.
+    pub report: RecoveryReport,
+}
+
+/// A node's data folder, locked for this process until it and everything opened from it is dropped.
+#[derive(Debug)]
+pub struct DataFolder {
+    path: PathBuf,
+    disk: Arc<dyn Disk>,
+    storage: [u8; 16],
+    boot: Boot,
+    is_new: bool,
+    peers: Option<PeerEpochs>,
+    /// By shard: whether it was opened.
+    taken: Vec<bool>,
+    lock: Arc<File>,
+}
+
+impl DataFolder {
+    /// Opens a node's folder, or makes one if there is none or an empty one. When it returns, this
+    /// start's boot epoch is on stable storage.
+    ///
+    /// # Errors
+    /// [`StorageError`], one variant for each thing that can be wrong with a folder. Stored data is
+    /// as it was.
+    pub fn open(path: impl AsRef<Path>, identity: FolderIdentity) -> Result<DataFolder> {
+        DataFolder::open_on(path, identity, Arc::new(FileDisk))
+    }
+
+    /// As [`open`](DataFolder::open), with the journals on another disk.
+    ///
+    /// # Errors
+    /// As [`open`](DataFolder::open).
+    pub fn open_on(
+        path: impl AsRef<Path>,
+        identity: FolderIdentity,
+        disk: Arc<dyn Disk>,
+    ) -> Result<DataFolder> {
+        let path = path.as_ref().to_owned();
+        check_identity(identity)?;
+        create_folder(&path)?;
+        // Before the lock file is made: a foreign folder stays as it was.
+        let state = look(&path)?;
+        let lock = lock_folder(&path)?;
+        let state = if state == FolderState::Complete { state } else { look(&path)? };
+        if state != FolderState::Complete {
+            create(&path, identity, disk.as_ref(), &lock)?;
+        }
+        let storage = check_manifest(&path, identity)?;
+        finish_creation(&path)?;
+        check_files(&path, identity.shards, disk.as_ref())?;
+        let peers = PeerEpochs::load(path.join(PEERS), lock.clone())?;
+        let boot = next_boot(&path)?;
+        let taken = vec![false; usize::from(identity.shards)];
+        let is_new = state != FolderState::Complete;
+        Ok(DataFolder { path, disk, storage, boot, is_new, peers: Some(peers), taken, lock })
+    }
+
+    /// This start.
+    #[must_use]
+    pub fn boot(&self) -> Boot {
+        self.boot
+    }
+
+    /// Whether the folder was made by this start.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Random identity of the folder, drawn when it was made.
+    #[must_use]
+    pub fn storage_id(&self) -> [u8; 16] {
+        self.storage
+    }
+
+    /// What is known of the peers' boot epochs; for the bridge, on its thread.
+    ///
+    /// # Panics
+    /// When taken twice: two would overwrite each other's knowledge.
+    pub fn take_peer_epochs(&mut self) -> PeerEpochs {
+        self.peers.take().expect("the peer epochs are taken once")
+    }
+
+    /// Opens a shard and recovers its groups. Blocks for as long as reading its journal takes.
+    ///
+    /// # Errors
+    /// [`StorageError`]: damage and rollback by name, before anything is written.
+    pub fn open_shard(&mut self, shard: ShardId, options: ShardOptions) -> Result<OpenShard> {
+        let shards = self.taken.len() as u16;
+        let taken = self.taken.get_mut(usize::from(shard.0));
+        let taken = taken.ok_or(StorageError::NoSuchShard { shard, shards })?;
+        if *taken {
+            return Err(StorageError::ShardTaken { shard });
+        }
+        let folder = shard_folder(&self.path, shard);
+        let journal_path = folder.join(JOURNAL);
+        let identity = JournalIdentity { storage: self.storage, shard };
+        let (mark, acknowledged) = Mark::open(self.disk.as_ref(), &folder.join(MARK), identity)?;
+        let candidate = Journal::open(
+            self.disk.as_ref(),
+            &journal_path,
+            identity,
+            options.cache_bytes,
+            self.lock.clone(),
+        )?;
+        let recovered = recover(candidate, acknowledged, options.tail_bytes)?;
+        if options.preallocate_bytes > 0 {
+            let reserved = self.disk.reserve(&journal_path, options.preallocate_bytes);
+            reserved.map_err(io_error("reserve space for", &journal_path))?;
+        }
+        *taken = true;
+        let report = recovered.report;
+        let label = shard.to_string();
+        metrics::gauge!("storage_recovery_ms", "shard" => label.clone())
+            .set(report.duration.as_secs_f64() * 1e3);
+        metrics::counter!("storage_torn_count", "shard" => label).increment(report.torn);
+        let journal = Arc::new(recovered.journal);
+        let index = Arc::new(SpanIndex::new(recovered.spans));
+        Ok(OpenShard {
+            writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end),
+            reader: JournalReader::new(journal, index),
+            groups: recovered.groups,
+            last_seq: recovered.end.seq,
+            report,
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum FolderState {
+    /// Nothing of anybody's is in it.
+    Empty,
+    /// A crash ended its creation; nothing in it was ever acknowledged.
+    HalfMade,
+    /// It has a manifest.
+    Complete,
+}
+
+fn check_identity(identity: FolderIdentity) -> Result<()> {
+    if identity.node == NodeId(0) {
+        return Err(StorageError::Identity { what: "node 0 is no node" });
+    }
+    if identity.shards == 0 {
+        return Err(StorageError::Identity { what: "a node has at least one shard" });
+    }
+    Ok(())
+}
+
+/// Tells what a folder is, from the names in it.
+fn look(path: &Path) -> Result<FolderState> {
+    let mut is_half_made = false;
+    let mut foreign = None;
+    let mut has_parts = false;
+    for entry in fs::read_dir(path).map_err(io_error("list", path))? {
+        let name = entry.map_err(io_error("list", path))?.file_name();
+        let name = name.to_string_lossy();
+        match name.as_ref() {
+            MANIFEST => return Ok(FolderState::Complete),
+            CREATING => is_half_made = true,
+            BOOT | PEERS => has_parts = true,
+            name if name.starts_with("shard-") => has_parts = true,
+            name if TOLERATED.contains(&name) => {}
+            name => foreign = Some(name.to_owned()),
+        }
+    }
+    if is_half_made {
+        return Ok(FolderState::HalfMade);
+    }
+    match foreign {
+        _ if has_parts => Err(StorageError::MissingManifest { path: path.to_owned() }),
+        Some(name) => Err(StorageError::ForeignFiles { path: path.to_owned(), name }),
+        None => Ok(FolderState::Empty),
+    }
+}
+
+fn lock_folder(path: &Path) -> Result<Arc<File>> {
+    let name = path.join(LOCK);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&name);
+    let file = file.map_err(io_error("open", &name))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Arc::new(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StorageError::InUse { path: path.to_owned() }),
+        Err(error) => Err(io_error("lock", &name)(error.into())),
+    }
+}
+
+/// Makes a folder, or makes it again after a crash. The manifest comes last.
+fn create(path: &Path, identity: FolderIdentity, disk: &dyn Disk, lock: &Arc<File>) -> Result<()> {
+    small_file::replace(&path.join(CREATING), CREATING_KIND, &[])?;
+    clear_half_made(path)?;
+    let storage = random_id()?;
+    for shard in (0..identity.shards).map(ShardId) {
+        let folder = shard_folder(path, shard);
+        create_folder(&folder)?;
+        let journal = JournalIdentity { storage, shard };
+        Journal::create(disk, &folder.join(JOURNAL), journal, lock.clone())?;
+        Mark::create(disk, &folder.join(MARK), journal)?;
+        sync_folder(&folder)?;
+    }
+    PeerEpochs::create(&path.join(PEERS))?;
+    small_file::replace(
+        &path.join(BOOT),
+        BOOT_KIND,
+        &encode_boot(Boot { epoch: BootEpoch(0), id: [0; 16] }),
+    )?;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut payload = Vec::with_capacity(64);
+    payload.extend_from_slice(&identity.cluster.0);
+    payload.extend_from_slice(&storage);
+    payload.extend_from_slice(&identity.node.0.to_le_bytes());
+    payload.extend_from_slice(&u64::try_from(created.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
+    payload.extend_from_slice(&identity.shards.to_le_bytes());
+    payload.extend_from_slice(&[0; 6]);
+    small_file::replace(&path.join(MANIFEST), MANIFEST_KIND, &payload)
+}
+
+/// Removes what an interrupted creation left. Only names that creation makes.
+fn clear_half_made(path: &Path) -> Result<()> {
+    let mut left = vec![path.join(PEERS), path.join(BOOT)];
+    for entry in fs::read_dir(path).map_err(io_error("list", path))? {
+        let entry = entry.map_err(io_error("list", path))?;
+        if entry.file_name().to_string_lossy().starts_with("shard-") {
+            left.extend([entry.path().join(JOURNAL), entry.path().join(MARK)]);
+        }
+    }
+    for file in left {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &file)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The manifest is in place: the folder is complete.
+fn finish_creation(path: &Path) -> Result<()> {
+    let creating = path.join(CREATING);
+    match fs::remove_file(&creating) {
+        Ok(()) => sync_folder(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("remove", &creating)(error)),
+    }
+}
+
+/// Compares the manifest with who we are; returns the storage id.
+fn check_manifest(path: &Path, expected: FolderIdentity) -> Result<[u8; 16]> {
+    let file = path.join(MANIFEST);
+    let payload = small_file::read(&file, MANIFEST_KIND)?
+        .ok_or_else(|| StorageError::MissingManifest { path: path.to_owned() })?;
+    let (found, storage) = parse_manifest(&payload)
+        .ok_or(StorageError::DamagedFile { path: file, damage: FileDamage::Content })?;
+    let path = path.to_owned();
+    if found.cluster != expected.cluster {
+        return Err(StorageError::WrongCluster { path, found: found.cluster, expected: expected.cluster });
+    }
+    if found.node != expected.node {
+        return Err(StorageError::WrongNode { path, found: found.node, expected: expected.node });
+    }
+    if found.shards != expected.shards {
+        return Err(StorageError::WrongShardCount { path, found: found.shards, expected: expected.shards });
+    }
+    Ok(storage)
+}
+
+fn parse_manifest(payload: &[u8]) -> Option<(FolderIdentity, [u8; 16])> {
+    let mut cursor = Cursor::new(payload);
+    let cluster = ClusterId(cursor.array()?);
+    let storage = cursor.array()?;
+    let node = NodeId(cursor.u64()?);
+    let _created = cursor.u64()?;
+    let shards = cursor.u16()?;
+    let reserved: [u8; 6] = cursor.array()?;
+    let is_possible = reserved == [0; 6] && cursor.left() == 0 && shards > 0 && node != NodeId(0);
+    is_possible.then_some((FolderIdentity { cluster, node, shards }, storage))
+}
+
+/// Looks whether every shard's files are there, before anything is written.
+fn check_files(path: &Path, shards: u16, disk: &dyn Disk) -> Result<()> {
+    for shard in (0..shards).map(ShardId) {
+        let folder = shard_folder(path, shard);
+        let journal = folder.join(JOURNAL);
+        open_existing(disk, &journal)?.close().map_err(io_error("close", &journal))?;
+    }
+    Ok(())
+}
+
+/// Counts this start, durably.
+fn next_boot(path: &Path) -> Result<Boot> {
+    let file = path.join(BOOT);
+    let payload = small_file::read(&file, BOOT_KIND)?
+        .ok_or_else(|| StorageError::MissingBoot { path: file.clone() })?;
+    let epoch = parse_boot(&payload)
+        .and_then(|boot| boot.epoch.0.checked_add(1))
+        .ok_or_else(|| StorageError::DamagedFile { path: file.clone(), damage: FileDamage::Content })?;
+    let boot = Boot { epoch: BootEpoch(epoch), id: random_id()? };
+    small_file::replace(&file, BOOT_KIND, &encode_boot(boot))?;
+    Ok(boot)
+}
+
+fn encode_boot(boot: Boot) -> Vec<u8> {
+    [&boot.epoch.0.to_le_bytes()[..], &boot.id].concat()
+}
+
+fn parse_boot(payload: &[u8]) -> Option<Boot> {
+    let mut cursor = Cursor::new(payload);
+    let boot = Boot { epoch: BootEpoch(cursor.u64()?), id: cursor.array()? };
+    (cursor.left() == 0).then_some(boot)
+}
+
+fn random_id() -> Result<[u8; 16]> {
+    let mut id = [0; 16];
+    rand::rngs::OsRng.try_fill_bytes(&mut id).map_err(|_| StorageError::Random)?;
+    Ok(id)
+}
+
+fn shard_folder(path: &Path, shard: ShardId) -> PathBuf {
+    path.join(format!("shard-{shard}"))
+}

@@ -1,0 +1,144 @@
+//! The small files of a data folder: one envelope for all, replaced as a whole.
+//!
+//! Envelope: magic (8), version (u16), zero (u16), payload length (u32), payload, CRC-32C of all
+//! before it (u32). It stays the same in every version, so that a newer file is told from damage.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::cursor::Cursor;
+use crate::error::{FileDamage, Result, StorageError};
+
+const HEADER_BYTES: usize = 16;
+const CHECKSUM_BYTES: usize = 4;
+/// No small file is larger than this.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A kind of small file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    pub(crate) magic: [u8; 8],
+    /// Newest version of the payload, and so far the only one of each kind.
+    pub(crate) version: u16,
+}
+
+pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+    let path = path.to_owned();
+    move |source| StorageError::Io { action, path, source }
+}
+
+/// The envelope around a payload.
+pub(crate) fn seal(kind: Kind, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("payloads of small files are small");
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len() + CHECKSUM_BYTES);
+    bytes.extend_from_slice(&kind.magic);
+    bytes.extend_from_slice(&kind.version.to_le_bytes());
+    bytes.extend_from_slice(&[0; 2]);
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(payload);
+    let checksum = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// Why an envelope cannot be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum UnsealError {
+    Damage(FileDamage),
+    Newer(u16),
+}
+
+/// The payload in an envelope.
+pub(crate) fn unseal(kind: Kind, bytes: &[u8]) -> Result<&[u8], UnsealError> {
+    let length = UnsealError::Damage(FileDamage::Length { bytes: bytes.len() as u64 });
+    let (body, checksum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(length)?;
+    let mut cursor = Cursor::new(body);
+    if cursor.array::<8>().ok_or(length)? != kind.magic {
+        return Err(UnsealError::Damage(FileDamage::Magic));
+    }
+    let version = cursor.u16().ok_or(length)?;
+    let reserved = cursor.u16().ok_or(length)?;
+    let payload_bytes = cursor.u32().ok_or(length)?;
+    if payload_bytes as usize != cursor.left() {
+        return Err(length);
+    }
+    if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
+        return Err(UnsealError::Damage(FileDamage::Checksum));
+    }
+    if version > kind.version {
+        return Err(UnsealError::Newer(version));
+    }
+    if version == 0 || reserved != 0 {
+        return Err(UnsealError::Damage(FileDamage::Content));
+    }
+    cursor.bytes(cursor.left()).ok_or(length)
+}
+
+/// Names the file in an error.
+pub(crate) fn unseal_error(path: &Path, kind: Kind, error: UnsealError) -> StorageError {
+    let path = path.to_owned();
+    match error {
+        UnsealError::Damage(damage) => StorageError::DamagedFile { path, damage },
+        UnsealError::Newer(found) => StorageError::NewerFormat { path, found, supported: kind.version },
+    }
+}
+
+/// Reads a file's payload; `None` if there is no such file.
+pub(crate) fn read(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let damage = FileDamage::Length { bytes: bytes.len() as u64 };
+        return Err(StorageError::DamagedFile { path: path.to_owned(), damage });
+    }
+    let payload = unseal(kind, &bytes).map_err(|error| unseal_error(path, kind, error))?;
+    Ok(Some(payload.to_vec()))
+}
+
+/// Puts a file in place of the one there, if any: after a crash it is the old or the new one, and
+/// once this returns it is the new one.
+pub(crate) fn replace(path: &Path, kind: Kind, payload: &[u8]) -> Result<()> {
+    let temporary = temporary_of(path);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&temporary)
+        .map_err(io_error("create", &temporary))?;
+    file.write_all(&seal(kind, payload)).map_err(io_error("write", &temporary))?;
+    file.sync_all().map_err(io_error("sync", &temporary))?;
+    fs::rename(&temporary, path).map_err(io_error("replace", path))?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Where [`replace`] writes first.
+pub(crate) fn temporary_of(path: &Path) -> PathBuf {
+    path.with_extension("tmp")
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+    let folder = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync", folder))
+}
+
+/// Creates a folder, and those above it, so that they outlast a power cut. One that exists is fine.
+pub(crate) fn create_folder(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(Path::new("."));
+    if !parent.as_os_str().is_empty() {
+        create_folder(parent)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("create", path)(error)),
+        _ => sync_folder(parent),
+    }
+}
