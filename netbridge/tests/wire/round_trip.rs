@@ -1,0 +1,248 @@
+//! What goes in comes out, for any content.
+
+use bytes::Bytes;
+use iroh_raft_core::batch::RecordBlock;
+use iroh_raft_core::{
+    AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, EntryKind, GroupId, Index, LogEntry, MessageKind,
+    NodeId, Offset, PeerMessage, RequestError, ShardId, Term,
+};
+use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, TEXT_BYTES_MAX};
+use iroh_raft_netbridge::wire::{
+    ClientBody, ClientReply, ClientRequest, Lane, PeerFrameBuilder, ReplyBody, ReplyFrameBuilder,
+    RequestFrameBuilder,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::samples::{
+    Content, decode, encode, entry as entry_of, failures, heartbeat, joined, message as message_of, refusals,
+    roles, samples, status,
+};
+
+/// Empty, short, and on both sides of what is copied.
+fn payload() -> impl Strategy<Value = Bytes> {
+    let length = prop_oneof![Just(0..1), Just(1..200), Just(1000..1050), Just(3000..5000)];
+    length.prop_flat_map(|length| vec(any::<u8>(), length)).prop_map(Bytes::from)
+}
+
+fn block() -> impl Strategy<Value = RecordBlock> {
+    vec(payload(), 1..6).prop_map(|records| RecordBlock::from_records(&records))
+}
+
+/// Zero often enough that messages without a detail occur.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![3 => Just(0), 1 => any::<u64>()]
+}
+
+fn entry() -> impl Strategy<Value = LogEntry> {
+    let kind = prop::sample::select(vec![EntryKind::Normal, EntryKind::ConfChange, EntryKind::ConfChangeV2]);
+    (number(), number(), kind, payload()).prop_map(|(index, term, kind, data)| LogEntry {
+        index: Index(index),
+        term: Term(term),
+        kind,
+        data,
+    })
+}
+
+fn message(lane: Lane) -> impl Strategy<Value = PeerMessage> {
+    let kinds: Vec<_> = MessageKind::ALL.into_iter().filter(|kind| Lane::of(*kind) == lane).collect();
+    let numbers = prop::array::uniform9(number());
+    let rest = (any::<bool>(), prop_oneof![Just(0), any::<i64>()], vec(entry(), 0..4));
+    let context = vec(any::<u8>(), 0..=CONTEXT_BYTES_MAX);
+    (prop::sample::select(kinds), numbers, rest, context).prop_map(
+        |(kind, numbers, (reject, priority, entries), context)| {
+            let [group, term, log_term, index, commit, commit_term, reject_hint, request_snapshot, _] =
+                numbers;
+            PeerMessage {
+                kind,
+                group: GroupId(group),
+                from: NodeId(1),
+                to: NodeId(2),
+                term: Term(term),
+                log_term: Term(log_term),
+                index: Index(index),
+                commit: Index(commit),
+                commit_term: Term(commit_term),
+                reject,
+                reject_hint: Index(reject_hint),
+                request_snapshot: Index(request_snapshot),
+                priority,
+                context: context.into(),
+                entries,
+            }
+        },
+    )
+}
+
+fn request() -> impl Strategy<Value = ClientRequest> {
+    let answer = prop_oneof![Just(AnswerOn::Commit), Just(AnswerOn::Apply)];
+    let body = prop_oneof![
+        (block(), answer).prop_map(|(block, answer)| ClientBody::Append { block, answer }),
+        (any::<bool>(), payload())
+            .prop_map(|(is_linearizable, query)| ClientBody::Query { is_linearizable, query }),
+        (any::<u64>(), any::<u32>())
+            .prop_map(|(from, bytes_max)| ClientBody::ReadRecords { from: Offset(from), bytes_max }),
+        Just(ClientBody::Status),
+    ];
+    (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(request, group, deadline_ms, body)| {
+        ClientRequest { request, group: GroupId(group), deadline_ms, body }
+    })
+}
+
+fn reply() -> impl Strategy<Value = ClientReply> {
+    let number = any::<u64>;
+    let body = prop_oneof![
+        (number(), any::<u32>(), number(), number()).prop_map(|(first, count, index, term)| {
+            ReplyBody::Appended { first: Offset(first), count, index: Index(index), term: Term(term) }
+        }),
+        (number(), number(), number(), block()).prop_map(|(first, index, term, responses)| {
+            ReplyBody::Responses { first: Offset(first), index: Index(index), term: Term(term), responses }
+        }),
+        (number(), payload()).prop_map(|(index, answer)| ReplyBody::Answer { index: Index(index), answer }),
+        (number(), number(), vec(payload(), 0..4)).prop_map(|(from, end, batches)| ReplyBody::Records {
+            from: Offset(from),
+            end: Offset(end),
+            batches
+        }),
+        prop::sample::select(roles().to_vec()).prop_map(|role| status(5, role)),
+        prop::sample::select(failures()).prop_map(ReplyBody::Failed),
+    ];
+    (number(), body).prop_map(|(request, body)| ClientReply { request, group: GroupId(5), body })
+}
+
+fn handshake() -> impl Strategy<Value = Handshake> {
+    let introduction = (any::<(u16, [u8; 16], u64, u64)>(), any::<([u8; 16], u64, u16)>()).prop_map(
+        |((protocol, cluster, node, epoch), (boot_id, fingerprint, shards))| Introduction {
+            protocol,
+            cluster: ClusterId(cluster),
+            node: NodeId(node),
+            boot_epoch: BootEpoch(epoch),
+            boot_id,
+            fingerprint,
+            shards,
+        },
+    );
+    let text = "\\PC{0,100}";
+    prop_oneof![
+        introduction.clone().prop_map(Handshake::Hello),
+        introduction.prop_map(Handshake::Welcome),
+        (prop::sample::select(refusals()), text)
+            .prop_map(|(reason, text)| Handshake::Refused { reason, text }),
+    ]
+}
+
+pub(crate) fn content() -> impl Strategy<Value = Content> {
+    let peer = prop::sample::select(Lane::ALL.to_vec()).prop_flat_map(|lane| {
+        vec(message(lane), 0..6).prop_map(move |messages| Content::Peer(lane, messages))
+    });
+    prop_oneof![
+        3 => peer,
+        2 => vec(request(), 0..6).prop_map(Content::Requests),
+        2 => vec(reply(), 0..6).prop_map(Content::Replies),
+        1 => handshake().prop_map(Content::Handshake),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_content_comes_back(content in content()) {
+        prop_assert_eq!(decode(&joined(&encode(&content))), Ok(content));
+    }
+}
+
+#[test]
+fn every_sample_comes_back() {
+    for (name, content) in samples() {
+        assert_eq!(decode(&joined(&encode(&content))), Ok(content), "{name}");
+    }
+}
+
+#[test]
+fn samples_cover_every_kind_of_message() {
+    let samples = samples();
+    let kinds: Vec<_> = samples
+        .iter()
+        .flat_map(|(_, content)| match content {
+            Content::Peer(_, messages) => messages.iter().map(|message| message.kind).collect(),
+            _ => Vec::new(),
+        })
+        .collect();
+    assert!(MessageKind::ALL.iter().all(|kind| kinds.contains(kind)));
+}
+
+#[test]
+fn a_builder_that_was_used_before_builds_the_same_frame() {
+    let mut peer = PeerFrameBuilder::default();
+    let mut request = RequestFrameBuilder::default();
+    let mut reply = ReplyFrameBuilder::default();
+    let shard = ShardId(0x0102);
+    for _ in 0..2 {
+        for (name, content) in samples() {
+            let frame = match &content {
+                Content::Peer(lane, messages) => {
+                    messages.iter().for_each(|message| peer.push(message.clone()));
+                    assert_eq!(peer.len(), messages.len());
+                    peer.finish(*lane, ShardId(3), shard)
+                }
+                Content::Requests(requests) => {
+                    requests.iter().for_each(|one| request.push(one));
+                    assert_eq!(request.len(), requests.len());
+                    request.finish(shard)
+                }
+                Content::Replies(replies) => {
+                    replies.iter().for_each(|one| reply.push(one.clone()));
+                    assert_eq!(reply.len(), replies.len());
+                    reply.finish(ShardId(3))
+                }
+                Content::Handshake(_) => continue,
+            };
+            assert_eq!(joined(&frame), joined(&encode(&content)), "{name}");
+        }
+        assert!(peer.is_empty() && request.is_empty() && reply.is_empty());
+    }
+}
+
+#[test]
+fn large_pieces_are_referenced_and_small_ones_travel_together() {
+    let large = Bytes::from(vec![1; 100_000]);
+    let mut message = message_of(MessageKind::Append, 7);
+    let small = Bytes::from_static(b"small");
+    let pieces = [&small, &large, &small, &small, &large, &large, &small];
+    message.entries = pieces
+        .into_iter()
+        .zip(1..)
+        .map(|(data, index)| entry_of(index, EntryKind::Normal, data.clone()))
+        .collect();
+    let content = Content::Peer(Lane::Append, vec![message]);
+    let frame = encode(&content);
+    let lengths: Vec<_> = frame.chunks.iter().map(Bytes::len).collect();
+    assert_eq!(lengths[1..], [100_000, 10, 100_000, 100_000, 5]);
+    assert_eq!(frame.chunks[1].as_ptr(), large.as_ptr());
+    assert_eq!(decode(&joined(&frame)), Ok(content));
+}
+
+#[test]
+fn a_heartbeat_takes_40_bytes() {
+    let frame = |count: u64| {
+        let heartbeats = (1..=count).map(heartbeat).collect();
+        encode(&Content::Peer(Lane::Heartbeat, heartbeats)).bytes()
+    };
+    assert_eq!(frame(10_000) - frame(0), 400_000);
+}
+
+#[test]
+fn texts_are_bounded_and_printable() {
+    let long: &'static str = "ä".repeat(600).leak();
+    let refused = Handshake::Refused { reason: refusals()[0], text: format!("line\nof {long}") };
+    let Ok(Content::Handshake(Handshake::Refused { text, .. })) =
+        decode(&joined(&encode(&Content::Handshake(refused))))
+    else {
+        panic!("a refusal comes back as one");
+    };
+    assert!(text.starts_with("lineof ä") && text.len() <= TEXT_BYTES_MAX && text.len() > TEXT_BYTES_MAX - 2);
+
+    let failed = |what| ReplyBody::Failed(RequestError::Invalid { what });
+    let reply = |body| Content::Replies(vec![ClientReply { request: 1, group: GroupId(2), body }]);
+    let expected: &'static str = "ä".repeat(60).leak();
+    assert_eq!(decode(&joined(&encode(&reply(failed(long))))), Ok(reply(failed(expected))));
+}

@@ -1,0 +1,311 @@
+//! Frames to try things on: one of every kind, with every field set to something else.
+
+use bytes::Bytes;
+use iroh_raft_core::batch::{RecordBlock, encode_batch};
+use iroh_raft_core::{
+    AnswerOn, BootEpoch, BusyReason, ClusterId, EntryKind, GroupId, GroupStatus, Index, LogEntry,
+    MessageKind, NodeId, Offset, PeerMessage, RequestError, Role, ShardId, Term, WallTime,
+};
+use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
+use iroh_raft_netbridge::wire::{
+    ClientBody, ClientFrame, ClientReply, ClientRequest, FrameError, FrameHeader, FrameKind, FrameLimits,
+    HEADER_BYTES, Lane, OutFrame, PeerFrame, PeerFrameBuilder, ReplyBody, ReplyFrame, ReplyFrameBuilder,
+    RequestFrameBuilder,
+};
+
+/// What a frame says, whatever its kind.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Content {
+    Peer(Lane, Vec<PeerMessage>),
+    Requests(Vec<ClientRequest>),
+    Replies(Vec<ClientReply>),
+    Handshake(Handshake),
+}
+
+pub(crate) fn limits(kind: FrameKind) -> FrameLimits {
+    match kind {
+        FrameKind::Peer(_) | FrameKind::Handshake => FrameLimits::PEER,
+        FrameKind::Request => FrameLimits::REQUEST,
+        FrameKind::Reply => FrameLimits::REPLY,
+    }
+}
+
+pub(crate) fn encode(content: &Content) -> OutFrame {
+    match content {
+        Content::Peer(lane, messages) => {
+            let mut builder = PeerFrameBuilder::default();
+            messages.iter().for_each(|message| builder.push(message.clone()));
+            let bytes = builder.bytes();
+            let frame = builder.finish(*lane, ShardId(3), ShardId(0x0102));
+            assert_eq!(frame.bytes(), bytes);
+            frame
+        }
+        Content::Requests(requests) => {
+            let mut builder = RequestFrameBuilder::default();
+            requests.iter().for_each(|request| builder.push(request));
+            let bytes = builder.bytes();
+            let frame = builder.finish(ShardId(0x0102));
+            assert_eq!(frame.bytes(), bytes);
+            frame
+        }
+        Content::Replies(replies) => {
+            let mut builder = ReplyFrameBuilder::default();
+            replies.iter().for_each(|reply| builder.push(reply.clone()));
+            let bytes = builder.bytes();
+            let frame = builder.finish(ShardId(3));
+            assert_eq!(frame.bytes(), bytes);
+            frame
+        }
+        Content::Handshake(handshake) => handshake.encode(),
+    }
+}
+
+pub(crate) fn joined(frame: &OutFrame) -> Vec<u8> {
+    frame.chunks.concat()
+}
+
+/// As a lane does it: the header first, then exactly what it announces.
+pub(crate) fn decode(frame: &[u8]) -> Result<Content, FrameError> {
+    let short = FrameError::Length { what: "a test's frame", bytes: frame.len() as u64, expected: 32 };
+    let (header, body) = frame.split_first_chunk::<HEADER_BYTES>().ok_or(short)?;
+    // The largest limits of any kind; `decode_body` has those of the kind.
+    decode_body(&FrameHeader::parse(header, &FrameLimits::PEER)?, Bytes::copy_from_slice(body))
+}
+
+/// Decodes, walks everything, and checks that each piece of payload lies inside the body.
+pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, FrameError> {
+    let range = body.as_ptr_range();
+    let inside = |piece: &Bytes| {
+        let piece = piece.as_ptr_range();
+        assert!(piece.is_empty() || range.start <= piece.start && piece.end <= range.end);
+    };
+    let limits = limits(header.kind);
+    Ok(match header.kind {
+        FrameKind::Peer(lane) => {
+            let frame = PeerFrame::decode(header, body, &limits)?;
+            let messages: Vec<_> = frame.messages().collect();
+            assert_eq!((frame.len(), frame.lane()), (messages.len(), lane));
+            for message in &messages {
+                assert_eq!(Lane::of(message.kind), lane);
+                assert_eq!((message.from, message.to), (frame.sender(), frame.receiver()));
+                inside(&message.context);
+                message.entries.iter().for_each(|entry| inside(&entry.data));
+            }
+            Content::Peer(lane, messages)
+        }
+        FrameKind::Request => {
+            let frame = ClientFrame::decode(header, body, &limits)?;
+            let requests: Vec<_> = frame.requests().collect();
+            let ids: Vec<_> = requests.iter().map(|request| (request.request, request.group)).collect();
+            assert_eq!((frame.len(), frame.request_ids().collect::<Vec<_>>()), (requests.len(), ids));
+            for request in &requests {
+                match &request.body {
+                    ClientBody::Append { block, .. } => inside(block.as_bytes()),
+                    ClientBody::Query { query, .. } => inside(query),
+                    ClientBody::ReadRecords { .. } | ClientBody::Status => {}
+                }
+            }
+            Content::Requests(requests)
+        }
+        FrameKind::Reply => {
+            let frame = ReplyFrame::decode(header, body, &limits)?;
+            let replies: Vec<_> = frame.replies().collect();
+            assert_eq!(frame.len(), replies.len());
+            for reply in &replies {
+                match &reply.body {
+                    ReplyBody::Responses { responses, .. } => inside(responses.as_bytes()),
+                    ReplyBody::Answer { answer, .. } => inside(answer),
+                    ReplyBody::Records { batches, .. } => batches.iter().for_each(inside),
+                    ReplyBody::Appended { .. } | ReplyBody::Status(_) | ReplyBody::Failed(_) => {}
+                }
+            }
+            Content::Replies(replies)
+        }
+        FrameKind::Handshake => Content::Handshake(Handshake::decode(header, &body)?),
+    })
+}
+
+/// A message of this kind. Its fields tell their places apart: each is another number.
+pub(crate) fn message(kind: MessageKind, group: u64) -> PeerMessage {
+    let at = group << 32;
+    PeerMessage {
+        kind,
+        group: GroupId(group),
+        from: NodeId(0x0a0b),
+        to: NodeId(0x0c0d),
+        term: Term(at + 1),
+        log_term: Term(at + 2),
+        index: Index(at + 3),
+        commit: Index(at + 4),
+        commit_term: Term(at + 5),
+        reject: group.is_multiple_of(2),
+        reject_hint: Index(at + 6),
+        request_snapshot: Index(at + 7),
+        priority: -8,
+        context: Bytes::from(vec![b'c'; group as usize % 65]),
+        entries: Vec::new(),
+    }
+}
+
+/// A heartbeat as most are: without anything that takes a detail.
+pub(crate) fn heartbeat(group: u64) -> PeerMessage {
+    PeerMessage {
+        log_term: Term(0),
+        commit_term: Term(0),
+        reject: false,
+        reject_hint: Index(0),
+        request_snapshot: Index(0),
+        priority: 0,
+        context: Bytes::new(),
+        ..message(MessageKind::Heartbeat, group)
+    }
+}
+
+pub(crate) fn entry(index: u64, kind: EntryKind, data: Bytes) -> LogEntry {
+    LogEntry { index: Index(index), term: Term(index / 2), kind, data }
+}
+
+fn block() -> RecordBlock {
+    RecordBlock::from_records(&[&b"first"[..], b"", b"third record"])
+}
+
+fn introduction() -> Introduction {
+    Introduction {
+        protocol: 0x0102,
+        cluster: ClusterId(*b"sixteen bytes id"),
+        node: NodeId(0x0304_0506),
+        boot_epoch: BootEpoch(7),
+        boot_id: *b"random boot id..",
+        fingerprint: 0x1122_3344_5566_7788,
+        shards: 8,
+    }
+}
+
+/// One failure of each kind.
+pub(crate) fn failures() -> Vec<RequestError> {
+    vec![
+        RequestError::NotLeader { leader: Some(NodeId(9)) },
+        RequestError::NotLeader { leader: None },
+        RequestError::Busy { reason: BusyReason::PendingBytes, retry_after_ms: 1 },
+        RequestError::Busy { reason: BusyReason::Reads, retry_after_ms: 2 },
+        RequestError::Busy { reason: BusyReason::Ring, retry_after_ms: 3 },
+        RequestError::Busy { reason: BusyReason::Writer, retry_after_ms: 4 },
+        RequestError::Busy { reason: BusyReason::Credit, retry_after_ms: 5 },
+        RequestError::OutcomeUnknown { leader: Some(NodeId(10)) },
+        RequestError::OutcomeUnknown { leader: None },
+        RequestError::Timeout,
+        RequestError::UnknownGroup,
+        RequestError::TooLarge { bytes: 1 << 40, bytes_max: 1 << 20 },
+        RequestError::Invalid { what: "a sample" },
+        RequestError::Invalid { what: "" },
+        RequestError::PastEnd { from: Offset(12), end: Offset(11) },
+        RequestError::Quarantined,
+        RequestError::Fenced,
+        RequestError::Denied,
+        RequestError::ShuttingDown,
+    ]
+}
+
+/// One refusal of each kind.
+pub(crate) fn refusals() -> Vec<Refusal> {
+    vec![
+        Refusal::WrongCluster { cluster: ClusterId(*b"another cluster!") },
+        Refusal::UnknownNode { node: NodeId(1) },
+        Refusal::WrongNode { node: NodeId(2) },
+        Refusal::Version { offered: 3, supported: 4 },
+        Refusal::RolledBack { seen: BootEpoch(6), offered: BootEpoch(5) },
+        Refusal::NotAllowed,
+        Refusal::Busy,
+        Refusal::ShuttingDown,
+        Refusal::Fingerprint { offered: 7, supported: 8 },
+        Refusal::Other { code: 200 },
+    ]
+}
+
+pub(crate) fn roles() -> [Role; 4] {
+    [Role::Follower, Role::PreCandidate, Role::Candidate, Role::Leader]
+}
+
+pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
+    ReplyBody::Status(GroupStatus {
+        group: GroupId(group),
+        role,
+        term: Term(1),
+        leader: Some(NodeId(2)).filter(|_| role == Role::Leader),
+        commit: Index(3),
+        applied: Index(4),
+        last: Index(5),
+        end: Offset(6),
+        is_quarantined: role == Role::Candidate,
+    })
+}
+
+/// Small frames of every kind, by name.
+pub(crate) fn samples() -> Vec<(&'static str, Content)> {
+    let batch = encode_batch(Offset(40), WallTime(1_700_000_000_000), [block()].iter());
+    let mut append = message(MessageKind::Append, 5);
+    append.entries = vec![
+        entry(8, EntryKind::Normal, batch.clone()),
+        entry(9, EntryKind::Normal, Bytes::new()),
+        entry(10, EntryKind::ConfChange, Bytes::from_static(b"conf change")),
+        entry(11, EntryKind::ConfChangeV2, Bytes::from_static(b"conf change v2")),
+    ];
+    let mut read_index = message(MessageKind::ReadIndex, 4);
+    read_index.entries = vec![entry(0, EntryKind::Normal, Bytes::from_static(b"context"))];
+    let on = |lane| {
+        let kinds = MessageKind::ALL.into_iter().zip(1..).filter(move |(kind, _)| Lane::of(*kind) == lane);
+        kinds.map(|(kind, group)| message(kind, group)).collect::<Vec<_>>()
+    };
+    let mut heartbeats = on(Lane::Heartbeat);
+    heartbeats.extend([heartbeat(6), read_index]);
+    let mut appends = on(Lane::Append);
+    appends.push(append);
+    let request =
+        |request, body| ClientRequest { request, group: GroupId(request + 1), deadline_ms: 500, body };
+    let reply = |request, body| ClientReply { request, group: GroupId(request + 1), body };
+    let mut replies = vec![
+        reply(1, ReplyBody::Appended { first: Offset(1), count: 2, index: Index(3), term: Term(4) }),
+        reply(
+            2,
+            ReplyBody::Responses { first: Offset(5), index: Index(6), term: Term(7), responses: block() },
+        ),
+        reply(3, ReplyBody::Answer { index: Index(8), answer: Bytes::from_static(b"answer") }),
+        reply(
+            4,
+            ReplyBody::Records { from: Offset(9), end: Offset(10), batches: vec![batch.clone(), batch] },
+        ),
+        reply(5, ReplyBody::Records { from: Offset(9), end: Offset(9), batches: vec![] }),
+    ];
+    replies
+        .extend(roles().into_iter().zip(6..).map(|(role, number)| reply(number, status(number + 1, role))));
+    replies.extend(
+        failures().into_iter().zip(20..).map(|(error, number)| reply(number, ReplyBody::Failed(error))),
+    );
+    vec![
+        ("peer-election", Content::Peer(Lane::Election, on(Lane::Election))),
+        ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
+        ("peer-append", Content::Peer(Lane::Append, appends)),
+        ("peer-snapshot", Content::Peer(Lane::Snapshot, on(Lane::Snapshot))),
+        (
+            "request",
+            Content::Requests(vec![
+                request(1, ClientBody::Append { block: block(), answer: AnswerOn::Commit }),
+                request(2, ClientBody::Append { block: block(), answer: AnswerOn::Apply }),
+                request(3, ClientBody::Query { is_linearizable: true, query: Bytes::from_static(b"query") }),
+                request(4, ClientBody::Query { is_linearizable: false, query: Bytes::new() }),
+                request(5, ClientBody::ReadRecords { from: Offset(77), bytes_max: 1 << 20 }),
+                request(6, ClientBody::Status),
+            ]),
+        ),
+        ("reply", Content::Replies(replies)),
+        ("handshake-hello", Content::Handshake(Handshake::Hello(introduction()))),
+        ("handshake-welcome", Content::Handshake(Handshake::Welcome(introduction()))),
+        (
+            "handshake-refused",
+            Content::Handshake(Handshake::Refused {
+                reason: Refusal::RolledBack { seen: BootEpoch(0x0102), offered: BootEpoch(0x0101) },
+                text: "seen from 10.0.0.1 — see its log".to_owned(),
+            }),
+        ),
+    ]
+}
