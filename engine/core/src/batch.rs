@@ -19,7 +19,7 @@ pub const RUN_BYTES: usize = 32;
 const LENGTH_BYTES: usize = 4;
 
 /// Why bytes are not a batch or a block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum BatchError {
     /// Shorter than its header, its tables or its payload.
     #[error("cut short: {bytes} bytes where {expected} are needed")]
@@ -124,6 +124,16 @@ impl RecordBlock {
     #[must_use]
     pub fn largest(&self) -> usize {
         self.lengths().chunks_exact(LENGTH_BYTES).map(length).max().unwrap_or(0)
+    }
+
+    /// The records, in order.
+    pub fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let mut payload = self.payload();
+        self.lengths().chunks_exact(LENGTH_BYTES).map(move |bytes| {
+            let (record, rest) = payload.split_at(length(bytes));
+            payload = rest;
+            record
+        })
     }
 
     fn lengths(&self) -> &[u8] {

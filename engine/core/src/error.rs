@@ -1,6 +1,6 @@
 //! Why a client's request failed, and whether trying again can help.
 
-use crate::ids::{NodeId, Offset};
+use crate::ids::{GroupId, NodeId, Offset};
 
 /// Whether a retry can help, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,4 +118,54 @@ impl RequestError {
             | RequestError::Denied => Retry::Never,
         }
     }
+}
+
+/// Why a shard cannot be built. Nothing was started; mend the configuration and try again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A node's number is 0, which stands for nobody.
+    #[error("the node's id is 0: choose another, unique in the cluster")]
+    NodeZero,
+    /// A group's number is 0, which is not a group.
+    #[error("a group's id is 0: choose another, unique in the cluster")]
+    GroupZero,
+    /// Two states of one group were given.
+    #[error("group {group} was given twice: each group lives in one place of one shard")]
+    DuplicateGroup {
+        /// The group.
+        group: GroupId,
+    },
+    /// The tick is too short or too long.
+    #[error("the tick must be between 1 ms and 60 s")]
+    Tick,
+    /// Heartbeats must come several times within a lease.
+    #[error("heartbeat_ticks {heartbeat_ticks} must be at least 1 and below lease_ticks {lease_ticks}")]
+    HeartbeatTicks {
+        /// The setting.
+        heartbeat_ticks: u32,
+        /// What it must be below.
+        lease_ticks: u32,
+    },
+    /// Election timeouts must be longer than the lease.
+    #[error(
+        "election_ticks {shortest} to {longest} must rise and lie between lease_ticks {lease_ticks} and 1,000,000"
+    )]
+    ElectionTicks {
+        /// Shortest timeout.
+        shortest: u32,
+        /// Longest timeout.
+        longest: u32,
+        /// What both must be above.
+        lease_ticks: u32,
+    },
+    /// A limit is zero or too high.
+    #[error("{setting} is {value}: it must be between 1 and {value_max}")]
+    Limit {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: usize,
+        /// Highest value allowed.
+        value_max: usize,
+    },
 }

@@ -12,15 +12,21 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+mod convert;
 pub mod error;
+mod group;
 pub mod ids;
 pub mod io;
+mod jitter;
+mod loading;
+mod log_window;
+mod pending;
+mod read_index;
+mod records;
+mod shard;
 pub mod validate;
 
-pub use error::{BusyReason, RequestError, Retry};
+pub use error::{BusyReason, ConfigError, RequestError, Retry};
 pub use ids::*;
 pub use io::*;
-
-/// Placeholder until the shard lands.
-#[derive(Debug)]
-pub struct Shard;
+pub use shard::Shard;

@@ -1,0 +1,507 @@
+//! One replica: a raft-rs `RawNode` and what surrounds it.
+//!
+//! Inputs step Raft or queue; [`Replica::handle_turn`] then proposes what waits, takes everything
+//! that Raft has ready (`ready.rs`) and serves applies, reads and fetches.
+//! After every call into raft-rs, [`Replica::after_call`] restores what it cannot be trusted with
+//! (its ambient election timeout) and settles what the call decided (commits, leadership).
+
+mod ready;
+mod serve;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use raft::eraftpb::{self, MessageType};
+use raft::{RawNode, ReadOnlyOption, StateRole};
+use slog::{Discard, Logger, o};
+
+use crate::convert::{to_hard_state, to_node, to_raft_message, to_role};
+use crate::error::{BusyReason, RequestError};
+use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
+use crate::io::{
+    AnswerOn, ConfState, Event, FetchId, GroupState, GroupStatus, HardState, MessageKind, Outputs,
+    PeerMessage, Propose, Reply, ShardConfig,
+};
+use crate::jitter::Draw;
+use crate::log_window::LogWindow;
+use crate::pending::{Pending, Position, block_bytes};
+use crate::read_index::{Read, Reads};
+use crate::records::{RecordRead, RecordReads};
+use crate::validate::{self, GroupView, LogView};
+use ready::Persistence;
+use serve::Purpose;
+
+/// When a client that was told to wait should come again.
+pub(crate) const BUSY_RETRY_MS: u32 = 5;
+/// Data of a received entry below this is copied: a slice would keep its whole frame in memory.
+const COPY_BYTES_MAX: usize = 4 << 10;
+/// Fetches of one purpose that may come back without an entry, a tick apart, before the log counts
+/// as damaged.
+const MISSING_MAX: u32 = 100;
+
+/// What a call needs of the shard.
+pub(crate) struct Turn<'a> {
+    pub(crate) config: &'a ShardConfig,
+    pub(crate) now: Timestamp,
+    pub(crate) wall: WallTime,
+    /// Number of the flush that this turn makes, if it makes one.
+    pub(crate) seq: FlushSeq,
+    /// Newest durable flush.
+    pub(crate) persisted: FlushSeq,
+    pub(crate) next_fetch: &'a mut FetchId,
+    pub(crate) out: &'a mut Outputs,
+}
+
+impl Turn<'_> {
+    fn take_fetch_id(&mut self) -> FetchId {
+        let id = *self.next_fetch;
+        self.next_fetch.0 += 1;
+        id
+    }
+}
+
+pub(crate) struct Replica {
+    group: GroupId,
+    node: NodeId,
+    raw: RawNode<LogWindow>,
+    voters: Vec<NodeId>,
+    has_state_machine: bool,
+
+    /// Our draw of the election timeout, and the (term, role) it was made for.
+    draw: u32,
+    drawn_for: (Term, StateRole),
+    draws: u64,
+
+    /// The term that we lead, while we do.
+    leading: Option<Term>,
+    announced: (Term, Option<NodeId>),
+    persistence: Persistence,
+
+    pending: Pending,
+    reads: Reads,
+    records: RecordReads,
+
+    commit: Index,
+    /// Offset after the last committed record.
+    commit_end: Offset,
+    applied: Index,
+    /// Last index of the apply that the driver works on.
+    applying: Option<Index>,
+    fetches: BTreeMap<FetchId, Purpose>,
+    /// Fetches came back without an entry: how often in a row, and whether to wait for a tick.
+    missing: u32,
+    is_paused_by_missing: bool,
+
+    is_dirty: bool,
+    /// What broke this replica, found without a panic.
+    broken: Option<String>,
+}
+
+impl Replica {
+    /// A replica as its shard starts.
+    ///
+    /// # Errors
+    /// What is inconsistent about its state.
+    pub(crate) fn new(config: &ShardConfig, state: &GroupState) -> Result<Replica, String> {
+        let window = LogWindow::new(state).map_err(|error| error.to_string())?;
+        let commit = state.hard_state.commit;
+        let commit_end = window.end_at(commit);
+        let raft_config = raft_config(config, commit);
+        let logger = Logger::root(Discard, o!());
+        let mut raw = RawNode::new(&raft_config, window, &logger).map_err(|error| error.to_string())?;
+        raw.raft.maybe_free_inflight_buffers();
+        let conf = &state.conf_state;
+        let mut voters: Vec<NodeId> = conf.voters.iter().chain(&conf.voters_outgoing).copied().collect();
+        voters.sort_unstable();
+        voters.dedup();
+        let first_conf_state: Option<ConfState> = (!state.is_durable).then(|| conf.clone());
+        let mut replica = Replica {
+            group: state.group,
+            node: config.node,
+            raw,
+            voters,
+            has_state_machine: state.has_state_machine,
+            draw: 0,
+            drawn_for: (state.hard_state.term, StateRole::Leader),
+            draws: 0,
+            leading: None,
+            announced: (state.hard_state.term, None),
+            is_dirty: first_conf_state.is_some() || (state.has_state_machine && commit.0 > 0),
+            persistence: Persistence::new(state.hard_state, first_conf_state),
+            pending: Pending::new(state.group),
+            reads: Reads::new(state.group, config.node, config.seed),
+            records: RecordReads::new(state.group),
+            commit,
+            commit_end,
+            applied: if state.has_state_machine { Index(0) } else { commit },
+            applying: None,
+            fetches: BTreeMap::new(),
+            missing: 0,
+            is_paused_by_missing: false,
+            broken: None,
+        };
+        replica.write_draw(config, false);
+        Ok(replica)
+    }
+
+    /// Whether the end of the turn has something to do here.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
+    /// What broke this replica, if something did.
+    pub(crate) fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
+    }
+
+    /// Bytes of entries in memory.
+    pub(crate) fn window_bytes(&self) -> usize {
+        self.raw.store().bytes()
+    }
+
+    /// Lets go of entries in memory beyond `bytes_max`, as far as they are committed and durable.
+    pub(crate) fn evict(&mut self, bytes_max: usize) {
+        let log = &mut self.raw.raft.raft_log;
+        let up_to = Index(self.commit.0.min(log.persisted));
+        log.store.evict(up_to, bytes_max);
+    }
+
+    pub(crate) fn status(&self) -> GroupStatus {
+        let raft = &self.raw.raft;
+        GroupStatus {
+            group: self.group,
+            role: to_role(raft.state),
+            term: Term(raft.term),
+            leader: to_node(raft.leader_id),
+            commit: self.commit,
+            applied: self.applied,
+            last: Index(raft.raft_log.last_index()),
+            end: self.commit_end,
+            is_quarantined: false,
+        }
+    }
+
+    /// The leader to send a client to: nobody, if it is us.
+    fn leader_hint(&self) -> Option<NodeId> {
+        to_node(self.raw.raft.leader_id).filter(|leader| *leader != self.node)
+    }
+
+    fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    // Inputs
+
+    /// Time has passed: `ticks` of Raft's, and deadlines.
+    pub(crate) fn handle_ticks(&mut self, turn: &mut Turn<'_>, ticks: u32) {
+        let leader = self.leader_hint();
+        self.pending.handle_deadlines(turn.now, leader, &mut turn.out.replies);
+        self.reads.handle_deadlines(turn.now, &mut turn.out.replies);
+        self.records.handle_deadlines(turn.now, &mut turn.out.replies);
+        self.is_dirty |= std::mem::take(&mut self.is_paused_by_missing);
+        for _ in 0..ticks {
+            if self.must_not_campaign() {
+                return;
+            }
+            let has_campaigned = self.raw.tick() && !self.is_leader();
+            self.is_dirty |= self.raw.has_ready() || self.pending.has_waiting();
+            self.after_call(turn, has_campaigned);
+        }
+    }
+
+    /// A lone voter wins its campaign within the call, and raft-rs demands that its whole log is
+    /// durable then.
+    fn must_not_campaign(&self) -> bool {
+        !self.is_leader() && self.raw.raft.prs().is_singleton() && self.persistence.is_waiting()
+    }
+
+    /// A message of a peer: refused, dropped as stale, or stepped.
+    pub(crate) fn handle_message(&mut self, turn: &mut Turn<'_>, mut message: PeerMessage) {
+        if let Err(reason) = validate::check(&self.view(turn.persisted), &message) {
+            let (group, from) = (self.group, message.from);
+            turn.out.events.push(Event::MessageRefused { group, from, reason });
+            return;
+        }
+        let is_campaign = message.kind == MessageKind::TimeoutNow;
+        if self.is_stale_reject(&message) || (is_campaign && self.must_not_campaign()) {
+            return;
+        }
+        for entry in message.entries.iter_mut().filter(|entry| entry.data.len() < COPY_BYTES_MAX) {
+            entry.data = Bytes::copy_from_slice(&entry.data);
+        }
+        // Its errors are those of stale answers, which change nothing.
+        let _ = self.raw.step(to_raft_message(message));
+        self.is_dirty = true;
+        self.after_call(turn, false);
+    }
+
+    /// raft-rs 0.7 lets a late rejection push a follower's next index to or below what it is known
+    /// to have.
+    fn is_stale_reject(&self, message: &PeerMessage) -> bool {
+        let matched = || self.raw.raft.prs().get(message.from.0).map_or(0, |progress| progress.matched);
+        message.kind == MessageKind::AppendResponse
+            && message.reject
+            && self.is_leader()
+            && message.term.0 == self.raw.raft.term
+            && message.index.0 <= matched()
+    }
+
+    fn view(&self, persisted: FlushSeq) -> GroupView<'_> {
+        let raft = &self.raw.raft;
+        GroupView {
+            node: self.node,
+            term: Term(raft.term),
+            role: to_role(raft.state),
+            leader: to_node(raft.leader_id),
+            commit: Index(raft.raft_log.committed),
+            last: Index(raft.raft_log.last_index()),
+            has_asked_for_votes: self.persistence.has_asked_for_votes(Term(raft.term), raft.state, persisted),
+            reads_waiting: raft.pending_read_count(),
+            log: self,
+        }
+    }
+
+    /// A client's records: queued, or answered at once if they cannot be taken.
+    pub(crate) fn handle_propose(&mut self, turn: &mut Turn<'_>, propose: Propose) {
+        let bytes = block_bytes(&propose.block);
+        let bytes_max = turn.config.pending_bytes_max;
+        let error = if bytes > bytes_max {
+            RequestError::TooLarge { bytes: bytes as u64, bytes_max: bytes_max as u64 }
+        } else if propose.answer == AnswerOn::Apply && !self.has_state_machine {
+            RequestError::Invalid { what: "the group has no state machine to answer from" }
+        } else if !self.is_leader() {
+            RequestError::NotLeader { leader: self.leader_hint() }
+        } else if propose.deadline <= turn.now {
+            RequestError::Timeout
+        } else if self.pending.bytes() + bytes > bytes_max {
+            RequestError::Busy { reason: BusyReason::PendingBytes, retry_after_ms: BUSY_RETRY_MS }
+        } else {
+            self.pending.push(propose);
+            self.is_dirty = true;
+            return;
+        };
+        turn.out.replies.push(Reply::Failed { token: propose.token, group: self.group, error });
+    }
+
+    /// A linearizable read: queued for the round of this turn, or answered at once.
+    pub(crate) fn handle_read(&mut self, turn: &mut Turn<'_>, read: Read) {
+        let error = if !self.is_leader() {
+            RequestError::NotLeader { leader: self.leader_hint() }
+        } else if read.deadline <= turn.now {
+            RequestError::Timeout
+        } else if self.reads.count() >= turn.config.reads_waiting_max {
+            RequestError::Busy { reason: BusyReason::Reads, retry_after_ms: BUSY_RETRY_MS }
+        } else {
+            self.reads.push(read);
+            self.is_dirty = true;
+            return;
+        };
+        turn.out.replies.push(Reply::Failed { token: read.token, group: self.group, error });
+    }
+
+    /// A read of committed records: queued for the end of the turn, or answered at once.
+    pub(crate) fn handle_read_records(&mut self, turn: &mut Turn<'_>, read: RecordRead) {
+        let error = if read.deadline <= turn.now {
+            RequestError::Timeout
+        } else if self.records.count() >= turn.config.reads_waiting_max {
+            RequestError::Busy { reason: BusyReason::Reads, retry_after_ms: BUSY_RETRY_MS }
+        } else {
+            self.records.push(read);
+            self.is_dirty = true;
+            return;
+        };
+        turn.out.replies.push(Reply::Failed { token: read.token, group: self.group, error });
+    }
+
+    /// A node cannot be reached: probe its replica from now on.
+    pub(crate) fn handle_unreachable(&mut self, turn: &mut Turn<'_>, node: NodeId) {
+        if self.is_leader() && self.raw.raft.prs().get(node.0).is_some() {
+            self.raw.report_unreachable(node.0);
+            self.is_dirty = true;
+            self.after_call(turn, false);
+        }
+    }
+
+    /// Hand leadership over. Proposals wait meanwhile; raft-rs gives up after a lease.
+    pub(crate) fn handle_transfer(&mut self, turn: &mut Turn<'_>, to: Option<NodeId>) {
+        if !self.is_leader() {
+            return;
+        }
+        let progress =
+            |node: NodeId| self.raw.raft.prs().get(node.0).map(|progress| (progress.matched, node));
+        let others = self.voters.iter().filter(|node| **node != self.node);
+        // Of equally advanced ones the lowest node, so that the choice is the same in every run.
+        let best = || others.filter_map(|node| progress(*node)).rev().max_by_key(|(matched, _)| *matched);
+        if let Some(to) = to.or_else(|| best().map(|(_, node)| node)) {
+            self.raw.transfer_leader(to.0);
+            self.is_dirty = true;
+            self.after_call(turn, false);
+        }
+    }
+
+    /// Everything up to a flush is durable.
+    pub(crate) fn handle_persisted(&mut self, turn: &mut Turn<'_>) {
+        if let Some(number) = self.persistence.take_persisted(turn.persisted) {
+            self.raw.on_persist_ready(number);
+            self.is_dirty = true;
+            self.after_call(turn, false);
+        }
+    }
+
+    /// The shard is fenced: nothing that is not durable by now ever will be.
+    pub(crate) fn handle_fence(&mut self, turn: &mut Turn<'_>) {
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+        self.leading = None;
+        self.write_draw(turn.config, false);
+        self.fail_all(&RequestError::Fenced, &mut turn.out.replies);
+    }
+
+    /// Answers everything that is open: `error` to what was not proposed.
+    pub(crate) fn fail_all(&mut self, error: &RequestError, replies: &mut Vec<Reply>) {
+        self.pending.fail_all(error, replies);
+        self.reads.fail_all(error, replies);
+        self.records.fail_all(error, replies);
+    }
+
+    // Turn
+
+    /// The turn ends: say everything that has to be done.
+    pub(crate) fn handle_turn(&mut self, turn: &mut Turn<'_>) {
+        self.is_dirty = false;
+        self.propose(turn);
+        self.start_reads(turn);
+        self.take_ready(turn);
+        self.serve(turn);
+        self.announce_leader(turn);
+    }
+
+    fn propose(&mut self, turn: &mut Turn<'_>) {
+        // While leadership is handed over raft-rs drops proposals: they wait for its outcome.
+        let raft = &self.raw.raft;
+        if !self.pending.has_waiting() || !self.is_leader() || raft.lead_transferee.is_some() {
+            return;
+        }
+        let last = Index(raft.raft_log.last_index());
+        let at = turn.wall.max(raft.store().at_max());
+        let base = self.offset_after(last);
+        let position = Position { index: last.next(), term: Term(raft.term), base, at };
+        let batches = self.pending.pack(turn.config, position);
+        let entry = |data| eraftpb::Entry { data, ..Default::default() };
+        let entries: Vec<eraftpb::Entry> = batches.into_iter().map(entry).collect();
+        let message = eraftpb::Message {
+            msg_type: MessageType::MsgPropose,
+            from: self.node.0,
+            entries: entries.into(),
+            ..Default::default()
+        };
+        self.raw.step(message).expect("a leader that hands nothing over takes every proposal");
+        self.after_call(turn, false);
+    }
+
+    fn start_reads(&mut self, turn: &mut Turn<'_>) {
+        let can_read = self.is_leader() && self.raw.raft.commit_to_current_term();
+        if can_read && self.reads.can_start_round() {
+            let context = self.reads.start_round();
+            self.raw.read_index(context);
+            self.after_call(turn, false);
+        }
+    }
+
+    fn announce_leader(&mut self, turn: &mut Turn<'_>) {
+        let leader = (Term(self.raw.raft.term), to_node(self.raw.raft.leader_id));
+        let (_, announced) = self.announced;
+        if leader == self.announced || (leader.1.is_none() && announced.is_none()) {
+            return;
+        }
+        self.announced = leader;
+        let (term, leader) = leader;
+        turn.out.events.push(Event::LeaderChanged { group: self.group, term, leader });
+    }
+
+    /// Follows every call into raft-rs.
+    fn after_call(&mut self, turn: &mut Turn<'_>, has_campaigned: bool) {
+        self.write_draw(turn.config, has_campaigned);
+        let raft = &self.raw.raft;
+        let term = Term(raft.term);
+        let is_leading = |of: Term| raft.state == StateRole::Leader && term == of;
+        let log = &raft.raft_log;
+        let is_ours = |index: Index, of: Term| is_leading(of) || log.match_term(index.0, of.0);
+        let leader = self.leader_hint();
+        self.pending.handle_commit(Index(log.committed), leader, is_ours, &mut turn.out.replies);
+        if self.leading.is_some_and(|of| !is_leading(of)) {
+            self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
+            self.reads.handle_leadership_lost(leader, &mut turn.out.replies);
+            self.leading = None;
+            self.raw.raft.maybe_free_inflight_buffers();
+        }
+        if self.is_leader() {
+            self.leading = Some(term);
+        }
+    }
+
+    /// Puts our election timeout in place of the one that raft-rs drew, or may have drawn.
+    fn write_draw(&mut self, config: &ShardConfig, has_campaigned: bool) {
+        let now = (Term(self.raw.raft.term), self.raw.raft.state);
+        if now != self.drawn_for || has_campaigned {
+            self.drawn_for = now;
+            self.draws += 1;
+            self.draw = Draw {
+                seed: config.seed,
+                node: self.node,
+                group: self.group,
+                term: now.0,
+                attempt: self.draws,
+                voters: &self.voters,
+                ticks: config.election_ticks,
+            }
+            .election_ticks();
+        }
+        self.raw.raft.set_randomized_election_timeout(self.draw as usize);
+    }
+}
+
+impl LogView for Replica {
+    fn term_at(&self, index: Index) -> Term {
+        Term(self.raw.raft.raft_log.term(index.0).expect("terms of the whole log are in memory"))
+    }
+
+    fn offset_after(&self, index: Index) -> Offset {
+        let log = &self.raw.raft.raft_log;
+        let stable = Index(log.unstable.offset - 1);
+        if index <= stable {
+            return log.store.end_at(index);
+        }
+        let count = usize::try_from(index.0 - stable.0).expect("a position in memory");
+        let headers = log.unstable.entries.iter().take(count).rev().filter(|entry| !entry.data.is_empty());
+        let mut headers = headers.map(|entry| crate::batch::BatchHeader::parse(&entry.data));
+        match headers.next() {
+            Some(header) => header.expect("a batch in the log was checked before it came here").end(),
+            None => log.store.end_at(stable),
+        }
+    }
+}
+
+fn raft_config(config: &ShardConfig, commit: Index) -> raft::Config {
+    let (shortest, longest) = config.election_ticks;
+    raft::Config {
+        id: config.node.0,
+        election_tick: config.lease_ticks as usize,
+        heartbeat_tick: config.heartbeat_ticks as usize,
+        // raft-rs' applied index is the cursor of membership changes only; ours is `applied`.
+        applied: commit.0,
+        max_size_per_msg: config.message_bytes_max as u64,
+        max_inflight_msgs: config.inflight_messages_max,
+        check_quorum: true,
+        pre_vote: true,
+        min_election_tick: shortest as usize,
+        max_election_tick: longest as usize + 1,
+        read_only_option: ReadOnlyOption::Safe,
+        skip_bcast_commit: false,
+        batch_append: false,
+        priority: 0,
+        // Uncommitted bytes are bounded by `pending_bytes_max`, before Raft sees them.
+        max_uncommitted_size: raft::NO_LIMIT,
+        max_committed_size_per_ready: raft::NO_LIMIT,
+    }
+}

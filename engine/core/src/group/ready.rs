@@ -1,0 +1,190 @@
+//! What Raft has ready: what must be durable, what may leave, and after which flush.
+//!
+//! Persist before send (Raft paper, figure 2; thesis 10.2.1 for the leader's head start):
+//! - a follower's or candidate's messages wait for the newest flush of its group;
+//! - a leader's leave at once, except while its term or vote is not durable.
+
+use std::collections::VecDeque;
+
+use raft::StateRole;
+
+use super::{FlushSeq, HardState, Index, Replica, Term, Turn, to_hard_state};
+use crate::convert::{to_log_entry, to_peer_message};
+use crate::io::{Append, ConfState, GroupAppend, LogEntry, MessageKind, Send};
+
+/// Readies in one turn after which a group counts as broken: it should have come to rest.
+const READIES_MAX: u32 = 10_000;
+
+/// What of a replica's state is on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Persistence {
+    /// As last handed out to be written. Its commit index lags: it rides with the next flush.
+    written: HardState,
+    /// As Raft has it.
+    current: HardState,
+    conf_state: Option<ConfState>,
+    /// Flushes on their way, each with the number of the last `Ready` that it covers.
+    flushes: VecDeque<(FlushSeq, u64)>,
+    /// Flush that makes our term and vote durable, while it is on its way.
+    vote_flush: Option<FlushSeq>,
+    campaign: Option<Campaign>,
+}
+
+/// A request for votes that was handed out.
+#[derive(Clone, Copy, Debug)]
+struct Campaign {
+    term: Term,
+    role: StateRole,
+    after: Option<FlushSeq>,
+}
+
+impl Persistence {
+    pub(super) fn new(hard_state: HardState, conf_state: Option<ConfState>) -> Persistence {
+        Persistence {
+            written: hard_state,
+            current: hard_state,
+            conf_state,
+            flushes: VecDeque::new(),
+            vote_flush: None,
+            campaign: None,
+        }
+    }
+
+    /// Whether a flush is on its way.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.flushes.is_empty() || self.conf_state.is_some()
+    }
+
+    /// Number of the last `Ready` that flushes up to `persisted` cover, if it has grown.
+    pub(super) fn take_persisted(&mut self, persisted: FlushSeq) -> Option<u64> {
+        self.vote_flush = self.vote_flush.filter(|seq| *seq > persisted);
+        let count = self.flushes.partition_point(|(seq, _)| *seq <= persisted);
+        self.flushes.drain(..count).next_back().map(|(_, number)| number)
+    }
+
+    /// Whether our request for votes in this term and role may have reached anybody.
+    pub(super) fn has_asked_for_votes(&self, term: Term, role: StateRole, persisted: FlushSeq) -> bool {
+        self.campaign.is_some_and(|campaign| {
+            campaign.term == term
+                && campaign.role == role
+                && campaign.after.is_none_or(|seq| seq <= persisted)
+        })
+    }
+
+    fn has_vote_changed(&self) -> bool {
+        (self.current.term, self.current.vote) != (self.written.term, self.written.vote)
+    }
+}
+
+impl Replica {
+    pub(super) fn take_ready(&mut self, turn: &mut Turn<'_>) {
+        let sends_before = turn.out.sends.len();
+        if self.persistence.conf_state.is_some() {
+            self.flush(turn, &[], 0);
+        }
+        let mut readies = 0;
+        while self.raw.has_ready() {
+            self.take_one_ready(turn, sends_before);
+            readies += 1;
+            assert!(readies < READIES_MAX, "Raft has not come to rest");
+        }
+    }
+
+    fn take_one_ready(&mut self, turn: &mut Turn<'_>, sends_before: usize) {
+        let mut ready = self.raw.ready();
+        let number = ready.number();
+        if let Some(hard_state) = ready.hs() {
+            self.persistence.current = to_hard_state(hard_state);
+        }
+        let entries: Vec<LogEntry> = ready.take_entries().into_iter().map(to_log_entry).collect();
+        let messages = ready.take_messages();
+        let persisted_messages = ready.take_persisted_messages();
+        let committed = ready.committed_entries().last().map(|entry| entry.index);
+        for state in ready.take_read_states() {
+            self.reads.handle_confirmed(&state.request_ctx, Index(state.index));
+        }
+        self.raw.raft.raft_log.store.append(&entries);
+        self.raw.advance_append_async(ready);
+
+        if !entries.is_empty() || self.persistence.has_vote_changed() {
+            self.flush(turn, &entries, number);
+        } else if let Some((_, covered)) = self.persistence.flushes.back_mut() {
+            *covered = number;
+        } else {
+            self.raw.on_persist_ready(number);
+        }
+        if let Some(index) = committed {
+            self.raw.advance_apply_to(index);
+        }
+        self.send(turn, messages, self.persistence.vote_flush, sends_before);
+        let newest = self.persistence.flushes.back().map(|(seq, _)| *seq);
+        self.send(turn, persisted_messages, newest, sends_before);
+        self.after_call(turn, false);
+    }
+
+    /// Puts entries and whatever else changed into this turn's flush.
+    fn flush(&mut self, turn: &mut Turn<'_>, entries: &[LogEntry], number: u64) {
+        let state = &mut self.persistence;
+        let append = turn.out.append.get_or_insert_with(|| Append { seq: turn.seq, groups: Vec::new() });
+        if append.groups.last().is_none_or(|last| last.group != self.group) {
+            let group = self.group;
+            append.groups.push(GroupAppend {
+                group,
+                hard_state: None,
+                conf_state: None,
+                entries: Vec::new(),
+            });
+        }
+        let ours = append.groups.last_mut().expect("pushed just now");
+        if state.has_vote_changed() {
+            state.vote_flush = Some(turn.seq);
+        }
+        if state.current != state.written {
+            ours.hard_state = Some(state.current);
+            state.written = state.current;
+        }
+        if let Some(conf_state) = state.conf_state.take() {
+            ours.conf_state = Some(conf_state);
+        }
+        if let Some(first) = entries.first() {
+            ours.entries.retain(|entry| entry.index < first.index);
+            ours.entries.extend_from_slice(entries);
+        }
+        match state.flushes.back_mut() {
+            Some((seq, covered)) if *seq == turn.seq => *covered = number,
+            _ => state.flushes.push_back((turn.seq, number)),
+        }
+    }
+
+    fn send(
+        &mut self,
+        turn: &mut Turn<'_>,
+        messages: Vec<raft::eraftpb::Message>,
+        after: Option<FlushSeq>,
+        sends_before: usize,
+    ) {
+        for message in messages.into_iter().filter_map(|message| to_peer_message(self.group, message)) {
+            if matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote) {
+                let (term, role) = (Term(self.raw.raft.term), self.raw.raft.state);
+                self.persistence.campaign = Some(Campaign { term, role, after });
+            }
+            let send = Send { message, after };
+            let ours = turn.out.sends.get_mut(sends_before..).unwrap_or_default();
+            match ours.iter_mut().rev().find(|earlier| earlier.message.to == send.message.to) {
+                Some(earlier) if is_implied(earlier, &send) => *earlier = send,
+                _ => turn.out.sends.push(send),
+            }
+        }
+    }
+}
+
+/// Whether an append that only tells the commit index is said again by a later one.
+fn is_implied(earlier: &Send, later: &Send) -> bool {
+    let (first, second) = (&earlier.message, &later.message);
+    first.kind == MessageKind::Append
+        && second.kind == MessageKind::Append
+        && first.entries.is_empty()
+        && (first.term, first.index) == (second.term, second.index)
+        && first.commit <= second.commit
+        && earlier.after == later.after
+}

@@ -1,0 +1,170 @@
+//! Applies, reads and fetches of a replica: what follows from a commit index that moved.
+
+use super::{FetchId, Index, MISSING_MAX, Replica, Turn};
+use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry};
+use crate::log_window::Wanted;
+
+/// What a fetch is for. One is outstanding for applies, one for record reads, one for each follower
+/// that lags behind memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    Apply,
+    Records,
+    Send { from: Index },
+}
+
+impl Replica {
+    /// Hands out what the commit index and the applied index allow.
+    pub(super) fn serve(&mut self, turn: &mut Turn<'_>) {
+        let committed = Index(self.raw.raft.raft_log.committed);
+        if committed > self.commit {
+            self.commit = committed;
+            self.commit_end = self.raw.store().end_at(committed);
+        }
+        self.apply(turn);
+        self.reads.handle_applied(self.applied, &mut turn.out.replies);
+        self.serve_records(turn);
+        self.fetch_for_followers(turn);
+    }
+
+    fn apply(&mut self, turn: &mut Turn<'_>) {
+        if !self.has_state_machine {
+            self.applied = self.commit;
+            return;
+        }
+        let is_busy =
+            self.applying.is_some() || self.is_fetching(Purpose::Apply) || self.is_paused_by_missing;
+        if is_busy || self.applied >= self.commit {
+            return;
+        }
+        let (from, window) = (self.applied.next(), self.raw.store());
+        let bytes_max = turn.config.apply_bytes_max;
+        if from >= window.first() {
+            let entries = window.entries(from, self.commit, bytes_max);
+            self.emit_apply(turn, entries);
+        } else {
+            let to = Index(self.commit.0.min(window.first().0 - 1));
+            self.fetch(turn, Purpose::Apply, FetchFrom::Index(from), to, bytes_max);
+        }
+    }
+
+    fn emit_apply(&mut self, turn: &mut Turn<'_>, entries: Vec<LogEntry>) {
+        let last = entries.last().expect("there is something to apply").index;
+        self.applying = Some(last);
+        let waiters = self.pending.take_waiters(last);
+        turn.out.applies.push(Apply { group: self.group, entries, waiters });
+    }
+
+    /// The state machine has applied what it was given.
+    pub(crate) fn handle_applied(&mut self, index: Index) {
+        if self.applying == Some(index) {
+            self.applying = None;
+            self.applied = index;
+            self.is_dirty = true;
+        }
+    }
+
+    fn serve_records(&mut self, turn: &mut Turn<'_>) {
+        let window = self.raw.store();
+        self.records.serve(window, self.commit, self.commit_end, &mut turn.out.replies);
+        let is_busy = self.is_fetching(Purpose::Records) || self.is_paused_by_missing;
+        if let Some(read) = self.records.front().filter(|_| !is_busy) {
+            let (from, bytes_max) = (read.from, read.bytes_max);
+            self.fetch(turn, Purpose::Records, FetchFrom::Offset(from), self.commit, bytes_max);
+        }
+    }
+
+    fn fetch_for_followers(&mut self, turn: &mut Turn<'_>) {
+        for Wanted { from, to } in self.raw.store().take_wanted() {
+            let is_open = |purpose: &&Purpose| matches!(purpose, Purpose::Send { .. });
+            let open = self.fetches.values().filter(is_open).count();
+            // A follower that finds no slot is served when a fetch comes back.
+            let has_slot = open < self.raw.raft.prs().iter().len();
+            let purpose = Purpose::Send { from };
+            if self.is_leader() && has_slot && !self.is_fetching(purpose) {
+                let to = Index(to.0.min(self.raw.store().first().0 - 1));
+                self.fetch(turn, purpose, FetchFrom::Index(from), to, turn.config.message_bytes_max);
+            }
+        }
+    }
+
+    fn is_fetching(&self, purpose: Purpose) -> bool {
+        self.fetches.values().any(|open| *open == purpose)
+    }
+
+    fn fetch(&mut self, turn: &mut Turn<'_>, purpose: Purpose, from: FetchFrom, to: Index, bytes_max: usize) {
+        let id = turn.take_fetch_id();
+        self.fetches.insert(id, purpose);
+        turn.out.fetches.push(Fetch { id, group: self.group, from, to, bytes_max });
+    }
+
+    /// Entries came back from the durable log, or did not.
+    pub(crate) fn handle_fetched(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: FetchId,
+        result: Result<Vec<LogEntry>, FetchError>,
+    ) {
+        let Some(purpose) = self.fetches.remove(&id) else { return };
+        self.is_dirty = true;
+        match result {
+            Ok(entries) if !entries.is_empty() => self.use_fetched(turn, purpose, entries),
+            Ok(_) | Err(FetchError::Missing) => self.handle_missing(purpose),
+            Err(error) => self.broken = Some(error.to_string()),
+        }
+    }
+
+    fn use_fetched(&mut self, turn: &mut Turn<'_>, purpose: Purpose, entries: Vec<LogEntry>) {
+        if let Purpose::Send { .. } = purpose {
+            return self.send_fetched(turn, entries);
+        }
+        self.missing = 0;
+        let is_committed = entries.last().is_some_and(|entry| entry.index <= self.commit);
+        if !is_committed || !self.raw.store().contains(&entries) {
+            self.broken = Some("the durable log gave back entries that are not those of this log".to_owned());
+        } else if purpose == Purpose::Records {
+            let is_served = self.records.handle_fetched(entries, self.commit_end, &mut turn.out.replies);
+            if !is_served {
+                self.broken = Some("the durable log gave back other records than asked for".to_owned());
+            }
+        } else if entries[0].index == self.applied.next() {
+            self.emit_apply(turn, entries);
+        } else {
+            self.broken = Some("the durable log gave back other entries than asked for".to_owned());
+        }
+    }
+
+    /// Builds appends from fetched entries. A log that changed meanwhile asks again by itself.
+    fn send_fetched(&mut self, turn: &mut Turn<'_>, entries: Vec<LogEntry>) {
+        if !self.is_leader() || !self.raw.store().contains(&entries) {
+            return;
+        }
+        self.raw.mut_store().lend(entries);
+        let first = self.raw.store().first().0;
+        let lagging = |node: &u64| {
+            let progress = self.raw.raft.prs().get(*node);
+            progress.is_some_and(|progress| progress.next_idx < first && !progress.is_paused())
+        };
+        let nodes = self.raw.raft.prs().iter().map(|(node, _)| *node);
+        let mut lagging: Vec<u64> = nodes.filter(|node| *node != self.node.0 && lagging(node)).collect();
+        lagging.sort_unstable();
+        for node in lagging {
+            self.raw.raft.send_append(node);
+            self.after_call(turn, false);
+        }
+        self.raw.mut_store().lend(Vec::new());
+    }
+
+    /// An entry can be on its way from the journal to the log, or cut meanwhile: ask again at the
+    /// next tick. Committed entries that stay away are lost.
+    fn handle_missing(&mut self, purpose: Purpose) {
+        if let Purpose::Send { .. } = purpose {
+            return;
+        }
+        self.missing += 1;
+        self.is_paused_by_missing = true;
+        if self.missing >= MISSING_MAX {
+            self.broken = Some("committed entries are not in the durable log".to_owned());
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Proposals of clients, from their arrival to their answer.
+//!
+//! A proposal waits until the turn ends, then it is proposed (part of an entry of ours), then
+//! committed; one that wants a state machine's response is then handed over with its entry. Each
+//! is answered exactly once, or handed over once.
+//!
+//! Bounded by `pending_bytes_max`: what waits and what is proposed and not yet committed. Full means
+//! `Busy`.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::batch::{RecordBlock, encode_batch};
+use crate::error::RequestError;
+use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
+use crate::io::{AnswerOn, Propose, Reply, ShardConfig, Token, Waiter};
+
+#[derive(Debug)]
+pub(crate) struct Pending {
+    group: GroupId,
+    waiting: VecDeque<Propose>,
+    waiting_bytes: usize,
+    /// In order of index, and of offset.
+    proposed: VecDeque<Proposed>,
+    /// Committed, wanting a response of the state machine; in order of offset.
+    committed: VecDeque<Proposed>,
+    /// Sizes of our own uncommitted entries. Outlives the requests' deadlines.
+    uncommitted: VecDeque<(Index, usize)>,
+    uncommitted_bytes: usize,
+    /// No deadline lies before this.
+    deadline_min: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Proposed {
+    token: Token,
+    first: Offset,
+    count: u32,
+    index: Index,
+    term: Term,
+    answer: AnswerOn,
+    deadline: Timestamp,
+}
+
+/// Where the next batch goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Position {
+    pub(crate) index: Index,
+    pub(crate) term: Term,
+    pub(crate) base: Offset,
+    pub(crate) at: WallTime,
+}
+
+impl Pending {
+    pub(crate) fn new(group: GroupId) -> Pending {
+        Pending {
+            group,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            proposed: VecDeque::new(),
+            committed: VecDeque::new(),
+            uncommitted: VecDeque::new(),
+            uncommitted_bytes: 0,
+            deadline_min: Timestamp(u64::MAX),
+        }
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Bytes that count against `pending_bytes_max`.
+    pub(crate) fn bytes(&self) -> usize {
+        self.waiting_bytes + self.uncommitted_bytes
+    }
+
+    pub(crate) fn push(&mut self, propose: Propose) {
+        self.waiting_bytes += block_bytes(&propose.block);
+        self.deadline_min = self.deadline_min.min(propose.deadline);
+        self.waiting.push_back(propose);
+    }
+
+    /// Packs what waits into as few batches as the limits allow, in order; the caller proposes them
+    /// at once, from `position` on.
+    pub(crate) fn pack(&mut self, config: &ShardConfig, mut position: Position) -> Vec<Bytes> {
+        let mut batches = Vec::new();
+        while !self.waiting.is_empty() {
+            let (blocks, bytes) = self.next_batch(config);
+            let parts = self.waiting.iter().take(blocks);
+            batches.push(encode_batch(position.base, position.at, parts.map(|propose| &propose.block)));
+            self.waiting_bytes -= bytes;
+            self.uncommitted_bytes += bytes;
+            self.uncommitted.push_back((position.index, bytes));
+            for propose in self.waiting.drain(..blocks) {
+                let count = propose.block.count();
+                self.proposed.push_back(Proposed {
+                    token: propose.token,
+                    first: position.base,
+                    count,
+                    index: position.index,
+                    term: position.term,
+                    answer: propose.answer,
+                    deadline: propose.deadline,
+                });
+                position.base = Offset(position.base.0 + u64::from(count));
+            }
+            position.index = position.index.next();
+        }
+        batches
+    }
+
+    /// How many blocks from the front go into one batch, and their bytes. At least one.
+    fn next_batch(&self, config: &ShardConfig) -> (usize, usize) {
+        let (mut blocks, mut bytes, mut records) = (0, 0, 0);
+        for propose in &self.waiting {
+            let more_bytes = bytes + block_bytes(&propose.block);
+            let more_records = records + propose.block.count() as usize;
+            let is_over = more_bytes > config.entry_bytes_max || more_records > config.entry_records_max;
+            if blocks > 0 && is_over {
+                break;
+            }
+            (blocks, bytes, records) = (blocks + 1, more_bytes, more_records);
+        }
+        (blocks, bytes)
+    }
+
+    /// Answers what is committed up to `commit`. `is_ours` says whether the entry at an index is
+    /// still the one that we proposed in a term: only then its records are in the log.
+    pub(crate) fn handle_commit(
+        &mut self,
+        commit: Index,
+        leader: Option<NodeId>,
+        is_ours: impl Fn(Index, Term) -> bool,
+        replies: &mut Vec<Reply>,
+    ) {
+        while self.uncommitted.front().is_some_and(|(index, _)| *index <= commit) {
+            let (_, bytes) = self.uncommitted.pop_front().expect("looked at just now");
+            self.uncommitted_bytes -= bytes;
+        }
+        while self.proposed.front().is_some_and(|proposed| proposed.index <= commit) {
+            let proposed = self.proposed.pop_front().expect("looked at just now");
+            if !is_ours(proposed.index, proposed.term) {
+                replies.push(self.failed(proposed.token, RequestError::OutcomeUnknown { leader }));
+            } else if proposed.answer == AnswerOn::Apply {
+                self.committed.push_back(proposed);
+            } else {
+                replies.push(Reply::Appended {
+                    token: proposed.token,
+                    group: self.group,
+                    first: proposed.first,
+                    count: proposed.count,
+                    index: proposed.index,
+                    term: proposed.term,
+                });
+            }
+        }
+    }
+
+    /// Hands over the requests that wait for responses of the entries up to `index`.
+    pub(crate) fn take_waiters(&mut self, index: Index) -> Vec<Waiter> {
+        let count = self.committed.partition_point(|proposed| proposed.index <= index);
+        let waiters = self.committed.drain(..count);
+        let waiter = |proposed: Proposed| Waiter {
+            token: proposed.token,
+            first: proposed.first,
+            count: proposed.count,
+            index: proposed.index,
+            term: proposed.term,
+        };
+        waiters.map(waiter).collect()
+    }
+
+    /// Leadership is lost: nothing of ours commits any more with certainty. What is committed stays.
+    pub(crate) fn handle_leadership_lost(&mut self, leader: Option<NodeId>, replies: &mut Vec<Reply>) {
+        self.fail_proposed(leader, replies);
+        self.fail_waiting(&RequestError::NotLeader { leader }, replies);
+    }
+
+    /// Nothing goes on here any more.
+    pub(crate) fn fail_all(&mut self, error: &RequestError, replies: &mut Vec<Reply>) {
+        for proposed in std::mem::take(&mut self.committed) {
+            replies.push(self.failed(proposed.token, RequestError::OutcomeUnknown { leader: None }));
+        }
+        self.fail_proposed(None, replies);
+        self.fail_waiting(error, replies);
+    }
+
+    fn fail_proposed(&mut self, leader: Option<NodeId>, replies: &mut Vec<Reply>) {
+        self.uncommitted.clear();
+        self.uncommitted_bytes = 0;
+        for proposed in std::mem::take(&mut self.proposed) {
+            replies.push(self.failed(proposed.token, RequestError::OutcomeUnknown { leader }));
+        }
+    }
+
+    fn fail_waiting(&mut self, error: &RequestError, replies: &mut Vec<Reply>) {
+        self.waiting_bytes = 0;
+        for propose in std::mem::take(&mut self.waiting) {
+            replies.push(self.failed(propose.token, error.clone()));
+        }
+    }
+
+    /// Answers requests whose time has run out.
+    pub(crate) fn handle_deadlines(
+        &mut self,
+        now: Timestamp,
+        leader: Option<NodeId>,
+        replies: &mut Vec<Reply>,
+    ) {
+        if now < self.deadline_min {
+            return;
+        }
+        let group = self.group;
+        let mut expire = |token, deadline, error: &dyn Fn() -> RequestError| {
+            let is_late = deadline <= now;
+            if is_late {
+                replies.push(Reply::Failed { token, group, error: error() });
+            }
+            !is_late
+        };
+        let unknown = || RequestError::OutcomeUnknown { leader };
+        self.committed.retain(|proposed| expire(proposed.token, proposed.deadline, &unknown));
+        self.proposed.retain(|proposed| expire(proposed.token, proposed.deadline, &unknown));
+        self.waiting.retain(|propose| expire(propose.token, propose.deadline, &|| RequestError::Timeout));
+        self.waiting_bytes = self.waiting.iter().map(|propose| block_bytes(&propose.block)).sum();
+        let proposed = self.committed.iter().chain(&self.proposed).map(|proposed| proposed.deadline);
+        let deadlines = proposed.chain(self.waiting.iter().map(|propose| propose.deadline));
+        self.deadline_min = deadlines.min().unwrap_or(Timestamp(u64::MAX));
+    }
+
+    fn failed(&self, token: Token, error: RequestError) -> Reply {
+        Reply::Failed { token, group: self.group, error }
+    }
+}
+
+/// What a block counts against the limits.
+pub(crate) fn block_bytes(block: &RecordBlock) -> usize {
+    block.as_bytes().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn propose(request: u64, records: usize, bytes: usize, deadline: u64) -> Propose {
+        Propose {
+            token: Token { origin: 1, request },
+            group: GroupId(1),
+            block: RecordBlock::from_records(&vec![vec![7_u8; bytes]; records]),
+            answer: if request % 2 == 0 { AnswerOn::Commit } else { AnswerOn::Apply },
+            deadline: Timestamp(deadline),
+        }
+    }
+
+    fn position(index: u64) -> Position {
+        Position { index: Index(index), term: Term(3), base: Offset(10), at: WallTime(5) }
+    }
+
+    fn config(entry_bytes_max: usize, entry_records_max: usize) -> ShardConfig {
+        ShardConfig { entry_bytes_max, entry_records_max, ..ShardConfig::new(NodeId(1), 0) }
+    }
+
+    #[test]
+    fn what_waits_goes_into_one_batch_and_a_block_is_never_split() {
+        let mut pending = Pending::new(GroupId(1));
+        [(2, 8), (1, 8), (30, 8), (1, 100), (1, 8)].iter().enumerate().for_each(
+            |(request, (records, bytes))| {
+                pending.push(propose(request as u64, *records, *bytes, 99));
+            },
+        );
+        let batches = pending.pack(&config(100, 16), position(5));
+        let headers: Vec<_> = batches
+            .iter()
+            .map(|data| crate::batch::BatchHeader::parse(data).unwrap())
+            .map(|header| (header.base.0, header.count))
+            .collect();
+        assert_eq!(headers, [(10, 3), (13, 30), (43, 1), (44, 1)]);
+        assert!(!pending.has_waiting());
+        let indexes: Vec<_> =
+            pending.proposed.iter().map(|proposed| (proposed.index.0, proposed.first.0)).collect();
+        assert_eq!(indexes, [(5, 10), (5, 12), (6, 13), (7, 43), (8, 44)]);
+    }
+
+    #[test]
+    fn bytes_are_held_until_commit_even_past_the_deadline() {
+        let mut pending = Pending::new(GroupId(1));
+        pending.push(propose(0, 1, 50, 10));
+        assert_eq!(pending.bytes(), 54);
+        pending.pack(&config(100, 16), position(1));
+        let mut replies = Vec::new();
+        pending.handle_deadlines(Timestamp(10), None, &mut replies);
+        assert!(matches!(&replies[..], [Reply::Failed { error: RequestError::OutcomeUnknown { .. }, .. }]));
+        assert_eq!(pending.bytes(), 54);
+        pending.handle_commit(Index(1), None, |_, _| true, &mut replies);
+        assert_eq!((pending.bytes(), replies.len()), (0, 1));
+    }
+
+    #[test]
+    fn deadlines_tell_what_was_not_tried_from_what_was() {
+        let mut pending = Pending::new(GroupId(1));
+        pending.push(propose(0, 1, 1, 10));
+        pending.pack(&config(100, 16), position(1));
+        pending.push(propose(2, 1, 1, 10));
+        pending.push(propose(4, 1, 1, 11));
+        let mut replies = Vec::new();
+        pending.handle_deadlines(Timestamp(9), None, &mut replies);
+        assert!(replies.is_empty());
+        pending.handle_deadlines(Timestamp(10), Some(NodeId(2)), &mut replies);
+        let errors: Vec<_> = replies
+            .iter()
+            .map(|reply| match reply {
+                Reply::Failed { token, error, .. } => (token.request, error.clone()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            errors,
+            [(0, RequestError::OutcomeUnknown { leader: Some(NodeId(2)) }), (2, RequestError::Timeout)]
+        );
+        assert_eq!(pending.waiting.len(), 1);
+    }
+
+    #[test]
+    fn waiters_go_with_the_entry_that_holds_their_records() {
+        let mut pending = Pending::new(GroupId(1));
+        [1, 3, 2, 5].iter().for_each(|request| pending.push(propose(*request, 1, 60, 99)));
+        pending.pack(&config(64, 16), position(1));
+        let mut replies = Vec::new();
+        pending.handle_commit(Index(3), None, |_, _| true, &mut replies);
+        assert!(matches!(&replies[..], [Reply::Appended { token: Token { request: 2, .. }, .. }]));
+        let tokens =
+            |waiters: Vec<Waiter>| waiters.iter().map(|waiter| waiter.token.request).collect::<Vec<_>>();
+        assert_eq!(tokens(pending.take_waiters(Index(1))), [1]);
+        assert_eq!(tokens(pending.take_waiters(Index(4))), [3]);
+        pending.handle_leadership_lost(None, &mut replies);
+        assert_eq!(replies.len(), 2);
+    }
+}

@@ -1,0 +1,577 @@
+//! The shard: routes inputs to its groups, keeps time, numbers the flushes and contains panics.
+//!
+//! Only groups that an input touched are looked at when the turn ends; all of them only at a tick.
+//! Whatever panics inside a group takes out that group alone: what it had said in that call is
+//! withdrawn, its requests are answered, and it never speaks again.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use crate::error::{BusyReason, ConfigError, RequestError};
+use crate::group::{BUSY_RETRY_MS, Replica, Turn};
+use crate::ids::{FlushSeq, GroupId, NodeId, Timestamp, WallTime};
+use crate::io::{
+    Event, FetchError, FetchId, GroupState, GroupStatus, Input, LogEntry, Outputs, PeerMessage, Reply, Role,
+    ShardConfig, Token,
+};
+use crate::loading::{Loading, Step};
+use crate::read_index::Read;
+use crate::records::RecordRead;
+use crate::validate::Refusal;
+
+/// Highest byte limit accepted: a batch stays far below the 4 GiB that its header can say.
+const LIMIT_BYTES_MAX: usize = 1 << 30;
+/// Highest count limit accepted.
+const LIMIT_COUNT_MAX: usize = 1 << 24;
+
+/// Many Raft groups as one deterministic state machine. See the crate's documentation.
+pub struct Shard {
+    config: ShardConfig,
+    /// Sorted; `members` stands in the same order.
+    groups: Vec<GroupId>,
+    members: Vec<Member>,
+    /// Positions of the members that the end of the turn has to look at, in order of their first
+    /// input; each once.
+    dirty: Vec<usize>,
+    is_listed: Vec<bool>,
+    last_seq: FlushSeq,
+    persisted: FlushSeq,
+    /// Flushes on their way, with the positions of the members in each.
+    flushes: VecDeque<(FlushSeq, Vec<usize>)>,
+    ticked: Timestamp,
+    wall: WallTime,
+    next_fetch: FetchId,
+    window_bytes: usize,
+    /// Bytes in memory at which entries are let go next.
+    evict_at_bytes: usize,
+    is_fenced: bool,
+}
+
+enum Member {
+    Loading(Box<Loading>),
+    Live(Box<Replica>),
+    Out(Box<Quarantined>),
+}
+
+/// A group that was taken out.
+struct Quarantined {
+    status: GroupStatus,
+    /// Why, until it has been told.
+    reason: Option<String>,
+}
+
+impl Shard {
+    /// A shard with these groups. `last_seq` is the newest flush of the shard's journal, 0 if there
+    /// is none. A group whose state is inconsistent is quarantined, and told by an [`Event`] of the
+    /// first turn.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when a setting cannot work, or a group is given twice.
+    pub fn new(
+        config: ShardConfig,
+        last_seq: FlushSeq,
+        mut states: Vec<GroupState>,
+        now: Timestamp,
+    ) -> Result<Shard, ConfigError> {
+        check_config(&config)?;
+        states.sort_by_key(|state| state.group);
+        let groups: Vec<GroupId> = states.iter().map(|state| state.group).collect();
+        if groups.first() == Some(&GroupId(0)) {
+            return Err(ConfigError::GroupZero);
+        }
+        if let Some(pair) = groups.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ConfigError::DuplicateGroup { group: pair[0] });
+        }
+        let members: Vec<Member> = states.into_iter().map(|state| start(&config, state)).collect();
+        let mut shard = Shard {
+            evict_at_bytes: config.window_bytes_max,
+            config,
+            dirty: Vec::new(),
+            is_listed: vec![false; groups.len()],
+            groups,
+            members,
+            last_seq,
+            persisted: last_seq,
+            flushes: VecDeque::new(),
+            ticked: now,
+            wall: WallTime(0),
+            next_fetch: FetchId(1),
+            window_bytes: 0,
+            is_fenced: false,
+        };
+        for at in 0..shard.members.len() {
+            let needs_turn = match &shard.members[at] {
+                Member::Live(replica) => {
+                    shard.window_bytes += replica.window_bytes();
+                    replica.is_dirty()
+                }
+                Member::Loading(_) | Member::Out(_) => true,
+            };
+            if needs_turn {
+                shard.list(at);
+            }
+        }
+        Ok(shard)
+    }
+
+    /// Takes one input. What has to be done is added to `out`, most of it by [`Input::EndTurn`].
+    /// `now` must not run backwards. The driver empties `out` before the next turn begins.
+    ///
+    /// # Panics
+    /// If a turn ends while `out` still holds the append of the last one.
+    pub fn step(&mut self, now: Timestamp, input: Input, out: &mut Outputs) {
+        if self.is_fenced {
+            return refuse_when_fenced(input, out);
+        }
+        match input {
+            Input::EndTurn => self.handle_end_turn(now, out),
+            Input::Wall(at) => self.wall = self.wall.max(at),
+            Input::Message(message) => self.handle_message(now, message, out),
+            Input::Propose(propose) => {
+                let (token, group) = (propose.token, propose.group);
+                self.request(now, token, group, out, |replica, turn| replica.handle_propose(turn, propose));
+            }
+            Input::Read { token, group, deadline } => {
+                let read = Read { token, deadline };
+                self.request(now, token, group, out, |replica, turn| replica.handle_read(turn, read));
+            }
+            Input::ReadRecords { token, group, from, bytes_max, deadline } => {
+                let read = RecordRead { token, from, bytes_max, deadline };
+                self.request(now, token, group, out, |replica, turn| replica.handle_read_records(turn, read));
+            }
+            Input::Persisted { seq } => self.handle_persisted(now, seq, out),
+            Input::PersistFailed => self.handle_persist_failed(now, out),
+            Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
+            Input::Applied { group, index } => {
+                self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
+            }
+            Input::Unreachable { node } => self.handle_unreachable(now, node, out),
+            Input::TransferLeader { group, to } => {
+                self.with_group(now, group, out, |replica, turn| replica.handle_transfer(turn, to));
+            }
+        }
+    }
+
+    /// When time itself is the next input, if nothing arrives before: feed [`Input::EndTurn`] then.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        if self.is_fenced || self.groups.is_empty() {
+            return None;
+        }
+        if !self.dirty.is_empty() {
+            return Some(self.ticked);
+        }
+        Some(self.ticked.after(self.config.tick))
+    }
+
+    /// How a group's replica stands; `None` if there is none.
+    #[must_use]
+    pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        self.position(group).map(|at| self.members[at].status())
+    }
+
+    /// How all replicas stand, in order of group.
+    pub fn statuses(&self) -> impl Iterator<Item = GroupStatus> {
+        self.members.iter().map(Member::status)
+    }
+
+    // Routing
+
+    fn position(&self, group: GroupId) -> Option<usize> {
+        self.groups.binary_search(&group).ok()
+    }
+
+    fn with_group(
+        &mut self,
+        now: Timestamp,
+        group: GroupId,
+        out: &mut Outputs,
+        call: impl FnOnce(&mut Replica, &mut Turn<'_>),
+    ) {
+        if let Some(at) = self.position(group) {
+            self.call(now, at, out, call);
+        }
+    }
+
+    fn request(
+        &mut self,
+        now: Timestamp,
+        token: Token,
+        group: GroupId,
+        out: &mut Outputs,
+        call: impl FnOnce(&mut Replica, &mut Turn<'_>),
+    ) {
+        let error = match self.position(group).map(|at| (at, &self.members[at])) {
+            Some((at, Member::Live(_))) => return self.call(now, at, out, call),
+            Some((_, Member::Out(_))) => RequestError::Quarantined,
+            Some((_, Member::Loading(_))) => {
+                RequestError::Busy { reason: BusyReason::Reads, retry_after_ms: BUSY_RETRY_MS }
+            }
+            None => RequestError::UnknownGroup,
+        };
+        out.replies.push(Reply::Failed { token, group, error });
+    }
+
+    fn handle_message(&mut self, now: Timestamp, message: PeerMessage, out: &mut Outputs) {
+        let (group, from) = (message.group, message.from);
+        if self.position(group).is_none() {
+            let reason = Refusal::UnknownGroup { group };
+            return out.events.push(Event::MessageRefused { group, from, reason });
+        }
+        self.with_group(now, group, out, |replica, turn| replica.handle_message(turn, message));
+    }
+
+    fn handle_persisted(&mut self, now: Timestamp, seq: FlushSeq, out: &mut Outputs) {
+        self.persisted = self.persisted.max(seq.min(self.last_seq));
+        while self.flushes.front().is_some_and(|(flush, _)| *flush <= self.persisted) {
+            let (_, members) = self.flushes.pop_front().expect("looked at just now");
+            for at in members {
+                self.call(now, at, out, |replica, turn| replica.handle_persisted(turn));
+            }
+        }
+    }
+
+    fn handle_persist_failed(&mut self, now: Timestamp, out: &mut Outputs) {
+        for at in 0..self.members.len() {
+            self.call(now, at, out, |replica, turn| replica.handle_fence(turn));
+        }
+        self.is_fenced = true;
+        self.flushes.clear();
+        out.events.push(Event::Fenced);
+    }
+
+    fn handle_unreachable(&mut self, now: Timestamp, node: NodeId, out: &mut Outputs) {
+        for at in 0..self.members.len() {
+            self.call(now, at, out, |replica, turn| replica.handle_unreachable(turn, node));
+        }
+    }
+
+    fn handle_fetched(
+        &mut self,
+        now: Timestamp,
+        id: FetchId,
+        group: GroupId,
+        result: Result<Vec<LogEntry>, FetchError>,
+        out: &mut Outputs,
+    ) {
+        let Some(at) = self.position(group) else { return };
+        let Member::Loading(loading) = &mut self.members[at] else {
+            return self.call(now, at, out, |replica, turn| replica.handle_fetched(turn, id, result));
+        };
+        let is_missing = result == Err(FetchError::Missing);
+        match loading.handle_fetched(id, result) {
+            Step::Waiting if is_missing => {}
+            Step::Waiting => self.list(at),
+            Step::Broken(reason) => self.quarantine(at, reason, out),
+            Step::Complete(state) => {
+                self.members[at] = start(&self.config, *state);
+                if let Member::Live(replica) = &self.members[at] {
+                    self.window_bytes += replica.window_bytes();
+                }
+                self.list(at);
+            }
+        }
+    }
+
+    // Turns
+
+    fn handle_end_turn(&mut self, now: Timestamp, out: &mut Outputs) {
+        assert!(out.append.is_none(), "the driver empties the outputs of a turn before the next");
+        self.handle_ticks(now, out);
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for at in dirty.drain(..) {
+            self.is_listed[at] = false;
+            match &mut self.members[at] {
+                Member::Live(_) => self.call(now, at, out, |replica, turn| replica.handle_turn(turn)),
+                Member::Loading(loading) => {
+                    let fetch = loading.take_fetch(&mut self.next_fetch, self.config.window_bytes_max);
+                    out.fetches.extend(fetch);
+                }
+                Member::Out(quarantined) => {
+                    let (group, reason) = (quarantined.status.group, quarantined.reason.take());
+                    out.events.extend(reason.map(|reason| Event::Quarantined { group, reason }));
+                }
+            }
+        }
+        // A group can ask for another turn within its own: that is for the next one.
+        dirty.append(&mut self.dirty);
+        self.dirty = dirty;
+        self.number_flush(out);
+        self.evict();
+    }
+
+    /// Ticks that are due. After a pause only a few are made up for: messages that waited through
+    /// it are in the same turn or the next, and must be looked at before anybody campaigns.
+    fn handle_ticks(&mut self, now: Timestamp, out: &mut Outputs) {
+        let tick = u64::try_from(self.config.tick.as_nanos()).unwrap_or(u64::MAX);
+        let due = now.0.saturating_sub(self.ticked.0) / tick;
+        if due == 0 {
+            return;
+        }
+        let ticks_max = u64::from(self.config.heartbeat_ticks);
+        self.ticked = if due > ticks_max { now } else { Timestamp(self.ticked.0 + due * tick) };
+        let ticks = u32::try_from(due.min(ticks_max)).expect("at most heartbeat_ticks");
+        for at in 0..self.members.len() {
+            if let Member::Loading(_) = &self.members[at] {
+                self.list(at);
+            }
+            self.call(now, at, out, |replica, turn| replica.handle_ticks(turn, ticks));
+        }
+    }
+
+    fn number_flush(&mut self, out: &Outputs) {
+        let Some(append) = &out.append else { return };
+        self.last_seq = append.seq;
+        let members = append.groups.iter().filter_map(|group| self.position(group.group)).collect();
+        self.flushes.push_back((append.seq, members));
+    }
+
+    /// Lets go of entries beyond `window_bytes_max`, most from the groups that hold most, down to an
+    /// eighth below it so that this is rare.
+    fn evict(&mut self) {
+        if self.window_bytes <= self.evict_at_bytes {
+            return;
+        }
+        let slack = self.config.window_bytes_max / 8;
+        let group_bytes_max = water_level(
+            self.members.iter().filter_map(Member::live).map(Replica::window_bytes).collect(),
+            self.config.window_bytes_max - slack,
+        );
+        self.window_bytes = 0;
+        for member in &mut self.members {
+            if let Member::Live(replica) = member {
+                replica.evict(group_bytes_max);
+                self.window_bytes += replica.window_bytes();
+            }
+        }
+        // What is not durable or committed stays: do not look for it again at once.
+        self.evict_at_bytes = self.config.window_bytes_max.max(self.window_bytes + slack);
+    }
+
+    // Containment
+
+    fn list(&mut self, at: usize) {
+        if !std::mem::replace(&mut self.is_listed[at], true) {
+            self.dirty.push(at);
+        }
+    }
+
+    /// Calls into one group; takes it out if it panics or finds itself broken.
+    fn call(
+        &mut self,
+        now: Timestamp,
+        at: usize,
+        out: &mut Outputs,
+        call: impl FnOnce(&mut Replica, &mut Turn<'_>),
+    ) {
+        let Member::Live(replica) = &mut self.members[at] else { return };
+        let bytes_before = replica.window_bytes();
+        let said_before = Said::of(out);
+        let mut turn = Turn {
+            config: &self.config,
+            now,
+            wall: self.wall,
+            seq: FlushSeq(self.last_seq.0 + 1),
+            persisted: self.persisted,
+            next_fetch: &mut self.next_fetch,
+            out,
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| call(replica, &mut turn)));
+        let reason = match result {
+            Ok(()) => replica.broken().map(str::to_owned),
+            Err(panic) => Some(panic_text(panic.as_ref())),
+        };
+        if let Some(reason) = reason {
+            said_before.withdraw_rest(out);
+            self.window_bytes -= bytes_before;
+            return self.quarantine(at, reason, out);
+        }
+        let is_dirty = replica.is_dirty();
+        self.window_bytes = self.window_bytes + replica.window_bytes() - bytes_before;
+        if is_dirty {
+            self.list(at);
+        }
+    }
+
+    fn quarantine(&mut self, at: usize, reason: String, out: &mut Outputs) {
+        let group = self.groups[at];
+        // A replica that has just panicked may panic again.
+        let status = catch_unwind(AssertUnwindSafe(|| self.members[at].status()));
+        let status = status.unwrap_or_else(|_| unknown_status(group));
+        let member = std::mem::replace(&mut self.members[at], taken_out(status, reason));
+        if let Member::Live(mut replica) = member {
+            replica.fail_all(&RequestError::Quarantined, &mut out.replies);
+        }
+        self.list(at);
+    }
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard")
+            .field("node", &self.config.node)
+            .field("groups", &self.groups.len())
+            .field("last_seq", &self.last_seq)
+            .field("persisted", &self.persisted)
+            .field("is_fenced", &self.is_fenced)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Member {
+    fn live(&self) -> Option<&Replica> {
+        match self {
+            Member::Live(replica) => Some(replica),
+            Member::Loading(_) | Member::Out(_) => None,
+        }
+    }
+
+    fn status(&self) -> GroupStatus {
+        match self {
+            Member::Live(replica) => replica.status(),
+            Member::Loading(loading) => loading.status(),
+            Member::Out(quarantined) => quarantined.status.clone(),
+        }
+    }
+}
+
+/// How much had been said before a call into a group.
+struct Said {
+    groups: usize,
+    sends: usize,
+    applies: usize,
+    fetches: usize,
+}
+
+impl Said {
+    fn of(out: &Outputs) -> Said {
+        Said {
+            groups: out.append.as_ref().map_or(0, |append| append.groups.len()),
+            sends: out.sends.len(),
+            applies: out.applies.len(),
+            fetches: out.fetches.len(),
+        }
+    }
+
+    /// Takes back what was said since, except answers and events: those stand.
+    fn withdraw_rest(&self, out: &mut Outputs) {
+        if let Some(append) = &mut out.append {
+            append.groups.truncate(self.groups);
+        }
+        out.append.take_if(|append| append.groups.is_empty());
+        out.sends.truncate(self.sends);
+        out.applies.truncate(self.applies);
+        out.fetches.truncate(self.fetches);
+    }
+}
+
+fn start(config: &ShardConfig, state: GroupState) -> Member {
+    let status = GroupStatus {
+        term: state.hard_state.term,
+        commit: state.hard_state.commit,
+        last: state.last,
+        ..unknown_status(state.group)
+    };
+    let state = match Loading::new(state) {
+        Ok(loading) => return Member::Loading(Box::new(loading)),
+        Err(state) => state,
+    };
+    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, &state))) {
+        Ok(Ok(replica)) => Member::Live(Box::new(replica)),
+        Ok(Err(reason)) => taken_out(status, reason),
+        Err(panic) => taken_out(status, panic_text(panic.as_ref())),
+    }
+}
+
+fn taken_out(status: GroupStatus, reason: String) -> Member {
+    let status = GroupStatus { role: Role::Follower, leader: None, is_quarantined: true, ..status };
+    Member::Out(Box::new(Quarantined { status, reason: Some(reason) }))
+}
+
+fn unknown_status(group: GroupId) -> GroupStatus {
+    GroupStatus {
+        group,
+        role: Role::Follower,
+        term: Default::default(),
+        leader: None,
+        commit: Default::default(),
+        applied: Default::default(),
+        last: Default::default(),
+        end: Default::default(),
+        is_quarantined: false,
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+/// Answers requests of a shard that is fenced; everything else is dropped.
+fn refuse_when_fenced(input: Input, out: &mut Outputs) {
+    let (token, group) = match input {
+        Input::Propose(propose) => (propose.token, propose.group),
+        Input::Read { token, group, .. } | Input::ReadRecords { token, group, .. } => (token, group),
+        Input::EndTurn
+        | Input::Wall(_)
+        | Input::Message(_)
+        | Input::Persisted { .. }
+        | Input::PersistFailed
+        | Input::Fetched { .. }
+        | Input::Applied { .. }
+        | Input::Unreachable { .. }
+        | Input::TransferLeader { .. } => return,
+    };
+    out.replies.push(Reply::Failed { token, group, error: RequestError::Fenced });
+}
+
+/// The size that, as a maximum for each, brings the sum of sizes down to `sum_max`.
+fn water_level(mut sizes: Vec<usize>, sum_max: usize) -> usize {
+    sizes.sort_unstable();
+    let (mut left, mut count) = (sum_max, sizes.len());
+    for size in sizes {
+        if size * count > left {
+            return left / count;
+        }
+        left -= size;
+        count -= 1;
+    }
+    usize::MAX
+}
+
+fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
+    if config.node == NodeId(0) {
+        return Err(ConfigError::NodeZero);
+    }
+    if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&config.tick) {
+        return Err(ConfigError::Tick);
+    }
+    let (heartbeat_ticks, lease_ticks) = (config.heartbeat_ticks, config.lease_ticks);
+    if heartbeat_ticks == 0 || heartbeat_ticks >= lease_ticks {
+        return Err(ConfigError::HeartbeatTicks { heartbeat_ticks, lease_ticks });
+    }
+    let (shortest, longest) = config.election_ticks;
+    if shortest <= lease_ticks || longest < shortest || longest > 1_000_000 {
+        return Err(ConfigError::ElectionTicks { shortest, longest, lease_ticks });
+    }
+    let limits = [
+        ("entry_bytes_max", config.entry_bytes_max, LIMIT_BYTES_MAX),
+        ("entry_records_max", config.entry_records_max, LIMIT_COUNT_MAX),
+        ("pending_bytes_max", config.pending_bytes_max, LIMIT_BYTES_MAX),
+        ("message_bytes_max", config.message_bytes_max, LIMIT_BYTES_MAX),
+        ("inflight_messages_max", config.inflight_messages_max, LIMIT_COUNT_MAX),
+        ("window_bytes_max", config.window_bytes_max, usize::MAX / 2),
+        ("apply_bytes_max", config.apply_bytes_max, LIMIT_BYTES_MAX),
+        ("reads_waiting_max", config.reads_waiting_max, LIMIT_COUNT_MAX),
+    ];
+    let is_out_of_range = |limit: &(&'static str, usize, usize)| limit.1 == 0 || limit.1 > limit.2;
+    match limits.into_iter().find(is_out_of_range) {
+        Some((setting, value, value_max)) => Err(ConfigError::Limit { setting, value, value_max }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
