@@ -1,8 +1,8 @@
 //! Bytes that nobody honest sends: an error, or in-range data; never a panic.
 
 use bytes::Bytes;
-use iroh_raft_core::MessageKind;
 use iroh_raft_core::batch::BatchError;
+use iroh_raft_core::{EntryKind, MessageKind};
 use iroh_raft_netbridge::wire::handshake::{BODY_BYTES_MAX, Handshake};
 use iroh_raft_netbridge::wire::{
     ClientFrame, FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, Lane, PeerFrame, ReplyFrame,
@@ -10,7 +10,9 @@ use iroh_raft_netbridge::wire::{
 use proptest::prelude::*;
 
 use crate::round_trip::content;
-use crate::samples::{Content, decode, decode_body, encode, heartbeat, joined, message, samples};
+use crate::samples::{
+    Content, decode, decode_body, encode, entry as entry_of, heartbeat, joined, message, samples,
+};
 
 /// The frame with a header whose checksum is right again.
 fn sealed(mut frame: Vec<u8>) -> Vec<u8> {
@@ -28,6 +30,11 @@ fn with(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
 
 fn header_of(frame: &[u8]) -> FrameHeader {
     FrameHeader::parse(frame.first_chunk().unwrap(), &FrameLimits::PEER).unwrap()
+}
+
+fn header(kind: FrameKind, archive_bytes: u32, payload_bytes: u32) -> FrameHeader {
+    let [source_shard, destination_shard] = Default::default();
+    FrameHeader { kind, source_shard, destination_shard, archive_bytes, payload_bytes }
 }
 
 fn is_handshake(content: &Content) -> bool {
@@ -111,13 +118,8 @@ proptest! {
         archive_share in 0.0..=1.0,
     ) {
         let archive_bytes = (body.len() as f64 * archive_share) as u32;
-        let header = FrameHeader {
-            kind: FrameKind::from_u8(kind).unwrap(),
-            source_shard: Default::default(),
-            destination_shard: Default::default(),
-            archive_bytes,
-            payload_bytes: body.len() as u32 - archive_bytes,
-        };
+        let payload_bytes = body.len() as u32 - archive_bytes;
+        let header = header(FrameKind::from_u8(kind).unwrap(), archive_bytes, payload_bytes);
         let _ = decode_body(&header, body.into());
     }
 
@@ -157,15 +159,8 @@ fn each_field_of_the_header_is_checked() {
 fn sizes_are_checked_against_the_limits_before_anything_is_read() {
     let limits = FrameLimits { archive_bytes_max: 100, payload_bytes_max: 200 };
     let parse = |kind, archive_bytes, payload_bytes| {
-        let [source_shard, destination_shard] = Default::default();
-        let header = FrameHeader { kind, source_shard, destination_shard, archive_bytes, payload_bytes };
-        let parsed = FrameHeader::parse(&header.encode(), &limits);
-        // A header that did not come through `parse` is no way around the limits.
-        let decoded = PeerFrame::decode(&header, Bytes::new(), &limits).map(|_| header);
-        if kind == FrameKind::Request {
-            assert_eq!(parsed.is_ok(), !matches!(decoded, Err(FrameError::TooLarge { .. })));
-        }
-        parsed.map(|_| ())
+        let header = header(kind, archive_bytes, payload_bytes);
+        FrameHeader::parse(&header.encode(), &limits).map(|_| ())
     };
     let too_large = |what, bytes, bytes_max| Err(FrameError::TooLarge { what, bytes, bytes_max });
     assert_eq!(parse(FrameKind::Peer(Lane::Append), 100, 200), Ok(()));
@@ -175,6 +170,25 @@ fn sizes_are_checked_against_the_limits_before_anything_is_read() {
     let over = BODY_BYTES_MAX + 1;
     assert_eq!(parse(FrameKind::Handshake, 0, over), too_large("a payload", over, BODY_BYTES_MAX));
     assert_eq!(parse(FrameKind::Handshake, 1, 0), too_large("an archive", 1, 0));
+    // A header that did not come through `parse` is no way around the limits.
+    let header = header(FrameKind::Peer(Lane::Append), 101, 0);
+    let decoded = PeerFrame::decode(&header, vec![0; 101].into(), &limits).map(|_| ());
+    assert_eq!(decoded, too_large("an archive", 101, 100));
+}
+
+#[test]
+fn bytes_that_no_descriptor_names_are_refused() {
+    for (name, content) in samples().into_iter().filter(|(_, content)| !is_handshake(content)) {
+        let frame = joined(&encode(&content));
+        let header = header_of(&frame);
+        let (archive, payload) = frame[HEADER_BYTES..].split_at(header.archive_bytes as usize);
+        let longer = FrameHeader { archive_bytes: header.archive_bytes + 1, ..header };
+        let in_archive = decode_body(&longer, [&[0], archive, payload].concat().into());
+        assert!(matches!(in_archive, Err(FrameError::Length { what: "an archive", .. })), "{name}");
+        let longer = FrameHeader { payload_bytes: header.payload_bytes + 1, ..header };
+        let in_payload = decode_body(&longer, [archive, payload, &[0]].concat().into());
+        assert!(matches!(in_payload, Err(FrameError::Length { .. })), "{name}");
+    }
 }
 
 #[test]
@@ -221,7 +235,14 @@ fn each_field_of_a_descriptor_is_checked() {
         panic!("samples")
     };
     let append = joined(&encode(append));
+    // Rows that no message takes.
+    assert_eq!(decode(&with(&append, MESSAGE + 37, &[0])), Err(FrameError::Count { what: "details" }));
     let entry = HEADER_BYTES + 3 * 40 + 3 * 40;
+    let mut empty_entry = message(MessageKind::Append, 1);
+    empty_entry.entries = vec![entry_of(1, EntryKind::Normal, Bytes::new())];
+    let without_data = joined(&encode(&Content::Peer(Lane::Append, vec![empty_entry])));
+    let none = decode(&with(&without_data, MESSAGE + 32, &[0]));
+    assert_eq!(none, Err(FrameError::Count { what: "entries" }));
     assert_eq!(decode(&with(&append, entry + 20, &[3])), unknown("kind of entry", 3));
     assert!(matches!(decode(&with(&append, entry + 21, &[1])), Err(FrameError::Reserved { .. })));
     assert!(matches!(decode(&with(&append, entry + 16, &[0])), Err(FrameError::Length { .. })));

@@ -1,5 +1,7 @@
 //! Frames to try things on: one of every kind, with every field set to something else.
 
+use std::sync::Once;
+
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
@@ -72,8 +74,22 @@ pub(crate) fn decode(frame: &[u8]) -> Result<Content, FrameError> {
     decode_body(&FrameHeader::parse(header, &FrameLimits::PEER)?, Bytes::copy_from_slice(body))
 }
 
+/// Texts of failures are kept up to a bound, and hostile bytes fill it: those of the samples come
+/// first.
+fn keep_texts() {
+    static KEPT: Once = Once::new();
+    KEPT.call_once(|| {
+        let failed = |error| ClientReply { request: 1, group: GroupId(1), body: ReplyBody::Failed(error) };
+        let frame = joined(&encode(&Content::Replies(failures().into_iter().map(failed).collect())));
+        let (header, body) = frame.split_first_chunk::<HEADER_BYTES>().unwrap();
+        let header = FrameHeader::parse(header, &FrameLimits::REPLY).unwrap();
+        ReplyFrame::decode(&header, Bytes::copy_from_slice(body), &FrameLimits::REPLY).unwrap();
+    });
+}
+
 /// Decodes, walks everything, and checks that each piece of payload lies inside the body.
 pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, FrameError> {
+    keep_texts();
     let range = body.as_ptr_range();
     let inside = |piece: &Bytes| {
         let piece = piece.as_ptr_range();
