@@ -1,0 +1,99 @@
+//! The durable log of one node: flushes are atomic and in order; a crash loses those not yet done.
+
+use std::collections::BTreeMap;
+
+use iroh_raft_core::batch::BatchHeader;
+use iroh_raft_core::{
+    Append, ConfState, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState, Index, LogEntry,
+    Offset, TermRun,
+};
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StoredGroup {
+    pub(crate) hard_state: HardState,
+    pub(crate) conf_state: Option<ConfState>,
+    pub(crate) entries: Vec<LogEntry>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk {
+    pub(crate) last_seq: FlushSeq,
+    pub(crate) groups: BTreeMap<GroupId, StoredGroup>,
+}
+
+impl Disk {
+    pub(crate) fn write(&mut self, append: &Append) {
+        assert_eq!(append.seq.0, self.last_seq.0 + 1, "flushes are dense");
+        self.last_seq = append.seq;
+        for change in &append.groups {
+            let stored = self.groups.entry(change.group).or_default();
+            stored.hard_state = change.hard_state.unwrap_or(stored.hard_state);
+            if let Some(conf_state) = &change.conf_state {
+                assert!(stored.conf_state.replace(conf_state.clone()).is_none(), "members are written once");
+            }
+            if let Some(first) = change.entries.first() {
+                let keep = usize::try_from(first.index.0 - 1).unwrap();
+                assert!(keep <= stored.entries.len(), "an append leaves a gap");
+                assert!(keep as u64 >= stored.hard_state.commit.0.min(keep as u64), "commit is never cut");
+                stored.entries.truncate(keep);
+                stored.entries.extend_from_slice(&change.entries);
+            }
+            assert!(stored.hard_state.commit.0 <= stored.entries.len() as u64, "commit within the log");
+            for (at, entry) in stored.entries.iter().enumerate().skip(stored.entries.len().saturating_sub(64)) {
+                assert_eq!(entry.index.0, at as u64 + 1, "entries are contiguous");
+            }
+        }
+    }
+
+    /// What recovery would hand to the shard, with at most `tail_max` entries of each group.
+    pub(crate) fn recover(&self, fresh: &GroupState, tail_max: usize) -> GroupState {
+        let Some(stored) = self.groups.get(&fresh.group) else { return fresh.clone() };
+        let mut runs: Vec<TermRun> = Vec::new();
+        for entry in &stored.entries {
+            if runs.last().is_none_or(|run| run.term != entry.term) {
+                runs.push(TermRun { first: entry.index, term: entry.term });
+            }
+        }
+        GroupState {
+            hard_state: stored.hard_state,
+            conf_state: stored.conf_state.clone().unwrap_or_else(|| fresh.conf_state.clone()),
+            is_durable: stored.conf_state.is_some(),
+            term_runs: runs,
+            last: Index(stored.entries.len() as u64),
+            next_offset: stored.next_offset(),
+            tail: stored.entries[stored.entries.len().saturating_sub(tail_max)..].to_vec(),
+            ..fresh.clone()
+        }
+    }
+
+    pub(crate) fn read(&self, fetch: &Fetch) -> Result<Vec<LogEntry>, FetchError> {
+        let entries = &self.groups.get(&fetch.group).ok_or(FetchError::Missing)?.entries;
+        let from = match fetch.from {
+            FetchFrom::Index(index) => index.0 - 1,
+            FetchFrom::Offset(offset) => {
+                let holds = |entry: &&LogEntry| header(entry).is_some_and(|header| header.end() > offset);
+                entries.iter().find(holds).ok_or(FetchError::Missing)?.index.0 - 1
+            }
+        };
+        let to = usize::try_from(fetch.to.0).unwrap().min(entries.len());
+        let wanted = entries.get(usize::try_from(from).unwrap()..to).unwrap_or_default();
+        let mut bytes = 0;
+        let fitting = wanted.iter().take_while(|entry| {
+            let is_first = bytes == 0;
+            bytes += entry.data.len() + 1;
+            is_first || bytes <= fetch.bytes_max
+        });
+        let found: Vec<LogEntry> = fitting.cloned().collect();
+        if found.is_empty() { Err(FetchError::Missing) } else { Ok(found) }
+    }
+}
+
+impl StoredGroup {
+    pub(crate) fn next_offset(&self) -> Offset {
+        self.entries.iter().rev().find_map(header).map_or(Offset(0), |header| header.end())
+    }
+}
+
+pub(crate) fn header(entry: &LogEntry) -> Option<BatchHeader> {
+    (!entry.data.is_empty()).then(|| BatchHeader::parse(&entry.data).unwrap())
+}

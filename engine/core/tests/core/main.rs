@@ -1,0 +1,6 @@
+//! The shard as its drivers see it: whole clusters of shards in memory, by seed.
+
+mod harness;
+
+mod chaos;
+mod passages;

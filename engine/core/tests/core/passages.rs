@@ -1,0 +1,1 @@
+//! Passages of Raft, one test each.
