@@ -1,1 +1,42 @@
-//! Placeholder.
+//! iroh-raft: a thread-per-core, sharded multi-Raft engine for replicated logs on Linux.
+//!
+//! Groups are pinned to shards; a shard is one glommio executor with one journal; one bridge
+//! thread runs the QUIC endpoint. [`RaftCluster`] is the small front door, [`Engine`] the large
+//! one. ARCHITECTURE.md follows one record through the threads.
+//!
+//! Invariants: the way in and out of a shard is a bounded ring; no shard ever blocks; nothing is
+//! acknowledged before a quorum has it on stable storage.
+//!
+//! It never decides anything about consensus: that is `iroh-raft-core`, which these threads drive.
+#![deny(unsafe_code)]
+
+pub mod cluster;
+pub mod config;
+pub mod cpu;
+mod driver;
+pub mod engine;
+pub mod error;
+pub mod kv;
+mod membarrier;
+mod preflight;
+mod reader_thread;
+pub mod state_machine;
+pub mod stats;
+mod writer_thread;
+
+pub use cluster::{ClusterError, LogOnly, RaftCluster, RaftClusterBuilder, cluster_id};
+pub use config::{EngineConfig, Pinning, Preset};
+pub use engine::{Appended, Engine, EngineStats, Records};
+pub use error::EngineError;
+pub use iroh_raft_core as core;
+pub use iroh_raft_core::{GroupId, GroupStatus, NodeId, Offset, RequestError, Retry, Role};
+pub use iroh_raft_netbridge as net;
+pub use iroh_raft_netbridge::identity::{EndpointId, Identity};
+pub use iroh_raft_netbridge::port::Rights;
+pub use state_machine::{ApplyContext, Message, StateMachine};
+
+/// Everything a first program needs.
+pub mod prelude {
+    pub use crate::kv::{KeyValue, KvAnswer, KvCommand, KvQuery, KvResponse};
+    pub use crate::{Engine, GroupId, Identity, NodeId, Offset, Preset, RaftCluster, Rights, StateMachine};
+}

@@ -114,6 +114,12 @@ pub struct DataFolder {
 }
 
 impl DataFolder {
+    /// Whether a folder has been a data folder before: then its node's key must be there as well.
+    #[must_use]
+    pub fn is_used(path: impl AsRef<Path>) -> bool {
+        path.as_ref().join(MANIFEST).exists()
+    }
+
     /// Opens a node's folder, or makes one if there is none or an empty one. When it returns, this
     /// start's boot epoch is on stable storage.
     ///

@@ -1,0 +1,263 @@
+//! The small front door: a node with one kind of state machine, built in a few lines.
+
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_channel::oneshot;
+use iroh_raft_core::{ClusterId, GroupId, NodeId, RequestError};
+use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
+use iroh_raft_netbridge::identity::EndpointId;
+use iroh_raft_netbridge::port::Rights;
+
+use crate::config::{EngineConfig, Pinning, Preset};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::state_machine::{DecodeError, Machine, MachineFactory, Message, StateMachine};
+
+/// Time that [`RaftCluster::shutdown`] takes at most.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a proposal or a query failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The engine refused it or lost it; `retry()` of the inner error says what to do.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The answer is not of the state machine's types.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+/// A group of a cluster that is only a log: no state machine, records are bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct LogOnly;
+
+/// One node of a cluster whose groups all run the state machine `S` (or [`LogOnly`]).
+///
+/// Clones are handles to the same node.
+#[derive(Debug)]
+pub struct RaftCluster<S = LogOnly> {
+    engine: Engine,
+    machine: PhantomData<fn() -> S>,
+}
+
+impl<S> Clone for RaftCluster<S> {
+    fn clone(&self) -> Self {
+        RaftCluster { engine: self.engine.clone(), machine: PhantomData }
+    }
+}
+
+impl RaftCluster<LogOnly> {
+    /// Settings of a node; [`state_machine`](RaftClusterBuilder::state_machine) gives it one.
+    #[must_use]
+    pub fn builder() -> RaftClusterBuilder<LogOnly> {
+        RaftClusterBuilder {
+            config: EngineConfig::new(Preset::default(), cluster_id("default"), NodeId(0), PathBuf::new()),
+            machine: PhantomData,
+            machines: Arc::new(|_| None),
+        }
+    }
+}
+
+impl<S> RaftCluster<S> {
+    /// The engine underneath: several groups, records, status, counters.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Stops the node in order.
+    ///
+    /// # Errors
+    /// As [`Engine::shutdown`], after 10 seconds.
+    pub async fn shutdown(self) -> Result<(), EngineError> {
+        self.engine.shutdown(SHUTDOWN_DEADLINE).await
+    }
+}
+
+impl<S: StateMachine> RaftCluster<S> {
+    /// Proposes a command to group 1. Ok means: durable on a quorum and applied here.
+    ///
+    /// # Errors
+    /// [`ClusterError`]; `NotLeader` names the node to ask.
+    pub async fn propose(&self, command: &S::Command) -> Result<S::Response, ClusterError> {
+        self.propose_to(GroupId(1), command).await
+    }
+
+    /// Proposes a command to a group.
+    ///
+    /// # Errors
+    /// As [`propose`](RaftCluster::propose).
+    pub async fn propose_to(
+        &self,
+        group: GroupId,
+        command: &S::Command,
+    ) -> Result<S::Response, ClusterError> {
+        let response = self.engine.propose(group, &command.encode()).await?;
+        Ok(S::Response::decode(&response)?)
+    }
+
+    /// Asks group 1's state machine; the answer covers everything acknowledged before the call.
+    ///
+    /// # Errors
+    /// [`ClusterError`]; asking again is always safe.
+    pub async fn query(&self, query: &S::Query) -> Result<S::Answer, ClusterError> {
+        self.query_of(GroupId(1), query).await
+    }
+
+    /// Asks a group's state machine; linearizable.
+    ///
+    /// # Errors
+    /// As [`query`](RaftCluster::query).
+    pub async fn query_of(&self, group: GroupId, query: &S::Query) -> Result<S::Answer, ClusterError> {
+        let answer = self.engine.query(group, query.encode().into(), true).await?;
+        Ok(S::Answer::decode(&answer)?)
+    }
+
+    /// Asks this node's replica of a group, however far it is behind.
+    ///
+    /// # Errors
+    /// As [`query`](RaftCluster::query).
+    pub async fn query_local(&self, group: GroupId, query: &S::Query) -> Result<S::Answer, ClusterError> {
+        let answer = self.engine.query(group, query.encode().into(), false).await?;
+        Ok(S::Answer::decode(&answer)?)
+    }
+}
+
+/// Settings of a [`RaftCluster`].
+#[must_use]
+pub struct RaftClusterBuilder<S> {
+    config: EngineConfig,
+    machine: PhantomData<fn() -> S>,
+    machines: Arc<MachineFactory>,
+}
+
+impl<S> std::fmt::Debug for RaftClusterBuilder<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftClusterBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl<S> RaftClusterBuilder<S> {
+    /// This node: 1 or higher, never used by another node of the cluster, past or present.
+    pub fn node_id(mut self, node: u64) -> Self {
+        self.config.node = NodeId(node);
+        self.config.core.node = NodeId(node);
+        self
+    }
+
+    /// The cluster's name; its id is made of it. Default: `default`.
+    pub fn cluster(mut self, name: &str) -> Self {
+        self.config.cluster = cluster_id(name);
+        self
+    }
+
+    /// UDP address of this node. Default: loopback, a port chosen by the system.
+    pub fn bind_address(mut self, address: SocketAddr) -> Self {
+        self.config.bind = address;
+        self
+    }
+
+    /// Folder for everything durable.
+    pub fn data_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.config.data_dir = folder.into();
+        self
+    }
+
+    /// File with the node's secret key; created, for this user only, if absent. Default: `key` in
+    /// the data folder.
+    pub fn key_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.config.key_file = Some(file.into());
+        self
+    }
+
+    /// Adds another node of the cluster.
+    pub fn peer(mut self, node: u64, endpoint: EndpointId, address: SocketAddr) -> Self {
+        self.config.peers.push(PeerAddress { node: NodeId(node), endpoint, addr: address });
+        self
+    }
+
+    /// Allows a client to connect.
+    pub fn client(mut self, endpoint: EndpointId, rights: Rights) -> Self {
+        self.config.clients.push(ClientGrant { endpoint, rights });
+        self
+    }
+
+    /// Number of groups, numbered from 1. Default 1.
+    pub fn groups(mut self, count: u64) -> Self {
+        self.config.groups = (1..=count).map(GroupId).collect();
+        self
+    }
+
+    /// Number of shards. Default 1. Fixed for a data folder, equal on all nodes.
+    pub fn shards(mut self, count: u16) -> Self {
+        self.config.shards = count;
+        self
+    }
+
+    /// Where shards run. Default: the preset's.
+    pub fn pinning(mut self, pinning: Pinning) -> Self {
+        self.config.pinning = pinning;
+        self
+    }
+
+    /// Settings for a purpose; settings made before that the preset does not touch stay.
+    pub fn preset(mut self, preset: Preset) -> Self {
+        let fresh = EngineConfig::new(preset, self.config.cluster, self.config.node, PathBuf::new());
+        self.config.core = fresh.core;
+        self.config.pinning = fresh.pinning;
+        self.config.journal_cache_bytes = fresh.journal_cache_bytes;
+        self
+    }
+
+    /// Changes any setting, for what the methods here leave out.
+    pub fn tune(mut self, change: impl FnOnce(&mut EngineConfig)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Gives every group a state machine, made by `make` at start.
+    pub fn state_machine<M: StateMachine>(
+        self,
+        make: impl Fn() -> M + Send + Sync + 'static,
+    ) -> RaftClusterBuilder<M> {
+        RaftClusterBuilder {
+            config: self.config,
+            machine: PhantomData,
+            machines: Arc::new(move |_| Some(Box::new(make()) as Box<dyn Machine>)),
+        }
+    }
+
+    /// Starts the node. Does not wait for a leader: the first requests do.
+    ///
+    /// # Errors
+    /// [`EngineError`], each with what to do about it.
+    pub async fn build(self) -> Result<RaftCluster<S>, EngineError> {
+        let (sender, started) = oneshot::channel();
+        let name = String::from("start");
+        let RaftClusterBuilder { config, machines, .. } = self;
+        // Recovery reads the disk; the caller's runtime must not wait for it. The CPUs are read on a
+        // thread that inherits the caller's mask.
+        std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                let _ = sender.send(Engine::start(config, &machines));
+            })
+            .map_err(|source| EngineError::Thread { name: name.clone(), source })?;
+        let engine = started.await.unwrap_or(Err(EngineError::Panicked { name }))?;
+        Ok(RaftCluster { engine, machine: PhantomData })
+    }
+}
+
+/// The id of the cluster with this name: FNV-1a, 128 bits.
+#[must_use]
+pub fn cluster_id(name: &str) -> ClusterId {
+    let mut hash = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
+    for byte in name.as_bytes() {
+        hash = (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+    }
+    ClusterId(hash.to_le_bytes())
+}

@@ -1,0 +1,181 @@
+//! Settings of an engine.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use iroh_raft_core::{ClusterId, FlushSeq, GroupId, NodeId, Shard, ShardConfig, Timestamp};
+use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
+use iroh_raft_netbridge::bridge::BridgeLimits;
+
+use crate::error::EngineError;
+
+/// A set of settings for a purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub enum Preset {
+    /// For writing code: fast elections (about 0.2 s), small caches, shards not pinned.
+    Development,
+    /// For tests on busy machines: elections as in production, small caches, shards not pinned.
+    Testing,
+    /// For use: elections within about 1 s, larger caches, one CPU for each shard.
+    #[default]
+    Production,
+}
+
+/// Whether and where shards are pinned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Pinning {
+    /// Shard `i` on the `i`-th CPU of the process, round about.
+    Auto,
+    /// Shard `i` on the `i`-th CPU named here.
+    Cpus(Vec<usize>),
+    /// The kernel's scheduler decides.
+    Unpinned,
+}
+
+/// Settings of an engine: one node.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The cluster. A data folder belongs to one cluster for good.
+    pub cluster: ClusterId,
+    /// This node; never 0, never used by another node of the cluster, past or present.
+    pub node: NodeId,
+    /// Folder for everything durable. Created if absent.
+    pub data_dir: PathBuf,
+    /// File with this node's secret key. Created with mode 0600 on the folder's first start; an error
+    /// if absent later, since a new key would be a stranger to the peers. Default: `key` in
+    /// `data_dir`.
+    pub key_file: Option<PathBuf>,
+    /// UDP address of the endpoint. Default 127.0.0.1 with a port chosen by the system.
+    pub bind: SocketAddr,
+    /// The other nodes.
+    pub peers: Vec<PeerAddress>,
+    /// Clients that may connect, and what they may do. Default: none.
+    pub clients: Vec<ClientGrant>,
+    /// Shards of this node: executors, writers and journals. Default 1. Fixed for a data folder.
+    pub shards: u16,
+    /// Groups that exist on this cluster from the start, replicated on every node. Groups that the
+    /// data folder already holds are opened whether they are listed or not.
+    pub groups: Vec<GroupId>,
+    /// Where shards run.
+    pub pinning: Pinning,
+    /// CPU of the bridge thread. Default: the scheduler decides.
+    pub bridge_cpu: Option<usize>,
+    /// Largest record in bytes. Default 1 MiB. Higher: longer turns for the other groups.
+    pub record_bytes_max: usize,
+    /// Items in a ring between the bridge and a shard. Default 4,096. Higher: more memory and
+    /// latency before a client is told Busy.
+    pub ring_items_max: usize,
+    /// How long a request of this process waits at most. Default 10 s.
+    pub request_deadline: Duration,
+    /// Page cache of a shard's journal in bytes. Default 32 MiB.
+    pub journal_cache_bytes: usize,
+    /// Timing and memory of the Raft core; its node and seed are set by the engine.
+    pub core: ShardConfig,
+    /// Bounds of the bridge.
+    pub limits: BridgeLimits,
+}
+
+impl EngineConfig {
+    /// The settings of a preset for a node.
+    #[must_use]
+    pub fn new(
+        preset: Preset,
+        cluster: ClusterId,
+        node: NodeId,
+        data_dir: impl Into<PathBuf>,
+    ) -> EngineConfig {
+        let mut core = ShardConfig::new(node, 0);
+        let mut pinning = Pinning::Unpinned;
+        let mut journal_cache_bytes = 8 << 20;
+        match preset {
+            Preset::Development => {
+                core.tick = Duration::from_millis(10);
+                core.window_bytes_max = 16 << 20;
+            }
+            Preset::Testing => core.window_bytes_max = 16 << 20,
+            Preset::Production => {
+                pinning = Pinning::Auto;
+                journal_cache_bytes = 32 << 20;
+            }
+        }
+        EngineConfig {
+            cluster,
+            node,
+            data_dir: data_dir.into(),
+            key_file: None,
+            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            peers: Vec::new(),
+            clients: Vec::new(),
+            shards: 1,
+            groups: vec![GroupId(1)],
+            pinning,
+            bridge_cpu: None,
+            record_bytes_max: 1 << 20,
+            ring_items_max: 4096,
+            request_deadline: Duration::from_secs(10),
+            journal_cache_bytes,
+            core,
+            limits: BridgeLimits::default(),
+        }
+    }
+
+    /// The key file: the one named, or `key` in the data folder.
+    #[must_use]
+    pub fn key_file(&self) -> PathBuf {
+        self.key_file.clone().unwrap_or_else(|| self.data_dir.join("key"))
+    }
+
+    /// Checks everything that can be checked without touching the machine.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] for the first setting that is impossible.
+    pub fn check(&self) -> Result<(), EngineError> {
+        let refuse = |setting, problem: String| Err(EngineError::Config { setting, problem });
+        if self.node == NodeId(0) {
+            return refuse("node", "0 is not a node id: choose 1 or higher, unique in the cluster".into());
+        }
+        if self.shards == 0 {
+            return refuse("shards", "a node has at least one shard".into());
+        }
+        if self.groups.contains(&GroupId(0)) {
+            return refuse("groups", "0 is not a group id: choose 1 or higher".into());
+        }
+        if let Some(peer) = self.peers.iter().find(|peer| peer.node == self.node) {
+            return refuse("peers", format!("node {} is this node itself: list only the others", peer.node));
+        }
+        for (at, peer) in self.peers.iter().enumerate() {
+            if let Some(other) = self.peers[..at]
+                .iter()
+                .find(|other| other.node == peer.node || other.endpoint == peer.endpoint)
+            {
+                return refuse(
+                    "peers",
+                    format!(
+                        "nodes {} and {} share an id or a key: each node has its own",
+                        other.node, peer.node
+                    ),
+                );
+            }
+        }
+        if self.record_bytes_max == 0 || self.record_bytes_max > self.core.pending_bytes_max {
+            return refuse(
+                "record_bytes_max",
+                format!(
+                    "{} is outside of 1 to {} (pending_bytes_max)",
+                    self.record_bytes_max, self.core.pending_bytes_max
+                ),
+            );
+        }
+        if self.ring_items_max == 0 {
+            return refuse("ring_items_max", "a ring holds at least one item".into());
+        }
+        // The core checks its own settings; a shard without groups costs nothing.
+        let mut core = self.core.clone();
+        core.node = self.node;
+        match Shard::new(core, FlushSeq(0), Vec::new(), Timestamp(0)) {
+            Ok(_) => Ok(()),
+            Err(error) => refuse("core", error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What a shard sends: frames for peers, gated by persistence, and answers for clients.
+//!
+//! Messages of one turn for one peer, lane and gate leave as one frame. A gated frame waits here
+//! until its flush is durable; there are at most as many as the core has messages outstanding.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use iroh_raft_core::{FlushSeq, GroupId, NodeId, PeerMessage, ShardId, Token};
+use iroh_raft_netbridge::port::ToBridge;
+use iroh_raft_netbridge::ring::Producer;
+use iroh_raft_netbridge::wire::{ClientReply, Lane, PeerFrameBuilder, ReplyBody, ReplyFrameBuilder};
+
+use crate::stats::ShardCounters;
+
+/// A frame is closed when it holds this much: larger ones would hold up the lane and the receiver.
+const FRAME_BYTES_TARGET: usize = 1 << 20;
+
+struct OpenFrame {
+    to: NodeId,
+    lane: Lane,
+    gate: Option<FlushSeq>,
+    builder: PeerFrameBuilder,
+}
+
+pub(super) struct Outbox {
+    shard: ShardId,
+    open: Vec<OpenFrame>,
+    /// Builders with warm buffers.
+    spare: Vec<PeerFrameBuilder>,
+    gated: VecDeque<(FlushSeq, ToBridge)>,
+    ready: VecDeque<ToBridge>,
+    /// Answers of this turn. A client has at most as many as it has requests open.
+    replies: BTreeMap<u64, ReplyFrameBuilder>,
+}
+
+impl Outbox {
+    pub(super) fn new(shard: ShardId) -> Outbox {
+        Outbox {
+            shard,
+            open: Vec::new(),
+            spare: Vec::new(),
+            gated: VecDeque::new(),
+            ready: VecDeque::new(),
+            replies: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a message that may leave once `gate` is durable.
+    pub(super) fn push(&mut self, message: PeerMessage, gate: Option<FlushSeq>) {
+        let (to, lane) = (message.to, Lane::of(message.kind));
+        let position =
+            self.open.iter().position(|frame| frame.to == to && frame.lane == lane && frame.gate == gate);
+        let at = position.unwrap_or_else(|| {
+            let builder = self.spare.pop().unwrap_or_default();
+            self.open.push(OpenFrame { to, lane, gate, builder });
+            self.open.len() - 1
+        });
+        self.open[at].builder.push(message);
+        if self.open[at].builder.bytes() >= FRAME_BYTES_TARGET {
+            let frame = self.open.remove(at);
+            self.close(frame);
+        }
+    }
+
+    /// Adds an answer for a client.
+    pub(super) fn push_reply(&mut self, token: Token, group: GroupId, body: ReplyBody) {
+        let builder = self.replies.entry(token.origin).or_default();
+        builder.push(ClientReply { request: token.request, group, body });
+        if builder.bytes() >= FRAME_BYTES_TARGET {
+            let frame = builder.finish(self.shard);
+            self.ready.push_back(ToBridge::Client { connection: token.origin, frame });
+        }
+    }
+
+    /// Drops the buffers of a connection that is gone.
+    pub(super) fn forget_client(&mut self, connection: u64) {
+        self.replies.remove(&connection);
+    }
+
+    /// Lets go of everything that waited for flushes up to `seq`.
+    pub(super) fn release(&mut self, seq: FlushSeq) {
+        for _ in 0..self.gated.len() {
+            // Gates are almost sorted (a group may wait for an older flush than its neighbour), so
+            // this pass looks at each and keeps the order of both halves.
+            let Some((gate, item)) = self.gated.pop_front() else { return };
+            if gate <= seq { self.ready.push_back(item) } else { self.gated.push_back((gate, item)) }
+        }
+    }
+
+    /// Nothing that waits for a flush will ever leave: the writer failed.
+    pub(super) fn drop_gated(&mut self) {
+        self.gated.clear();
+        self.open.retain(|frame| frame.gate.is_none());
+    }
+
+    /// Whether something waits for a flush.
+    pub(super) fn is_gated(&self) -> bool {
+        !self.gated.is_empty()
+    }
+
+    /// Whether the bridge's ring was full and answers wait for a place.
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Closes the turn's frames and pushes all that may leave, ringing once. Returns the nodes for
+    /// which frames were dropped because the ring was full.
+    pub(super) fn flush(&mut self, ring: &Producer<ToBridge>, counters: &ShardCounters) -> BTreeSet<NodeId> {
+        for frame in std::mem::take(&mut self.open) {
+            self.close(frame);
+        }
+        for (connection, builder) in &mut self.replies {
+            if !builder.is_empty() {
+                let frame = builder.finish(self.shard);
+                self.ready.push_back(ToBridge::Client { connection: *connection, frame });
+            }
+        }
+        let mut lost = BTreeSet::new();
+        let mut kept = VecDeque::new();
+        let mut is_pushed = false;
+        while let Some(item) = self.ready.pop_front() {
+            let is_peer = matches!(item, ToBridge::Peer { .. });
+            match ring.push_quietly(item) {
+                Ok(()) => {
+                    is_pushed = true;
+                    ShardCounters::add(&counters.frames_sent, u64::from(is_peer));
+                }
+                Err(ToBridge::Peer { to, .. }) => {
+                    ShardCounters::add(&counters.frames_dropped, 1);
+                    lost.insert(to);
+                }
+                Err(item) => kept.push_back(item),
+            }
+        }
+        self.ready = kept;
+        if is_pushed {
+            ring.ring();
+        }
+        lost
+    }
+
+    fn close(&mut self, frame: OpenFrame) {
+        let OpenFrame { to, lane, gate, mut builder } = frame;
+        // Placement is a function of the group alone and shard counts are equal (the handshake
+        // refuses others), so a group's messages go to the shard of the same number.
+        let frame = builder.finish(lane, self.shard, self.shard);
+        self.spare.push(builder);
+        let item = ToBridge::Peer { to, lane, frame };
+        match gate {
+            Some(gate) => self.gated.push_back((gate, item)),
+            None => self.ready.push_back(item),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The node's reader: fetches old entries from the journals, so that no shard waits for a disk.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use iroh_raft_core::{Fetch, FetchError, FetchId, GroupId, LogEntry, ShardId};
+use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
+use iroh_raft_storage::JournalReader;
+
+use crate::error::EngineError;
+use crate::writer_thread::thread_waker;
+
+/// An answered fetch.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) id: FetchId,
+    pub(crate) group: GroupId,
+    pub(crate) result: Result<Vec<LogEntry>, FetchError>,
+}
+
+/// One shard's fetches and where their answers go. The shard keeps at most as many fetches open as
+/// the answer ring has places.
+#[derive(Debug)]
+pub(crate) struct ReaderPort {
+    pub(crate) shard: ShardId,
+    pub(crate) reader: JournalReader,
+    pub(crate) fetches: Consumer<Fetch>,
+    pub(crate) answers: Producer<Fetched>,
+}
+
+/// Starts the reader thread of a node. It ends once `stop` is set.
+pub(crate) fn spawn(
+    ports: Vec<ReaderPort>,
+    doorbell: Arc<Doorbell>,
+    stop: Arc<AtomicBool>,
+) -> Result<JoinHandle<()>, EngineError> {
+    let name = String::from("reader");
+    std::thread::Builder::new()
+        .name(name.clone())
+        .spawn(move || run(&ports, &doorbell, &stop))
+        .map_err(|source| EngineError::Thread { name, source })
+}
+
+fn run(ports: &[ReaderPort], doorbell: &Doorbell, stop: &AtomicBool) {
+    let waker = thread_waker();
+    while !stop.load(Ordering::Acquire) {
+        let mut is_idle = true;
+        for port in ports {
+            // One fetch a shard and round, so that none of them waits for all of another's.
+            let Some(fetch) = port.fetches.pop() else { continue };
+            is_idle = false;
+            let result = port.reader.read(&fetch);
+            let answer = Fetched { id: fetch.id, group: fetch.group, result };
+            let pushed = port.answers.push(answer).is_ok();
+            assert!(pushed, "the answer ring of shard {} holds every open fetch", port.shard);
+        }
+        if is_idle {
+            doorbell.arm(&waker);
+            let is_empty = ports.iter().all(|port| port.fetches.is_empty());
+            if is_empty && !stop.load(Ordering::Acquire) {
+                std::thread::park();
+            }
+            doorbell.disarm();
+        }
+    }
+}

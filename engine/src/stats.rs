@@ -1,0 +1,78 @@
+//! Counters of a shard, written by its threads and read by anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of one shard since start. Relaxed: each is right, together they may be a turn apart.
+#[derive(Debug, Default)]
+pub(crate) struct ShardCounters {
+    pub(crate) turns: AtomicU64,
+    pub(crate) sleeps: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) records_acked: AtomicU64,
+    pub(crate) busy: AtomicU64,
+    pub(crate) flushes: AtomicU64,
+    pub(crate) flush_bytes: AtomicU64,
+    pub(crate) flush_us_total: AtomicU64,
+    pub(crate) frames_sent: AtomicU64,
+    pub(crate) frames_dropped: AtomicU64,
+    pub(crate) leaderships_gained: AtomicU64,
+    pub(crate) groups_quarantined: AtomicU64,
+    pub(crate) messages_refused: AtomicU64,
+}
+
+impl ShardCounters {
+    pub(crate) fn add(counter: &AtomicU64, by: u64) {
+        // One thread writes each counter: a load and a store are enough, and cheaper than a lock prefix.
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> ShardStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ShardStats {
+            turns: read(&self.turns),
+            sleeps: read(&self.sleeps),
+            requests: read(&self.requests),
+            records_acked: read(&self.records_acked),
+            busy: read(&self.busy),
+            flushes: read(&self.flushes),
+            flush_bytes: read(&self.flush_bytes),
+            flush_us_total: read(&self.flush_us_total),
+            frames_sent: read(&self.frames_sent),
+            frames_dropped: read(&self.frames_dropped),
+            leaderships_gained: read(&self.leaderships_gained),
+            groups_quarantined: read(&self.groups_quarantined),
+            messages_refused: read(&self.messages_refused),
+        }
+    }
+}
+
+/// What a shard has done since start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ShardStats {
+    /// Turns of the executor's loop.
+    pub turns: u64,
+    /// Times it found nothing to do and slept.
+    pub sleeps: u64,
+    /// Requests taken from clients and from this process.
+    pub requests: u64,
+    /// Records acknowledged as durable on a quorum.
+    pub records_acked: u64,
+    /// Requests refused as busy.
+    pub busy: u64,
+    /// Journal commits, each one fsync.
+    pub flushes: u64,
+    /// Bytes of journal blocks written.
+    pub flush_bytes: u64,
+    /// Microseconds spent in commits.
+    pub flush_us_total: u64,
+    /// Frames handed to the bridge for peers.
+    pub frames_sent: u64,
+    /// Frames dropped because the bridge's ring was full.
+    pub frames_dropped: u64,
+    /// Times a replica of this shard became leader.
+    pub leaderships_gained: u64,
+    /// Groups taken out after a broken invariant.
+    pub groups_quarantined: u64,
+    /// Messages of peers refused by the validator.
+    pub messages_refused: u64,
+}

@@ -1,0 +1,105 @@
+//! The thread around a shard's journal writer: group commit over everything that is queued.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Wake, Waker};
+use std::thread::{JoinHandle, Thread};
+use std::time::Instant;
+
+use iroh_raft_core::{Append, FlushSeq, ShardId};
+use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
+use iroh_raft_storage::{JournalWriter, StorageError};
+
+use crate::error::EngineError;
+use crate::stats::ShardCounters;
+
+/// What the writer tells its shard.
+#[derive(Debug)]
+pub(crate) enum Written {
+    /// Durable up to and including this flush.
+    Upto(FlushSeq),
+    /// A write failed; there will be no other message.
+    Failed(StorageError),
+}
+
+/// Flushes that go into one transaction at most: bounds the memory of one commit.
+pub(crate) const APPENDS_PER_COMMIT_MAX: usize = 1024;
+
+struct ThreadWaker(Thread);
+
+impl Wake for ThreadWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// A waker of the calling thread.
+pub(crate) fn thread_waker() -> Waker {
+    Waker::from(Arc::new(ThreadWaker(std::thread::current())))
+}
+
+/// Starts the writer thread of a shard. It ends once `stop` is set and its ring is empty.
+pub(crate) fn spawn(
+    shard: ShardId,
+    writer: JournalWriter,
+    queue: Consumer<Append>,
+    doorbell: Arc<Doorbell>,
+    results: Producer<Written>,
+    stop: Arc<AtomicBool>,
+    counters: Arc<ShardCounters>,
+) -> Result<JoinHandle<()>, EngineError> {
+    let name = format!("writer-{shard}");
+    std::thread::Builder::new()
+        .name(name.clone())
+        .spawn(move || run(writer, &queue, &doorbell, &results, &stop, &counters))
+        .map_err(|source| EngineError::Thread { name, source })
+}
+
+fn run(
+    mut writer: JournalWriter,
+    queue: &Consumer<Append>,
+    doorbell: &Doorbell,
+    results: &Producer<Written>,
+    stop: &AtomicBool,
+    counters: &ShardCounters,
+) {
+    let waker = thread_waker();
+    let mut batch = Vec::new();
+    loop {
+        while batch.len() < APPENDS_PER_COMMIT_MAX
+            && let Some(append) = queue.pop()
+        {
+            batch.push(append);
+        }
+        if batch.is_empty() {
+            doorbell.arm(&waker);
+            if queue.is_empty() {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+                std::thread::park();
+            }
+            doorbell.disarm();
+            continue;
+        }
+        let started = Instant::now();
+        let written = match writer.run_once(&batch) {
+            Ok(report) => {
+                ShardCounters::add(&counters.flushes, 1);
+                ShardCounters::add(&counters.flush_bytes, report.bytes as u64);
+                let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                ShardCounters::add(&counters.flush_us_total, us);
+                Written::Upto(report.last)
+            }
+            Err(error) => Written::Failed(error),
+        };
+        batch.clear();
+        let is_failed = matches!(written, Written::Failed(_));
+        // The shard has at most as many flushes outstanding as this ring has places.
+        let pushed = results.push(written).is_ok();
+        assert!(pushed, "the results ring is as large as the ring of flushes");
+        if is_failed {
+            return;
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What a node says, in one line, to everything that is wrong with how it is started; and that it
+//! leaves stored data alone.
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use iroh_raft::prelude::*;
+use iroh_raft::{EngineError, LogOnly, Pinning, RaftClusterBuilder};
+
+fn builder(folder: &Path) -> RaftClusterBuilder<LogOnly> {
+    RaftCluster::builder().node_id(1).cluster("bad-input").preset(Preset::Testing).data_dir(folder)
+}
+
+/// A data folder with one acknowledged record.
+async fn used_folder(folder: &Path) {
+    let node = builder(folder).build().await.unwrap();
+    node.engine().append(GroupId(1), &["kept"]).await.unwrap();
+    node.shutdown().await.unwrap();
+}
+
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(contents(&path));
+        } else {
+            files.insert(path.clone(), std::fs::read(&path).unwrap());
+        }
+    }
+    files
+}
+
+/// The start fails with one line that holds `words`, and changes nothing.
+async fn refused(folder: &Path, builder: RaftClusterBuilder<LogOnly>, words: &str) -> EngineError {
+    let before = contents(folder);
+    let error = builder.build().await.expect_err(words);
+    let text = error.to_string();
+    assert!(text.contains(words), "{text:?} does not say {words:?}");
+    assert!(!text.contains('\n'), "{text:?}");
+    assert!(before == contents(folder), "stored data was touched: {text}");
+    error
+}
+
+#[tokio::test]
+async fn a_folder_of_another_node_cluster_or_shard_count_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    used_folder(folder.path()).await;
+    refused(folder.path(), builder(folder.path()).node_id(2), "node").await;
+    refused(folder.path(), builder(folder.path()).cluster("other"), "cluster").await;
+    refused(folder.path(), builder(folder.path()).shards(2), "shard").await;
+    let node = builder(folder.path()).build().await.expect("and it still opens as what it is");
+    node.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = builder(folder.path()).build().await.unwrap();
+    let error = builder(folder.path()).build().await.unwrap_err();
+    assert!(error.to_string().contains("use"), "{error}");
+    node.engine().append(GroupId(1), &["still works"]).await.unwrap();
+    node.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_and_a_missing_journal_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    used_folder(folder.path()).await;
+    let manifest = folder.path().join("manifest");
+    let good = std::fs::read(&manifest).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    std::fs::write(&manifest, &bad).unwrap();
+    refused(folder.path(), builder(folder.path()), "manifest").await;
+    std::fs::write(&manifest, &good).unwrap();
+    let journal = folder.path().join("shard-0/journal.redb");
+    let away = folder.path().join("shard-0/away");
+    std::fs::rename(&journal, &away).unwrap();
+    let error = builder(folder.path()).build().await.unwrap_err();
+    assert!(error.to_string().contains("journal"), "{error}");
+    assert!(!journal.exists(), "a missing journal is never taken for an empty one");
+}
+
+#[tokio::test]
+async fn cpus_ports_and_settings_are_checked_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    used_folder(folder.path()).await;
+    let cpu = builder(folder.path()).pinning(Pinning::Cpus(vec![4096]));
+    refused(folder.path(), cpu, "CPU 4096 is not available").await;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let taken = builder(folder.path()).bind_address(socket.local_addr().unwrap());
+    refused(folder.path(), taken, "cannot be bound").await;
+    refused(folder.path(), builder(folder.path()).node_id(0), "0 is not a node id").await;
+    refused(folder.path(), builder(folder.path()).shards(0), "at least one shard").await;
+    let ticks = builder(folder.path()).tune(|config| config.core.heartbeat_ticks = 99);
+    refused(folder.path(), ticks, "heartbeat_ticks").await;
+}
+
+#[tokio::test]
+async fn a_key_that_others_can_read_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    used_folder(folder.path()).await;
+    let key = folder.path().join("key");
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    refused(folder.path(), builder(folder.path()), "600").await;
+    std::fs::remove_file(&key).unwrap();
+    refused(folder.path(), builder(folder.path()), "key").await;
+}
+
+fn limited(limit: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("node");
+    let output = Command::new(env!("CARGO_BIN_EXE_limited_node")).arg(limit).arg(&target).output().unwrap();
+    assert!(!target.exists(), "nothing is written on a machine that cannot run it");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn too_little_locked_memory_is_named_with_the_remedy() {
+    let said = limited("memlock");
+    assert!(said.contains("65536 bytes") && said.contains("ulimit -l"), "{said}");
+    assert_eq!(said.trim().lines().count(), 1, "{said}");
+}
+
+#[test]
+fn forbidden_io_uring_is_named_with_the_remedy() {
+    let said = limited("io-uring");
+    assert!(said.contains("io_uring cannot be used") && said.contains("io_uring_disabled"), "{said}");
+    assert_eq!(said.trim().lines().count(), 1, "{said}");
+}
