@@ -3,4 +3,5 @@
 mod harness;
 
 mod chaos;
+mod hostile;
 mod passages;

@@ -5,7 +5,8 @@ use std::fmt::Write;
 
 use iroh_raft_core::batch::Batch;
 use iroh_raft_core::{
-    GroupId, GroupStatus, Index, LogEntry, MessageKind, NodeId, Offset, Outputs, PeerMessage, Role, Term, Token,
+    GroupId, GroupStatus, Index, LogEntry, MessageKind, NodeId, Offset, Outputs, PeerMessage, Role, Term,
+    Token,
 };
 
 use super::disk::{Disk, StoredGroup};
@@ -23,16 +24,15 @@ pub(crate) struct Checker {
     pub(crate) trace: Trace,
 }
 
-/// A digest of everything that shards said, or the text itself.
+/// A digest of everything that shards said.
 pub(crate) struct Trace {
     digest: [u64; 2],
     pub(crate) bytes: u64,
-    pub(crate) text: Option<String>,
 }
 
 impl Default for Trace {
     fn default() -> Trace {
-        Trace { digest: [0xcbf2_9ce4_8422_2325, 0x9e37_79b9_7f4a_7c15], bytes: 0, text: None }
+        Trace { digest: [0xcbf2_9ce4_8422_2325, 0x9e37_79b9_7f4a_7c15], bytes: 0 }
     }
 }
 
@@ -49,9 +49,6 @@ impl Write for Trace {
         }
         self.digest[1] = self.digest[1].rotate_left(5) ^ self.digest[0];
         self.bytes += text.len() as u64;
-        if let Some(all) = &mut self.text {
-            all.push_str(text);
-        }
         Ok(())
     }
 }
@@ -93,7 +90,10 @@ impl Checker {
         }
         let is_acknowledgement = message.kind == MessageKind::AppendResponse && !message.reject;
         if is_acknowledgement && stored.hard_state.term == term {
-            assert!(stored.entries.len() as u64 >= index.0, "{message:?} leaves before its entries are durable");
+            assert!(
+                stored.entries.len() as u64 >= index.0,
+                "{message:?} leaves before its entries are durable"
+            );
         }
     }
 
@@ -104,7 +104,12 @@ impl Checker {
             let at = usize::try_from(entry.index.0 - 1).unwrap();
             match all.get(at) {
                 Some((term, data)) => {
-                    assert_eq!((term, data), (&entry.term, &entry.data), "{group:?} diverged at {}", entry.index);
+                    assert_eq!(
+                        (term, data),
+                        (&entry.term, &entry.data),
+                        "{group:?} diverged at {}",
+                        entry.index
+                    );
                 }
                 None => {
                     assert_eq!(all.len(), at, "commits of {group:?} are seen in order");
@@ -121,10 +126,6 @@ impl Checker {
 
     pub(crate) fn open(&mut self, token: Token, group: GroupId, records: Vec<Vec<u8>>) {
         self.open.insert(token, (group, records));
-    }
-
-    pub(crate) fn is_open(&self, token: Token) -> bool {
-        self.open.contains_key(&token)
     }
 
     /// A request is answered: at most once.
@@ -160,7 +161,10 @@ impl Checker {
         assert_eq!(distinct.len(), records.len(), "a record stands twice in {group:?}");
         for (_, first, acked) in self.acked.iter().filter(|(of, ..)| *of == group) {
             let at = usize::try_from(first.0).unwrap();
-            assert_eq!(records.get(at..at + acked.len()), Some(&acked.iter().map(Vec::as_slice).collect::<Vec<_>>()[..]));
+            assert_eq!(
+                records.get(at..at + acked.len()),
+                Some(&acked.iter().map(Vec::as_slice).collect::<Vec<_>>()[..])
+            );
         }
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::validate::Refusal;
 use iroh_raft_core::{
-    AnswerOn, Append, Apply, ConfState, Event, Fetch, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input,
-    LogEntry, NodeId, Offset, Outputs, PeerMessage, Propose, Reply, RequestError, Role, Send, Shard, ShardConfig,
-    Timestamp, Token, WallTime,
+    AnswerOn, Append, Apply, ConfState, Event, Fetch, FlushSeq, GroupId, GroupState, GroupStatus, Index,
+    Input, LogEntry, NodeId, Offset, Outputs, PeerMessage, Propose, Reply, RequestError, Role, Send, Shard,
+    ShardConfig, Timestamp, Token, WallTime,
 };
 
 use super::checker::Checker;
@@ -59,6 +59,8 @@ pub(crate) struct Options {
     pub(crate) duplicates: u64,
     pub(crate) delay: std::ops::Range<u64>,
     pub(crate) flush_delay: std::ops::Range<u64>,
+    /// How long clients wait, in milliseconds.
+    pub(crate) patience: std::ops::Range<u64>,
     /// Entries of each group that recovery hands over.
     pub(crate) tail_max: usize,
     pub(crate) config: ShardConfig,
@@ -74,6 +76,7 @@ impl Options {
             duplicates: 0,
             delay: 50_000..MILLIS,
             flush_delay: 100_000..2 * MILLIS,
+            patience: 3_000..3_001,
             tail_max: usize::MAX,
             config: ShardConfig::new(NodeId(1), seed),
         }
@@ -97,6 +100,8 @@ pub(crate) struct Node {
     writing: VecDeque<Append>,
     flushing: usize,
     gated: Vec<Send>,
+    /// While set, no flush of this node begins.
+    is_stalled: bool,
     turn_at: u64,
     /// What the state machines of this boot have applied.
     pub(crate) applied: BTreeMap<GroupId, Vec<LogEntry>>,
@@ -113,8 +118,8 @@ pub(crate) struct Cluster {
     /// Answers other than acknowledgements, for tests that look at them.
     pub(crate) replies: BTreeMap<Token, Reply>,
     pub(crate) events: Vec<(NodeId, Event)>,
-    /// Messages that left, by number of their delivery.
-    pub(crate) sent: u64,
+    /// What happened how often, so that a test can tell that it happened at all.
+    pub(crate) seen: BTreeMap<&'static str, u64>,
     queue: BTreeMap<(u64, u64), Step>,
     order: u64,
     requests: u64,
@@ -131,7 +136,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             replies: BTreeMap::new(),
             events: Vec::new(),
-            sent: 0,
+            seen: BTreeMap::new(),
             queue: BTreeMap::new(),
             order: 0,
             requests: 0,
@@ -146,6 +151,7 @@ impl Cluster {
                 writing: VecDeque::new(),
                 flushing: 0,
                 gated: Vec::new(),
+                is_stalled: false,
                 turn_at: u64::MAX,
                 applied: BTreeMap::new(),
             };
@@ -171,10 +177,12 @@ impl Cluster {
         let node = self.node(id);
         assert!(node.shard.is_none());
         node.boot += 1;
-        let config = ShardConfig { node: id, seed: options.seed ^ (id.0 << 32) ^ node.boot, ..options.config };
-        let groups = options.groups.iter().filter(|group| {
-            group.voters.contains(&id.0) || group.learners.contains(&id.0)
-        });
+        let config =
+            ShardConfig { node: id, seed: options.seed ^ (id.0 << 32) ^ node.boot, ..options.config };
+        let groups = options
+            .groups
+            .iter()
+            .filter(|group| group.voters.contains(&id.0) || group.learners.contains(&id.0));
         let states = groups.map(|group| node.disk.recover(&group.fresh(), options.tail_max)).collect();
         let last_seq = node.disk.last_seq;
         let shard = Shard::new(config, last_seq, states, Timestamp(self.now)).expect("a sound configuration");
@@ -207,6 +215,20 @@ impl Cluster {
         self.feed(id, Input::PersistFailed);
     }
 
+    /// Stops a node's disk, or lets it go on.
+    pub(crate) fn stall(&mut self, id: NodeId, is_stalled: bool) {
+        self.node(id).is_stalled = is_stalled;
+        self.start_flush(id);
+    }
+
+    /// Lets time jump for one node and ends its turn, before anything else of that time arrives.
+    pub(crate) fn pause(&mut self, id: NodeId, time: Duration) {
+        let now = self.now;
+        self.now += time.as_nanos() as u64;
+        self.turn(id);
+        self.now = now;
+    }
+
     pub(crate) fn isolate(&mut self, node: NodeId) {
         let others: Vec<NodeId> = self.nodes.keys().copied().filter(|other| *other != node).collect();
         self.cut.extend(others.iter().flat_map(|other| [(node, *other), (*other, node)]));
@@ -230,6 +252,10 @@ impl Cluster {
         Token { origin: origin(node, self.nodes[&node].boot), request: self.requests }
     }
 
+    fn deadline(&mut self) -> Timestamp {
+        Timestamp(self.now + self.rng.within(self.options.patience.clone()) * MILLIS)
+    }
+
     pub(crate) fn propose(&mut self, node: NodeId, group: GroupId, records: u64, answer: AnswerOn) -> Token {
         let token = self.token(node);
         let padding = self.rng.within(0..64) as usize;
@@ -237,7 +263,7 @@ impl Cluster {
         let records: Vec<Vec<u8>> = (0..records).map(record).collect();
         let block = RecordBlock::from_records(&records);
         self.checker.open(token, group, records);
-        let deadline = Timestamp(self.now + 3_000 * MILLIS);
+        let deadline = self.deadline();
         self.feed(node, Input::Propose(Propose { token, group, block, answer, deadline }));
         token
     }
@@ -245,15 +271,21 @@ impl Cluster {
     pub(crate) fn read(&mut self, node: NodeId, group: GroupId) -> Token {
         let token = self.token(node);
         self.checker.open(token, group, Vec::new());
-        let deadline = Timestamp(self.now + 2_000 * MILLIS);
+        let deadline = self.deadline();
         self.feed(node, Input::Read { token, group, deadline });
         token
     }
 
-    pub(crate) fn read_records(&mut self, node: NodeId, group: GroupId, from: u64, bytes_max: usize) -> Token {
+    pub(crate) fn read_records(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        from: u64,
+        bytes_max: usize,
+    ) -> Token {
         let token = self.token(node);
         self.checker.open(token, group, Vec::new());
-        let deadline = Timestamp(self.now + 2_000 * MILLIS);
+        let deadline = self.deadline();
         self.feed(node, Input::ReadRecords { token, group, from: Offset(from), bytes_max, deadline });
         token
     }
@@ -322,6 +354,14 @@ impl Cluster {
         self.is_up(node) && self.nodes[&node].boot == boot
     }
 
+    fn count(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn seen(&self, what: &str) -> u64 {
+        self.seen.get(what).copied().unwrap_or(0)
+    }
+
     fn schedule(&mut self, at: u64, step: Step) {
         self.order += 1;
         self.queue.insert((at, self.order), step);
@@ -373,6 +413,7 @@ impl Cluster {
     fn carry_out(&mut self, id: NodeId, out: Outputs) {
         self.events.extend(out.events.into_iter().map(|event| (id, event)));
         if let Some(append) = out.append {
+            self.count_cuts(id, &append);
             self.node(id).writing.push_back(append);
             self.start_flush(id);
         }
@@ -382,11 +423,23 @@ impl Cluster {
         }
         let boot = self.nodes[&id].boot;
         for fetch in out.fetches {
+            self.count("fetch");
             let at = self.now + self.rng.within(0..5 * MILLIS);
             self.schedule(at, Step::Fetched { node: id, boot, fetch });
         }
         out.applies.into_iter().for_each(|apply| self.apply(id, apply));
         out.replies.into_iter().for_each(|reply| self.reply(reply));
+    }
+
+    fn count_cuts(&mut self, id: NodeId, append: &Append) {
+        let node = &self.nodes[&id];
+        let last =
+            |group: &GroupId| node.disk.groups.get(group).map_or(0, |stored| stored.entries.len() as u64);
+        let cuts = append.groups.iter().filter(|change| {
+            change.entries.first().is_some_and(|first| first.index.0 <= last(&change.group))
+        });
+        let cuts = cuts.count() as u64;
+        *self.seen.entry("cut").or_default() += cuts;
     }
 
     fn apply(&mut self, id: NodeId, apply: Apply) {
@@ -406,12 +459,22 @@ impl Cluster {
 
     fn reply(&mut self, reply: Reply) {
         match &reply {
-            Reply::Appended { token, first, count, .. } => self.checker.acknowledge(*token, *first, *count),
+            Reply::Appended { token, first, count, .. } => {
+                self.count("appended");
+                self.checker.acknowledge(*token, *first, *count);
+                self.replies.insert(*token, reply);
+            }
             Reply::ReadReady { token, .. } | Reply::Records { token, .. } | Reply::Failed { token, .. } => {
+                self.count(name_of(&reply));
                 self.checker.answer(*token);
                 self.replies.insert(*token, reply);
             }
         }
+    }
+
+    /// Every entry of a group that a node has on its disk.
+    pub(crate) fn stored(&self, node: NodeId, group: GroupId) -> &[LogEntry] {
+        self.nodes[&node].disk.groups.get(&group).map_or(&[], |stored| &stored.entries)
     }
 
     pub(crate) fn error_of(&self, token: Token) -> Option<&RequestError> {
@@ -425,7 +488,7 @@ impl Cluster {
         let delay = self.options.flush_delay.clone();
         let at = self.now + self.rng.within(delay);
         let node = self.node(id);
-        if node.flushing == 0 && !node.writing.is_empty() {
+        if node.flushing == 0 && !node.writing.is_empty() && !node.is_stalled {
             node.flushing = node.writing.len();
             let boot = node.boot;
             self.schedule(at, Step::Flushed { node: id, boot });
@@ -439,7 +502,8 @@ impl Cluster {
             node.disk.write(&append);
         }
         let seq: FlushSeq = node.disk.last_seq;
-        let committed: Vec<_> = node.disk.groups.iter().map(|(group, stored)| (*group, stored.clone())).collect();
+        let committed: Vec<_> =
+            node.disk.groups.iter().map(|(group, stored)| (*group, stored.clone())).collect();
         for (group, stored) in committed {
             self.checker.check_committed(group, &stored.entries, stored.hard_state.commit);
         }
@@ -455,7 +519,7 @@ impl Cluster {
     fn transmit(&mut self, id: NodeId, message: PeerMessage) {
         assert_eq!(message.from, id);
         self.checker.check_durable(&self.nodes[&id].disk, &message);
-        self.sent += 1;
+        self.count("send");
         let copies = if self.rng.chance(self.options.duplicates) { 2 } else { 1 };
         for _ in 0..copies {
             let is_lost = self.rng.chance(self.options.loss) || self.cut.contains(&(id, message.to));
@@ -509,6 +573,23 @@ impl Cluster {
                 assert_eq!(self.nodes[&id].applied[&group.id], stored.entries);
             }
         }
+    }
+}
+
+fn name_of(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::Appended { .. } => "appended",
+        Reply::ReadReady { .. } => "read ready",
+        Reply::Records { .. } => "records",
+        Reply::Failed { error, .. } => match error {
+            RequestError::NotLeader { .. } => "not leader",
+            RequestError::Busy { .. } => "busy",
+            RequestError::OutcomeUnknown { .. } => "unknown",
+            RequestError::Timeout => "timeout",
+            RequestError::PastEnd { .. } => "past end",
+            RequestError::Fenced => "fenced",
+            _ => "failed otherwise",
+        },
     }
 }
 

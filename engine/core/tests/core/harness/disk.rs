@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
-    Append, ConfState, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState, Index, LogEntry,
-    Offset, TermRun,
+    Append, ConfState, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState, Index,
+    LogEntry, Offset, TermRun,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -39,7 +39,8 @@ impl Disk {
                 stored.entries.extend_from_slice(&change.entries);
             }
             assert!(stored.hard_state.commit.0 <= stored.entries.len() as u64, "commit within the log");
-            for (at, entry) in stored.entries.iter().enumerate().skip(stored.entries.len().saturating_sub(64)) {
+            for (at, entry) in stored.entries.iter().enumerate().skip(stored.entries.len().saturating_sub(64))
+            {
                 assert_eq!(entry.index.0, at as u64 + 1, "entries are contiguous");
             }
         }

@@ -1,0 +1,133 @@
+//! Peers that lie: whatever arrives, no group panics, and others never notice.
+
+use bytes::Bytes;
+use iroh_raft_core::batch::{RecordBlock, encode_batch};
+use iroh_raft_core::{
+    AnswerOn, EntryKind, Event, FlushSeq, GroupId, Index, Input, LogEntry, MessageKind, NodeId, Offset,
+    Outputs, PeerMessage, Propose, Shard, ShardConfig, Term, Timestamp, Token, WallTime,
+};
+use proptest::prelude::*;
+
+use crate::harness::Group;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Message(PeerMessage),
+    Tick(u64),
+    Persisted,
+    Propose,
+    Turn,
+}
+
+fn entry() -> impl Strategy<Value = (u64, u64, u8, Bytes)> {
+    let data = prop_oneof![
+        3 => Just(Bytes::new()),
+        6 => (0..6_u64, 1..3_usize).prop_map(|(base, count)| {
+            let block = RecordBlock::from_records(&vec![b"x"; count]);
+            encode_batch(Offset(base), WallTime(1), [block].iter())
+        }),
+        1 => proptest::collection::vec(any::<u8>(), 0..50).prop_map(Bytes::from),
+    ];
+    (0..2_u64, 0..2_u64, prop_oneof![20 => Just(0_u8), 1 => 1..3_u8], data)
+}
+
+/// Mostly well-formed messages, with numbers small enough to meet each other.
+fn message() -> impl Strategy<Value = PeerMessage> {
+    let near = || prop_oneof![30 => 0..7_u64, 1 => any::<u64>()];
+    let context = prop_oneof![
+        6 => Just(Bytes::new()),
+        1 => Just(Bytes::from_static(b"CampaignTransfer")),
+        1 => proptest::collection::vec(any::<u8>(), 0..80).prop_map(Bytes::from),
+    ];
+    let numbers = (near(), near(), near(), near(), near(), near());
+    let rest = (0..3_u64, any::<bool>(), context, proptest::collection::vec(entry(), 0..4), any::<i64>());
+    (0..12_usize, 0..5_u64, numbers, rest, prop_oneof![9 => Just(0_u64), 1 => near()]).prop_map(
+        |(kind, from, (term, log_term, index, commit, commit_term, hint), rest, snapshot)| {
+            let (from, (to, reject, context, entries, priority)) = (NodeId(from), rest);
+            let (mut at, mut of) = (index, log_term.min(term));
+            let entries = entries.into_iter().map(|(skip, newer, kind, data)| {
+                at = at.wrapping_add(1 + skip / 2 * (skip % 2));
+                of = of.saturating_add(newer);
+                let kind = EntryKind::from_u8(kind).unwrap();
+                LogEntry { index: Index(at), term: Term(of.max(1)), kind, data }
+            });
+            PeerMessage {
+                kind: MessageKind::ALL[kind],
+                group: GroupId(1),
+                from,
+                to: NodeId(1 + to / 2),
+                term: Term(term),
+                log_term: Term(log_term),
+                index: Index(index),
+                commit: Index(commit),
+                commit_term: Term(commit_term),
+                reject,
+                reject_hint: Index(hint),
+                request_snapshot: Index(snapshot),
+                priority,
+                context,
+                entries: entries.collect(),
+            }
+        },
+    )
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        12 => message().prop_map(Op::Message),
+        2 => (1..400_u64).prop_map(Op::Tick),
+        2 => Just(Op::Persisted),
+        1 => Just(Op::Propose),
+        4 => Just(Op::Turn),
+    ]
+}
+
+fn run(ops: &[Op], voters: &[u64]) {
+    let config = ShardConfig::new(NodeId(1), 1);
+    let states = vec![Group::new(1, voters).fresh(), Group::new(2, &[1]).fresh()];
+    let mut shard = Shard::new(config, FlushSeq(0), states, Timestamp(0)).unwrap();
+    let (mut now, mut seq) = (0, FlushSeq(0));
+    for (at, op) in ops.iter().chain([&Op::Turn]).enumerate() {
+        let input = match op {
+            Op::Message(message) => Input::Message(message.clone()),
+            Op::Tick(millis) => {
+                now += millis * 1_000_000;
+                Input::EndTurn
+            }
+            Op::Persisted => Input::Persisted { seq },
+            Op::Propose => Input::Propose(Propose {
+                token: Token { origin: 0, request: at as u64 },
+                group: GroupId(1),
+                block: RecordBlock::from_records(&[b"mine"]),
+                answer: AnswerOn::Commit,
+                deadline: Timestamp(u64::MAX),
+            }),
+            Op::Turn => Input::EndTurn,
+        };
+        let mut out = Outputs::default();
+        shard.step(Timestamp(now), input, &mut out);
+        seq = out.append.map_or(seq, |append| append.seq);
+        let broken = out.events.iter().find(|event| matches!(event, Event::Quarantined { .. }));
+        assert_eq!(broken, None, "after {op:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// On failure proptest prints the smallest sequence of inputs that fails; it replays as it stands.
+    #[test]
+    fn no_sequence_of_messages_breaks_a_group(ops in proptest::collection::vec(op(), 1..60)) {
+        run(&ops, &[1, 2, 3]);
+    }
+
+    #[test]
+    fn no_sequence_of_messages_breaks_a_lone_voter(ops in proptest::collection::vec(op(), 1..60)) {
+        run(&ops, &[1]);
+    }
+
+    #[test]
+    fn no_sequence_of_messages_breaks_a_replica_outside_the_voters(ops in proptest::collection::vec(op(), 1..40)) {
+        run(&ops, &[2, 3]);
+    }
+}
