@@ -87,8 +87,10 @@ impl Stop {
     }
 }
 
+type OnFatal = Box<dyn FnOnce(BridgeError) + Send>;
+
 /// Tells the embedder, once, that the bridge cannot go on.
-pub(crate) struct Fatal(Mutex<Option<Box<dyn FnOnce(BridgeError) + Send>>>);
+pub(crate) struct Fatal(Mutex<Option<OnFatal>>);
 
 impl Fatal {
     pub(crate) fn report(&self, error: BridgeError) {

@@ -28,6 +28,8 @@ use crate::port::{BridgePort, ToBridge, ToShard};
 use crate::ring::{Consumer, Doorbell, Producer};
 use crate::wire::handshake::{FORMAT_FINGERPRINT, Introduction, PROTOCOL_VERSION, Refusal};
 
+/// CPUs that the kernel's mask has; core_affinity aborts the process beyond them.
+const CPUS_MAX: usize = 1024;
 /// Longest wait at the end for queued frames to leave, and for the other sides to hear the close.
 const FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
@@ -64,7 +66,7 @@ pub(crate) struct Hub {
 pub(super) fn run_thread(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) {
     let fatal = seed.fatal.clone();
     if let Some(cpu) = seed.config.cpu
-        && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+        && !(cpu < CPUS_MAX && core_affinity::set_for_current(core_affinity::CoreId { id: cpu }))
     {
         let _ = started.send(Err(BridgeError::Cpu { cpu }));
         return;

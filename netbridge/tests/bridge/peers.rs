@@ -1,0 +1,273 @@
+//! Frames between nodes, and connections that are lost and made again.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use iroh_raft_core::{BootEpoch, MessageKind, NodeId, ShardId};
+use iroh_raft_netbridge::bridge::{BridgeConfig, BridgeError, BridgeLimits};
+use iroh_raft_netbridge::port::ToShard;
+use iroh_raft_netbridge::wire::{Lane, PeerFrameBuilder};
+
+use crate::harness::{DEADLINE, Epochs, Member, TestNode, append, frame_of, fresh_addr, message, pair};
+
+/// One kind of message for each lane.
+const KINDS: [MessageKind; 4] =
+    [MessageKind::RequestVote, MessageKind::Heartbeat, MessageKind::AppendResponse, MessageKind::Snapshot];
+
+#[test]
+fn frames_arrive_on_every_lane_in_both_directions() {
+    let (_, _, one, two) = pair();
+    for (sender, receiver, from, to) in [(&one, &two, 1, 2), (&two, &one, 2, 1)] {
+        let mut sent = BTreeMap::new();
+        for kind in KINDS {
+            let message = message(kind, from, to, kind as u64);
+            sent.insert(kind as u8, message.clone());
+            sender.shard().send_message(message);
+        }
+        for _ in KINDS {
+            let (sender, messages) = receiver.shard().next_messages();
+            assert_eq!(sender, NodeId(from));
+            for message in messages {
+                assert_eq!(sent.remove(&(message.kind as u8)), Some(message));
+            }
+        }
+        assert!(sent.is_empty(), "still missing {sent:?}");
+    }
+    let stats = two.bridge.stats();
+    assert_eq!((stats.frames_in, stats.frames_out), ([1; 4], [1; 4]));
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
+fn a_lane_keeps_the_order_of_its_frames_and_large_ones_whole() {
+    let (_, _, one, two) = pair();
+    for group in 1..=40 {
+        one.shard().send_message(append(1, 2, group, if group % 4 == 0 { 700_000 } else { 100 }));
+    }
+    for group in 1..=40 {
+        let (_, messages) = two.shard().next_messages();
+        assert_eq!(messages, [append(1, 2, group, if group % 4 == 0 { 700_000 } else { 100 })]);
+    }
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
+fn many_shards_get_each_their_own_frames() {
+    let (member_one, member_two) = (Member::new(1), Member::new(2));
+    let configs = [member_one.config(&[&member_two]), member_two.config(&[&member_one])];
+    let [one, two] = configs.map(|config| TestNode::start(BridgeConfig { shards: 3, ..config }));
+    one.until_connected();
+    for shard in 0..3 {
+        let mut builder = PeerFrameBuilder::default();
+        builder.push(message(MessageKind::Heartbeat, 1, 2, u64::from(shard)));
+        let frame = builder.finish(Lane::Heartbeat, ShardId(shard), ShardId(shard));
+        one.shards[usize::from(shard)].send(NodeId(2), Lane::Heartbeat, frame);
+    }
+    for shard in 0..3_u64 {
+        let (_, messages) = two.shards[shard as usize].next_messages();
+        assert_eq!(messages[0].group.0, shard);
+    }
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
+fn a_message_that_claims_another_sender_is_dropped_and_counted() {
+    let (_, _, one, two) = pair();
+    one.shard().send(NodeId(2), Lane::Heartbeat, frame_of([message(MessageKind::Heartbeat, 3, 2, 1)]));
+    one.shard().send(NodeId(2), Lane::Heartbeat, frame_of([message(MessageKind::Heartbeat, 1, 3, 2)]));
+    one.shard().send_message(message(MessageKind::Heartbeat, 1, 2, 3));
+    let (_, messages) = two.shard().next_messages();
+    assert_eq!(messages[0].group.0, 3, "neither of the two before it arrives");
+    assert_eq!(two.bridge.stats().dropped_wrong_sender, 2);
+    assert_eq!(two.bridge.stats().peers_connected, 1);
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
+fn a_frame_for_a_shard_or_node_that_is_not_there_is_dropped_and_counted() {
+    let (_, _, one, two) = pair();
+    let mut builder = PeerFrameBuilder::default();
+    builder.push(message(MessageKind::Heartbeat, 1, 2, 1));
+    one.shard().send(NodeId(2), Lane::Heartbeat, builder.finish(Lane::Heartbeat, ShardId(0), ShardId(9)));
+    one.shard().send_message(message(MessageKind::Heartbeat, 1, 7, 1));
+    two.until_stats("a frame for no shard", |stats| stats.dropped_no_shard == 1);
+    one.until_stats("a frame for no node", |stats| stats.dropped_unknown_node == 1);
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
+fn a_full_ring_drops_and_counts_and_never_stops_the_lane() {
+    let (member_one, member_two) = (Member::new(1), Member::new(2));
+    let one = TestNode::start(member_one.config(&[&member_two]));
+    let two = TestNode::start_with(member_two.config(&[&member_one]), Epochs::default(), 4);
+    one.until_connected();
+    for group in 1..=20 {
+        one.shard().send_message(append(1, 2, group, 10));
+    }
+    let stats = two.until_stats("all frames received", |stats| stats.frames_in[2] == 20);
+    assert!(stats.dropped_ring_full <= 16);
+    two.until_stats("16 frames dropped", |stats| stats.dropped_ring_full == 16);
+    for group in 1..=4 {
+        assert_eq!(two.shard().next_messages().1[0].group.0, group, "the oldest are kept");
+    }
+    one.shard().send_message(append(1, 2, 99, 10));
+    assert_eq!(two.shard().next_messages().1[0].group.0, 99);
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
+fn a_full_lane_drops_the_newest_and_tells_the_shards_once() {
+    let (member_one, member_two) = (Member::new(1), Member::new(2));
+    let mut config = member_one.config(&[&member_two]);
+    config.limits = BridgeLimits { lane_frames_max: 2, ring_budget: 64, ..BridgeLimits::default() };
+    let one = TestNode::start(config);
+    let two = TestNode::start(member_two.config(&[&member_one]));
+    one.until_connected();
+    two.until_connected();
+    // Pushed quietly and rung once, so that the bridge finds all of them in one turn.
+    for group in 1..=10 {
+        let frame = frame_of([append(1, 2, group, 10)]);
+        let item = iroh_raft_netbridge::port::ToBridge::Peer { to: NodeId(2), lane: Lane::Append, frame };
+        one.shard().port.to_bridge.push_quietly(item).unwrap();
+    }
+    one.shard().port.to_bridge.ring();
+    let stats = one.until_stats("all routed", |stats| stats.dropped_lane_full + stats.frames_out[2] >= 10);
+    assert!(stats.dropped_lane_full > 0, "{stats:?}");
+    assert_eq!(two.shard().next_messages().1[0].group.0, 1, "the oldest is not the one dropped");
+    let mut told = 0;
+    while let Some(item) = one.shard().port.from_bridge.pop() {
+        told += usize::from(matches!(item, ToShard::Unreachable { node: NodeId(2) }));
+    }
+    assert!((1..stats.dropped_lane_full as usize).contains(&told), "told {told} times: {stats:?}");
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
+fn without_a_connection_frames_are_dropped_and_the_shards_told_once() {
+    let (member_one, member_two) = (Member::new(1), Member::new(2));
+    let one = TestNode::start(member_one.config(&[&member_two]));
+    for _ in 0..5 {
+        one.shard().send_message(append(1, 2, 1, 10));
+    }
+    one.shard().await_unreachable(NodeId(2));
+    one.until_stats("five frames dropped", |stats| stats.dropped_not_connected == 5);
+    assert!(one.shard().port.from_bridge.is_empty(), "told once");
+    one.shutdown();
+}
+
+#[test]
+fn an_orderly_stop_is_noticed_at_once_and_the_node_welcomed_back() {
+    let (member_one, member_two, one, two) = pair();
+    two.shutdown();
+    one.shard().await_unreachable(NodeId(2));
+    assert_eq!(one.bridge.stats().peers_connected, 0);
+    let mut config = member_two.config(&[&member_one]);
+    config.boot_epoch = BootEpoch(2);
+    let two = TestNode::start(config);
+    two.until_connected();
+    one.until_connected();
+    one.shard().send_message(append(1, 2, 5, 10));
+    assert_eq!(two.shard().next_messages().1[0].group.0, 5);
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
+fn a_newer_start_takes_over_and_the_older_process_is_told_to_stop() {
+    let (member_one, member_two, one, old) = pair();
+    let mut config = member_two.config(&[&member_one]);
+    // The older process hangs and still has its address.
+    config.bind = fresh_addr();
+    config.boot_epoch = BootEpoch(2);
+    config.boot_id = [2; 16];
+    let new = TestNode::start(config);
+    new.until_connected();
+    let fatal = old.fatal.recv_timeout(DEADLINE).expect("the older process is told");
+    assert!(
+        matches!(
+            fatal,
+            BridgeError::RolledBack { peer: NodeId(1), seen: BootEpoch(2), offered: BootEpoch(1) }
+        ),
+        "{fatal}"
+    );
+    one.until_connected();
+    new.shard().send_message(append(2, 1, 5, 10));
+    assert_eq!(one.shard().next_messages().1[0].group.0, 5);
+    one.shutdown();
+    new.shutdown();
+    old.shutdown();
+}
+
+/// Passes datagrams between whoever dials `front` and `back`, until told to swallow them.
+struct Relay {
+    is_swallowing: Arc<AtomicBool>,
+}
+
+impl Relay {
+    fn start(front: SocketAddr, back: SocketAddr) -> Relay {
+        let is_swallowing = Arc::new(AtomicBool::new(false));
+        let outer = UdpSocket::bind(front).unwrap();
+        let inner = UdpSocket::bind(SocketAddr::new(front.ip(), 0)).unwrap();
+        inner.connect(back).unwrap();
+        let dialer = Arc::new(Mutex::new(None));
+        let (outer_copy, inner_copy) = (outer.try_clone().unwrap(), inner.try_clone().unwrap());
+        let (swallow, swallow_copy) = (is_swallowing.clone(), is_swallowing.clone());
+        let dialer_copy = dialer.clone();
+        // The threads end with the test process: they wait in the kernel and hold nothing.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 65_536];
+            while let Ok((bytes, from)) = outer.recv_from(&mut buffer) {
+                *dialer.lock().unwrap() = Some(from);
+                if !swallow.load(Ordering::Acquire) {
+                    let _ = inner.send(&buffer[..bytes]);
+                }
+            }
+        });
+        std::thread::spawn(move || {
+            let mut buffer = [0; 65_536];
+            while let Ok(bytes) = inner_copy.recv(&mut buffer) {
+                let to = *dialer_copy.lock().unwrap();
+                if let (false, Some(to)) = (swallow_copy.load(Ordering::Acquire), to) {
+                    let _ = outer_copy.send_to(&buffer[..bytes], to);
+                }
+            }
+        });
+        Relay { is_swallowing }
+    }
+
+    fn swallow(&self, is_swallowing: bool) {
+        self.is_swallowing.store(is_swallowing, Ordering::Release);
+    }
+}
+
+#[test]
+fn a_peer_that_falls_silent_is_noticed_and_taken_back() {
+    let (member_one, member_two) = (Member::new(1), Member::new(2));
+    // Both know each other by the relay's address only for the second node; the first is known to the
+    // second by an address where nobody is, so every connection goes through the relay.
+    let front = Member { addr: fresh_addr(), ..member_two.clone() };
+    let nowhere = Member { addr: fresh_addr(), ..member_one.clone() };
+    let relay = Relay::start(front.addr, member_two.addr);
+    let one = TestNode::start(member_one.config(&[&front]));
+    let two = TestNode::start(member_two.config(&[&nowhere]));
+    one.until_connected();
+    relay.swallow(true);
+    one.shard().await_unreachable(NodeId(2));
+    two.shard().await_unreachable(NodeId(1));
+    relay.swallow(false);
+    one.until_connected();
+    two.until_connected();
+    one.shard().send_message(append(1, 2, 5, 10));
+    assert_eq!(two.shard().next_messages().1[0].group.0, 5);
+    one.shutdown();
+    two.shutdown();
+}
