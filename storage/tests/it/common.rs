@@ -1,0 +1,233 @@
+//! What the tests of the durable log share: folders, flushes, and the model they are held against.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use iroh_raft_core::batch::{RecordBlock, encode_batch};
+use iroh_raft_core::{
+    Append, ClusterId, ConfState, EntryKind, Fetch, FetchFrom, FetchId, FlushSeq, GroupAppend, GroupId,
+    GroupState, HardState, Index, LogEntry, NodeId, Offset, ShardId, Term, TermRun, WallTime,
+};
+use iroh_raft_storage::{DataFolder, FolderIdentity, JournalReader, OpenShard, ShardOptions, StorageError};
+
+pub(crate) const IDENTITY: FolderIdentity =
+    FolderIdentity { cluster: ClusterId([7; 16]), node: NodeId(3), shards: 1 };
+
+pub(crate) const OPTIONS: ShardOptions =
+    ShardOptions { cache_bytes: 1 << 20, preallocate_bytes: 0, tail_bytes: 1 << 20 };
+
+/// Opens the folder and its first shard.
+pub(crate) fn open(path: &Path) -> Result<(DataFolder, OpenShard), StorageError> {
+    let mut folder = DataFolder::open(path, IDENTITY)?;
+    let shard = folder.open_shard(ShardId(0), OPTIONS)?;
+    Ok((folder, shard))
+}
+
+pub(crate) fn journal_of(path: &Path) -> PathBuf {
+    path.join("shard-0/journal.redb")
+}
+
+pub(crate) fn mark_of(path: &Path) -> PathBuf {
+    path.join("shard-0/acked")
+}
+
+/// Copies a folder as it stands: what another process would find after this one was killed.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Every file of a folder with its bytes.
+pub(crate) fn bytes_of(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(path).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            files.extend(bytes_of(&entry.path()));
+        } else {
+            files.insert(entry.path(), fs::read(entry.path()).unwrap());
+        }
+    }
+    files
+}
+
+/// An entry with `records` records from offset `base` on; without any it is empty.
+pub(crate) fn entry(index: u64, term: u64, base: u64, records: u64) -> LogEntry {
+    let texts: Vec<_> = (0..records).map(|number| format!("record {}, term {term}", base + number)).collect();
+    let data = if texts.is_empty() {
+        Bytes::new()
+    } else {
+        let block = RecordBlock::from_records(&texts);
+        encode_batch(Offset(base), WallTime(1), [block].iter())
+    };
+    LogEntry { index: Index(index), term: Term(term), kind: EntryKind::Normal, data }
+}
+
+/// A membership change. Storage does not look into its data.
+pub(crate) fn conf_change(index: u64, term: u64) -> LogEntry {
+    let data = Bytes::from_static(b"change");
+    LogEntry { index: Index(index), term: Term(term), kind: EntryKind::ConfChange, data }
+}
+
+pub(crate) fn hard_state(term: u64, commit: u64) -> HardState {
+    HardState { term: Term(term), vote: NodeId(2), commit: Index(commit) }
+}
+
+pub(crate) fn conf_state(voters: &[u64]) -> ConfState {
+    let voters = voters.iter().copied().map(NodeId).collect();
+    ConfState { voters, learners: vec![NodeId(9)], auto_leave: true, ..ConfState::default() }
+}
+
+pub(crate) fn entries_only(group: u64, entries: Vec<LogEntry>) -> GroupAppend {
+    GroupAppend { group: GroupId(group), hard_state: None, conf_state: None, entries }
+}
+
+pub(crate) fn append(seq: u64, groups: Vec<GroupAppend>) -> Append {
+    Append { seq: FlushSeq(seq), groups }
+}
+
+/// What the log must hold.
+#[derive(Clone, Default, Debug, PartialEq)]
+pub(crate) struct Model {
+    pub(crate) last_seq: u64,
+    pub(crate) groups: BTreeMap<GroupId, ModelGroup>,
+}
+
+#[derive(Clone, Default, Debug, PartialEq)]
+pub(crate) struct ModelGroup {
+    pub(crate) hard_state: HardState,
+    pub(crate) conf_state: ConfState,
+    pub(crate) entries: Vec<LogEntry>,
+    /// Offset at which each entry begins, and the one after the last.
+    pub(crate) offsets: Vec<u64>,
+}
+
+impl ModelGroup {
+    pub(crate) fn last(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(crate) fn offset_at(&self, index: u64) -> u64 {
+        self.offsets.get(index as usize - 1).copied().unwrap_or_else(|| self.next_offset())
+    }
+
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.offsets.last().copied().unwrap_or(0)
+    }
+
+    fn take(&mut self, entry: &LogEntry) {
+        if self.offsets.is_empty() {
+            self.offsets.push(0);
+        }
+        let at = entry.index.0 as usize;
+        self.entries.truncate(at - 1);
+        self.offsets.truncate(at);
+        let records = match entry.kind {
+            EntryKind::Normal if !entry.data.is_empty() => {
+                u64::from(iroh_raft_core::batch::Batch::parse(&entry.data).unwrap().count())
+            }
+            _ => 0,
+        };
+        self.offsets.push(self.next_offset() + records);
+        self.entries.push(entry.clone());
+    }
+
+    fn term_runs(&self) -> Vec<TermRun> {
+        let mut runs: Vec<TermRun> = Vec::new();
+        for entry in &self.entries {
+            if runs.last().is_none_or(|run| run.term != entry.term) {
+                runs.push(TermRun { first: entry.index, term: entry.term });
+            }
+        }
+        runs
+    }
+}
+
+impl Model {
+    pub(crate) fn take(&mut self, append: &Append) {
+        self.last_seq = append.seq.0;
+        for part in &append.groups {
+            let group = self.groups.entry(part.group).or_default();
+            part.entries.iter().for_each(|entry| group.take(entry));
+            group.hard_state = part.hard_state.unwrap_or(group.hard_state);
+            if let Some(conf_state) = &part.conf_state {
+                group.conf_state.clone_from(conf_state);
+            }
+        }
+    }
+
+    /// Holds what recovery found against the model, with the whole log in the tail.
+    pub(crate) fn check(&self, shard: &OpenShard) {
+        assert_eq!(shard.last_seq.0, self.last_seq, "last flush");
+        assert_eq!(shard.groups.len(), self.groups.len(), "number of groups");
+        for (state, (group, model)) in shard.groups.iter().zip(&self.groups) {
+            self.check_group(state, *group, model);
+            assert_eq!(state.tail, model.entries, "tail of group {group}");
+            self.check_reads(&shard.reader, *group);
+        }
+    }
+
+    fn check_group(&self, state: &GroupState, group: GroupId, model: &ModelGroup) {
+        assert_eq!(state.group, group);
+        assert_eq!(state.hard_state, model.hard_state, "hard state of group {group}");
+        assert_eq!(state.conf_state, model.conf_state, "conf state of group {group}");
+        assert!(state.is_durable);
+        assert_eq!(state.last.0, model.last(), "last index of group {group}");
+        assert_eq!(state.next_offset.0, model.next_offset(), "next offset of group {group}");
+        assert_eq!(state.term_runs, model.term_runs(), "terms of group {group}");
+        let changes = model.entries.iter().filter(|entry| entry.kind != EntryKind::Normal);
+        assert_eq!(state.conf_changes, changes.map(|entry| entry.index).collect::<Vec<_>>());
+    }
+
+    /// Reads every entry by index and every record by offset.
+    pub(crate) fn check_reads(&self, reader: &JournalReader, group: GroupId) {
+        let model = &self.groups[&group];
+        let last = Index(model.last());
+        for (at, entry) in model.entries.iter().enumerate() {
+            let from = FetchFrom::Index(entry.index);
+            assert_eq!(reader.read(&fetch(group, from, last, usize::MAX)).unwrap(), model.entries[at..]);
+            // One entry comes in any case, and empty ones after it weigh nothing.
+            let few = reader.read(&fetch(group, from, last, 0)).unwrap();
+            assert!(!few.is_empty() && model.entries[at..].starts_with(&few));
+            assert!(few[1..].iter().all(|entry| entry.data.is_empty()));
+        }
+        for record in 0..model.next_offset() {
+            let at = model.offsets.iter().rposition(|offset| *offset <= record).unwrap();
+            let read = reader.read(&fetch(group, FetchFrom::Offset(Offset(record)), last, usize::MAX));
+            assert_eq!(read.unwrap(), model.entries[at..], "record {record} of group {group}");
+        }
+        let past = FetchFrom::Offset(Offset(model.next_offset()));
+        assert!(reader.read(&fetch(group, past, Index(u64::MAX), 1)).is_err());
+        let past = FetchFrom::Index(last.next());
+        assert!(reader.read(&fetch(group, past, Index(u64::MAX), 1)).is_err());
+    }
+}
+
+pub(crate) fn fetch(group: GroupId, from: FetchFrom, to: Index, bytes_max: usize) -> Fetch {
+    Fetch { id: FetchId(1), group, from, to, bytes_max }
+}
+
+/// Positions in the journal file at which the block that ends with flush `seq` stands; stale copies
+/// of its page count too.
+pub(crate) fn blocks_in(journal: &[u8], seq: u64) -> (Vec<usize>, usize) {
+    let mut found = Vec::new();
+    let mut bytes = 0;
+    for at in 0..journal.len().saturating_sub(64) {
+        let header = &journal[at..at + 64];
+        if header.starts_with(b"IRJB") && header[32..40] == seq.to_le_bytes() {
+            let length = u64::from_le_bytes(header[40..48].try_into().unwrap()) as usize;
+            bytes = length;
+            found.push(at);
+        }
+    }
+    assert!(!found.is_empty(), "the block of flush {seq} is in the file");
+    (found, bytes)
+}

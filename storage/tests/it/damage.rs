@@ -1,0 +1,322 @@
+//! Damaged, rolled back and mixed-up journals: an error that says so, and nothing written.
+
+use std::fs;
+use std::path::Path;
+
+use iroh_raft_core::{FetchError, FetchFrom, FlushSeq, GroupId, Index, ShardId};
+use iroh_raft_storage::{AffectedRange, BlockError, DataFolder, StorageError};
+use redb::{Database, ReadableDatabase, TableDefinition};
+
+use crate::common::*;
+
+const JOURNAL: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("journal");
+
+/// A folder with flushes 1 to `flushes`, each one entry of group 1 and one of group 2; stopped in
+/// order, with the marks as they were before each flush.
+fn make(path: &Path, flushes: u64) -> (Model, Vec<Vec<u8>>) {
+    let mut model = Model::default();
+    let mut marks = Vec::new();
+    let (_folder, mut shard) = open(path).unwrap();
+    for seq in 1..=flushes {
+        marks.push(fs::read(mark_of(path)).unwrap());
+        let parts = vec![
+            entries_only(1, vec![entry(seq, 1, seq - 1, 1)]),
+            entries_only(2, vec![entry(seq, 1, 0, 0)]),
+        ];
+        let append = append(seq, parts);
+        shard.writer.run_once(std::slice::from_ref(&append)).unwrap();
+        model.take(&append);
+    }
+    (model, marks)
+}
+
+/// The model without its last flush.
+fn shortened(model: &Model) -> Model {
+    let mut shorter = Model { last_seq: model.last_seq - 1, ..Model::default() };
+    for (group, state) in &model.groups {
+        let mut state = state.clone();
+        state.entries.pop();
+        state.offsets.pop();
+        shorter.groups.insert(*group, state);
+    }
+    shorter
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut redb::Table<'_, u64, &'static [u8]>)) {
+    let db = Database::open(journal_of(path)).unwrap();
+    let transaction = db.begin_write().unwrap();
+    change(&mut transaction.open_table(JOURNAL).unwrap());
+    transaction.commit().unwrap();
+}
+
+fn block(path: &Path, seq: u64) -> Vec<u8> {
+    let db = Database::open(journal_of(path)).unwrap();
+    let table = db.begin_read().unwrap().open_table(JOURNAL).unwrap();
+    table.get(seq).unwrap().unwrap().value().to_vec()
+}
+
+/// Opens a folder that must be refused, and checks that the shard's files stay as they are.
+fn refused(path: &Path) -> StorageError {
+    let shard = path.join("shard-0");
+    let before = bytes_of(&shard);
+    let error = open(path).unwrap_err();
+    assert_eq!(before, bytes_of(&shard), "{error}");
+    let line = error.to_string();
+    assert!(!line.contains('\n') && line.contains(": "), "{line}");
+    error
+}
+
+#[test]
+fn each_flipped_byte_of_the_last_block_is_an_error_once_it_was_acknowledged() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    make(&path, 3);
+    let whole = block(&path, 3);
+    for at in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        edit(&path, |table| drop(table.insert(3, damaged.as_slice()).unwrap()));
+        match refused(&path) {
+            StorageError::Corrupt { at: FlushSeq(3), .. } => {}
+            other => panic!("byte {at}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn each_flipped_byte_of_the_last_block_is_cut_if_it_was_never_acknowledged() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let (model, marks) = make(&path, 3);
+    let whole = block(&path, 3);
+    let shorter = shortened(&model);
+    for at in 0..whole.len() {
+        fs::write(mark_of(&path), &marks[2]).unwrap();
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        edit(&path, |table| drop(table.insert(3, damaged.as_slice()).unwrap()));
+        let (folder, shard) = open(&path).unwrap();
+        assert_eq!(shard.report.torn, 1, "byte {at}");
+        shorter.check(&shard);
+        drop((folder, shard));
+        // Cut for good: the next start finds a sound journal, and the number is used again.
+        assert_eq!(open(&path).unwrap().1.report.torn, 0);
+    }
+    let (folder, mut shard) = open(&path).unwrap();
+    let again = append(3, vec![entries_only(1, vec![entry(3, 9, 2, 1)])]);
+    shard.writer.run_once(&[again]).unwrap();
+    drop((folder, shard));
+    assert_eq!(open(&path).unwrap().1.last_seq, FlushSeq(3));
+}
+
+#[test]
+fn bits_that_rot_in_the_file_after_a_kill_never_shorten_what_was_acknowledged() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let (_folder, mut shard) = open(&path).unwrap();
+    for seq in 1..=8 {
+        let part = entries_only(1, vec![entry(seq, 1, seq - 1, 1)]);
+        shard.writer.run_once(&[append(seq, vec![part])]).unwrap();
+    }
+    let killed = temporary.path().join("killed");
+    copy_folder(&path, &killed);
+    let journal = fs::read(journal_of(&killed)).unwrap();
+    let (places, bytes) = blocks_in(&journal, 8);
+    for at in 0..bytes {
+        let mut damaged = journal.clone();
+        places.iter().for_each(|place| damaged[place + at] ^= 1);
+        fs::write(journal_of(&killed), damaged).unwrap();
+        match refused(&killed) {
+            // redb notices, takes the commit before, and says nothing.
+            StorageError::JournalRolledBack { acknowledged: FlushSeq(8), found: FlushSeq(7), .. } => {}
+            other => panic!("byte {at}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn redb_falling_back_over_an_unacknowledged_commit_is_counted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let (_folder, mut shard) = open(&path).unwrap();
+    let mut model = Model::default();
+    let mut mark = Vec::new();
+    for seq in 1..=8 {
+        mark = fs::read(mark_of(&path)).unwrap();
+        let append = append(seq, vec![entries_only(1, vec![entry(seq, 1, seq - 1, 1)])]);
+        shard.writer.run_once(std::slice::from_ref(&append)).unwrap();
+        if seq < 8 {
+            model.take(&append);
+        }
+    }
+    let killed = temporary.path().join("killed");
+    copy_folder(&path, &killed);
+    fs::write(mark_of(&killed), mark).unwrap();
+    let mut journal = fs::read(journal_of(&killed)).unwrap();
+    let (places, _) = blocks_in(&journal, 8);
+    places.iter().for_each(|place| journal[place + 20] ^= 1);
+    fs::write(journal_of(&killed), journal).unwrap();
+    let (_folder, shard) = open(&killed).unwrap();
+    assert_eq!(shard.report.torn, 1);
+    model.check(&shard);
+}
+
+#[test]
+fn damage_in_the_middle_names_groups_and_indexes() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    make(&path, 5);
+    let group =
+        |group, index| AffectedRange { group: GroupId(group), first: Index(index), last: Index(index) };
+
+    let whole = block(&path, 3);
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    edit(&path, |table| drop(table.insert(3, damaged.as_slice()).unwrap()));
+    let error = refused(&path);
+    assert!(error.to_string().contains("group 1 index 3 to 3 and 1 more groups"), "{error}");
+    match error {
+        StorageError::Corrupt { at: FlushSeq(3), damage: BlockError::Checksum, affected, .. } => {
+            assert_eq!(affected, [group(1, 3), group(2, 3)]);
+        }
+        other => panic!("{other}"),
+    }
+
+    edit(&path, |table| drop(table.remove(3).unwrap()));
+    match refused(&path) {
+        StorageError::Corrupt { at: FlushSeq(3), damage: BlockError::Chain, affected, .. } => {
+            assert_eq!(affected, [group(1, 3), group(2, 3)]);
+        }
+        other => panic!("{other}"),
+    }
+
+    edit(&path, |table| drop(table.insert(3, whole.as_slice()).unwrap()));
+    open(&path).unwrap();
+}
+
+#[test]
+fn a_block_in_another_ones_place_is_a_broken_chain() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    make(&path, 4);
+    let third = block(&path, 3);
+    edit(&path, |table| drop(table.insert(4, third.as_slice()).unwrap()));
+    assert!(matches!(refused(&path), StorageError::Corrupt { damage: BlockError::Chain, .. }));
+}
+
+#[test]
+fn a_journal_older_than_its_mark_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    make(&path, 2);
+    let old = fs::read(journal_of(&path)).unwrap();
+    let (folder, mut shard) = open(&path).unwrap();
+    shard.writer.run_once(&[append(3, vec![])]).unwrap();
+    drop((folder, shard));
+    fs::write(journal_of(&path), old).unwrap();
+    match refused(&path) {
+        StorageError::JournalRolledBack { shard, acknowledged, found } => {
+            assert_eq!((shard, acknowledged, found), (ShardId(0), FlushSeq(3), FlushSeq(2)));
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn another_history_of_the_same_length_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    make(&path, 2);
+    let other = temporary.path().join("other");
+    copy_folder(&path, &other);
+    for (folder, term) in [(&path, 1), (&other, 2)] {
+        let (_folder, mut shard) = open(folder).unwrap();
+        shard.writer.run_once(&[append(3, vec![entries_only(1, vec![entry(3, term, 2, 1)])])]).unwrap();
+    }
+    fs::copy(journal_of(&other), journal_of(&path)).unwrap();
+    match refused(&path) {
+        StorageError::JournalRolledBack { found: FlushSeq(2), .. } => {}
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_journal_or_a_mark_of_another_folder_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (path, other) = (temporary.path().join("node"), temporary.path().join("other"));
+    make(&path, 2);
+    make(&other, 2);
+    let own = fs::read(journal_of(&path)).unwrap();
+    fs::copy(journal_of(&other), journal_of(&path)).unwrap();
+    assert!(matches!(refused(&path), StorageError::ForeignJournal { .. }));
+    fs::write(journal_of(&path), own).unwrap();
+    fs::copy(mark_of(&other), mark_of(&path)).unwrap();
+    assert!(matches!(refused(&path), StorageError::ForeignJournal { .. }));
+}
+
+#[test]
+fn an_empty_cut_or_foreign_journal_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    make(&path, 2);
+    let whole = fs::read(journal_of(&path)).unwrap();
+    fs::write(journal_of(&path), b"").unwrap();
+    assert!(matches!(refused(&path), StorageError::DamagedFile { .. }));
+    for length in [1, 100, 4096, 20_000, whole.len() / 2, whole.len() - 4096] {
+        fs::write(journal_of(&path), &whole[..length]).unwrap();
+        refused(&path);
+    }
+    fs::write(journal_of(&path), vec![0xa5; whole.len()]).unwrap();
+    assert!(matches!(refused(&path), StorageError::DamagedJournal { .. }));
+    // Somebody else's redb file.
+    fs::remove_file(journal_of(&path)).unwrap();
+    drop(Database::create(journal_of(&path)).unwrap());
+    assert!(matches!(refused(&path), StorageError::DamagedJournal { .. }));
+    fs::write(journal_of(&path), whole).unwrap();
+    open(&path).unwrap();
+}
+
+#[test]
+fn one_torn_slot_of_the_mark_is_tolerated_and_two_are_not() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let (model, _) = make(&path, 3);
+    let whole = fs::read(mark_of(&path)).unwrap();
+    for slot in [0, 512] {
+        let mut torn = whole.clone();
+        torn[slot + 40] ^= 1;
+        fs::write(mark_of(&path), &torn).unwrap();
+        model.check(&open(&path).unwrap().1);
+    }
+    let mut damaged = whole.clone();
+    damaged[40] ^= 1;
+    damaged[512 + 40] ^= 1;
+    fs::write(mark_of(&path), &damaged).unwrap();
+    assert!(matches!(refused(&path), StorageError::DamagedFile { .. }));
+    fs::write(mark_of(&path), &whole[..700]).unwrap();
+    assert!(matches!(refused(&path), StorageError::DamagedFile { .. }));
+    fs::remove_file(mark_of(&path)).unwrap();
+    assert!(matches!(refused(&path), StorageError::MissingFile { .. }));
+}
+
+#[test]
+fn damage_under_a_running_node_is_reported_by_the_read() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    make(&path, 3);
+    let mut folder = DataFolder::open(&path, IDENTITY).unwrap();
+    let options = iroh_raft_storage::ShardOptions { cache_bytes: 0, ..OPTIONS };
+    let shard = folder.open_shard(ShardId(0), options).unwrap();
+    let mut journal = fs::read(journal_of(&path)).unwrap();
+    let (places, bytes) = blocks_in(&journal, 2);
+    places.iter().for_each(|place| journal[place + bytes - 1] ^= 1);
+    std::os::unix::fs::FileExt::write_all_at(
+        &fs::OpenOptions::new().write(true).open(journal_of(&path)).unwrap(),
+        &journal,
+        0,
+    )
+    .unwrap();
+    let all = fetch(GroupId(1), FetchFrom::Index(Index(1)), Index(3), usize::MAX);
+    let corrupt = FetchError::Corrupt { first: Index(2), last: Index(2) };
+    assert_eq!(shard.reader.read(&all), Err(corrupt));
+}

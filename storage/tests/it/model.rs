@@ -1,0 +1,167 @@
+//! Random flushes, reads and restarts against a model in memory.
+//!
+//! proptest prints the failing case in its smallest form and stores its seed under
+//! `proptest-regressions`, from where it is run first ever after.
+
+use iroh_raft_core::{Append, GroupAppend, GroupId};
+use iroh_raft_storage::{DataFolder, OpenShard};
+use proptest::prelude::*;
+
+use crate::common::*;
+
+/// What one group does in one flush.
+#[derive(Clone, Debug)]
+struct PartPlan {
+    group: u64,
+    /// How many of the last entries are voided.
+    back: u64,
+    /// Records of each new entry; `None` for a conf change.
+    entries: Vec<Option<u64>>,
+    has_hard_state: bool,
+    has_conf_state: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// One commit of several flushes.
+    Flush(Vec<Vec<PartPlan>>),
+    /// Stop in order, start again.
+    Reopen,
+    /// The process is killed; what it had written stays.
+    Kill,
+    /// Killed after the newest commit was synced and before its mark was written.
+    KillBeforeMark,
+}
+
+fn part() -> impl Strategy<Value = PartPlan> {
+    let entries = prop::collection::vec(prop_oneof![8 => (0_u64..4).prop_map(Some), 1 => Just(None)], 0..5);
+    let back = prop_oneof![3 => Just(0_u64), 2 => 1_u64..12];
+    (0_u64..4, back, entries, any::<bool>(), prop::bool::weighted(0.1)).prop_map(
+        |(group, back, entries, has_hard_state, has_conf_state)| PartPlan {
+            group: group + 1,
+            back,
+            entries,
+            has_hard_state,
+            has_conf_state,
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let flush = prop::collection::vec(prop::collection::vec(part(), 0..4), 1..4);
+    prop_oneof![
+        12 => flush.prop_map(Step::Flush),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Kill),
+        1 => Just(Step::KillBeforeMark),
+    ]
+}
+
+/// Turns plans into flushes that continue the model, and lets the model take them.
+fn make_batch(model: &mut Model, flushes: &[Vec<PartPlan>]) -> Vec<Append> {
+    let mut batch = Vec::new();
+    for plans in flushes {
+        let seq = model.last_seq + 1;
+        let mut groups: Vec<GroupAppend> = Vec::new();
+        for plan in plans {
+            // A flush names each group once.
+            if groups.iter().any(|part| part.group == GroupId(plan.group)) {
+                continue;
+            }
+            groups.push(make_part(model, plan, seq));
+        }
+        let append = append(seq, groups);
+        model.take(&append);
+        batch.push(append);
+    }
+    batch
+}
+
+fn make_part(model: &Model, plan: &PartPlan, term: u64) -> GroupAppend {
+    let known = model.groups.get(&GroupId(plan.group)).cloned().unwrap_or_default();
+    let kept = known.last().saturating_sub(plan.back);
+    let mut offset = known.offset_at(kept + 1);
+    let mut part = entries_only(plan.group, Vec::new());
+    for (index, records) in (kept + 1..).zip(&plan.entries) {
+        part.entries.push(match records {
+            Some(records) => entry(index, term, offset, *records),
+            None => conf_change(index, term),
+        });
+        offset += records.unwrap_or(0);
+    }
+    part.hard_state = plan.has_hard_state.then(|| hard_state(term, kept));
+    part.conf_state = plan.has_conf_state.then(|| conf_state(&[term, plan.group]));
+    part
+}
+
+/// A node whose folder moves to a copy whenever it is killed.
+struct Node {
+    temporary: tempfile::TempDir,
+    copies: u32,
+    open: Option<(DataFolder, OpenShard)>,
+    mark_before: Vec<u8>,
+}
+
+impl Node {
+    fn path(&self) -> std::path::PathBuf {
+        self.temporary.path().join(self.copies.to_string())
+    }
+
+    fn start(&mut self) -> &mut OpenShard {
+        self.open = Some(open(&self.path()).unwrap());
+        &mut self.open.as_mut().unwrap().1
+    }
+
+    fn kill(&mut self) {
+        let from = self.path();
+        self.copies += 1;
+        copy_folder(&from, &self.path());
+        self.open = None;
+        std::fs::remove_dir_all(from).unwrap();
+    }
+}
+
+fn run(steps: &[Step]) {
+    let mut model = Model::default();
+    let temporary = tempfile::tempdir().unwrap();
+    let mut node = Node { temporary, copies: 0, open: None, mark_before: Vec::new() };
+    node.start();
+    node.mark_before = std::fs::read(mark_of(&node.path())).unwrap();
+    for step in steps {
+        match step {
+            Step::Flush(flushes) => {
+                node.mark_before = std::fs::read(mark_of(&node.path())).unwrap();
+                let batch = make_batch(&mut model, flushes);
+                let shard = &mut node.open.as_mut().unwrap().1;
+                assert_eq!(shard.writer.run_once(&batch).unwrap().last.0, model.last_seq);
+                for group in model.groups.keys() {
+                    model.check_reads(&shard.reader, *group);
+                }
+            }
+            Step::Reopen => {
+                node.open = None;
+                model.check(node.start());
+            }
+            Step::Kill => {
+                node.kill();
+                model.check(node.start());
+            }
+            Step::KillBeforeMark => {
+                node.kill();
+                std::fs::write(mark_of(&node.path()), &node.mark_before).unwrap();
+                model.check(node.start());
+            }
+        }
+    }
+    node.open = None;
+    model.check(node.start());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_is_found_again(steps in prop::collection::vec(step(), 1..24)) {
+        run(&steps);
+    }
+}
