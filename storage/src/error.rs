@@ -222,8 +222,8 @@ pub enum StorageError {
         /// What redb says.
         source: Box<redb::Error>,
     },
-    /// redb panicked: the writer is fenced.
-    #[error("redb panicked on the journal of shard {shard}: check the disk and restart the node")]
+    /// A call panicked, in redb most likely: a writer is fenced.
+    #[error("a panic at the journal of shard {shard}: check the disk and restart the node")]
     JournalPanicked {
         /// The shard.
         shard: ShardId,

@@ -1,6 +1,7 @@
 //! The writer of a shard's journal: passive, one commit a call.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -96,9 +97,12 @@ impl JournalWriter {
         if self.is_fenced {
             return Err(StorageError::Fenced { shard: self.journal.identity.shard });
         }
-        // Fenced until it is known to have gone well, even if something here should panic.
+        // Fenced until it is known to have gone well. A panic anywhere below leaves nothing that a
+        // fenced writer would look at again.
         self.is_fenced = true;
-        let report = self.flush(batch)?;
+        let shard = self.journal.identity.shard;
+        let report = catch_unwind(AssertUnwindSafe(|| self.flush(batch)))
+            .unwrap_or(Err(StorageError::JournalPanicked { shard }))?;
         self.is_fenced = false;
         Ok(report)
     }

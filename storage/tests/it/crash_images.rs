@@ -5,116 +5,19 @@
 //! subset, any of them torn between sectors. Seeds: `CRASH_SEED=n` runs one workload alone.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::Arc;
 
 use iroh_raft_core::ShardId;
-use iroh_raft_storage::{DataFolder, Disk};
+use iroh_raft_storage::DataFolder;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use redb::StorageBackend;
 
 use crate::common::*;
+use crate::memory_disk::{Event, Files, MemoryDisk, apply};
 
 const SECTOR_BYTES: usize = 512;
 const WORKLOADS: u64 = 12;
-
-#[derive(Clone, Debug)]
-enum Event {
-    Write(PathBuf, u64, Vec<u8>),
-    SetLen(PathBuf, u64),
-    Sync(PathBuf),
-    /// The workload handed this flush to the writer.
-    Begun(u64),
-    /// The writer reported it.
-    Acknowledged(u64),
-}
-
-type Files = BTreeMap<PathBuf, Vec<u8>>;
-
-/// Files in memory, and everything that was done to them since recording began.
-#[derive(Clone, Default, Debug)]
-struct MemoryDisk(Arc<Mutex<(Files, Vec<Event>)>>);
-
-#[derive(Debug)]
-struct MemoryFile {
-    disk: MemoryDisk,
-    path: PathBuf,
-}
-
-fn apply(files: &mut Files, event: &Event) {
-    match event {
-        Event::Write(path, offset, data) => {
-            let file = files.entry(path.clone()).or_default();
-            let (start, end) = (*offset as usize, *offset as usize + data.len());
-            if file.len() < end {
-                file.resize(end, 0);
-            }
-            file[start..end].copy_from_slice(data);
-        }
-        Event::SetLen(path, len) => files.entry(path.clone()).or_default().resize(*len as usize, 0),
-        Event::Sync(_) | Event::Begun(_) | Event::Acknowledged(_) => {}
-    }
-}
-
-impl MemoryDisk {
-    fn with(files: Files) -> MemoryDisk {
-        MemoryDisk(Arc::new(Mutex::new((files, Vec::new()))))
-    }
-
-    fn record(&self, event: Event) {
-        let mut state = self.0.lock().unwrap();
-        apply(&mut state.0, &event);
-        state.1.push(event);
-    }
-}
-
-impl Disk for MemoryDisk {
-    fn open(&self, path: &Path, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
-        let mut state = self.0.lock().unwrap();
-        match (state.0.contains_key(path), is_new) {
-            (true, true) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (false, false) => return Err(io::ErrorKind::NotFound.into()),
-            (false, true) => drop(state.0.insert(path.to_owned(), Vec::new())),
-            (true, false) => {}
-        }
-        Ok(Box::new(MemoryFile { disk: self.clone(), path: path.to_owned() }))
-    }
-
-    fn reserve(&self, _path: &Path, _bytes: u64) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl StorageBackend for MemoryFile {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.0.lock().unwrap().0[&self.path].len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.disk.0.lock().unwrap();
-        let from = offset as usize;
-        let stored = state.0[&self.path].get(from..from + out.len());
-        out.copy_from_slice(stored.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.record(Event::SetLen(self.path.clone(), len));
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.disk.record(Event::Sync(self.path.clone()));
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk.record(Event::Write(self.path.clone(), offset, data.to_vec()));
-        Ok(())
-    }
-}
 
 /// Models by the number of flushes that were handed to the writer.
 type Models = Vec<Model>;
@@ -126,9 +29,9 @@ fn record(path: &Path, rng: &mut SmallRng) -> (Files, Vec<Event>, Models) {
     let mut folder = DataFolder::open_on(path, IDENTITY, Arc::new(disk.clone())).unwrap();
     let mut shard = folder.open_shard(ShardId(0), OPTIONS).unwrap();
     let before = {
-        let mut state = disk.0.lock().unwrap();
-        state.1.clear();
-        state.0.clone()
+        let mut state = disk.state();
+        state.events.clear();
+        state.files.clone()
     };
     let mut models = vec![Model::default()];
     for _ in 0..rng.random_range(2..8) {
@@ -152,7 +55,7 @@ fn record(path: &Path, rng: &mut SmallRng) -> (Files, Vec<Event>, Models) {
         disk.record(Event::Acknowledged(model.last_seq));
     }
     drop((folder, shard));
-    let events = std::mem::take(&mut disk.0.lock().unwrap().1);
+    let events = std::mem::take(&mut disk.state().events);
     (before, events, models)
 }
 

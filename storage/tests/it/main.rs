@@ -3,7 +3,9 @@
 mod common;
 mod crash_images;
 mod damage;
-
+mod fence;
+mod fixture;
 mod folder;
+mod memory_disk;
 mod model;
 mod recovery;

@@ -1,0 +1,76 @@
+//! A data folder written by format version 1 opens for good, with the content it had.
+//!
+//! `STORAGE_FIXTURE=write` in the environment writes it anew: only when a version is added, never
+//! to make this test pass.
+
+use std::path::Path;
+
+use iroh_raft_core::{Append, BootEpoch};
+use redb::{Database, ReadableDatabase, TableDefinition};
+
+use crate::common::*;
+
+/// The content of the fixture, by commit.
+fn content() -> Vec<Vec<Append>> {
+    let mut first = entries_only(1, vec![entry(1, 1, 0, 0), entry(2, 1, 0, 2), conf_change(3, 1)]);
+    first.hard_state = Some(hard_state(1, 1));
+    first.conf_state = Some(conf_state(&[1, 2, 3]));
+    let mut second = entries_only(2, vec![entry(1, 2, 0, 1)]);
+    second.hard_state = Some(hard_state(2, 0));
+    vec![
+        vec![append(1, vec![first]), append(2, vec![second])],
+        vec![append(3, vec![entries_only(1, vec![entry(3, 2, 2, 1), entry(4, 2, 3, 3)])])],
+    ]
+}
+
+fn write(folder: &Path) {
+    let (_folder, mut shard) = open(folder).unwrap();
+    for batch in content() {
+        shard.writer.run_once(&batch).unwrap();
+    }
+}
+
+#[test]
+fn a_folder_of_version_1_opens_with_its_content() {
+    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1");
+    if std::env::var("STORAGE_FIXTURE").is_ok_and(|what| what == "write") {
+        write(&stored);
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    copy_folder(&stored, temporary.path());
+    let mut model = Model::default();
+    content().iter().flatten().for_each(|append| model.take(append));
+    let (folder, shard) = open(temporary.path()).unwrap();
+    assert_eq!(folder.boot().epoch, BootEpoch(2));
+    assert!(!folder.is_new());
+    model.check(&shard);
+    assert_eq!((shard.report.blocks, shard.report.acknowledged.0), (2, 3));
+}
+
+/// The same content gives the same blocks to the byte, apart from what belongs to the folder: its
+/// storage id, and the checksums that cover it.
+#[test]
+fn blocks_are_still_written_as_in_version_1() {
+    const JOURNAL: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("journal");
+    let blocks = |folder: &Path| -> Vec<(u64, Vec<u8>)> {
+        let copy = tempfile::tempdir().unwrap();
+        let file = copy.path().join("journal.redb");
+        std::fs::copy(journal_of(folder), &file).unwrap();
+        let table = Database::open(file).unwrap().begin_read().unwrap().open_table(JOURNAL).unwrap();
+        let rows = redb::ReadableTable::iter(&table).unwrap().map(Result::unwrap);
+        rows.map(|(key, value)| (key.value(), value.value().to_vec())).collect()
+    };
+    let temporary = tempfile::tempdir().unwrap();
+    write(temporary.path());
+    let stored = blocks(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1"));
+    let written = blocks(temporary.path());
+    assert_eq!(stored.len(), written.len());
+    for ((key, mut old), (new_key, mut new)) in stored.into_iter().zip(written) {
+        assert_eq!(key, new_key);
+        for block in [&mut old, &mut new] {
+            block[8..24].fill(0);
+            block[56..64].fill(0);
+        }
+        assert_eq!(old, new);
+    }
+}
