@@ -437,3 +437,137 @@ impl EntryView<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const IDENTITY: JournalIdentity = JournalIdentity { storage: [9; 16], shard: ShardId(2) };
+    const PREVIOUS: ChainEnd = ChainEnd { seq: FlushSeq(6), checksum: 77 };
+
+    fn encode(batch: &[Append]) -> (Vec<u8>, ChainEnd) {
+        let parts = batch.iter().map(|append| append.groups.len()).sum();
+        let mut bytes = vec![0xee; block_bytes(batch)];
+        let end = encode_block(&mut bytes, IDENTITY, PREVIOUS, batch, &vec![Offset(5); parts]);
+        (bytes, end)
+    }
+
+    /// What the parts of a block say, in the form in which they went in.
+    fn decode(bytes: &[u8]) -> Result<Vec<GroupAppend>, BlockError> {
+        let block = Block::parse(bytes, IDENTITY)?;
+        assert!(block.is_after(PREVIOUS));
+        let part = |part: Result<Part<'_>, BlockError>| {
+            let part = part?;
+            assert_eq!(part.place.base, Offset(5));
+            let again = block.part_at(part.place.position)?;
+            assert_eq!((again.group, again.first, again.count), (part.group, part.first, part.count));
+            Ok(GroupAppend {
+                group: part.group,
+                hard_state: part.hard_state,
+                conf_state: part.conf_state.clone(),
+                entries: part.entries().map(EntryView::to_entry).collect(),
+            })
+        };
+        block.parts().map(part).collect()
+    }
+
+    fn nodes() -> impl Strategy<Value = Vec<NodeId>> {
+        prop::collection::vec(any::<u64>().prop_map(NodeId), 0..4)
+    }
+
+    fn group_append() -> impl Strategy<Value = GroupAppend> {
+        let hard_state = (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, vote, commit)| {
+            HardState { term: Term(term), vote: NodeId(vote), commit: Index(commit) }
+        });
+        let conf_state = (nodes(), nodes(), nodes(), nodes(), any::<bool>()).prop_map(
+            |(voters, learners, voters_outgoing, learners_next, auto_leave)| ConfState {
+                voters,
+                learners,
+                voters_outgoing,
+                learners_next,
+                auto_leave,
+            },
+        );
+        let data = prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
+        let entry = (0_u8..3, 0_u64..3, data);
+        let entries = (1_u64..1 << 60, prop::collection::vec(entry, 0..5)).prop_map(|(first, entries)| {
+            let mut term = 1;
+            (first..)
+                .zip(entries)
+                .map(|(index, (kind, rise, data))| {
+                    term += rise;
+                    let kind = EntryKind::from_u8(kind).unwrap();
+                    LogEntry { index: Index(index), term: Term(term), kind, data }
+                })
+                .collect()
+        });
+        let states = (prop::option::of(hard_state), prop::option::of(conf_state));
+        (any::<u64>(), states, entries).prop_map(|(group, (hard_state, conf_state), entries)| GroupAppend {
+            group: GroupId(group),
+            hard_state,
+            conf_state,
+            entries,
+        })
+    }
+
+    fn batch() -> impl Strategy<Value = Vec<Append>> {
+        prop::collection::vec(prop::collection::vec(group_append(), 0..4), 1..4).prop_map(|flushes| {
+            (7..).zip(flushes).map(|(seq, groups)| Append { seq: FlushSeq(seq), groups }).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_block_gives_back_what_went_in(batch in batch()) {
+            let (bytes, end) = encode(&batch);
+            let parts: Vec<_> = batch.iter().flat_map(|append| append.groups.clone()).collect();
+            prop_assert_eq!(decode(&bytes).unwrap(), parts);
+            prop_assert_eq!(Block::parse(&bytes, IDENTITY).unwrap().end(), end);
+            prop_assert_eq!(end.seq, batch.last().unwrap().seq);
+        }
+
+        #[test]
+        fn every_cut_and_every_changed_byte_is_an_error(batch in batch(), at in any::<prop::sample::Index>(), bit in 0..8) {
+            let (mut bytes, _) = encode(&batch);
+            let at = at.index(bytes.len());
+            prop_assert!(Block::parse(&bytes[..at], IDENTITY).is_err());
+            bytes[at] ^= 1_u8 << bit;
+            prop_assert!(Block::parse(&bytes, IDENTITY).is_err());
+        }
+
+        /// The checksum is no proof against malice: content that makes no sense must not panic.
+        #[test]
+        fn sealed_nonsense_never_panics(batch in batch(), changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+            let (mut bytes, _) = encode(&batch);
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            let checksum = checksum_of(&bytes);
+            bytes[CHECKSUM_AT..BLOCK_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+            if let Ok(block) = Block::parse(&bytes, IDENTITY) {
+                let total: usize = block.parts().map_while(Result::ok).map(|part| part.entries().count()).sum();
+                prop_assert!(total <= bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_of_another_journal_or_version_is_told_from_damage() {
+        let (mut bytes, end) = encode(&[Append { seq: FlushSeq(7), groups: vec![] }]);
+        let other = JournalIdentity { shard: ShardId(3), ..IDENTITY };
+        assert_eq!(Block::parse(&bytes, other).unwrap_err(), BlockError::Foreign);
+        let other = JournalIdentity { storage: [8; 16], ..IDENTITY };
+        assert_eq!(Block::parse(&bytes, other).unwrap_err(), BlockError::Foreign);
+        let block = Block::parse(&bytes, IDENTITY).unwrap();
+        assert!(!block.is_after(ChainEnd { checksum: 78, ..PREVIOUS }));
+        assert!(!block.is_after(ChainEnd { seq: FlushSeq(5), ..PREVIOUS }));
+        assert!(!block.is_after(ChainEnd { seq: FlushSeq(u64::MAX), ..PREVIOUS }));
+        assert_eq!(end.seq, FlushSeq(7));
+        bytes[4] = 2;
+        assert_eq!(Block::parse(&bytes, IDENTITY).unwrap_err(), BlockError::Version { version: 2 });
+    }
+}

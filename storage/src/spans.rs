@@ -171,3 +171,54 @@ impl SpanIndex {
         self.lock().get(&group).map_or(0, GroupSpans::cuts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against a plain list of (block, records) for each entry.
+        #[test]
+        fn every_index_and_offset_is_found_in_the_newest_block_that_has_it(
+            appends in prop::collection::vec((0_u64..6, prop::collection::vec(0_u64..3, 1..5)), 1..20),
+        ) {
+            let mut spans = GroupSpans::default();
+            let mut entries: Vec<(u64, u64)> = Vec::new();
+            let mut cuts = 0;
+            for (block, (back, records)) in (1..).zip(appends) {
+                let kept = entries.len().saturating_sub(back as usize);
+                cuts += u64::from(kept < entries.len());
+                entries.truncate(kept);
+                let base: u64 = entries.iter().map(|(_, records)| records).sum();
+                let end = base + records.iter().sum::<u64>();
+                let span = Span {
+                    first: Index(kept as u64 + 1),
+                    base: Offset(base),
+                    block: FlushSeq(block),
+                    position: 64,
+                    count: records.len() as u32,
+                    data_bytes: 10,
+                };
+                spans.append(span, Offset(end));
+                entries.extend(records.into_iter().map(|records| (block, records)));
+                prop_assert_eq!(spans.next_offset(), Offset(end));
+            }
+            prop_assert_eq!(spans.cuts(), cuts);
+            prop_assert_eq!(spans.last().0, entries.len() as u64);
+            prop_assert!(spans.span_of(Index(0)).is_none());
+            prop_assert!(spans.span_of(spans.last().next()).is_none());
+            let mut offset = 0;
+            for (index, (block, records)) in (1..).zip(&entries) {
+                prop_assert_eq!(spans.span_of(Index(index)).unwrap().block.0, *block);
+                for record in offset..offset + records {
+                    let at = spans.position_of_record(Offset(record)).unwrap();
+                    prop_assert_eq!(spans.spans[at].block.0, *block, "record {}", record);
+                }
+                offset += records;
+            }
+            prop_assert!(spans.position_of_record(Offset(offset)).is_none());
+        }
+    }
+}

@@ -38,7 +38,7 @@ fn run(fault: Fault, changes: usize) -> bool {
         }
         assert_eq!(shard.writer.last_seq().0, 2);
         // The disk is well again, and the writer stays fenced.
-        let again = shard.writer.run_once(&[third.clone()]).unwrap_err();
+        let again = shard.writer.run_once(std::slice::from_ref(&third)).unwrap_err();
         assert!(matches!(again, StorageError::Fenced { .. }), "{again}");
         let empty = shard.writer.run_once(&[]).unwrap_err();
         assert!(matches!(empty, StorageError::Fenced { .. }), "{empty}");
