@@ -482,6 +482,20 @@ impl LogView for Replica {
     }
 }
 
+/// Ways to break a replica from within, for tests of what contains it.
+#[cfg(test)]
+impl Replica {
+    pub(crate) fn plant_commit_beyond_last(&mut self) {
+        self.raw.raft.raft_log.committed = u64::MAX / 2;
+    }
+
+    /// The next end of a turn panics once it has said everything.
+    pub(crate) fn plant_panic_after_turn(&mut self) {
+        (self.applied, self.commit) = (Index(u64::MAX / 4), Index(u64::MAX / 2));
+        self.has_state_machine = true;
+    }
+}
+
 fn raft_config(config: &ShardConfig, commit: Index) -> raft::Config {
     let (shortest, longest) = config.election_ticks;
     raft::Config {

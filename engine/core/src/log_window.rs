@@ -216,7 +216,7 @@ impl LogWindow {
     }
 
     /// Entries from one in memory to `to` (inclusive), of at most `bytes_max` but at least one.
-    pub(crate) fn entries(&self, from: Index, to: Index, bytes_max: usize) -> Vec<LogEntry> {
+    pub(crate) fn read(&self, from: Index, to: Index, bytes_max: usize) -> Vec<LogEntry> {
         let slots = self.slots.range(self.position(from)..);
         let entries = slots.map(|slot| &slot.entry).take_while(|entry| entry.index <= to);
         limited(entries, bytes_max).cloned().collect()

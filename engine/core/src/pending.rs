@@ -248,7 +248,7 @@ mod tests {
             token: Token { origin: 1, request },
             group: GroupId(1),
             block: RecordBlock::from_records(&vec![vec![7_u8; bytes]; records]),
-            answer: if request % 2 == 0 { AnswerOn::Commit } else { AnswerOn::Apply },
+            answer: if request.is_multiple_of(2) { AnswerOn::Commit } else { AnswerOn::Apply },
             deadline: Timestamp(deadline),
         }
     }

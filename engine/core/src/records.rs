@@ -53,7 +53,7 @@ impl RecordReads {
             } else if from == end {
                 replies.push(Reply::Records { token, group, from, entries: Vec::new(), end });
             } else if let Some(index) = window.index_of(from) {
-                let mut entries = window.entries(index, commit, bytes_max);
+                let mut entries = window.read(index, commit, bytes_max);
                 entries.retain(|entry| !entry.data.is_empty());
                 replies.push(Reply::Records { token, group, from, entries, end });
             } else {

@@ -127,6 +127,14 @@ pub enum Refusal {
         /// The base offset that the log before it demands.
         expected: Offset,
     },
+    /// An entry of the same term as ours holds other records, so one of two leaders lied.
+    #[error("entry {index} of term {term} holds other records than ours")]
+    SameTermOtherData {
+        /// Index of the entry.
+        index: Index,
+        /// Its term.
+        term: Term,
+    },
     /// An entry differs from one that is committed here.
     #[error("entry {index} of term {term} contradicts the committed entry of term {ours}")]
     ConflictsWithCommitted {
@@ -146,6 +154,12 @@ pub enum Refusal {
         leader: NodeId,
         /// The term.
         term: Term,
+    },
+    /// A negative election priority: raft-rs would answer it without a term, and panic.
+    #[error("an election priority of {priority} is out of range")]
+    Priority {
+        /// The priority.
+        priority: i64,
     },
     /// A commit index beyond the end of the log.
     #[error("commit {commit} lies beyond the last index {last}")]
@@ -337,26 +351,29 @@ fn check_batches(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refu
     let continues = (view.commit..=view.last).contains(&message.index)
         && view.log.term_at(message.index) == message.log_term;
     let mut expected = continues.then(|| view.log.offset_after(message.index));
-    for entry in message.entries.iter().filter(|entry| !entry.data.is_empty()) {
-        let batch = parse(entry)?;
-        match expected {
-            Some(expected) if batch.base() != expected => {
-                return Err(Refusal::BaseOffset { index: entry.index, base: batch.base(), expected });
-            }
-            _ => {}
+    let mut is_ours = continues;
+    for entry in &message.entries {
+        if !entry.data.is_empty() {
+            expected = Some(end_of_batch(entry, expected)?);
         }
-        let end = batch.base().0.checked_add(u64::from(batch.count())).filter(|end| *end <= NUMBER_MAX);
-        expected = Some(Offset(end.ok_or(Refusal::BaseOffset {
-            index: entry.index,
-            base: batch.base(),
-            expected: expected.unwrap_or_default(),
-        })?));
+        // What we have already is kept, so what it says of offsets must be what ours says.
+        is_ours = is_ours && entry.index <= view.last && view.log.term_at(entry.index) == entry.term;
+        if is_ours && expected != Some(view.log.offset_after(entry.index)) {
+            return Err(Refusal::SameTermOtherData { index: entry.index, term: entry.term });
+        }
     }
     Ok(())
 }
 
-fn parse(entry: &LogEntry) -> Result<Batch<'_>, Refusal> {
-    Batch::parse(&entry.data).map_err(|error| Refusal::Batch { index: entry.index, error })
+fn end_of_batch(entry: &LogEntry, expected: Option<Offset>) -> Result<Offset, Refusal> {
+    let batch = Batch::parse(&entry.data).map_err(|error| Refusal::Batch { index: entry.index, error })?;
+    let (index, base) = (entry.index, batch.base());
+    let expected = expected.unwrap_or(base);
+    let end = base.0.checked_add(u64::from(batch.count())).filter(|end| *end <= NUMBER_MAX);
+    match end {
+        Some(end) if base == expected => Ok(Offset(end)),
+        _ => Err(Refusal::BaseOffset { index, base, expected }),
+    }
 }
 
 fn check_heartbeat(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refusal> {
@@ -369,8 +386,9 @@ fn check_heartbeat(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Re
 
 fn check_append_response(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refusal> {
     // raft-rs takes any index as a match: one beyond the log would count towards a quorum of
-    // entries that do not exist yet.
-    if message.term == view.term && message.index > view.last {
+    // entries that do not exist yet. A leader that has restarted may hear honest ones of before.
+    let is_taken = view.role == Role::Leader && message.term == view.term;
+    if is_taken && message.index > view.last {
         return Err(Refusal::MatchBeyondLast { index: message.index, last: view.last });
     }
     Ok(())
@@ -381,6 +399,9 @@ fn check_vote_request(message: &PeerMessage) -> Result<(), Refusal> {
     check_position(message.index, message.log_term, Term(message.term.0 - 1))?;
     if !message.context.is_empty() && message.context != CAMPAIGN_TRANSFER {
         return Err(Refusal::VoteContext { kind: message.kind });
+    }
+    if message.priority < 0 {
+        return Err(Refusal::Priority { priority: message.priority });
     }
     if message.commit > message.index || message.commit_term > message.log_term {
         return Err(Refusal::CommitInfo { commit: message.commit, commit_term: message.commit_term });

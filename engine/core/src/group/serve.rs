@@ -40,7 +40,7 @@ impl Replica {
         let (from, window) = (self.applied.next(), self.raw.store());
         let bytes_max = turn.config.apply_bytes_max;
         if from >= window.first() {
-            let entries = window.entries(from, self.commit, bytes_max);
+            let entries = window.read(from, self.commit, bytes_max);
             self.emit_apply(turn, entries);
         } else {
             let to = Index(self.commit.0.min(window.first().0 - 1));

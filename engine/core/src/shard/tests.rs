@@ -1,1 +1,302 @@
+use super::*;
+use crate::batch::RecordBlock;
+use crate::ids::{Index, Offset, Term};
+use crate::io::{AnswerOn, ConfState, FetchFrom, HardState, Propose, TermRun};
 
+fn lone(group: u64) -> GroupState {
+    GroupState {
+        group: GroupId(group),
+        hard_state: HardState::default(),
+        conf_state: ConfState { voters: vec![NodeId(1)], ..ConfState::default() },
+        is_durable: false,
+        term_runs: Vec::new(),
+        last: Index(0),
+        next_offset: Offset(0),
+        tail: Vec::new(),
+        conf_changes: Vec::new(),
+        has_state_machine: false,
+    }
+}
+
+/// A shard of lone voters, each of which leads its group.
+struct Fixture {
+    shard: Shard,
+    now: Timestamp,
+    out: Outputs,
+    requests: u64,
+}
+
+impl Fixture {
+    fn new(states: Vec<GroupState>) -> Fixture {
+        let config = ShardConfig { pending_bytes_max: 1000, ..ShardConfig::new(NodeId(1), 3) };
+        let shard = Shard::new(config, FlushSeq(0), states, Timestamp(0)).unwrap();
+        Fixture { shard, now: Timestamp(0), out: Outputs::default(), requests: 0 }
+    }
+
+    fn led(states: Vec<GroupState>) -> Fixture {
+        let mut fixture = Fixture::new(states);
+        (0..40).for_each(|_| fixture.turn());
+        fixture.out.events.clear();
+        fixture
+    }
+
+    /// A tick's time passes, a turn ends, and its flush becomes durable.
+    fn turn(&mut self) {
+        self.now = self.now.after(self.shard.config.tick);
+        self.step(Input::EndTurn);
+        if let Some(append) = self.out.append.take() {
+            self.step(Input::Persisted { seq: append.seq });
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        self.shard.step(self.now, input, &mut self.out);
+    }
+
+    fn propose(&mut self, group: u64, bytes: usize) -> Token {
+        self.requests += 1;
+        let token = Token { origin: 0, request: self.requests };
+        let block = RecordBlock::from_records(&[vec![0; bytes]]);
+        let (answer, deadline) = (AnswerOn::Commit, self.now.after(Duration::from_secs(1)));
+        self.step(Input::Propose(Propose { token, group: GroupId(group), block, answer, deadline }));
+        token
+    }
+
+    /// The answer to a request, if there is one; taken.
+    fn answer(&mut self, token: Token) -> Option<Result<Reply, RequestError>> {
+        let of = |reply: &Reply| match reply {
+            Reply::Appended { token, .. } | Reply::ReadReady { token, .. } => *token,
+            Reply::Records { token, .. } | Reply::Failed { token, .. } => *token,
+        };
+        let at = self.out.replies.iter().position(|reply| of(reply) == token)?;
+        Some(match self.out.replies.remove(at) {
+            Reply::Failed { error, .. } => Err(error),
+            reply => Ok(reply),
+        })
+    }
+
+    fn error(&mut self, token: Token) -> RequestError {
+        self.answer(token).expect("it is answered").expect_err("it failed")
+    }
+
+    fn replica(&mut self, group: u64) -> &mut Replica {
+        let at = self.shard.position(GroupId(group)).unwrap();
+        match &mut self.shard.members[at] {
+            Member::Live(replica) => replica,
+            Member::Loading(_) | Member::Out(_) => panic!("group {group} does not live"),
+        }
+    }
+
+    fn quarantined(&mut self) -> Vec<(u64, String)> {
+        let reasons = self.out.events.drain(..).filter_map(|event| match event {
+            Event::Quarantined { group, reason } => Some((group.0, reason)),
+            _ => None,
+        });
+        reasons.collect()
+    }
+}
+
+#[test]
+fn a_group_that_makes_raft_panic_is_taken_out_alone() {
+    let mut fixture = Fixture::led(vec![lone(1), lone(2), lone(3)]);
+    let [first, broken, third] = [1, 2, 3].map(|group| fixture.propose(group, 10));
+    let read = Token { origin: 9, request: 0 };
+    let deadline = fixture.now.after(Duration::from_secs(1));
+    fixture.step(Input::Read { token: read, group: GroupId(2), deadline });
+    // raft-rs finds its commit index beyond its log and panics.
+    fixture.replica(2).plant_commit_beyond_last();
+    fixture.turn();
+    assert!(matches!(fixture.answer(first), Some(Ok(Reply::Appended { .. }))));
+    assert!(matches!(fixture.answer(third), Some(Ok(Reply::Appended { .. }))));
+    assert!(matches!(fixture.error(broken), RequestError::OutcomeUnknown { .. } | RequestError::Quarantined));
+    assert_eq!(fixture.error(read), RequestError::Quarantined);
+    fixture.turn();
+    let quarantined = fixture.quarantined();
+    assert!(matches!(&quarantined[..], [(2, reason)] if !reason.is_empty()), "{quarantined:?}");
+    let is_quarantined: Vec<bool> = fixture.shard.statuses().map(|status| status.is_quarantined).collect();
+    assert_eq!(is_quarantined, [false, true, false]);
+    let late = fixture.propose(2, 10);
+    assert_eq!(fixture.error(late), RequestError::Quarantined);
+    (0..50).for_each(|_| fixture.turn());
+    let fine = fixture.propose(3, 10);
+    fixture.turn();
+    assert!(matches!(fixture.answer(fine), Some(Ok(_))));
+    assert!(fixture.out.replies.is_empty() && fixture.quarantined().is_empty());
+}
+
+#[test]
+fn what_a_panicking_group_said_in_that_call_is_withdrawn() {
+    let mut fixture = Fixture::led(vec![lone(1), lone(2)]);
+    let _ = [1, 2].map(|group| fixture.propose(group, 10));
+    fixture.replica(2).plant_panic_after_turn();
+    fixture.step(Input::EndTurn);
+    let groups = fixture.out.append.take().unwrap().groups;
+    assert_eq!(groups.iter().map(|append| append.group.0).collect::<Vec<_>>(), [1]);
+    assert!(fixture.out.sends.iter().all(|send| send.message.group == GroupId(1)));
+}
+
+#[test]
+fn an_inconsistent_group_is_quarantined_and_told_in_the_first_turn() {
+    let mut odd = lone(2);
+    odd.hard_state.commit = Index(7);
+    let twice = ConfState { voters: vec![NodeId(1)], learners: vec![NodeId(1)], ..ConfState::default() };
+    let mut fixture = Fixture::new(vec![lone(3), odd, GroupState { conf_state: twice, ..lone(1) }]);
+    fixture.turn();
+    let quarantined = fixture.quarantined();
+    let groups: Vec<u64> = quarantined.iter().map(|(group, _)| *group).collect();
+    assert_eq!(groups, [1, 2], "{quarantined:?}");
+    assert!(quarantined[1].1.contains("commit index 7"), "{quarantined:?}");
+    (0..40).for_each(|_| fixture.turn());
+    assert_eq!(fixture.shard.status(GroupId(3)).unwrap().role, Role::Leader);
+}
+
+#[test]
+fn requests_that_cannot_be_taken_say_why() {
+    let mut fixture = Fixture::led(vec![lone(1)]);
+    let unknown = fixture.propose(9, 10);
+    assert_eq!(fixture.error(unknown), RequestError::UnknownGroup);
+    let large = fixture.propose(1, 997);
+    assert_eq!(fixture.error(large), RequestError::TooLarge { bytes: 1001, bytes_max: 1000 });
+    let held = fixture.propose(1, 500);
+    let busy = fixture.propose(1, 500);
+    let reason = BusyReason::PendingBytes;
+    assert_eq!(fixture.error(busy), RequestError::Busy { reason, retry_after_ms: BUSY_RETRY_MS });
+    fixture.turn();
+    assert!(matches!(fixture.answer(held), Some(Ok(Reply::Appended { count: 1, .. }))));
+    let (group, token) = (GroupId(1), Token { origin: 5, request: 5 });
+    let block = RecordBlock::from_records(&[b"x"]);
+    let late = Propose { token, group, block, answer: AnswerOn::Commit, deadline: fixture.now };
+    fixture.step(Input::Propose(late.clone()));
+    assert_eq!(fixture.error(token), RequestError::Timeout);
+    fixture.step(Input::Propose(Propose { answer: AnswerOn::Apply, ..late }));
+    assert!(matches!(fixture.error(token), RequestError::Invalid { .. }));
+}
+
+#[test]
+fn flushes_are_numbered_from_the_last_and_only_if_there_is_something_to_write() {
+    let config = ShardConfig::new(NodeId(1), 3);
+    let states = vec![lone(1), lone(2)];
+    let mut shard = Shard::new(config, FlushSeq(41), states, Timestamp(0)).unwrap();
+    let mut out = Outputs::default();
+    shard.step(Timestamp(0), Input::EndTurn, &mut out);
+    let append = out.append.take().unwrap();
+    assert_eq!((append.seq, append.groups.len()), (FlushSeq(42), 2));
+    assert!(append.groups.iter().all(|group| group.conf_state.is_some()));
+    shard.step(Timestamp(0), Input::EndTurn, &mut out);
+    assert_eq!(out.append, None);
+    assert_eq!(shard.next_wakeup(), Some(Timestamp(50_000_000)));
+}
+
+#[test]
+fn the_wall_clock_of_batches_never_runs_backwards() {
+    let mut fixture = Fixture::led(vec![lone(1)]);
+    let mut times = Vec::new();
+    for wall in [1000, 400, 1001] {
+        fixture.step(Input::Wall(WallTime(wall)));
+        fixture.propose(1, 1);
+        fixture.step(Input::EndTurn);
+        let append = fixture.out.append.take().unwrap();
+        let header = crate::batch::BatchHeader::parse(&append.groups[0].entries[0].data).unwrap();
+        times.push(header.at.0);
+    }
+    assert_eq!(times, [1000, 1000, 1001]);
+}
+
+/// Ten entries of one record in term 1; all but the last three have left memory.
+fn with_short_tail() -> (GroupState, Vec<LogEntry>) {
+    let entry = |index: u64| LogEntry {
+        index: Index(index),
+        term: Term(1),
+        kind: crate::io::EntryKind::Normal,
+        data: crate::batch::encode_batch(
+            Offset(index - 1),
+            WallTime(1),
+            [RecordBlock::from_records(&[b"r"])].iter(),
+        ),
+    };
+    let entries: Vec<LogEntry> = (1..=10).map(entry).collect();
+    let state = GroupState {
+        hard_state: HardState { term: Term(1), vote: NodeId(1), commit: Index(2) },
+        is_durable: true,
+        term_runs: vec![TermRun { first: Index(1), term: Term(1) }],
+        last: Index(10),
+        next_offset: Offset(10),
+        tail: entries[7..].to_vec(),
+        ..lone(1)
+    };
+    (state, entries)
+}
+
+#[test]
+fn a_tail_that_does_not_reach_the_commit_index_is_completed_first() {
+    let (state, entries) = with_short_tail();
+    let mut fixture = Fixture::new(vec![state]);
+    fixture.turn();
+    let early = fixture.propose(1, 1);
+    assert!(matches!(fixture.error(early), RequestError::Busy { .. }));
+    for (from, to) in [(2, 4), (4, 7)] {
+        let fetch = fixture.out.fetches.pop().unwrap();
+        assert_eq!((fetch.from, fetch.to), (FetchFrom::Index(Index(from + 1)), Index(7)));
+        let result = Ok(entries[from as usize..to].to_vec());
+        fixture.step(Input::Fetched { id: fetch.id, group: fetch.group, result });
+        fixture.turn();
+    }
+    assert!(fixture.out.fetches.is_empty());
+    (0..40).for_each(|_| fixture.turn());
+    let status = fixture.shard.status(GroupId(1)).unwrap();
+    assert_eq!((status.role, status.end, status.commit), (Role::Leader, Offset(10), Index(11)));
+}
+
+#[test]
+fn a_damaged_or_missing_log_takes_the_group_out() {
+    let corrupt = FetchError::Corrupt { first: Index(3), last: Index(4) };
+    for (error, tries) in [(corrupt, 1), (FetchError::Io, 1), (FetchError::Missing, 100)] {
+        let (state, _) = with_short_tail();
+        let mut fixture = Fixture::new(vec![state]);
+        for at in 0..tries {
+            fixture.turn();
+            assert!(fixture.quarantined().is_empty(), "after {at} tries");
+            let fetch = fixture.out.fetches.pop().unwrap();
+            fixture.step(Input::Fetched { id: fetch.id, group: fetch.group, result: Err(error) });
+        }
+        fixture.turn();
+        assert_eq!(fixture.quarantined().len(), 1, "{error}");
+        assert!(fixture.out.fetches.is_empty());
+    }
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused() {
+    let good = || ShardConfig::new(NodeId(1), 0);
+    let refused = |config: &ShardConfig, states| {
+        Shard::new(config.clone(), FlushSeq(0), states, Timestamp(0)).unwrap_err()
+    };
+    let none = Vec::new;
+    assert_eq!(refused(&ShardConfig { node: NodeId(0), ..good() }, none()), ConfigError::NodeZero);
+    assert_eq!(refused(&ShardConfig { tick: Duration::ZERO, ..good() }, none()), ConfigError::Tick);
+    for heartbeat_ticks in [0, 10] {
+        let error = ConfigError::HeartbeatTicks { heartbeat_ticks, lease_ticks: 10 };
+        assert_eq!(refused(&ShardConfig { heartbeat_ticks, ..good() }, none()), error);
+    }
+    for (shortest, longest) in [(10, 18), (14, 13), (12, u32::MAX)] {
+        let error = ConfigError::ElectionTicks { shortest, longest, lease_ticks: 10 };
+        assert_eq!(refused(&ShardConfig { election_ticks: (shortest, longest), ..good() }, none()), error);
+    }
+    for value in [0, usize::MAX] {
+        let error = refused(&ShardConfig { pending_bytes_max: value, ..good() }, none());
+        assert_eq!(
+            error,
+            ConfigError::Limit { setting: "pending_bytes_max", value, value_max: LIMIT_BYTES_MAX }
+        );
+    }
+    assert_eq!(refused(&good(), vec![lone(0)]), ConfigError::GroupZero);
+    assert_eq!(refused(&good(), vec![lone(4), lone(4)]), ConfigError::DuplicateGroup { group: GroupId(4) });
+}
+
+#[test]
+fn memory_is_taken_from_those_who_hold_most() {
+    assert_eq!(water_level(vec![10, 20, 70], 100), usize::MAX);
+    assert_eq!(water_level(vec![10, 20, 70], 60), 30);
+    assert_eq!(water_level(vec![50, 50], 60), 30);
+    assert_eq!(water_level(vec![], 0), usize::MAX);
+}

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     AnswerOn, EntryKind, Event, FlushSeq, GroupId, Index, Input, LogEntry, MessageKind, NodeId, Offset,
-    Outputs, PeerMessage, Propose, Shard, ShardConfig, Term, Timestamp, Token, WallTime,
+    Outputs, PeerMessage, Propose, Role, Shard, ShardConfig, Term, Timestamp, Token, WallTime,
 };
 use proptest::prelude::*;
 
@@ -82,34 +82,99 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn run(ops: &[Op], voters: &[u64]) {
-    let config = ShardConfig::new(NodeId(1), 1);
-    let states = vec![Group::new(1, voters).fresh(), Group::new(2, &[1]).fresh()];
-    let mut shard = Shard::new(config, FlushSeq(0), states, Timestamp(0)).unwrap();
-    let (mut now, mut seq) = (0, FlushSeq(0));
-    for (at, op) in ops.iter().chain([&Op::Turn]).enumerate() {
+/// A shard, with everything that it is told and that it says.
+struct Victim {
+    shard: Shard,
+    now: u64,
+    seq: FlushSeq,
+    requests: u64,
+    out: Outputs,
+}
+
+impl Victim {
+    fn new(voters: &[u64]) -> Victim {
+        let states = vec![Group::new(1, voters).fresh(), Group::new(2, &[1]).fresh()];
+        let config = ShardConfig::new(NodeId(1), 1);
+        let shard = Shard::new(config, FlushSeq(0), states, Timestamp(0)).unwrap();
+        Victim { shard, now: 0, seq: FlushSeq(0), requests: 0, out: Outputs::default() }
+    }
+
+    fn feed(&mut self, op: &Op) {
         let input = match op {
             Op::Message(message) => Input::Message(message.clone()),
             Op::Tick(millis) => {
-                now += millis * 1_000_000;
+                self.now += millis * 1_000_000;
                 Input::EndTurn
             }
-            Op::Persisted => Input::Persisted { seq },
-            Op::Propose => Input::Propose(Propose {
-                token: Token { origin: 0, request: at as u64 },
-                group: GroupId(1),
-                block: RecordBlock::from_records(&[b"mine"]),
-                answer: AnswerOn::Commit,
-                deadline: Timestamp(u64::MAX),
-            }),
+            Op::Persisted => Input::Persisted { seq: self.seq },
+            Op::Propose => {
+                self.requests += 1;
+                Input::Propose(Propose {
+                    token: Token { origin: 0, request: self.requests },
+                    group: GroupId(1),
+                    block: RecordBlock::from_records(&[b"mine"]),
+                    answer: AnswerOn::Commit,
+                    deadline: Timestamp(u64::MAX),
+                })
+            }
             Op::Turn => Input::EndTurn,
         };
-        let mut out = Outputs::default();
-        shard.step(Timestamp(now), input, &mut out);
-        seq = out.append.map_or(seq, |append| append.seq);
-        let broken = out.events.iter().find(|event| matches!(event, Event::Quarantined { .. }));
+        self.out.clear();
+        self.shard.step(Timestamp(self.now), input, &mut self.out);
+        self.seq = self.out.append.as_ref().map_or(self.seq, |append| append.seq);
+        let broken = self.out.events.iter().find(|event| matches!(event, Event::Quarantined { .. }));
         assert_eq!(broken, None, "after {op:?}");
     }
+
+    /// Honest votes make it the leader, with a few entries that node 2 has too.
+    fn make_leader(&mut self) {
+        while self.shard.status(GroupId(1)).unwrap().role != Role::Leader {
+            self.feed(&Op::Tick(50));
+            let asked: Vec<PeerMessage> = self.out.sends.iter().map(|send| send.message.clone()).collect();
+            self.feed(&Op::Persisted);
+            for request in asked.into_iter().filter(|message| message.to == NodeId(2)) {
+                let kind = match request.kind {
+                    MessageKind::RequestPreVote => MessageKind::RequestPreVoteResponse,
+                    MessageKind::RequestVote => MessageKind::RequestVoteResponse,
+                    _ => continue,
+                };
+                let vote = PeerMessage { kind, from: NodeId(2), to: NodeId(1), ..bare(request.term) };
+                self.feed(&Op::Message(vote));
+            }
+        }
+        [Op::Propose, Op::Turn, Op::Propose, Op::Turn, Op::Persisted].iter().for_each(|op| self.feed(op));
+        let (kind, index) = (MessageKind::AppendResponse, Index(2));
+        self.feed(&Op::Message(PeerMessage { kind, index, from: NodeId(2), ..bare(Term(1)) }));
+        assert_eq!(self.shard.status(GroupId(1)).unwrap().role, Role::Leader);
+    }
+}
+
+fn bare(term: Term) -> PeerMessage {
+    PeerMessage {
+        kind: MessageKind::Heartbeat,
+        group: GroupId(1),
+        from: NodeId(2),
+        to: NodeId(1),
+        term,
+        log_term: Term(0),
+        index: Index(0),
+        commit: Index(0),
+        commit_term: Term(0),
+        reject: false,
+        reject_hint: Index(0),
+        request_snapshot: Index(0),
+        priority: 0,
+        context: Bytes::new(),
+        entries: Vec::new(),
+    }
+}
+
+fn run(ops: &[Op], voters: &[u64], leads: bool) {
+    let mut victim = Victim::new(voters);
+    if leads {
+        victim.make_leader();
+    }
+    ops.iter().chain([&Op::Turn]).for_each(|op| victim.feed(op));
 }
 
 proptest! {
@@ -118,16 +183,21 @@ proptest! {
     /// On failure proptest prints the smallest sequence of inputs that fails; it replays as it stands.
     #[test]
     fn no_sequence_of_messages_breaks_a_group(ops in proptest::collection::vec(op(), 1..60)) {
-        run(&ops, &[1, 2, 3]);
+        run(&ops, &[1, 2, 3], false);
+    }
+
+    #[test]
+    fn no_sequence_of_messages_breaks_a_leader(ops in proptest::collection::vec(op(), 1..60)) {
+        run(&ops, &[1, 2, 3], true);
     }
 
     #[test]
     fn no_sequence_of_messages_breaks_a_lone_voter(ops in proptest::collection::vec(op(), 1..60)) {
-        run(&ops, &[1]);
+        run(&ops, &[1], false);
     }
 
     #[test]
     fn no_sequence_of_messages_breaks_a_replica_outside_the_voters(ops in proptest::collection::vec(op(), 1..40)) {
-        run(&ops, &[2, 3]);
+        run(&ops, &[2, 3], false);
     }
 }
