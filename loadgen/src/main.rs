@@ -1,2 +1,256 @@
-//! Placeholder.
-fn main() {}
+//! The load generator of iroh-raft.
+//!
+//! `loadgen quick` starts a cluster of its own, drives it with networked clients, and then audits
+//! it: it kills every node, starts them again, and reads every acknowledged record back from every
+//! replica. It exits with 0 only when all of them are there, once and in place.
+//!
+//! It never looks into the engine while it measures: clients speak the client protocol, nodes are
+//! processes.
+#![forbid(unsafe_code)]
+
+mod audit;
+mod cluster;
+mod driver;
+mod ledger;
+mod machine;
+mod node;
+mod plot;
+mod quick;
+mod readback;
+mod record;
+mod recorder;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use cluster::ClusterPlan;
+use quick::{QuickError, QuickPlan};
+use record::RECORD_BYTES_MIN;
+
+/// Largest record that the nodes take by default, in bytes.
+const RECORD_BYTES_MAX: usize = 1 << 20;
+/// What a shell expects of a program that Ctrl-C ended.
+const EXIT_INTERRUPTED: u8 = 130;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "loadgen",
+    version,
+    about = "Load generator for iroh-raft, with an audit of every acknowledged record"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Start nodes on loopback, drive them, kill them, and read every acknowledged record back.
+    Quick(Quick),
+    /// Run one node; started by `quick`.
+    #[command(hide = true)]
+    Node {
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Quick {
+    /// Nodes, each a process of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=15))]
+    nodes: u16,
+    /// Shards of each node.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    shards: u16,
+    /// Raft groups, each on all nodes.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    groups: u32,
+    /// Bytes of a record, at least 16: client, group and sequence are in it.
+    #[arg(long, default_value_t = 64, value_parser = record_bytes)]
+    record_bytes: usize,
+    /// Closed-loop clients.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    clients: u32,
+    /// Records each client keeps in flight, spread over the groups.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    in_flight: u32,
+    /// Threads for the clients; those of one thread share its connections.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    client_threads: u32,
+    /// Measured time, such as 10s or 500ms.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    duration: Duration,
+    /// Time before it that is not measured.
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    warmup: Duration,
+    /// New or empty folder for the nodes' data, on a disk; it stays. Default: a temporary one that
+    /// is removed when the audit is clean.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// File for the results as one JSON object.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// When to send SIGKILL to the node that leads most groups, from the start of the measured
+    /// time; it is started again two seconds later.
+    #[arg(long, value_parser = duration)]
+    kill_leader_at: Option<Duration>,
+}
+
+impl Quick {
+    fn plan(self) -> Result<QuickPlan, String> {
+        if self.duration.is_zero() {
+            return Err("--duration 0 measures nothing: give at least 1ms".into());
+        }
+        if let Some(at) = self.kill_leader_at.filter(|at| *at >= self.duration) {
+            return Err(format!(
+                "--kill-leader-at {at:?} is after the end: it must be below --duration {:?}",
+                self.duration
+            ));
+        }
+        if self.kill_leader_at.is_some() && self.nodes < 3 {
+            return Err("--kill-leader-at needs --nodes 3 or more: fewer have no quorum without one".into());
+        }
+        Ok(QuickPlan {
+            cluster: ClusterPlan {
+                nodes: self.nodes,
+                shards: self.shards,
+                groups: self.groups,
+                record_bytes: self.record_bytes,
+            },
+            clients: self.clients,
+            in_flight: self.in_flight,
+            client_threads: self.client_threads,
+            duration: self.duration,
+            warmup: self.warmup,
+            data_dir: self.data_dir,
+            json: self.json,
+            kill_leader_at: self.kill_leader_at,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_writer(std::io::stderr)
+        .init();
+    match cli.command {
+        Command::Node { config } => exit(node::run(&config)),
+        Command::Quick(quick) => match quick.plan() {
+            Ok(plan) => run_quick(&plan),
+            Err(problem) => {
+                eprintln!("{problem}");
+                ExitCode::from(2)
+            }
+        },
+    }
+}
+
+fn run_quick(plan: &QuickPlan) -> ExitCode {
+    let stop = Arc::new(AtomicBool::new(false));
+    if let Err(error) = watch_for_interrupt(stop.clone()) {
+        eprintln!("Ctrl-C will not end this in order: {error}");
+    }
+    match quick::run(plan, &stop) {
+        Ok(is_clean) => exit(is_clean),
+        Err(error) => {
+            eprintln!("{error}");
+            match error {
+                QuickError::Interrupted => ExitCode::from(EXIT_INTERRUPTED),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn exit(is_good: bool) -> ExitCode {
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Sets `stop` at the first Ctrl-C; the second ends the process at once (the nodes end with it).
+fn watch_for_interrupt(stop: Arc<AtomicBool>) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let watch = move || {
+        runtime.block_on(async {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                if stop.swap(true, Ordering::Relaxed) {
+                    std::process::exit(EXIT_INTERRUPTED.into());
+                }
+                eprintln!("interrupted: ending the nodes");
+            }
+        });
+    };
+    std::thread::Builder::new().name("interrupt".into()).spawn(watch).map(drop)
+}
+
+fn record_bytes(text: &str) -> Result<usize, String> {
+    let bytes: usize = text.parse().map_err(|_| format!("{text} is not a number of bytes"))?;
+    if (RECORD_BYTES_MIN..=RECORD_BYTES_MAX).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err(format!(
+        "a record has {RECORD_BYTES_MIN} to {RECORD_BYTES_MAX} bytes: its first {RECORD_BYTES_MIN} say who sent it"
+    ))
+}
+
+/// A duration such as `10s`, `1.5s`, `250ms` or `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let seconds = match &text[digits.len()..] {
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => return Err(format!("{text} is not a duration: write it as 10s, 500ms or 2m")),
+    };
+    let number: f64 = digits.parse().map_err(|_| format!("{digits} is not a number"))?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| format!("{text} is out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(args: &[&str]) -> Result<QuickPlan, String> {
+        let args = ["loadgen", "quick"].iter().chain(args);
+        match Cli::try_parse_from(args).map_err(|error| error.to_string())?.command {
+            Command::Quick(quick) => quick.plan(),
+            Command::Node { .. } => unreachable!("quick was asked for"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let plan = plan(&[]).unwrap();
+        assert_eq!((plan.cluster.nodes, plan.cluster.shards, plan.cluster.groups), (3, 1, 8));
+        assert_eq!((plan.cluster.record_bytes, plan.clients, plan.in_flight), (64, 8, 256));
+        assert_eq!((plan.duration, plan.warmup), (Duration::from_secs(10), Duration::from_secs(2)));
+        assert!(plan.data_dir.is_none() && plan.json.is_none() && plan.kill_leader_at.is_none());
+    }
+
+    #[test]
+    fn impossible_settings_are_refused_with_a_reason() {
+        assert!(plan(&["--record-bytes", "15"]).unwrap_err().contains("16 to 1048576 bytes"));
+        assert!(plan(&["--duration", "10"]).unwrap_err().contains("10s, 500ms or 2m"));
+        assert!(plan(&["--duration", "0s"]).unwrap_err().contains("measures nothing"));
+        assert!(plan(&["--kill-leader-at", "10s"]).unwrap_err().contains("after the end"));
+        assert!(plan(&["--kill-leader-at", "1s", "--nodes", "2"]).unwrap_err().contains("quorum"));
+        assert!(plan(&["--nodes", "0"]).is_err());
+    }
+
+    #[test]
+    fn durations_are_read_with_their_unit() {
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert!(duration("-1s").is_err() && duration("s").is_err() && duration("1h").is_err());
+    }
+}

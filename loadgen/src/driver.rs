@@ -1,0 +1,394 @@
+//! Closed-loop clients: each keeps a number of records in flight, and sends the next as one is
+//! answered. One thread drives many of them.
+//!
+//! A client's records in flight are spread evenly over the groups; the share of one client in one
+//! group is a *lane*, a closed loop of its own. What is free in a lane goes out as one append.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use iroh_raft::net::client::{Appender, Client, ClientConfig, ClientError, Completion, Completions};
+use iroh_raft::{GroupId, Retry};
+
+use crate::ledger::{AckRun, Ledger, SentRun};
+use crate::record::RecordId;
+use crate::recorder::{Interval, Timeline};
+
+/// How long a lane rests after the client has given up on its records: long enough not to spin.
+const REST: Duration = Duration::from_millis(10);
+/// What is printed and cut apart: one interval a second.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How much longer than its deadline an answer is waited for.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// What a thread of clients does.
+#[derive(Clone, Debug)]
+pub(crate) struct DriverPlan {
+    /// Numbers of the clients.
+    pub(crate) clients: Range<u32>,
+    /// Number of all clients, of all threads.
+    pub(crate) clients_total: u32,
+    /// Number of groups.
+    pub(crate) groups: u32,
+    /// Records in flight of each client.
+    pub(crate) in_flight: u32,
+    /// Bytes of a record.
+    pub(crate) record_bytes: usize,
+    /// When the load begins; all times count from here.
+    pub(crate) start: Instant,
+    /// What is not measured.
+    pub(crate) warmup: Duration,
+    /// What is measured.
+    pub(crate) duration: Duration,
+}
+
+impl DriverPlan {
+    /// Intervals that a thread hands over at most.
+    pub(crate) fn intervals_max(&self) -> usize {
+        (self.warmup + self.duration).as_secs() as usize + 3
+    }
+
+    fn end(&self) -> Duration {
+        self.warmup + self.duration
+    }
+
+    /// When an interval that begins at `from` ends: after a second, or with the warm-up or the load.
+    fn cut_after(&self, from: Duration) -> Duration {
+        let edges = [self.warmup, self.end()].into_iter().filter(|edge| *edge > from);
+        edges.chain([from + INTERVAL]).min().unwrap_or(from + INTERVAL)
+    }
+
+    fn is_measured(&self, from: Duration) -> bool {
+        from >= self.warmup && from < self.end()
+    }
+}
+
+/// An interval of one thread, and when it ended.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// Its end, from the start of the load.
+    pub(crate) until: Duration,
+    /// What was seen.
+    pub(crate) interval: Interval,
+}
+
+/// What a thread knows in the end.
+#[derive(Debug)]
+pub(crate) struct DriverResult {
+    /// Every record it sent.
+    pub(crate) ledger: Ledger,
+    /// When each group acknowledged.
+    pub(crate) timeline: Timeline,
+    /// The last error that a record met, if any did.
+    pub(crate) last_error: Option<ClientError>,
+}
+
+/// Runs a thread's clients to the end, or until `stop` is set.
+///
+/// # Errors
+/// [`ClientError`] that no other record would escape: refused by the cluster, too large.
+pub(crate) async fn drive(
+    plan: DriverPlan,
+    client: ClientConfig,
+    progress: SyncSender<Progress>,
+    stop: Arc<AtomicBool>,
+) -> Result<DriverResult, ClientError> {
+    let drain = client.limits.deadline + SLACK;
+    let client = Client::connect(client).await?;
+    let (appender, ends) = client.appender();
+    let mut driver = Driver::new(plan, appender, ends, progress);
+    let result = driver.run(drain, &stop).await;
+    client.close();
+    result.map(|()| DriverResult {
+        ledger: driver.ledger,
+        timeline: driver.timeline,
+        last_error: driver.last_error,
+    })
+}
+
+/// The share of one client in one group.
+#[derive(Debug)]
+struct Lane {
+    client: u32,
+    group: u32,
+    /// Records that may be in flight.
+    window: u32,
+    in_flight: u32,
+    /// Offset after the highest one acknowledged to this client.
+    floor: u64,
+    /// Whether it waits in `ready` or rests.
+    is_queued: bool,
+}
+
+/// One append in flight.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    lane: usize,
+    run: SentRun,
+    floor: u64,
+    sent: Instant,
+}
+
+struct Driver {
+    plan: DriverPlan,
+    appender: Appender,
+    ends: Completions,
+    progress: SyncSender<Progress>,
+    lanes: Vec<Lane>,
+    /// Lanes with room.
+    ready: Vec<usize>,
+    /// Lanes that rest, and until when; in order of time.
+    resting: VecDeque<(Instant, usize)>,
+    /// By tag. `None`: the tag is free.
+    flights: Vec<Option<Flight>>,
+    free_tags: Vec<usize>,
+    interval: Interval,
+    next_cut: Duration,
+    ledger: Ledger,
+    timeline: Timeline,
+    last_error: Option<ClientError>,
+    /// Reused: the bytes of the records of one append.
+    bytes: Vec<u8>,
+}
+
+impl Driver {
+    fn new(
+        plan: DriverPlan,
+        appender: Appender,
+        ends: Completions,
+        progress: SyncSender<Progress>,
+    ) -> Driver {
+        let lanes = lanes(&plan);
+        Driver {
+            appender,
+            ends,
+            progress,
+            ready: (0..lanes.len()).collect(),
+            lanes,
+            resting: VecDeque::new(),
+            flights: Vec::new(),
+            free_tags: Vec::new(),
+            interval: Interval::new(plan.is_measured(Duration::ZERO)),
+            next_cut: plan.cut_after(Duration::ZERO),
+            ledger: Ledger::new(plan.groups, plan.clients_total),
+            timeline: Timeline::new(plan.groups),
+            last_error: None,
+            bytes: Vec::new(),
+            plan,
+        }
+    }
+
+    async fn run(&mut self, drain: Duration, stop: &AtomicBool) -> Result<(), ClientError> {
+        let mut completions = Vec::new();
+        let end = self.plan.start + self.plan.end();
+        loop {
+            let now = Instant::now();
+            self.cut(now);
+            let is_ended = now >= end || stop.load(Ordering::Relaxed);
+            if is_ended && (self.is_idle() || now >= end + drain) {
+                break;
+            }
+            if !is_ended {
+                self.wake(now);
+                self.fill(now)?;
+            }
+            let wake = self.next_wake(now, end, drain);
+            // A timeout is no error here: something else is due.
+            let _ = tokio::time::timeout_at(wake.into(), self.ends.recv(&mut completions)).await;
+            self.take(&mut completions)?;
+        }
+        // What is still open now will never be answered.
+        for flight in std::mem::take(&mut self.flights).into_iter().flatten() {
+            self.ledger.unknown(self.lanes[flight.lane].group, flight.run);
+        }
+        Ok(())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.free_tags.len() == self.flights.len()
+    }
+
+    fn next_wake(&self, now: Instant, end: Instant, drain: Duration) -> Instant {
+        let cut = self.plan.start + self.next_cut;
+        let rested = self.resting.front().map_or(cut, |(at, _)| *at);
+        let edge = if now < end { end } else { end + drain };
+        // Ctrl-C is looked for at least as often as intervals are cut.
+        cut.min(rested).min(edge).max(now + Duration::from_micros(100)).min(now + INTERVAL)
+    }
+
+    /// Hands intervals over that have ended.
+    fn cut(&mut self, now: Instant) {
+        let now = now.saturating_duration_since(self.plan.start);
+        while now >= self.next_cut && self.next_cut <= self.plan.end() {
+            let until = self.next_cut;
+            self.next_cut = self.plan.cut_after(until);
+            let next = Interval::new(self.plan.is_measured(until));
+            let interval = std::mem::replace(&mut self.interval, next);
+            // The channel holds all intervals of the run; a reader that is gone needs none.
+            let _ = self.progress.try_send(Progress { until, interval });
+        }
+    }
+
+    fn wake(&mut self, now: Instant) {
+        while let Some(&(at, lane)) = self.resting.front()
+            && at <= now
+        {
+            self.resting.pop_front();
+            self.ready.push(lane);
+        }
+    }
+
+    /// Sends what lanes have room for.
+    fn fill(&mut self, now: Instant) -> Result<(), ClientError> {
+        let record_bytes = self.plan.record_bytes;
+        for at in std::mem::take(&mut self.ready) {
+            let lane = &mut self.lanes[at];
+            lane.is_queued = false;
+            let count = lane.window - lane.in_flight;
+            let (client, group) = (lane.client, lane.group);
+            let sequence = self.ledger.send(group, client, count);
+            self.bytes.clear();
+            for sequence in sequence..sequence + u64::from(count) {
+                RecordId { client, group, sequence }.write(record_bytes, &mut self.bytes);
+            }
+            lane.in_flight += count;
+            let run = SentRun { client, sequence, count };
+            let flight = Flight { lane: at, run, floor: lane.floor, sent: now };
+            let tag = self.free_tags.pop().unwrap_or(self.flights.len());
+            if tag == self.flights.len() {
+                self.flights.push(None);
+            }
+            self.flights[tag] = Some(flight);
+            let records: Vec<&[u8]> = self.bytes.chunks_exact(record_bytes).collect();
+            if let Err(error) = self.appender.try_append_batch(GroupId(group.into()), &records, tag as u64) {
+                self.complete(Completion { tag: tag as u64, result: Err(error) }, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, completions: &mut Vec<Completion>) -> Result<(), ClientError> {
+        if completions.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        self.cut(now);
+        completions.drain(..).try_for_each(|completion| self.complete(completion, now))
+    }
+
+    fn complete(&mut self, completion: Completion, now: Instant) -> Result<(), ClientError> {
+        let tag = completion.tag as usize;
+        let flight = self.flights.get_mut(tag).and_then(Option::take);
+        let flight = flight.expect("the client answers each append once, by its tag");
+        self.free_tags.push(tag);
+        let lane = &mut self.lanes[flight.lane];
+        lane.in_flight -= flight.run.count;
+        let (group, run) = (lane.group, flight.run);
+        match completion.result {
+            Ok(appended) => {
+                let first = appended.offset.0;
+                lane.floor = lane.floor.max(first + u64::from(run.count));
+                let ack = AckRun { first, client: run.client, count: run.count, sequence: run.sequence };
+                self.ledger.acked(group, ack, flight.floor);
+                self.interval.record(now - flight.sent, run.count.into());
+                self.timeline.note(group, now.saturating_duration_since(self.plan.start));
+                if !lane.is_queued {
+                    lane.is_queued = true;
+                    self.ready.push(flight.lane);
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                match error.retry() {
+                    Retry::OutcomeUnknown => {
+                        self.ledger.unknown(group, run);
+                        self.interval.unknown += u64::from(run.count);
+                    }
+                    Retry::Safe => {
+                        self.ledger.refused(group, run);
+                        self.interval.refused += u64::from(run.count);
+                    }
+                    Retry::Never => return Err(error),
+                }
+                self.last_error = Some(error);
+            }
+        }
+        if !lane.is_queued {
+            lane.is_queued = true;
+            self.resting.push_back((now + REST, flight.lane));
+        }
+        Ok(())
+    }
+}
+
+/// Spreads the records in flight over the groups: record `i` of all belongs to group `i mod groups`.
+fn lanes(plan: &DriverPlan) -> Vec<Lane> {
+    let mut lanes = Vec::new();
+    for client in plan.clients.clone() {
+        let first = u64::from(client) * u64::from(plan.in_flight);
+        let groups = plan.groups.min(plan.in_flight);
+        for share in 0..groups {
+            let group = ((first + u64::from(share)) % u64::from(plan.groups)) as u32 + 1;
+            let window = plan.in_flight / groups + u32::from(share < plan.in_flight % groups);
+            lanes.push(Lane { client, group, window, in_flight: 0, floor: 0, is_queued: true });
+        }
+    }
+    lanes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(clients: u32, in_flight: u32, groups: u32) -> DriverPlan {
+        DriverPlan {
+            clients: 0..clients,
+            clients_total: clients,
+            groups,
+            in_flight,
+            record_bytes: 64,
+            start: Instant::now(),
+            warmup: Duration::from_millis(1500),
+            duration: Duration::from_millis(2200),
+        }
+    }
+
+    #[test]
+    fn records_in_flight_are_spread_evenly_over_the_groups() {
+        for (clients, in_flight, groups) in [(8, 256, 8), (1, 1, 8), (3, 5, 4), (7, 1, 3), (2, 10, 64)] {
+            let plan = plan(clients, in_flight, groups);
+            let lanes = lanes(&plan);
+            for client in 0..clients {
+                let own = lanes.iter().filter(|lane| lane.client == client);
+                assert_eq!(own.map(|lane| lane.window).sum::<u32>(), in_flight);
+            }
+            let of_group =
+                |group| lanes.iter().filter(|lane| lane.group == group).map(|lane| lane.window).sum::<u32>();
+            let loads: Vec<u32> = (1..=groups).map(of_group).collect();
+            let (least, most) = (loads.iter().min().unwrap(), loads.iter().max().unwrap());
+            assert!(most - least <= clients, "{loads:?}");
+            let mut pairs: Vec<_> = lanes.iter().map(|lane| (lane.client, lane.group)).collect();
+            pairs.sort_unstable();
+            pairs.dedup();
+            assert_eq!(pairs.len(), lanes.len(), "a client has one lane in a group");
+        }
+    }
+
+    #[test]
+    fn intervals_meet_at_the_edges_of_the_measured_window() {
+        let plan = plan(1, 1, 1);
+        let mut cuts = vec![Duration::ZERO];
+        while *cuts.last().unwrap() < plan.end() {
+            cuts.push(plan.cut_after(*cuts.last().unwrap()));
+        }
+        let ms: Vec<u128> = cuts.iter().map(Duration::as_millis).collect();
+        assert_eq!(ms, [0, 1000, 1500, 2500, 3500, 3700]);
+        let measured: Vec<bool> = cuts.iter().map(|from| plan.is_measured(*from)).collect();
+        assert_eq!(measured, [false, false, true, true, true, false]);
+        assert!(cuts.len() <= plan.intervals_max() + 1);
+    }
+}

@@ -1,0 +1,217 @@
+//! A node as a process of its own: `loadgen node --config FILE`, started by `loadgen quick`.
+//!
+//! It speaks with its parent in lines: JSON on stdout, `status` on stdin. The end of stdin ends it.
+
+use std::io::{BufRead, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use iroh_raft::{EndpointId, Pinning, RaftCluster, Rights, Role};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+/// What a node needs to know, written by the parent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeConfig {
+    /// Name of the cluster.
+    pub(crate) cluster: String,
+    /// This node, from 1.
+    pub(crate) node: u64,
+    /// Its UDP address.
+    pub(crate) bind: SocketAddr,
+    /// Its data folder.
+    pub(crate) data_dir: PathBuf,
+    /// Its key.
+    pub(crate) key_file: PathBuf,
+    /// The other nodes.
+    pub(crate) peers: Vec<Peer>,
+    /// Keys of the clients.
+    pub(crate) clients: Vec<String>,
+    /// Number of groups.
+    pub(crate) groups: u32,
+    /// Number of shards.
+    pub(crate) shards: u16,
+    /// Largest record in bytes.
+    pub(crate) record_bytes_max: usize,
+}
+
+/// Another node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Peer {
+    /// Its number.
+    pub(crate) node: u64,
+    /// Its key.
+    pub(crate) endpoint: String,
+    /// Its UDP address.
+    pub(crate) address: SocketAddr,
+}
+
+/// A line from a node to its parent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NodeLine {
+    /// It takes requests.
+    Ready,
+    /// The answer to `status`.
+    Status(NodeStatus),
+    /// It could not start, or broke.
+    Failed {
+        /// Why.
+        error: String,
+    },
+}
+
+/// How a node stands.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeStatus {
+    /// Its replicas, by group.
+    pub(crate) groups: Vec<ReplicaStatus>,
+    /// Journal commits since start.
+    pub(crate) flushes: u64,
+    /// Microseconds spent in them.
+    pub(crate) flush_us_total: u64,
+    /// Bytes written by them.
+    pub(crate) flush_bytes: u64,
+    /// Times a replica became leader since start.
+    pub(crate) leaderships_gained: u64,
+    /// Requests refused as busy since start.
+    pub(crate) busy: u64,
+    /// Frames for peers dropped because a ring was full, since start.
+    pub(crate) frames_dropped: u64,
+    /// Groups taken out after a broken invariant since start.
+    pub(crate) groups_quarantined: u64,
+    /// Messages of peers refused by the validator since start.
+    pub(crate) messages_refused: u64,
+}
+
+/// How a replica stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ReplicaStatus {
+    /// Its group.
+    pub(crate) group: u64,
+    /// Whether it leads.
+    pub(crate) is_leader: bool,
+    /// The leader it knows.
+    pub(crate) leader: Option<u64>,
+    /// Offset after its last committed record.
+    pub(crate) end: u64,
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+enum NodeError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{} is not a node's configuration: {source}", path.display())]
+    Parse { path: PathBuf, source: serde_json::Error },
+    #[error("{text} is not an endpoint id")]
+    Endpoint { text: String },
+    #[error("cannot start a runtime: {0}")]
+    Runtime(std::io::Error),
+    #[error(transparent)]
+    Engine(#[from] iroh_raft::EngineError),
+}
+
+/// Runs a node until stdin ends or it breaks. Returns whether it ended in order.
+pub(crate) fn run(config: &Path) -> bool {
+    // A node must not outlive a parent that was killed.
+    let tied = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    if let Err(error) = tied {
+        tracing::warn!(%error, "this node will outlive a parent that is killed");
+    }
+    match serve(config) {
+        Ok(()) => true,
+        Err(error) => {
+            say(&NodeLine::Failed { error: error.to_string() });
+            false
+        }
+    }
+}
+
+fn serve(path: &Path) -> Result<(), NodeError> {
+    let text = std::fs::read(path).map_err(|source| NodeError::Read { path: path.to_path_buf(), source })?;
+    let config: NodeConfig = serde_json::from_slice(&text)
+        .map_err(|source| NodeError::Parse { path: path.to_path_buf(), source })?;
+    let runtime = runtime()?;
+    let cluster = runtime.block_on(start(&config))?;
+    let engine = cluster.engine().clone();
+    let watcher = runtime_thread(engine)?;
+    say(&NodeLine::Ready);
+    for line in std::io::stdin().lock().lines() {
+        match line.as_deref() {
+            Ok("status") => say(&NodeLine::Status(runtime.block_on(status(&cluster)))),
+            Ok(other) => tracing::warn!(other, "unknown request"),
+            Err(_) => break,
+        }
+    }
+    runtime.block_on(cluster.shutdown())?;
+    drop(watcher);
+    Ok(())
+}
+
+/// Ends the process as soon as the engine breaks: a node that acknowledges nothing is no node.
+fn runtime_thread(engine: iroh_raft::Engine) -> Result<std::thread::JoinHandle<()>, NodeError> {
+    let runtime = runtime()?;
+    let watch = move || {
+        let error = runtime.block_on(engine.failed());
+        say(&NodeLine::Failed { error: error.to_string() });
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("watcher".into()).spawn(watch).map_err(NodeError::Runtime)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, NodeError> {
+    tokio::runtime::Builder::new_current_thread().build().map_err(NodeError::Runtime)
+}
+
+async fn start(config: &NodeConfig) -> Result<RaftCluster, NodeError> {
+    let endpoint =
+        |text: &str| text.parse::<EndpointId>().map_err(|_| NodeError::Endpoint { text: text.to_owned() });
+    let mut builder = RaftCluster::builder()
+        .cluster(&config.cluster)
+        .node_id(config.node)
+        .bind_address(config.bind)
+        .data_dir(&config.data_dir)
+        .key_file(&config.key_file)
+        .groups(config.groups.into())
+        .shards(config.shards)
+        // All nodes share the CPUs here; each pinning shard 0 to the same one would leave the rest idle.
+        .pinning(Pinning::Unpinned)
+        .tune(|engine| engine.record_bytes_max = engine.record_bytes_max.max(config.record_bytes_max));
+    for peer in &config.peers {
+        builder = builder.peer(peer.node, endpoint(&peer.endpoint)?, peer.address);
+    }
+    for client in &config.clients {
+        builder = builder.client(endpoint(client)?, Rights { append: true, read: true });
+    }
+    Ok(builder.build().await?)
+}
+
+async fn status(cluster: &RaftCluster) -> NodeStatus {
+    let engine = cluster.engine();
+    let groups = engine.statuses().await.into_iter().map(|status| ReplicaStatus {
+        group: status.group.0,
+        is_leader: status.role == Role::Leader,
+        leader: status.leader.map(|node| node.0),
+        end: status.end.0,
+    });
+    let mut sum = NodeStatus { groups: groups.collect(), ..NodeStatus::default() };
+    for shard in engine.stats().shards {
+        sum.flushes += shard.flushes;
+        sum.flush_us_total += shard.flush_us_total;
+        sum.flush_bytes += shard.flush_bytes;
+        sum.leaderships_gained += shard.leaderships_gained;
+        sum.busy += shard.busy;
+        sum.frames_dropped += shard.frames_dropped;
+        sum.groups_quarantined += shard.groups_quarantined;
+        sum.messages_refused += shard.messages_refused;
+    }
+    sum
+}
+
+fn say(line: &NodeLine) {
+    let text = serde_json::to_string(line).expect("a line serializes");
+    let mut out = std::io::stdout().lock();
+    // Without a parent to read it, nobody is left to tell.
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}

@@ -1,0 +1,549 @@
+//! `loadgen quick`: a cluster, load, perhaps a fault, and the audit; in this order.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use iroh_raft::cluster_id;
+use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
+
+use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
+use crate::driver::{self, DriverPlan, DriverResult, Progress};
+use crate::ledger::Ledger;
+use crate::machine::{self, Device, Machine};
+use crate::recorder::{Interval, Timeline};
+use crate::report::{Config, Killed, Latency, Report, core_us, count, ratio};
+use crate::{plot, readback};
+
+/// Time for a cluster to start and elect its leaders.
+const LEADERS_DEADLINE: Duration = Duration::from_secs(30);
+/// Time for all replicas to catch up before they are read back.
+const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a killed node stays down.
+const DOWN: Duration = Duration::from_secs(2);
+/// How often the orchestration looks around.
+const LOOK: Duration = Duration::from_millis(20);
+/// Bytes that a record in flight costs the client beside itself.
+const IN_FLIGHT_OVERHEAD_BYTES: usize = 128;
+
+/// What `loadgen quick` was asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct QuickPlan {
+    pub(crate) cluster: ClusterPlan,
+    pub(crate) clients: u32,
+    pub(crate) in_flight: u32,
+    pub(crate) client_threads: u32,
+    pub(crate) duration: Duration,
+    pub(crate) warmup: Duration,
+    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) kill_leader_at: Option<Duration>,
+}
+
+/// Why a run gave no report.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QuickError {
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error("the clients cannot go on: {0}")]
+    Client(#[from] ClientError),
+    #[error("no folder for data in {}: {source}; name one with --data-dir", path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {}: {source}", path.display())]
+    Json { path: PathBuf, source: std::io::Error },
+    #[error("{what} within {} s: see the nodes' logs in {}", deadline.as_secs(), folder.display())]
+    Late { what: &'static str, deadline: Duration, folder: PathBuf },
+    #[error("cannot start a thread or runtime: {0}")]
+    Thread(std::io::Error),
+    #[error("a client thread died")]
+    Panicked,
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Where the data is: a temporary folder, or one that was named and stays.
+#[derive(Debug)]
+enum Folder {
+    Temporary(tempfile::TempDir),
+    Named(PathBuf),
+}
+
+impl Folder {
+    fn open(named: Option<&Path>) -> Result<Folder, QuickError> {
+        if let Some(path) = named {
+            return Ok(Folder::Named(path.to_path_buf()));
+        }
+        // A file system in memory would make every flush a lie.
+        let system = std::env::temp_dir();
+        let on_disk = PathBuf::from("/var/tmp");
+        let parent = if machine::is_tmpfs(&system) && on_disk.is_dir() { on_disk } else { system };
+        let made = tempfile::Builder::new().prefix("iroh-raft-loadgen-").tempdir_in(&parent);
+        made.map(Folder::Temporary).map_err(|source| QuickError::Folder { path: parent, source })
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Folder::Temporary(folder) => folder.path(),
+            Folder::Named(path) => path,
+        }
+    }
+
+    /// Keeps the data for whoever wants to know what went wrong.
+    fn keep(self) {
+        if let Folder::Temporary(folder) = self {
+            eprintln!("the data and the nodes' logs are kept in {}", folder.keep().display());
+        }
+    }
+}
+
+/// What was read at the start and at the end of the measured window.
+#[derive(Debug, Default)]
+struct Sample {
+    nodes: Vec<NodeUsage>,
+    client_cpu: Duration,
+    device_flushes: Option<u64>,
+}
+
+impl Sample {
+    fn take(cluster: &mut Cluster, device: Option<&Device>) -> Result<Sample, QuickError> {
+        Ok(Sample {
+            nodes: cluster.usage()?,
+            client_cpu: machine::cpu_time(std::process::id()).unwrap_or_default(),
+            device_flushes: device.and_then(Device::flushes),
+        })
+    }
+
+    fn sum(&self, of: impl Fn(&NodeUsage) -> u64) -> u64 {
+        self.nodes.iter().map(of).sum()
+    }
+
+    fn node_cpu(&self) -> Duration {
+        self.nodes.iter().map(|node| node.cpu).sum()
+    }
+}
+
+/// What the load gave.
+struct Load {
+    measured: Interval,
+    ledger: Ledger,
+    timeline: Timeline,
+    before: Sample,
+    after: Sample,
+    /// The node that was killed, when, and the groups it led.
+    killed: Option<(Killed, Vec<u32>)>,
+    leader_changes: u64,
+    last_error: Option<ClientError>,
+}
+
+/// Runs everything and prints the report. Returns whether the audit is clean.
+///
+/// # Errors
+/// [`QuickError`] when there is nothing to report; processes are gone then, too.
+pub(crate) fn run(plan: &QuickPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickError> {
+    let folder = Folder::open(plan.data_dir.as_deref())?;
+    let mut cluster = Cluster::create(&plan.cluster, folder.path())?;
+    if machine::is_tmpfs(folder.path()) {
+        eprintln!("WARNING: the data folder is in memory (tmpfs): an fsync means nothing there");
+    }
+    let result = measure(plan, &mut cluster, folder.path(), stop);
+    drop(cluster);
+    match result {
+        Ok(true) => Ok(true),
+        Err(QuickError::Interrupted) => Err(QuickError::Interrupted),
+        other => {
+            folder.keep();
+            other
+        }
+    }
+}
+
+fn measure(
+    plan: &QuickPlan,
+    cluster: &mut Cluster,
+    folder: &Path,
+    stop: &Arc<AtomicBool>,
+) -> Result<bool, QuickError> {
+    eprintln!("starting {} nodes in {}", plan.cluster.nodes, folder.display());
+    cluster.start()?;
+    let no_leaders = late("not every group had a leader", LEADERS_DEADLINE, folder);
+    wait_for(LEADERS_DEADLINE, no_leaders, stop, || cluster.has_leaders())?;
+    let load = load(plan, cluster, folder, stop)?;
+
+    eprintln!("audit: SIGKILL to all nodes, restart, read everything back");
+    cluster.kill();
+    cluster.start()?;
+    let no_leaders = late("after the restart not every group had a leader", LEADERS_DEADLINE, folder);
+    wait_for(LEADERS_DEADLINE, no_leaders, stop, || cluster.has_leaders())?;
+    // Replicas that stay behind are found by the audit, record by record.
+    let behind = late("some replicas did not catch up", CATCH_UP_DEADLINE, folder);
+    match wait_for(CATCH_UP_DEADLINE, behind, stop, || has_caught_up(cluster, &load.ledger)) {
+        Err(error @ QuickError::Late { .. }) => eprintln!("{error}"),
+        other => other?,
+    }
+    let config = client_config(plan, cluster);
+    let audit = readback::audit(config, &load.ledger, plan.cluster.record_bytes);
+    let (audit, unreadable) = interruptible(&runtime()?, audit, stop)??;
+    for replica in &unreadable {
+        eprintln!(
+            "node {}, group {}: unreadable from offset {}: {}",
+            replica.node, replica.group, replica.from, replica.error
+        );
+    }
+
+    let report = report(plan, folder, &load, audit);
+    println!("{}", plot::percentiles(&load.measured.latencies));
+    print!("{}", report.table());
+    if let Some(error) = &load.last_error {
+        println!("last error       {error}");
+    }
+    if let Some(path) = &plan.json {
+        let text = serde_json::to_vec_pretty(&report).expect("a report serializes");
+        fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
+    }
+    Ok(report.is_clean())
+}
+
+fn late(what: &'static str, deadline: Duration, folder: &Path) -> QuickError {
+    QuickError::Late { what, deadline, folder: folder.to_path_buf() }
+}
+
+/// Looks until something is so; `late` is the error when it takes too long.
+fn wait_for(
+    deadline: Duration,
+    late: QuickError,
+    stop: &AtomicBool,
+    mut is_so: impl FnMut() -> Result<bool, ClusterError>,
+) -> Result<(), QuickError> {
+    let until = Instant::now() + deadline;
+    while !is_so()? {
+        if stop.load(Ordering::Relaxed) {
+            return Err(QuickError::Interrupted);
+        }
+        if Instant::now() >= until {
+            return Err(late);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Whether every replica has committed all that was acknowledged, and all of a group equally much.
+fn has_caught_up(cluster: &mut Cluster, ledger: &Ledger) -> Result<bool, ClusterError> {
+    let statuses = cluster.statuses()?;
+    Ok(ledger.groups().all(|(group, of_group)| {
+        let mut ends = statuses.iter().map(|status| {
+            let replicas = status.iter().flat_map(|status| &status.groups);
+            replicas.clone().find(|replica| replica.group == u64::from(group)).map(|replica| replica.end)
+        });
+        let first = ends.next().flatten();
+        first >= Some(of_group.end()) && ends.all(|end| end == first)
+    }))
+}
+
+fn client_config(plan: &QuickPlan, cluster: &Cluster) -> ClientConfig {
+    let records = plan.clients as usize * plan.in_flight as usize;
+    let bytes = records * (plan.cluster.record_bytes + IN_FLIGHT_OVERHEAD_BYTES);
+    let mut limits = ClientLimits::default();
+    limits.in_flight_bytes_max = limits.in_flight_bytes_max.max(bytes);
+    ClientConfig {
+        cluster: cluster_id(cluster.name()),
+        identity: cluster.client().clone(),
+        nodes: cluster.addresses().to_vec(),
+        bind: None,
+        limits,
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, QuickError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(QuickError::Thread)
+}
+
+/// Runs a future to its end, or until `stop` is set.
+fn interruptible<T>(
+    runtime: &tokio::runtime::Runtime,
+    work: impl Future<Output = T>,
+    stop: &AtomicBool,
+) -> Result<T, QuickError> {
+    runtime.block_on(async {
+        let mut work = std::pin::pin!(work);
+        loop {
+            if let Ok(done) = tokio::time::timeout(LOOK * 10, &mut work).await {
+                return Ok(done);
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Err(QuickError::Interrupted);
+            }
+        }
+    })
+}
+
+type DriverThread = JoinHandle<Result<DriverResult, QuickError>>;
+
+/// Starts the threads of the clients.
+fn start_drivers(
+    plan: &QuickPlan,
+    cluster: &Cluster,
+    start: Instant,
+    stop: &Arc<AtomicBool>,
+) -> Result<(Vec<DriverThread>, Receiver<Progress>), QuickError> {
+    let threads = plan.client_threads.min(plan.clients);
+    let base = DriverPlan {
+        clients: 0..plan.clients,
+        clients_total: plan.clients,
+        groups: plan.cluster.groups,
+        in_flight: plan.in_flight,
+        record_bytes: plan.cluster.record_bytes,
+        start,
+        warmup: plan.warmup,
+        duration: plan.duration,
+    };
+    let (sender, progress) = sync_channel(base.intervals_max() * threads as usize);
+    let mut drivers = Vec::new();
+    for thread in 0..threads {
+        let own = DriverPlan {
+            clients: plan.clients * thread / threads..plan.clients * (thread + 1) / threads,
+            ..base.clone()
+        };
+        drivers.push(spawn_driver(thread, own, client_config(plan, cluster), sender.clone(), stop.clone())?);
+    }
+    Ok((drivers, progress))
+}
+
+fn spawn_driver(
+    thread: u32,
+    plan: DriverPlan,
+    client: ClientConfig,
+    progress: SyncSender<Progress>,
+    stop: Arc<AtomicBool>,
+) -> Result<DriverThread, QuickError> {
+    let run = move || Ok(runtime()?.block_on(driver::drive(plan, client, progress, stop))?);
+    std::thread::Builder::new().name(format!("clients-{thread}")).spawn(run).map_err(QuickError::Thread)
+}
+
+/// Drives the cluster, samples it at both ends of the measured window, and kills a leader if asked.
+fn load(
+    plan: &QuickPlan,
+    cluster: &mut Cluster,
+    folder: &Path,
+    stop: &Arc<AtomicBool>,
+) -> Result<Load, QuickError> {
+    let device = Device::under(folder);
+    let led_before: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
+    let start = Instant::now();
+    let (drivers, progress) = start_drivers(plan, cluster, start, stop)?;
+    let threads = drivers.len();
+    let mut watch = Watch::new(threads);
+    let mut before = None;
+    let mut after = None;
+    let mut fault = Fault::new(plan.kill_leader_at.map(|at| plan.warmup + at));
+    let end = plan.warmup + plan.duration;
+    while after.is_none() {
+        if start.elapsed() < end && drivers.iter().any(JoinHandle::is_finished) {
+            // Only an error, told below, and Ctrl-C end a thread before its time.
+            break;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(QuickError::Interrupted);
+        }
+        let now = start.elapsed();
+        if before.is_none() && now >= plan.warmup {
+            before = Some(Sample::take(cluster, device.as_ref())?);
+        }
+        fault.drive(cluster, now, plan.warmup)?;
+        if now >= end {
+            after = Some(Sample::take(cluster, device.as_ref())?);
+        }
+        // The edges of the window are met as exactly as a thread can wake.
+        let now = start.elapsed();
+        let edges = [plan.warmup, end].into_iter().filter(|edge| *edge > now);
+        let look = edges.map(|edge| edge - now).chain([LOOK]).min().unwrap_or(LOOK);
+        match progress.recv_timeout(look) {
+            Ok(progress) => watch.handle(progress),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+    }
+    let mut ledger = Ledger::new(plan.cluster.groups, plan.clients);
+    let mut timeline = Timeline::new(plan.cluster.groups);
+    let mut last_error = None;
+    for thread in drivers {
+        // Calls that are still open are answered or given up first; a killed node comes back meanwhile.
+        while !thread.is_finished() {
+            fault.drive(cluster, start.elapsed(), plan.warmup)?;
+            std::thread::sleep(LOOK);
+        }
+        let result = thread.join().map_err(|_| QuickError::Panicked)??;
+        ledger.merge(result.ledger);
+        timeline.merge(result.timeline);
+        last_error = last_error.or(result.last_error);
+    }
+    progress.try_iter().for_each(|progress| watch.handle(progress));
+    if stop.load(Ordering::Relaxed) {
+        return Err(QuickError::Interrupted);
+    }
+    ledger.seal();
+    let led_after: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
+    Ok(Load {
+        measured: watch.measured,
+        ledger,
+        timeline,
+        before: before.unwrap_or_default(),
+        after: after.unwrap_or_default(),
+        killed: fault.killed,
+        leader_changes: led_after.saturating_sub(led_before),
+        last_error,
+    })
+}
+
+/// The fault: SIGKILL to the node that leads most groups, and its restart.
+struct Fault {
+    at: Option<Duration>,
+    restart: Option<(Duration, usize)>,
+    killed: Option<(Killed, Vec<u32>)>,
+}
+
+impl Fault {
+    fn new(at: Option<Duration>) -> Fault {
+        Fault { at, restart: None, killed: None }
+    }
+
+    fn drive(&mut self, cluster: &mut Cluster, now: Duration, warmup: Duration) -> Result<(), QuickError> {
+        if self.at.is_some_and(|at| now >= at) {
+            self.at = None;
+            let led = groups_led(cluster)?;
+            let Some((node, groups)) = led.into_iter().enumerate().max_by_key(|(_, groups)| groups.len())
+            else {
+                return Ok(());
+            };
+            cluster.kill_node(node)?;
+            eprintln!("killed node {}, which led {} groups", node + 1, groups.len());
+            let killed = Killed {
+                node: node as u64 + 1,
+                groups_led: groups.len(),
+                at_s: now.saturating_sub(warmup).as_secs_f64(),
+            };
+            self.killed = Some((killed, groups));
+            self.restart = Some((now + DOWN, node));
+        }
+        if let Some((at, node)) = self.restart
+            && now >= at
+        {
+            self.restart = None;
+            cluster.start_node(node)?;
+            eprintln!("restarted node {}", node + 1);
+        }
+        Ok(())
+    }
+}
+
+/// The groups that each node leads.
+fn groups_led(cluster: &mut Cluster) -> Result<Vec<Vec<u32>>, ClusterError> {
+    let statuses = cluster.statuses()?;
+    let led = statuses.iter().map(|status| {
+        let replicas = status.iter().flat_map(|status| &status.groups);
+        replicas
+            .filter(|replica| replica.is_leader)
+            .filter_map(|replica| u32::try_from(replica.group).ok())
+            .collect()
+    });
+    Ok(led.collect())
+}
+
+/// Merges what the threads hand over, and shows it.
+struct Watch {
+    threads: usize,
+    /// The interval that is gathering, and from how many threads.
+    gathering: Interval,
+    gathered: usize,
+    from: Duration,
+    measured: Interval,
+}
+
+impl Watch {
+    fn new(threads: usize) -> Watch {
+        let empty = || Interval::new(true);
+        Watch { threads, gathering: empty(), gathered: 0, from: Duration::ZERO, measured: empty() }
+    }
+
+    fn handle(&mut self, progress: Progress) {
+        if progress.interval.is_measured {
+            self.measured.merge(&progress.interval);
+        }
+        self.gathering.merge(&progress.interval);
+        self.gathered += 1;
+        if self.gathered < self.threads {
+            return;
+        }
+        let seconds = progress.until.saturating_sub(self.from).as_secs_f64();
+        let latency = Latency::of(&self.gathering.latencies);
+        eprintln!(
+            "{:6.1} s {:9} {:>8} records/s  p50 {:>8}  p99 {:>8}  max {:>8}  failed {}  unknown {}",
+            progress.until.as_secs_f64(),
+            if progress.interval.is_measured { "" } else { "(warm-up)" },
+            count(ratio(self.gathering.acked() as f64, seconds)),
+            plot::duration(latency.p50 as f64),
+            plot::duration(latency.p99 as f64),
+            plot::duration(latency.max as f64),
+            self.gathering.refused,
+            self.gathering.unknown,
+        );
+        self.from = progress.until;
+        self.gathered = 0;
+        self.gathering = Interval::new(true);
+    }
+}
+
+fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::AuditCounts) -> Report {
+    let measured_records = load.measured.acked();
+    let (before, after) = (&load.before, &load.after);
+    let flushes = after.sum(|node| node.flushes).saturating_sub(before.sum(|node| node.flushes));
+    let flush_us =
+        after.sum(|node| node.flush_us_total).saturating_sub(before.sum(|node| node.flush_us_total));
+    let client_cpu = after.client_cpu.saturating_sub(before.client_cpu);
+    let cpu = after.node_cpu().saturating_sub(before.node_cpu()) + client_cpu;
+    let device_flushes = after.device_flushes.zip(before.device_flushes);
+    let totals = load.ledger.totals();
+    let end = plan.warmup + plan.duration;
+    let unavailable_ms = load.killed.as_ref().and_then(|(killed, groups)| {
+        let from = plan.warmup + Duration::from_secs_f64(killed.at_s);
+        groups.iter().map(|&group| load.timeline.longest_gap_ms(group, from, end)).max()
+    });
+    Report {
+        throughput_records_per_s: ratio(measured_records as f64, plan.duration.as_secs_f64()),
+        acked_records: totals.acked,
+        measured_records,
+        measured_s: plan.duration.as_secs_f64(),
+        failed_records: totals.refused,
+        unknown_records: totals.unknown,
+        latency_us: Latency::of(&load.measured.latencies),
+        flushes,
+        records_per_flush: ratio(measured_records as f64 * f64::from(plan.cluster.nodes), flushes as f64),
+        flush_us_mean: ratio(flush_us as f64, flushes as f64),
+        core_us_per_record: core_us(cpu, measured_records),
+        client_core_us_per_record: core_us(client_cpu, measured_records),
+        peak_rss_bytes: after.nodes.iter().map(|node| node.peak_rss_bytes).collect(),
+        device_flushes: device_flushes.map(|(after, before)| after.saturating_sub(before)),
+        leader_changes: load.leader_changes,
+        audit,
+        unavailable_ms,
+        killed: load.killed.as_ref().map(|(killed, _)| *killed),
+        config: Config {
+            nodes: plan.cluster.nodes,
+            shards: plan.cluster.shards,
+            groups: plan.cluster.groups,
+            record_bytes: plan.cluster.record_bytes,
+            clients: plan.clients,
+            in_flight: plan.in_flight,
+            client_threads: plan.client_threads.min(plan.clients),
+            duration_s: plan.duration.as_secs_f64(),
+            warmup_s: plan.warmup.as_secs_f64(),
+            kill_leader_at_s: plan.kill_leader_at.map(|at| at.as_secs_f64()),
+            loop_kind: "closed",
+        },
+        machine: Machine::look(folder),
+        versions: machine::versions(),
+    }
+}

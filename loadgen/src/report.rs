@@ -1,0 +1,316 @@
+//! What a run gives: one JSON object for programs, a table for people.
+//!
+//! Keys of the object are only ever added, never renamed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::audit::AuditCounts;
+use crate::machine::Machine;
+use crate::plot;
+
+/// The settings of a run.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Config {
+    pub(crate) nodes: u16,
+    pub(crate) shards: u16,
+    pub(crate) groups: u32,
+    pub(crate) record_bytes: usize,
+    pub(crate) clients: u32,
+    pub(crate) in_flight: u32,
+    pub(crate) client_threads: u32,
+    pub(crate) duration_s: f64,
+    pub(crate) warmup_s: f64,
+    pub(crate) kill_leader_at_s: Option<f64>,
+    pub(crate) loop_kind: &'static str,
+}
+
+/// Latencies of acknowledged records in the measured window, in microseconds.
+#[derive(Clone, Copy, Default, Debug, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: u64,
+    pub(crate) p90: u64,
+    pub(crate) p99: u64,
+    pub(crate) p99_9: u64,
+    pub(crate) p99_99: u64,
+    pub(crate) max: u64,
+    pub(crate) min: u64,
+    pub(crate) mean: f64,
+}
+
+impl Latency {
+    /// The percentiles of a histogram; all 0 when it is empty.
+    pub(crate) fn of(latencies: &Histogram<u64>) -> Latency {
+        if latencies.is_empty() {
+            return Latency::default();
+        }
+        Latency {
+            p50: latencies.value_at_quantile(0.5),
+            p90: latencies.value_at_quantile(0.9),
+            p99: latencies.value_at_quantile(0.99),
+            p99_9: latencies.value_at_quantile(0.999),
+            p99_99: latencies.value_at_quantile(0.9999),
+            max: latencies.max(),
+            min: latencies.min(),
+            mean: latencies.mean(),
+        }
+    }
+}
+
+/// Everything that a run has measured.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    /// Records acknowledged in the measured window, per second of it.
+    pub(crate) throughput_records_per_s: f64,
+    /// All records acknowledged, warm-up included: what the audit checks.
+    pub(crate) acked_records: u64,
+    /// Records acknowledged in the measured window.
+    pub(crate) measured_records: u64,
+    /// Length of that window in seconds.
+    pub(crate) measured_s: f64,
+    /// Records that certainly were not done.
+    pub(crate) failed_records: u64,
+    /// Records that may have been done: their answer never came.
+    pub(crate) unknown_records: u64,
+    pub(crate) latency_us: Latency,
+    /// Journal commits of all nodes in the measured window, each one fsync.
+    pub(crate) flushes: u64,
+    /// Records that one commit of one node made durable, on average.
+    pub(crate) records_per_flush: f64,
+    /// Mean time of a commit in microseconds.
+    pub(crate) flush_us_mean: f64,
+    /// CPU time of all nodes and of this client, in microseconds, per acknowledged record.
+    pub(crate) core_us_per_record: f64,
+    /// The client's part of it.
+    pub(crate) client_core_us_per_record: f64,
+    /// Most memory resident at a time, in bytes, of each node.
+    pub(crate) peak_rss_bytes: Vec<u64>,
+    /// Flushes that the kernel sent to the block device meanwhile, for any process; null where the
+    /// data folder is on no block device. The kernel joins flushes that wait together.
+    pub(crate) device_flushes: Option<u64>,
+    /// Leaders elected under load.
+    pub(crate) leader_changes: u64,
+    pub(crate) audit: AuditCounts,
+    /// With a killed leader: longest time without an acknowledgement in a group that it led, in
+    /// milliseconds.
+    pub(crate) unavailable_ms: Option<u64>,
+    /// With a killed leader: which node it was, and how many groups it led.
+    pub(crate) killed: Option<Killed>,
+    pub(crate) config: Config,
+    pub(crate) machine: Machine,
+    pub(crate) versions: BTreeMap<&'static str, &'static str>,
+}
+
+/// The node that was killed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Killed {
+    pub(crate) node: u64,
+    pub(crate) groups_led: usize,
+    /// When, in seconds from the start of the measured window.
+    pub(crate) at_s: f64,
+}
+
+impl Report {
+    /// Whether the audit found nothing, and looked at everything.
+    pub(crate) fn is_clean(&self) -> bool {
+        let expected = self.acked_records * u64::from(self.config.nodes);
+        self.audit.is_clean() && self.audit.checked == expected
+    }
+
+    /// The table for the terminal.
+    pub(crate) fn table(&self) -> String {
+        let latency = &self.latency_us;
+        let time = |us: u64| plot::duration(us as f64);
+        let config = &self.config;
+        let mut rows: Vec<(&str, String)> = vec![
+            (
+                "load",
+                format!(
+                    "{} clients x {} in flight, {} groups, {} nodes x {} shards, {} B records",
+                    config.clients,
+                    config.in_flight,
+                    config.groups,
+                    config.nodes,
+                    config.shards,
+                    config.record_bytes
+                ),
+            ),
+            (
+                "throughput",
+                format!("{} records/s over {:.1} s", count(self.throughput_records_per_s), self.measured_s),
+            ),
+            ("latency p50", time(latency.p50)),
+            ("        p90", time(latency.p90)),
+            ("        p99", time(latency.p99)),
+            ("        p99.9", time(latency.p99_9)),
+            ("        p99.99", time(latency.p99_99)),
+            ("        max", time(latency.max)),
+            (
+                "records",
+                format!(
+                    "{} acknowledged, {} failed, {} unknown",
+                    self.acked_records, self.failed_records, self.unknown_records
+                ),
+            ),
+            (
+                "flushes",
+                format!(
+                    "{} ({:.1} records each on a node, {} each); the device saw {}",
+                    self.flushes,
+                    self.records_per_flush,
+                    plot::duration(self.flush_us_mean),
+                    self.device_flushes.map_or_else(|| "?".to_owned(), |flushes| flushes.to_string())
+                ),
+            ),
+            (
+                "CPU",
+                format!(
+                    "{:.2} core-us a record, {:.2} of it this client",
+                    self.core_us_per_record, self.client_core_us_per_record
+                ),
+            ),
+            (
+                "peak memory",
+                self.peak_rss_bytes
+                    .iter()
+                    .map(|bytes| format!("{} MiB", bytes >> 20))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            ),
+            ("leader changes", self.leader_changes.to_string()),
+        ];
+        if let (Some(killed), Some(unavailable_ms)) = (self.killed, self.unavailable_ms) {
+            let text = format!(
+                "node {} at {:.1} s, which led {} groups; longest gap {unavailable_ms} ms",
+                killed.node, killed.at_s, killed.groups_led
+            );
+            rows.push(("killed", text));
+        }
+        let audit = &self.audit;
+        let verdict = if self.is_clean() { "CLEAN" } else { "FAILED" };
+        rows.push((
+            "audit",
+            format!(
+                "{verdict}: {} checked, {} lost, {} duplicated, {} reordered, {} diverged, {} phantom",
+                audit.checked, audit.lost, audit.duplicated, audit.reordered, audit.diverged, audit.phantom
+            ),
+        ));
+        rows.iter().fold(String::new(), |mut table, (name, value)| {
+            let _ = writeln!(table, "{name:<16} {value}");
+            table
+        })
+    }
+}
+
+/// A count with three or four digits and its best unit.
+pub(crate) fn count(value: f64) -> String {
+    match value {
+        value if value >= 1e6 => format!("{:.2} M", value / 1e6),
+        value if value >= 1e4 => format!("{:.1} k", value / 1e3),
+        value => format!("{value:.0}"),
+    }
+}
+
+/// Microseconds of CPU per record; 0 when there was none.
+pub(crate) fn core_us(cpu: Duration, records: u64) -> f64 {
+    ratio(cpu.as_secs_f64() * 1e6, records as f64)
+}
+
+/// A quotient; 0 when there is nothing to divide by.
+pub(crate) fn ratio(of: f64, by: f64) -> f64 {
+    if by > 0.0 { of / by } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine;
+    use crate::recorder::latencies;
+
+    fn report() -> Report {
+        let mut histogram = latencies();
+        histogram.record_n(1000, 99).unwrap();
+        histogram.record(9000).unwrap();
+        Report {
+            throughput_records_per_s: 123_456.0,
+            acked_records: 100,
+            measured_records: 100,
+            measured_s: 1.0,
+            failed_records: 0,
+            unknown_records: 0,
+            latency_us: Latency::of(&histogram),
+            flushes: 30,
+            records_per_flush: 10.0,
+            flush_us_mean: 200.0,
+            core_us_per_record: 1.0,
+            client_core_us_per_record: 0.1,
+            peak_rss_bytes: vec![1 << 20; 3],
+            device_flushes: Some(31),
+            leader_changes: 0,
+            audit: AuditCounts { checked: 300, ..AuditCounts::default() },
+            unavailable_ms: None,
+            killed: None,
+            config: Config {
+                nodes: 3,
+                shards: 1,
+                groups: 8,
+                record_bytes: 64,
+                clients: 8,
+                in_flight: 256,
+                client_threads: 1,
+                duration_s: 1.0,
+                warmup_s: 0.0,
+                kill_leader_at_s: None,
+                loop_kind: "closed",
+            },
+            machine: Machine::look(&std::env::temp_dir()),
+            versions: machine::versions(),
+        }
+    }
+
+    #[test]
+    fn the_object_has_every_key_that_programs_rely_on() {
+        let object = serde_json::to_value(report()).unwrap();
+        for key in [
+            "throughput_records_per_s",
+            "acked_records",
+            "failed_records",
+            "unknown_records",
+            "latency_us",
+            "flushes",
+            "records_per_flush",
+            "core_us_per_record",
+            "peak_rss_bytes",
+            "device_flushes",
+            "leader_changes",
+            "audit",
+            "unavailable_ms",
+            "config",
+            "machine",
+            "versions",
+        ] {
+            assert!(object.get(key).is_some(), "{key}");
+        }
+        for key in ["p50", "p90", "p99", "p99_9", "p99_99", "max"] {
+            assert!(object["latency_us"][key].is_u64(), "{key}");
+        }
+        for key in ["checked", "lost", "duplicated", "reordered", "diverged"] {
+            assert!(object["audit"][key].is_u64(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_clean_only_when_everything_was_checked() {
+        let mut report = report();
+        assert!(report.is_clean());
+        report.audit.checked = 299;
+        assert!(!report.is_clean());
+        report.audit = AuditCounts { checked: 300, diverged: 1, ..AuditCounts::default() };
+        assert!(!report.is_clean());
+        assert!(report.table().contains("FAILED"));
+    }
+}
