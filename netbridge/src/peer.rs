@@ -227,6 +227,11 @@ async fn dial(hub: &Arc<Hub>, peer: &Arc<Peer>) -> Result<(), HandshakeFailure> 
         .await
         .map_err(|_| HandshakeFailure::Deadline)?
         .map_err(|error| connect_failure(&error))?;
+    if peer.is_connected() {
+        // The other side was faster. Without a hello it has not seen this connection yet.
+        CloseCode::Duplicate.close(&connection, "there is a connection already");
+        return Err(HandshakeFailure::Duplicate);
+    }
     let own = hub.introduction();
     let exchange = timeout(limits.handshake_deadline, introduce::hello(&connection, own)).await;
     let (other, _, _) = exchange.map_err(|_| deadline(&connection))??;

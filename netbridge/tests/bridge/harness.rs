@@ -65,6 +65,12 @@ impl Member {
         PeerAddress { node: self.node, endpoint: self.identity.endpoint_id(), addr: self.addr }
     }
 
+    /// The same node at an address where nobody is: whoever knows it so waits to be dialed, and two
+    /// dials never meet.
+    pub(crate) fn elsewhere(&self) -> Member {
+        Member { addr: fresh_addr(), ..self.clone() }
+    }
+
     pub(crate) fn config(&self, peers: &[&Member]) -> BridgeConfig {
         BridgeConfig {
             cluster: CLUSTER,
@@ -172,13 +178,17 @@ impl TestNode {
         TestNode::start_with(config, Epochs::default(), 1024)
     }
 
-    pub(crate) fn start_with(config: BridgeConfig, epochs: Epochs, ring_bound: usize) -> TestNode {
+    pub(crate) fn start_with(
+        config: BridgeConfig,
+        epochs: impl PeerEpochs + Send + 'static,
+        ring_bound: usize,
+    ) -> TestNode {
         TestNode::try_start(config, epochs, ring_bound).expect("the bridge starts")
     }
 
     pub(crate) fn try_start(
         config: BridgeConfig,
-        epochs: Epochs,
+        epochs: impl PeerEpochs + Send + 'static,
         ring_bound: usize,
     ) -> Result<TestNode, BridgeError> {
         let bridge_doorbell = Doorbell::new();
@@ -218,7 +228,7 @@ impl TestNode {
 pub(crate) fn pair() -> (Member, Member, TestNode, TestNode) {
     let (one, two) = (Member::new(1), Member::new(2));
     let first = TestNode::start(one.config(&[&two]));
-    let second = TestNode::start(two.config(&[&one]));
+    let second = TestNode::start(two.config(&[&one.elsewhere()]));
     first.until_connected();
     second.until_connected();
     (one, two, first, second)

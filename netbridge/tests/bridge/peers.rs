@@ -1,12 +1,10 @@
 //! Frames between nodes, and connections that are lost and made again.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc;
 
 use iroh_raft_core::{BootEpoch, MessageKind, NodeId, ShardId};
-use iroh_raft_netbridge::bridge::{BridgeConfig, BridgeError, BridgeLimits};
+use iroh_raft_netbridge::bridge::{BridgeConfig, BridgeError, BridgeLimits, EpochRefusal, PeerEpochs};
 use iroh_raft_netbridge::port::ToShard;
 use iroh_raft_netbridge::wire::{Lane, PeerFrameBuilder};
 
@@ -58,7 +56,7 @@ fn a_lane_keeps_the_order_of_its_frames_and_large_ones_whole() {
 #[test]
 fn many_shards_get_each_their_own_frames() {
     let (member_one, member_two) = (Member::new(1), Member::new(2));
-    let configs = [member_one.config(&[&member_two]), member_two.config(&[&member_one])];
+    let configs = [member_one.config(&[&member_two]), member_two.config(&[&member_one.elsewhere()])];
     let [one, two] = configs.map(|config| TestNode::start(BridgeConfig { shards: 3, ..config }));
     one.until_connected();
     for shard in 0..3 {
@@ -106,7 +104,7 @@ fn a_frame_for_a_shard_or_node_that_is_not_there_is_dropped_and_counted() {
 fn a_full_ring_drops_and_counts_and_never_stops_the_lane() {
     let (member_one, member_two) = (Member::new(1), Member::new(2));
     let one = TestNode::start(member_one.config(&[&member_two]));
-    let two = TestNode::start_with(member_two.config(&[&member_one]), Epochs::default(), 4);
+    let two = TestNode::start_with(member_two.config(&[&member_one.elsewhere()]), Epochs::default(), 4);
     one.until_connected();
     for group in 1..=20 {
         one.shard().send_message(append(1, 2, group, 10));
@@ -129,7 +127,7 @@ fn a_full_lane_drops_the_newest_and_tells_the_shards_once() {
     let mut config = member_one.config(&[&member_two]);
     config.limits = BridgeLimits { lane_frames_max: 2, ring_budget: 64, ..BridgeLimits::default() };
     let one = TestNode::start(config);
-    let two = TestNode::start(member_two.config(&[&member_one]));
+    let two = TestNode::start(member_two.config(&[&member_one.elsewhere()]));
     one.until_connected();
     two.until_connected();
     // Pushed quietly and rung once, so that the bridge finds all of them in one turn.
@@ -207,67 +205,52 @@ fn a_newer_start_takes_over_and_the_older_process_is_told_to_stop() {
     old.shutdown();
 }
 
-/// Passes datagrams between whoever dials `front` and `back`, until told to swallow them.
-struct Relay {
-    is_swallowing: Arc<AtomicBool>,
+/// Hangs on the bridge thread when a certain node introduces itself, until released: to everybody
+/// else the node is then as silent as a dead one.
+struct Hanging {
+    at: NodeId,
+    hanging: mpsc::Sender<()>,
+    release: mpsc::Receiver<()>,
 }
 
-impl Relay {
-    fn start(front: SocketAddr, back: SocketAddr) -> Relay {
-        let is_swallowing = Arc::new(AtomicBool::new(false));
-        let outer = UdpSocket::bind(front).unwrap();
-        let inner = UdpSocket::bind(SocketAddr::new(front.ip(), 0)).unwrap();
-        inner.connect(back).unwrap();
-        let dialer = Arc::new(Mutex::new(None));
-        let (outer_copy, inner_copy) = (outer.try_clone().unwrap(), inner.try_clone().unwrap());
-        let (swallow, swallow_copy) = (is_swallowing.clone(), is_swallowing.clone());
-        let dialer_copy = dialer.clone();
-        // The threads end with the test process: they wait in the kernel and hold nothing.
-        std::thread::spawn(move || {
-            let mut buffer = [0; 65_536];
-            while let Ok((bytes, from)) = outer.recv_from(&mut buffer) {
-                *dialer.lock().unwrap() = Some(from);
-                if !swallow.load(Ordering::Acquire) {
-                    let _ = inner.send(&buffer[..bytes]);
-                }
-            }
-        });
-        std::thread::spawn(move || {
-            let mut buffer = [0; 65_536];
-            while let Ok(bytes) = inner_copy.recv(&mut buffer) {
-                let to = *dialer_copy.lock().unwrap();
-                if let (false, Some(to)) = (swallow_copy.load(Ordering::Acquire), to) {
-                    let _ = outer_copy.send_to(&buffer[..bytes], to);
-                }
-            }
-        });
-        Relay { is_swallowing }
-    }
-
-    fn swallow(&self, is_swallowing: bool) {
-        self.is_swallowing.store(is_swallowing, Ordering::Release);
+impl PeerEpochs for Hanging {
+    fn observe(&mut self, node: NodeId, _: BootEpoch, _: [u8; 16]) -> Result<(), EpochRefusal> {
+        if node == self.at {
+            let _ = self.hanging.send(());
+            let _ = self.release.recv_timeout(DEADLINE);
+        }
+        Ok(())
     }
 }
 
 #[test]
 fn a_peer_that_falls_silent_is_noticed_and_taken_back() {
-    let (member_one, member_two) = (Member::new(1), Member::new(2));
-    // Both know each other by the relay's address only for the second node; the first is known to the
-    // second by an address where nobody is, so every connection goes through the relay.
-    let front = Member { addr: fresh_addr(), ..member_two.clone() };
-    let nowhere = Member { addr: fresh_addr(), ..member_one.clone() };
-    let relay = Relay::start(front.addr, member_two.addr);
-    let one = TestNode::start(member_one.config(&[&front]));
-    let two = TestNode::start(member_two.config(&[&nowhere]));
+    let [member_one, member_two, member_three] = [1, 2, 3].map(Member::new);
+    let one = TestNode::start(member_one.config(&[&member_two]));
+    let ((hanging, hangs), (let_go, release)) = (mpsc::channel(), mpsc::channel());
+    let epochs = Hanging { at: NodeId(3), hanging, release };
+    let two = TestNode::start_with(
+        member_two.config(&[&member_one.elsewhere(), &member_three.elsewhere()]),
+        epochs,
+        64,
+    );
     one.until_connected();
-    relay.swallow(true);
+    let three = TestNode::start(member_three.config(&[&member_two]));
+    hangs.recv_timeout(DEADLINE).expect("the third node introduces itself");
     one.shard().await_unreachable(NodeId(2));
-    two.shard().await_unreachable(NodeId(1));
-    relay.swallow(false);
+    assert_eq!(one.bridge.stats().peers_connected, 0);
+    // Each further introduction of the third node would hang again.
+    drop(let_go);
     one.until_connected();
-    two.until_connected();
-    one.shard().send_message(append(1, 2, 5, 10));
+    while one.bridge.stats().frames_out[2] == 0 {
+        one.shard().send_message(append(1, 2, 5, 10));
+        one.until_stats("the frame sent or dropped", |stats| {
+            stats.frames_out[2] + stats.dropped_not_connected > 0
+        });
+    }
     assert_eq!(two.shard().next_messages().1[0].group.0, 5);
+    three.until_connected();
     one.shutdown();
+    three.shutdown();
     two.shutdown();
 }
