@@ -25,6 +25,8 @@ const LEADERS_DEADLINE: Duration = Duration::from_secs(30);
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a killed node stays down.
 const DOWN: Duration = Duration::from_secs(2);
+/// Time for clients to say goodbye to the nodes.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// How often the orchestration looks around.
 const LOOK: Duration = Duration::from_millis(20);
 /// Bytes that a record in flight costs the client beside itself.
@@ -186,7 +188,9 @@ fn measure(
     }
     let config = client_config(plan, cluster);
     let audit = readback::audit(config, &load.ledger, plan.cluster.record_bytes);
-    let (audit, unreadable) = interruptible(&runtime()?, audit, stop)??;
+    let runtime = runtime()?;
+    let (audit, unreadable) = interruptible(&runtime, audit, stop)??;
+    finish(&runtime);
     for replica in &unreadable {
         eprintln!(
             "node {}, group {}: unreadable from offset {}: {}",
@@ -262,6 +266,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, QuickError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(QuickError::Thread)
 }
 
+/// Lets the tasks of clients that were closed come to their end.
+fn finish(runtime: &tokio::runtime::Runtime) {
+    runtime.block_on(async {
+        let tasks = tokio::runtime::Handle::current().metrics();
+        let until = Instant::now() + CLOSE_DEADLINE;
+        while tasks.num_alive_tasks() > 0 && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+    });
+}
+
 /// Runs a future to its end, or until `stop` is set.
 fn interruptible<T>(
     runtime: &tokio::runtime::Runtime,
@@ -320,7 +335,12 @@ fn spawn_driver(
     progress: SyncSender<Progress>,
     stop: Arc<AtomicBool>,
 ) -> Result<DriverThread, QuickError> {
-    let run = move || Ok(runtime()?.block_on(driver::drive(plan, client, progress, stop))?);
+    let run = move || {
+        let runtime = runtime()?;
+        let result = runtime.block_on(driver::drive(plan, client, progress, stop));
+        finish(&runtime);
+        Ok(result?)
+    };
     std::thread::Builder::new().name(format!("clients-{thread}")).spawn(run).map_err(QuickError::Thread)
 }
 
