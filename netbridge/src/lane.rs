@@ -191,3 +191,45 @@ pub(crate) async fn read_lane(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(bytes: usize) -> OutFrame {
+        OutFrame { chunks: vec![Bytes::from(vec![0; bytes])], items: 1 }
+    }
+
+    fn take(queue: &FrameQueue) -> Option<(u64, u64)> {
+        futures_util::FutureExt::now_or_never(queue.take(&mut Vec::new())).expect("nothing to wait for")
+    }
+
+    #[test]
+    fn a_full_queue_refuses_the_newest_and_says_once_that_it_is_full() {
+        let queue = FrameQueue::new(2, 100);
+        assert_eq!((queue.push(frame(10)), queue.push(frame(10))), (Ok(()), Ok(())));
+        assert_eq!(queue.push(frame(10)), Err(QueueFull { is_first: true }));
+        assert_eq!(queue.push(frame(10)), Err(QueueFull { is_first: false }));
+        assert_eq!(take(&queue), Some((2, 20)));
+        assert_eq!((queue.push(frame(10)), queue.push(frame(10))), (Ok(()), Ok(())));
+        assert_eq!(queue.push(frame(10)), Err(QueueFull { is_first: true }), "it was empty in between");
+    }
+
+    #[test]
+    fn bytes_are_bounded_too_but_one_frame_always_fits() {
+        let queue = FrameQueue::new(10, 100);
+        assert_eq!(queue.push(frame(500)), Ok(()));
+        assert_eq!(queue.push(frame(1)), Err(QueueFull { is_first: true }));
+        assert_eq!(take(&queue), Some((1, 500)));
+        assert_eq!((queue.push(frame(60)), queue.push(frame(40))), (Ok(()), Ok(())));
+        assert_eq!(queue.push(frame(1)), Err(QueueFull { is_first: true }));
+    }
+
+    #[test]
+    fn a_finished_queue_ends_after_its_last_frame() {
+        let queue = FrameQueue::new(10, 100);
+        queue.push(frame(7)).unwrap();
+        queue.finish();
+        assert_eq!((take(&queue), take(&queue)), (Some((1, 7)), None));
+    }
+}

@@ -198,7 +198,8 @@ pub(crate) async fn keep_connected(hub: Arc<Hub>, peer: Arc<Peer>) {
         let wait = match &failure {
             HandshakeFailure::Refused { reason: Refusal::Busy | Refusal::ShuttingDown, .. } => pause,
             HandshakeFailure::Refused { reason: Refusal::RolledBack { seen, offered }, .. } => {
-                return fail_rolled_back(&hub, node, *seen, *offered);
+                fail_rolled_back(&hub, node, *seen, *offered);
+                limits.refused_pause
             }
             HandshakeFailure::Refused { .. } => {
                 tracing::error!(%node, %failure, "the node refuses this one: mend its configuration or ours");

@@ -523,7 +523,7 @@ fn one_record_that_is_too_large_does_not_spoil_the_others() {
 fn a_client_that_does_not_read_its_answers_is_cut_off() {
     let bridge = BridgeLimits { client_reply_bytes_max: 100_000, ..BridgeLimits::default() };
     let Setting { node, client, runtime, .. } = setting_with(bridge, 1024, ClientLimits::default());
-    let task = client;
+    let task = client.with_deadline(Duration::from_millis(500));
     let call = runtime.spawn(async move { task.read(NodeId(1), GROUP, Offset(0), 10).await });
     let shard = node.shard();
     let (connection, _, requests) = next_requests(shard);
