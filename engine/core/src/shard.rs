@@ -309,6 +309,8 @@ impl Shard {
         if due == 0 {
             return;
         }
+        // What could not be let go of may have become durable since.
+        self.evict_at_bytes = self.config.window_bytes_max;
         let ticks_max = u64::from(self.config.heartbeat_ticks);
         self.ticked = if due > ticks_max { now } else { Timestamp(self.ticked.0 + due * tick) };
         let ticks = u32::try_from(due.min(ticks_max)).expect("at most heartbeat_ticks");

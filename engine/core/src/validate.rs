@@ -1,7 +1,7 @@
 //! Which messages of a peer may reach Raft.
 //!
 //! raft-rs trusts its peers: many well-formed messages panic it, and some make it count a quorum
-//! that is not there. [`check`] refuses them first. It is a pure function of the message and of
+//! that is not there. The check here refuses them first. It is a pure function of the message and of
 //! what the replica knows; a refused message changes nothing.
 //!
 //! What is *not* a reason to refuse: a sender outside of the known membership. A replica that slept

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     AnswerOn, EntryKind, Event, FlushSeq, GroupId, Index, Input, LogEntry, MessageKind, NodeId, Offset,
-    Outputs, PeerMessage, Propose, Role, Shard, ShardConfig, Term, Timestamp, Token, WallTime,
+    Outputs, PeerMessage, Propose, Reply, RequestError, Role, Shard, ShardConfig, Term, Timestamp, Token,
+    WallTime,
 };
 use proptest::prelude::*;
 
@@ -167,6 +168,54 @@ fn bare(term: Term) -> PeerMessage {
         context: Bytes::new(),
         entries: Vec::new(),
     }
+}
+
+/// A newer leader can depose this one, cut its entry and commit another there, all in one message.
+#[test]
+fn an_entry_that_is_cut_and_replaced_in_one_message_is_not_acknowledged() {
+    let mut victim = Victim::new(&[1, 2, 3]);
+    victim.make_leader();
+    victim.feed(&Op::Propose);
+    let last = victim.shard.status(GroupId(1)).unwrap().last;
+    victim.feed(&Op::Turn);
+    assert_eq!(victim.shard.status(GroupId(1)).unwrap().last, Index(last.0 + 1));
+    let block = RecordBlock::from_records(&[b"theirs"]);
+    let data = encode_batch(Offset(2), WallTime(1), [block].iter());
+    let entry = LogEntry { index: Index(last.0 + 1), term: Term(2), kind: EntryKind::Normal, data };
+    let (index, log_term, commit) = (last, Term(1), entry.index);
+    let entries = vec![entry];
+    let kind = MessageKind::Append;
+    victim.feed(&Op::Message(PeerMessage { kind, index, log_term, commit, entries, ..bare(Term(2)) }));
+    let error = RequestError::OutcomeUnknown { leader: Some(NodeId(2)) };
+    // The request before it is committed by the same message: that one stands.
+    let [Reply::Appended { index: Index(3), .. }, Reply::Failed { token, error: told, .. }] =
+        &victim.out.replies[..]
+    else {
+        panic!("{:?}", victim.out.replies)
+    };
+    assert_eq!((token.request, told), (victim.requests, &error));
+    victim.feed(&Op::Turn);
+    let status = victim.shard.status(GroupId(1)).unwrap();
+    assert_eq!((status.role, status.commit, status.end), (Role::Follower, commit, Offset(3)));
+}
+
+/// A lone voter wins its campaign within one call, and raft-rs then demands that its whole log is
+/// durable.
+#[test]
+fn a_lone_voter_does_not_campaign_before_its_log_is_durable() {
+    let mut victim = Victim::new(&[1]);
+    victim.feed(&Op::Turn);
+    victim.feed(&Op::Persisted);
+    let entries =
+        vec![LogEntry { index: Index(1), term: Term(1), kind: EntryKind::Normal, data: Bytes::new() }];
+    let kind = MessageKind::Append;
+    victim.feed(&Op::Message(PeerMessage { kind, entries, ..bare(Term(1)) }));
+    let role = |victim: &Victim| victim.shard.status(GroupId(1)).unwrap().role;
+    (0..100).for_each(|_| victim.feed(&Op::Tick(50)));
+    assert_eq!(role(&victim), Role::Follower);
+    victim.feed(&Op::Persisted);
+    (0..100).for_each(|_| victim.feed(&Op::Tick(50)));
+    assert_eq!(role(&victim), Role::Leader);
 }
 
 fn run(ops: &[Op], voters: &[u64], leads: bool) {
