@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_channel::oneshot;
-use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::{
     AnswerOn, BootEpoch, BusyReason, ConfState, GroupId, GroupState, GroupStatus, HardState, Index, NodeId,
@@ -31,7 +31,7 @@ use crate::error::EngineError;
 use crate::reader_thread::{self, ReaderPort};
 use crate::state_machine::MachineFactory;
 use crate::stats::{ShardCounters, ShardStats};
-use crate::{membarrier, preflight, writer_thread};
+use crate::{awake, membarrier, preflight, writer_thread};
 
 /// Flushes a shard may have on their way to the disk; more wait in the shard, and proposals are
 /// refused as busy until the disk has caught up.
@@ -637,6 +637,7 @@ impl Starting<'_> {
         let executor = LocalExecutorBuilder::new(placement.clone())
             .name(&name)
             .io_memory(preflight::EXECUTOR_IO_BYTES)
+            .preempt_timer(awake::PREEMPT_TIMER)
             .spawn(move || async move {
                 let made = |group: GroupId| machines(group).map(|machine| (group, Some(machine)));
                 let driver = Driver {
@@ -660,17 +661,9 @@ impl Starting<'_> {
                         failure.set(EngineError::Fenced { shard, source })
                     }),
                 };
-                // A woken task of the default queue can wait for tens of milliseconds.
-                let queue = glommio::executor().create_task_queue(
-                    Shares::default(),
-                    Latency::Matters(Duration::from_millis(1)),
-                    "shard",
-                );
                 let _ = ready.send(());
-                match glommio::spawn_local_into(driver.run(), queue) {
-                    Ok(task) => task.await,
-                    Err(error) => tracing::error!(%error, "the shard's task queue is gone"),
-                }
+                glommio::spawn_local(awake::keep_awake()).detach();
+                driver.run().await;
                 drop(ready);
             })
             .map_err(|error| EngineError::IoUring { problem: error.to_string() })?;

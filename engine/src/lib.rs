@@ -10,6 +10,7 @@
 //! It never decides anything about consensus: that is `iroh-raft-core`, which these threads drive.
 #![deny(unsafe_code)]
 
+mod awake;
 pub mod cluster;
 pub mod config;
 pub mod cpu;

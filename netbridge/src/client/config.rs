@@ -51,15 +51,17 @@ pub struct ClientLimits {
     pub attempts_max: u32,
     /// Pause before a call is sent anew. Default 5 ms; doubles up to `retry_pause_max`, jittered.
     pub retry_pause_min: Duration,
-    /// Longest such pause. Default 100 ms.
+    /// Longest such pause. Default 50 ms.
     pub retry_pause_max: Duration,
     /// Largest frame of requests. Default [`FrameLimits::REQUEST`]; the nodes must accept it.
     pub request_frame: FrameLimits,
     /// Largest frame of answers. Default [`FrameLimits::REPLY`].
     pub reply_frame: FrameLimits,
-    /// A connection without a sign of life for this long is gone. Default 1.5 s.
+    /// A connection without a sign of life for this long is gone. Default 600 ms: by then the groups
+    /// that a dead node led have other leaders. Lower: sooner elsewhere, and sooner wrong about a
+    /// node that is only slow, whose requests then end as unknown.
     pub idle_timeout: Duration,
-    /// Signs of life on a quiet connection. Default 250 ms.
+    /// Signs of life on a quiet connection. Default 100 ms.
     pub keep_alive: Duration,
     /// Time for one dial to reach a node. Default 500 ms.
     pub dial_deadline: Duration,
@@ -83,11 +85,11 @@ impl Default for ClientLimits {
             requests_per_node_max: 16_384,
             attempts_max: 1000,
             retry_pause_min: Duration::from_millis(5),
-            retry_pause_max: Duration::from_millis(100),
+            retry_pause_max: Duration::from_millis(50),
             request_frame: FrameLimits::REQUEST,
             reply_frame: FrameLimits::REPLY,
-            idle_timeout: Duration::from_millis(1500),
-            keep_alive: Duration::from_millis(250),
+            idle_timeout: Duration::from_millis(600),
+            keep_alive: Duration::from_millis(100),
             dial_deadline: Duration::from_millis(500),
             handshake_deadline: Duration::from_secs(2),
             dial_pause_min: Duration::from_millis(10),

@@ -207,11 +207,12 @@ impl Shared {
         }
     }
 
-    /// `at` does not lead the group: whoever believed so tries `next`.
+    /// `at` does not lead the group: whoever believed so, or believed in a node that is gone, tries
+    /// `next`.
     fn unlearn_leader(&self, group: GroupId, at: usize, next: usize) {
         let mut leaders = self.leaders.write().unwrap_or_else(PoisonError::into_inner);
         let known = leaders.get(&group).copied();
-        if known.is_none_or(|known| known == at) {
+        if known.is_none_or(|known| known == at || !self.nodes[known].is_connected()) {
             leaders.insert(group, next);
         }
     }
