@@ -165,7 +165,7 @@ fn redb_falling_back_over_an_unacknowledged_commit_is_counted() {
 fn damage_in_the_middle_names_groups_and_indexes() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("node");
-    make(&path, 5);
+    let (_, marks) = make(&path, 5);
     let group =
         |group, index| AffectedRange { group: GroupId(group), first: Index(index), last: Index(index) };
 
@@ -181,6 +181,12 @@ fn damage_in_the_middle_names_groups_and_indexes() {
         }
         other => panic!("{other}"),
     }
+
+    // A mark that was lost makes it no better: a torn block has no successors.
+    let mark = fs::read(mark_of(&path)).unwrap();
+    fs::write(mark_of(&path), &marks[2]).unwrap();
+    assert!(matches!(refused(&path), StorageError::Corrupt { at: FlushSeq(3), .. }));
+    fs::write(mark_of(&path), mark).unwrap();
 
     edit(&path, |table| drop(table.remove(3).unwrap()));
     match refused(&path) {
