@@ -15,6 +15,7 @@ use iroh_raft_netbridge::port::Rights;
 use crate::config::{EngineConfig, Pinning, Preset};
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::start::start;
 use crate::state_machine::{DecodeError, Machine, MachineFactory, Message, StateMachine};
 
 /// Time that [`RaftCluster::shutdown`] takes at most.
@@ -52,7 +53,6 @@ impl<S> Clone for RaftCluster<S> {
 
 impl RaftCluster<LogOnly> {
     /// Settings of a node; [`state_machine`](RaftClusterBuilder::state_machine) gives it one.
-    #[must_use]
     pub fn builder() -> RaftClusterBuilder<LogOnly> {
         RaftClusterBuilder {
             config: EngineConfig::new(Preset::default(), cluster_id("default"), NodeId(0), PathBuf::new()),
@@ -244,7 +244,7 @@ impl<S> RaftClusterBuilder<S> {
         std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
-                let _ = sender.send(Engine::start(config, &machines));
+                let _ = sender.send(start(config, &machines));
             })
             .map_err(|source| EngineError::Thread { name: name.clone(), source })?;
         let engine = started.await.unwrap_or(Err(EngineError::Panicked { name }))?;

@@ -280,7 +280,7 @@ impl Loop {
                 Err(error) => self.answer(token, group, ReplyBody::Failed(error)),
             },
             ClientBody::Query { is_linearizable: false, query } => {
-                self.answer_query(token, group, None, &query)
+                self.answer_query(token, group, None, &query);
             }
             ClientBody::Query { is_linearizable: true, query } => {
                 self.open.queries.insert(token, query);
@@ -492,7 +492,7 @@ impl Loop {
                 tracing::warn!(%group, %from, ?reason, "message of a peer refused");
             }
             Event::Fenced => {
-                tracing::error!(shard = %self.driver.shard_id, "shard fenced after a failed write")
+                tracing::error!(shard = %self.driver.shard_id, "shard fenced after a failed write");
             }
         }
     }

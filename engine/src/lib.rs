@@ -21,6 +21,7 @@ pub mod kv;
 mod membarrier;
 mod preflight;
 mod reader_thread;
+mod start;
 pub mod state_machine;
 pub mod stats;
 mod writer_thread;

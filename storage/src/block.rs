@@ -1,6 +1,6 @@
 //! A journal block: everything that one commit makes durable, for all groups of a shard.
 //!
-//! FORMAT-DISK.md, "Block", has the bytes. A block is written once and never changed.
+//! FORMAT.md, "Block", has the bytes. A block is written once and never changed.
 //!
 //! Invariants: blocks form a chain (each names the flush after its predecessor's last, and its
 //! predecessor's checksum); the checksum covers every byte; a part's entries are contiguous.

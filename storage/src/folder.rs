@@ -1,6 +1,6 @@
 //! The data folder of a node: who it belongs to, how often it was started, its shards.
 //!
-//! FORMAT-DISK.md, "Folder", has the files. A folder is either complete (it has a manifest), or
+//! FORMAT.md, "Folder", has the files. A folder is either complete (it has a manifest), or
 //! still being made (it has the file `creating`, and nothing in it was ever acknowledged), or not
 //! ours. The manifest is written last and `creating` is removed after it, so no crash makes one look
 //! like another.

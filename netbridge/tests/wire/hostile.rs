@@ -213,7 +213,7 @@ fn a_message_on_another_lane_is_refused() {
     assert_eq!(decode(&frame), Err(FrameError::WrongLane { kind, lane: Lane::Election }));
 }
 
-/// The bytes of FORMAT-WIRE.md, at the places it gives them.
+/// The bytes of FORMAT.md, at the places it gives them.
 #[test]
 fn each_field_of_a_descriptor_is_checked() {
     const MESSAGE: usize = HEADER_BYTES;

@@ -1,0 +1,316 @@
+//! How a node comes up: everything checked first, then folder, bridge, and the threads of each shard.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Instant;
+
+use glommio::{LocalExecutorBuilder, Placement};
+use iroh_raft_core::{
+    BootEpoch, ConfState, GroupId, GroupState, HardState, Index, NodeId, Offset, Shard, ShardId, Timestamp,
+    shard_of,
+};
+use iroh_raft_netbridge::bridge::{Bridge, BridgeConfig, EpochRefusal, PeerEpochs};
+use iroh_raft_netbridge::identity::Identity;
+use iroh_raft_netbridge::port::{ShardPort, port_pair};
+use iroh_raft_netbridge::ring::{Doorbell, ring};
+use iroh_raft_storage::{DataFolder, FolderIdentity, OpenShard, ShardOptions};
+use rand::rngs::SmallRng;
+use rand::{RngCore, SeedableRng};
+
+use crate::config::{EngineConfig, Pinning};
+use crate::cpu::{self, CpuError};
+use crate::driver::Driver;
+use crate::engine::{Engine, Executor, Failure, Inner, ShardHandle, Threads};
+use crate::error::EngineError;
+use crate::reader_thread::{self, ReaderPort};
+use crate::state_machine::MachineFactory;
+use crate::stats::ShardCounters;
+use crate::{awake, membarrier, preflight, writer_thread};
+
+/// Flushes a shard may have on their way to the disk; more wait in the shard, and proposals are
+/// refused as busy until the disk has caught up.
+const FLUSHES_IN_FLIGHT_MAX: usize = 4096;
+/// Fetches a shard may have open at the reader.
+const FETCHES_OPEN_MAX: usize = 1024;
+/// Requests of this process that wait for a shard's next turn; more are refused as busy.
+const COMMANDS_WAITING_MAX: usize = 8192;
+
+/// Starts a node. Blocks for as long as recovery takes.
+///
+/// # Errors
+/// [`EngineError`] for everything that is wrong with the settings, the machine or the data
+/// folder, before anything stored is changed.
+pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Result<Engine, EngineError> {
+    config.check()?;
+    let placements = placements(&config)?;
+    preflight::check_key(&config)?;
+    preflight::check_machine()?;
+    preflight::check_address(config.bind)?;
+    membarrier::register();
+
+    let identity = FolderIdentity { cluster: config.cluster, node: config.node, shards: config.shards };
+    let mut folder = DataFolder::open(&config.data_dir, identity)?;
+    let key = Identity::load_or_create(config.key_file())?;
+    let mut opened = Vec::new();
+    for shard in 0..config.shards {
+        let options = ShardOptions {
+            cache_bytes: config.journal_cache_bytes,
+            tail_bytes: config.core.window_bytes_max,
+            ..ShardOptions::default()
+        };
+        opened.push(folder.open_shard(ShardId(shard), options)?);
+    }
+
+    let failure = Arc::new(Failure::default());
+    let bridge_doorbell = Doorbell::new();
+    let shard_doorbells: Vec<_> = opened.iter().map(|_| Doorbell::new()).collect();
+    let (shard_ports, bridge_ports): (Vec<_>, Vec<_>) = (0..config.shards)
+        .zip(&shard_doorbells)
+        .map(|(shard, doorbell)| port_pair(ShardId(shard), config.ring_items_max, doorbell, &bridge_doorbell))
+        .unzip();
+
+    let boot = folder.boot();
+    let bridge_config = BridgeConfig {
+        cluster: config.cluster,
+        node: config.node,
+        bind: config.bind,
+        identity: key,
+        peers: config.peers.clone(),
+        clients: config.clients.clone(),
+        shards: config.shards,
+        boot_epoch: boot.epoch,
+        boot_id: boot.id,
+        cpu: config.bridge_cpu,
+        limits: config.limits.clone(),
+    };
+    let epochs = Box::new(Epochs(folder.take_peer_epochs()));
+    let on_fatal = failure.clone();
+    let bridge = Bridge::start(
+        bridge_config,
+        bridge_ports,
+        bridge_doorbell,
+        epochs,
+        Box::new(move |error| on_fatal.set(EngineError::Bridge(error))),
+    )?;
+    let (endpoint, address) = (bridge.endpoint_id(), bridge.local_addr());
+
+    let mut starting = Starting {
+        config: &config,
+        machines,
+        failure: &failure,
+        threads: Threads {
+            executors: Vec::new(),
+            helpers: Vec::new(),
+            stop: Arc::default(),
+            doorbells: Vec::new(),
+            folder,
+        },
+        handles: Vec::new(),
+        reader_ports: Vec::new(),
+        reader_doorbell: Doorbell::new(),
+    };
+    let parts = opened.into_iter().zip(shard_ports).zip(&shard_doorbells).zip(&placements);
+    let mut started = Ok(());
+    for (((open, port), doorbell), placement) in parts {
+        started = started.and_then(|()| starting.start_shard(open, port, doorbell, placement));
+    }
+    let started = started.and_then(|()| starting.start_reader());
+    let Starting { threads, handles, .. } = starting;
+    let engine = Engine::new(Inner {
+        node: config.node,
+        endpoint,
+        address,
+        request_deadline: config.request_deadline,
+        shards: handles,
+        bridge: Mutex::new(Some(bridge)),
+        threads: Mutex::new(Some(threads)),
+        failure,
+    });
+    // On failure the handle goes, and with it the threads that did start.
+    started.map(|()| engine)
+}
+
+struct Epochs(iroh_raft_storage::PeerEpochs);
+
+impl PeerEpochs for Epochs {
+    fn observe(&mut self, node: NodeId, epoch: BootEpoch, boot_id: [u8; 16]) -> Result<(), EpochRefusal> {
+        self.0.observe(node, epoch, boot_id).map_err(|error| match error {
+            iroh_raft_storage::StorageError::PeerRolledBack { seen, .. } => EpochRefusal { seen },
+            other => {
+                // It could not be remembered durably: refusing keeps the promise, the peer dials again.
+                tracing::error!(%node, error = %other, "a peer's boot epoch could not be stored");
+                EpochRefusal { seen: epoch }
+            }
+        })
+    }
+}
+
+/// The CPU of each shard, if it has one.
+fn placements(config: &EngineConfig) -> Result<Vec<Placement>, EngineError> {
+    // Read here, on the caller's thread, before anything is pinned.
+    let fixed = match &config.pinning {
+        Pinning::Unpinned => Vec::new(),
+        Pinning::Auto => cpu::allowed()?,
+        Pinning::Cpus(cpus) => {
+            cpu::check(cpus)?;
+            if cpus.len() < usize::from(config.shards) {
+                return Err(CpuError::TooFew { shards: config.shards, cpus: cpus.len() }.into());
+            }
+            cpus.clone()
+        }
+    };
+    if let Some(cpu) = config.bridge_cpu {
+        cpu::check(&[cpu])?;
+    }
+    let placement = |shard: usize| match fixed.get(shard % fixed.len().max(1)) {
+        Some(&cpu) => Placement::Fixed(cpu),
+        None => Placement::Unbound,
+    };
+    Ok((0..usize::from(config.shards)).map(placement).collect())
+}
+
+/// A node on its way up.
+struct Starting<'a> {
+    config: &'a EngineConfig,
+    machines: &'a Arc<MachineFactory>,
+    failure: &'a Arc<Failure>,
+    threads: Threads,
+    handles: Vec<ShardHandle>,
+    reader_ports: Vec<ReaderPort>,
+    reader_doorbell: Arc<Doorbell>,
+}
+
+impl Starting<'_> {
+    fn start_shard(
+        &mut self,
+        open: OpenShard,
+        port: ShardPort,
+        doorbell: &Arc<Doorbell>,
+        placement: &Placement,
+    ) -> Result<(), EngineError> {
+        let shard_id = port.shard;
+        let counters = Arc::new(ShardCounters::default());
+        let writer_doorbell = Doorbell::new();
+        let (appends, append_queue) = ring(FLUSHES_IN_FLIGHT_MAX, &writer_doorbell);
+        // As many results as flushes: the writer always finds a place.
+        let (written_results, written) =
+            ring(FLUSHES_IN_FLIGHT_MAX + writer_thread::APPENDS_PER_COMMIT_MAX, doorbell);
+        let (fetches, fetch_queue) = ring(FETCHES_OPEN_MAX, &self.reader_doorbell);
+        let (answers, fetched) = ring(FETCHES_OPEN_MAX + 1, doorbell);
+        let (commands, command_queue) = ring(COMMANDS_WAITING_MAX, doorbell);
+
+        let is_closed = Arc::<AtomicBool>::default();
+        self.handles.push(ShardHandle { commands, counters: counters.clone(), is_closed: is_closed.clone() });
+        self.reader_ports.push(ReaderPort {
+            shard: shard_id,
+            reader: open.reader,
+            fetches: fetch_queue,
+            answers,
+        });
+        let writer = writer_thread::spawn(
+            shard_id,
+            open.writer,
+            append_queue,
+            writer_doorbell.clone(),
+            written_results,
+            self.threads.stop.clone(),
+            counters.clone(),
+        )?;
+        self.threads.helpers.push((format!("writer-{shard_id}"), writer));
+        self.threads.doorbells.push(writer_doorbell);
+
+        let mut core = self.config.core.clone();
+        core.node = self.config.node;
+        core.seed = SmallRng::from_os_rng().next_u64();
+        let groups = self.groups_of(shard_id, open.groups);
+        let group_ids: Vec<GroupId> =
+            groups.iter().filter(|group| group.has_state_machine).map(|group| group.group).collect();
+        let shard = Shard::new(core, open.last_seq, groups, Timestamp(0))
+            .map_err(|error| EngineError::Config { setting: "core", problem: error.to_string() })?;
+        let failure = self.failure.clone();
+        let machines = self.machines.clone();
+        let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
+        let block_bytes_max = self.config.core.pending_bytes_max;
+        let doorbell = doorbell.clone();
+        let (ready, running) = mpsc::channel();
+        let name = format!("shard-{shard_id}");
+        let executor = LocalExecutorBuilder::new(placement.clone())
+            .name(&name)
+            .io_memory(preflight::EXECUTOR_IO_BYTES)
+            .preempt_timer(awake::PREEMPT_TIMER)
+            .spawn(move || async move {
+                let made = |group: GroupId| machines(group).map(|machine| (group, Some(machine)));
+                let driver = Driver {
+                    shard_id,
+                    node,
+                    shard,
+                    origin: Instant::now(),
+                    record_bytes_max,
+                    block_bytes_max,
+                    doorbell,
+                    port,
+                    commands: command_queue,
+                    appends,
+                    written,
+                    fetches,
+                    fetched,
+                    machines: group_ids.into_iter().filter_map(made).collect::<BTreeMap<_, _>>(),
+                    counters,
+                    is_closed,
+                    on_fenced: Box::new(move |shard, source| {
+                        failure.set(EngineError::Fenced { shard, source });
+                    }),
+                };
+                let _ = ready.send(());
+                glommio::spawn_local(awake::keep_awake()).detach();
+                driver.run().await;
+                drop(ready);
+            })
+            .map_err(|error| EngineError::IoUring { problem: error.to_string() })?;
+        if running.recv().is_err() {
+            // The executor ended before it ran: its result says why.
+            let problem =
+                executor.join().err().map_or_else(|| "it ended at once".into(), |error| error.to_string());
+            return Err(EngineError::IoUring { problem });
+        }
+        self.threads.executors.push(Executor { name, handle: executor, running });
+        Ok(())
+    }
+
+    fn start_reader(&mut self) -> Result<(), EngineError> {
+        let ports = std::mem::take(&mut self.reader_ports);
+        let reader = reader_thread::spawn(ports, self.reader_doorbell.clone(), self.threads.stop.clone())?;
+        self.threads.helpers.push(("reader".into(), reader));
+        self.threads.doorbells.push(self.reader_doorbell.clone());
+        Ok(())
+    }
+
+    /// The groups of a shard: those that its journal holds, and the configured ones that are new.
+    fn groups_of(&self, shard: ShardId, stored: Vec<GroupState>) -> Vec<GroupState> {
+        let mut voters: Vec<NodeId> = self.config.peers.iter().map(|peer| peer.node).collect();
+        voters.push(self.config.node);
+        voters.sort_unstable();
+        let mut groups: BTreeMap<GroupId, GroupState> =
+            stored.into_iter().map(|state| (state.group, state)).collect();
+        for &group in self.config.groups.iter().filter(|group| shard_of(**group, self.config.shards) == shard)
+        {
+            groups.entry(group).or_insert_with(|| GroupState {
+                group,
+                hard_state: HardState::default(),
+                conf_state: ConfState { voters: voters.clone(), ..ConfState::default() },
+                is_durable: false,
+                term_runs: Vec::new(),
+                last: Index(0),
+                next_offset: Offset(0),
+                tail: Vec::new(),
+                conf_changes: Vec::new(),
+                has_state_machine: false,
+            });
+        }
+        for state in groups.values_mut() {
+            state.has_state_machine = (self.machines)(state.group).is_some();
+        }
+        groups.into_values().collect()
+    }
+}
