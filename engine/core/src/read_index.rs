@@ -145,3 +145,67 @@ impl Reads {
         (self.count, self.deadline_min) = (count, deadline_min);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(request: u64, deadline: u64) -> Read {
+        Read { token: Token { origin: 0, request }, deadline: Timestamp(deadline) }
+    }
+
+    fn reads() -> Reads {
+        Reads::new(GroupId(1), NodeId(3), 9)
+    }
+
+    #[test]
+    fn reads_of_a_turn_share_a_round_and_wait_for_its_index_to_be_applied() {
+        let (mut reads, mut replies) = (reads(), Vec::new());
+        [1, 2].iter().for_each(|request| reads.push(read(*request, 99)));
+        let first = reads.start_round();
+        reads.push(read(3, 99));
+        let second = reads.start_round();
+        assert_ne!(first, second);
+        assert_eq!(first[..8], 3_u64.to_le_bytes());
+        reads.handle_confirmed(&first, Index(5));
+        reads.handle_confirmed(b"of another node", Index(9));
+        reads.handle_applied(Index(4), &mut replies);
+        assert!(replies.is_empty());
+        reads.handle_applied(Index(6), &mut replies);
+        let (group, index) = (GroupId(1), Index(6));
+        let ready = |request| Reply::ReadReady { token: read(request, 0).token, group, index };
+        assert_eq!(replies, [ready(1), ready(2)]);
+        assert_eq!(reads.count(), 1);
+    }
+
+    #[test]
+    fn a_lost_leadership_voids_rounds_but_not_what_is_confirmed() {
+        let (mut reads, mut replies) = (reads(), Vec::new());
+        reads.push(read(1, 99));
+        let context = reads.start_round();
+        reads.handle_confirmed(&context, Index(5));
+        reads.push(read(2, 99));
+        reads.start_round();
+        reads.push(read(3, 99));
+        reads.handle_leadership_lost(None, &mut replies);
+        assert_eq!((replies.len(), reads.count()), (2, 1));
+        reads.handle_applied(Index(5), &mut replies);
+        assert!(matches!(replies[2], Reply::ReadReady { token: Token { request: 1, .. }, .. }));
+    }
+
+    #[test]
+    fn rounds_are_bounded_and_deadlines_hold_everywhere() {
+        let (mut reads, mut replies) = (reads(), Vec::new());
+        for request in 0..ROUNDS_MAX as u64 {
+            reads.push(read(request, 10 + request % 2));
+            assert!(reads.can_start_round());
+            reads.start_round();
+        }
+        reads.push(read(100, 10));
+        assert!(!reads.can_start_round());
+        reads.handle_deadlines(Timestamp(10), &mut replies);
+        assert_eq!((replies.len(), reads.count()), (ROUNDS_MAX / 2 + 1, ROUNDS_MAX / 2));
+        reads.handle_deadlines(Timestamp(11), &mut replies);
+        assert_eq!((replies.len(), reads.count()), (ROUNDS_MAX + 1, 0));
+    }
+}

@@ -146,10 +146,10 @@ impl Replica {
         if let Some(conf_state) = state.conf_state.take() {
             ours.conf_state = Some(conf_state);
         }
-        if let Some(first) = entries.first() {
-            ours.entries.retain(|entry| entry.index < first.index);
-            ours.entries.extend_from_slice(entries);
+        if let (Some(last), Some(first)) = (ours.entries.last(), entries.first()) {
+            assert_eq!(last.index.next(), first.index, "nothing is cut between the readies of a turn");
         }
+        ours.entries.extend_from_slice(entries);
         match state.flushes.back_mut() {
             Some((seq, covered)) if *seq == turn.seq => *covered = number,
             _ => state.flushes.push_back((turn.seq, number)),

@@ -202,6 +202,19 @@ fn the_wall_clock_of_batches_never_runs_backwards() {
     assert_eq!(times, [1000, 1000, 1001]);
 }
 
+#[test]
+fn a_new_leaders_clock_starts_where_the_log_ends() {
+    let (mut state, entries) = with_short_tail();
+    state.tail = entries;
+    let mut fixture = Fixture::led(vec![state]);
+    fixture.step(Input::Wall(WallTime(20)));
+    fixture.propose(1, 1);
+    fixture.step(Input::EndTurn);
+    let append = fixture.out.append.take().unwrap();
+    let header = crate::batch::BatchHeader::parse(&append.groups[0].entries[0].data).unwrap();
+    assert_eq!((header.at, header.base), (WallTime(7000), Offset(10)));
+}
+
 /// Ten entries of one record in term 1; all but the last three have left memory.
 fn with_short_tail() -> (GroupState, Vec<LogEntry>) {
     let entry = |index: u64| LogEntry {
@@ -210,7 +223,7 @@ fn with_short_tail() -> (GroupState, Vec<LogEntry>) {
         kind: crate::io::EntryKind::Normal,
         data: crate::batch::encode_batch(
             Offset(index - 1),
-            WallTime(1),
+            WallTime(7000),
             [RecordBlock::from_records(&[b"r"])].iter(),
         ),
     };

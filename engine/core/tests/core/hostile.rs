@@ -199,6 +199,26 @@ fn an_entry_that_is_cut_and_replaced_in_one_message_is_not_acknowledged() {
     assert_eq!((status.role, status.commit, status.end), (Role::Follower, commit, Offset(3)));
 }
 
+/// raft-rs 0.7 would fall back to what the follower is known to have, and send it again from there.
+#[test]
+fn a_late_rejection_does_not_undo_a_match() {
+    let mut victim = Victim::new(&[1, 2, 3]);
+    victim.make_leader();
+    victim.shard.step(Timestamp(victim.now), Input::Unreachable { node: NodeId(2) }, &mut victim.out);
+    let (kind, index) = (MessageKind::AppendResponse, Index(2));
+    victim.feed(&Op::Message(PeerMessage { kind, index, reject: true, ..bare(Term(1)) }));
+    victim.feed(&Op::Propose);
+    victim.feed(&Op::Turn);
+    let appends = victim
+        .out
+        .sends
+        .iter()
+        .map(|send| &send.message)
+        .filter(|message| message.kind == MessageKind::Append && message.to == NodeId(2));
+    let from: Vec<u64> = appends.map(|message| message.index.0).collect();
+    assert!(!from.is_empty() && from.iter().all(|index| *index >= 2), "{from:?}");
+}
+
 /// A lone voter wins its campaign within one call, and raft-rs then demands that its whole log is
 /// durable.
 #[test]

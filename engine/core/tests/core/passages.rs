@@ -134,6 +134,23 @@ fn an_acknowledgement_does_not_wait_for_the_leaders_disk() {
     cluster.settle();
 }
 
+/// What is committed but not yet on this node's disk is nowhere else to be read.
+#[test]
+fn entries_stay_in_memory_until_they_are_durable_here() {
+    let mut options = Options::new(18);
+    options.config.window_bytes_max = 1;
+    let (mut cluster, leader) = led(options);
+    cluster.stall(leader, true);
+    (0..5).for_each(|_| append(&mut cluster, leader, 3));
+    let fetches = cluster.seen("fetch");
+    let token = cluster.read_records(leader, GROUP, 0, usize::MAX);
+    cluster.run_until("records", |cluster| cluster.replies.contains_key(&token));
+    assert!(matches!(&cluster.replies[&token], Reply::Records { entries, .. } if entries.len() == 5));
+    assert_eq!(cluster.seen("fetch"), fetches);
+    cluster.stall(leader, false);
+    cluster.settle();
+}
+
 #[test]
 fn nothing_is_acknowledged_before_a_quorum_has_it_on_disk() {
     let (mut cluster, leader) = led(Options::new(6));
@@ -207,6 +224,19 @@ fn a_read_index_covers_all_acknowledged_writes() {
         assert!(index >= commit);
         assert!(cluster.nodes[&leader].applied[&GROUP].len() as u64 >= commit.0);
     }
+}
+
+/// A request that wants the state machine's response is handed over with the entry that holds it.
+#[test]
+fn an_answer_on_apply_comes_with_the_entry() {
+    let mut options = Options::new(19);
+    options.groups[0].has_state_machine = true;
+    let (mut cluster, leader) = led(options);
+    let tokens: Vec<_> =
+        (1..6).map(|records| cluster.propose(leader, GROUP, records, AnswerOn::Apply)).collect();
+    cluster.run_for(Duration::from_millis(50));
+    assert_eq!(cluster.checker.acked.len(), tokens.len());
+    cluster.settle();
 }
 
 #[test]
