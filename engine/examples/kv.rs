@@ -102,6 +102,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let response = client.propose(GroupId(1), command.encode()).await?;
             println!("{:?}", KvResponse::decode(&response)?);
             client.close();
+            client.closed().await;
         }
         ["get", key_file, key, ..] => {
             let client = connect(key_file, &arguments[3..]).await?;
@@ -111,6 +112,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 KvAnswer::Value(None) | KvAnswer::Hash(_) => println!("(none)"),
             }
             client.close();
+            client.closed().await;
         }
         _ => return Err(USAGE.into()),
     }

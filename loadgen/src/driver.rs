@@ -103,6 +103,7 @@ pub(crate) async fn drive(
     let mut driver = Driver::new(plan, appender, ends, progress);
     let result = driver.run(drain, &stop).await;
     client.close();
+    client.closed().await;
     result.map(|()| DriverResult {
         ledger: driver.ledger,
         timeline: driver.timeline,

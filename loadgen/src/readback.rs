@@ -54,6 +54,7 @@ pub(crate) async fn audit(
         counts.reordered += of_group.out_of_order();
     }
     client.close();
+    client.closed().await;
     Ok((counts, unreadable))
 }
 

@@ -252,6 +252,12 @@ impl Client {
     pub fn close(&self) {
         self.shared().close();
     }
+
+    /// Returns once the nodes have heard of [`close`](Client::close), after a second at most. To be
+    /// awaited before the runtime ends: afterwards nobody tells them.
+    pub async fn closed(&self) {
+        self.shared().end_endpoint().await;
+    }
 }
 
 /// The cheap way in: a record costs a copy into its group's next request, and no task, future or

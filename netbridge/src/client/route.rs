@@ -506,6 +506,11 @@ impl Shared {
         }
     }
 
+    /// The drivers close their connections themselves; this lets the nodes hear it. Idempotent.
+    pub(super) async fn end_endpoint(&self) {
+        let _ = timeout(CLOSE_DEADLINE, self.endpoint.close()).await;
+    }
+
     /// Returns once the client closes.
     pub(super) async fn closed(&self) {
         // An error is impossible: the sender lives as long as `self`.
@@ -537,6 +542,5 @@ async fn run_timer(shared: Arc<Shared>) {
             () = &mut closed => break,
         }
     }
-    // The drivers close their connections themselves; this lets the nodes hear it.
-    let _ = timeout(CLOSE_DEADLINE, shared.endpoint.close()).await;
+    shared.end_endpoint().await;
 }
