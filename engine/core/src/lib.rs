@@ -7,6 +7,12 @@
 //! send* is data ([`Send::after`]), never control flow; for every replica
 //! compacted <= snapshot <= applied <= commit <= last and persisted <= last.
 //!
+//! The way of a record: `pending` packs what arrived in a turn into one entry, `group` proposes it,
+//! `group::ready` says what must be durable and what may leave, `log_window` keeps the entry until
+//! nobody near needs it, `pending` answers once it is committed, `group::serve` hands it to state
+//! machines and readers. `shard` routes, keeps time and contains panics; `validate` stands between
+//! peers and Raft; raft-rs itself is seen by `group`, `log_window` and `convert` alone.
+//!
 //! It never awaits, blocks, starts a thread, opens a file or a socket, reads a clock or draws
 //! ambient randomness.
 #![forbid(unsafe_code)]

@@ -199,6 +199,28 @@ fn an_entry_that_is_cut_and_replaced_in_one_message_is_not_acknowledged() {
     assert_eq!((status.role, status.commit, status.end), (Role::Follower, commit, Offset(3)));
 }
 
+/// Nobody can have seen a request for votes whose flush is still on its way: raft-rs would take the
+/// vote, become leader with a log that is not durable, and panic.
+#[test]
+fn a_vote_does_not_count_before_our_request_could_leave() {
+    let mut victim = Victim::new(&[1, 2, 3]);
+    [Op::Turn, Op::Persisted].iter().for_each(|op| victim.feed(op));
+    let entries =
+        vec![LogEntry { index: Index(1), term: Term(1), kind: EntryKind::Normal, data: Bytes::new() }];
+    victim.feed(&Op::Message(PeerMessage { kind: MessageKind::Append, entries, ..bare(Term(1)) }));
+    victim.feed(&Op::Turn);
+    victim.feed(&Op::Message(PeerMessage { kind: MessageKind::TimeoutNow, ..bare(Term(1)) }));
+    victim.feed(&Op::Turn);
+    let role = |victim: &Victim| victim.shard.status(GroupId(1)).unwrap().role;
+    assert_eq!(role(&victim), Role::Candidate);
+    let vote = Op::Message(PeerMessage { kind: MessageKind::RequestVoteResponse, ..bare(Term(2)) });
+    victim.feed(&vote);
+    assert_eq!(role(&victim), Role::Candidate);
+    victim.feed(&Op::Persisted);
+    victim.feed(&vote);
+    assert_eq!(role(&victim), Role::Leader);
+}
+
 /// raft-rs 0.7 would fall back to what the follower is known to have, and send it again from there.
 #[test]
 fn a_late_rejection_does_not_undo_a_match() {
