@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
-use iroh_raft_core::{ClusterId, GroupId, NodeId, RequestError};
+use iroh_raft_core::{ClusterId, GroupId, GroupStatus, NodeId, RequestError};
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::identity::EndpointId;
 use iroh_raft_netbridge::port::Rights;
@@ -20,6 +20,8 @@ use crate::state_machine::{DecodeError, Machine, MachineFactory, Message, StateM
 
 /// Time that [`RaftCluster::shutdown`] takes at most.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+/// Time that a node without peers has to become the leader of its groups.
+const LONE_LEADER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Why a proposal or a query failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -231,7 +233,8 @@ impl<S> RaftClusterBuilder<S> {
         }
     }
 
-    /// Starts the node. Does not wait for a leader: the first requests do.
+    /// Starts the node. Without peers it returns as the leader of its groups; with peers it does not
+    /// wait for them, and requests are refused as `NotLeader` until there is a leader.
     ///
     /// # Errors
     /// [`EngineError`], each with what to do about it.
@@ -239,6 +242,7 @@ impl<S> RaftClusterBuilder<S> {
         let (sender, started) = oneshot::channel();
         let name = String::from("start");
         let RaftClusterBuilder { config, machines, .. } = self;
+        let is_alone = config.peers.is_empty();
         // Recovery reads the disk; the caller's runtime must not wait for it. The CPUs are read on a
         // thread that inherits the caller's mask.
         std::thread::Builder::new()
@@ -248,8 +252,16 @@ impl<S> RaftClusterBuilder<S> {
             })
             .map_err(|source| EngineError::Thread { name: name.clone(), source })?;
         let engine = started.await.unwrap_or(Err(EngineError::Panicked { name }))?;
+        // One flush: a lone voter needs only its own vote. A group that cannot lead, for it is
+        // quarantined or was stored with other members, does not hold up the rest.
+        let until = Instant::now() + LONE_LEADER_DEADLINE;
+        while is_alone && engine.statuses().await.iter().any(is_leaderless) && Instant::now() < until {}
         Ok(RaftCluster { engine, machine: PhantomData })
     }
+}
+
+fn is_leaderless(status: &GroupStatus) -> bool {
+    status.leader.is_none() && !status.is_quarantined
 }
 
 /// The id of the cluster with this name: FNV-1a, 128 bits.
