@@ -42,3 +42,8 @@ pub mod prelude {
     pub use crate::kv::{KeyValue, KvAnswer, KvCommand, KvQuery, KvResponse};
     pub use crate::{Engine, GroupId, Identity, NodeId, Offset, Preset, RaftCluster, Rights, StateMachine};
 }
+
+/// The README's example runs as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
