@@ -93,8 +93,8 @@ fn three_processes_survive_the_kill_of_each_in_turn() {
     let put = |key: &str, value: &str| run(&["put", client_key, key, value], &members);
     let get = |key: &str| run(&["get", client_key, key], &members);
     put("before", "all run").unwrap();
-    for at in 0..3 {
-        nodes[at].kill();
+    for (at, node) in nodes.iter_mut().enumerate() {
+        node.kill();
         let key = format!("while-{at}-is-down");
         // The client waits for the next leader within its deadline. A put may have reached the killed
         // node's successor and lost its answer: then its outcome is read back, not guessed.
@@ -104,7 +104,7 @@ fn three_processes_survive_the_kill_of_each_in_turn() {
         }
         assert_eq!(get(&key).unwrap(), "kept");
         assert_eq!(get("before").unwrap(), "all run");
-        nodes[at].start(&members);
+        node.start(&members);
     }
     for at in 0..3 {
         assert_eq!(get(&format!("while-{at}-is-down")).unwrap(), "kept");

@@ -1,5 +1,18 @@
-//! What a node says, in one line, to everything that is wrong with how it is started; and that it
-//! leaves stored data alone.
+//! What a node says, in one line, to everything that is wrong with how it is started or used; and
+//! that it leaves stored data alone.
+//!
+//! | bad input | tests |
+//! |---|---|
+//! | folder of another node, cluster, shard count | here; `storage/tests/it/folder.rs` |
+//! | damaged or newer format, missing file | here; `storage/tests/it/{folder,damage}.rs` |
+//! | CPU that does not exist, port in use, impossible settings | here; `netbridge/tests/bridge/refusals.rs` |
+//! | missing or readable key | here; `netbridge/src/identity.rs` |
+//! | io_uring forbidden, memlock too low | here |
+//! | record over the limit, unknown group | here; `tests/tests/cluster.rs`, `netbridge/tests/bridge/client.rs` |
+//! | peer or client that is not allowed | here; `netbridge/tests/bridge/refusals.rs` |
+//! | second process on the folder | here; `storage/tests/it/folder.rs` |
+//! | folder restored from an older copy | here; `storage/tests/it/folder.rs`, `netbridge/tests/bridge/refusals.rs` |
+//! | frame of another version | `netbridge/tests/bridge/refusals.rs` |
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -7,8 +20,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use iroh_raft::net::client::ClientError;
 use iroh_raft::prelude::*;
-use iroh_raft::{EngineError, LogOnly, Pinning, RaftClusterBuilder};
+use iroh_raft::{EngineError, LogOnly, Message, Pinning, RaftClusterBuilder, RequestError};
+use iroh_raft_tests::{PATIENCE, Plan, until};
 
 fn builder(folder: &Path) -> RaftClusterBuilder<LogOnly> {
     RaftCluster::builder().node_id(1).cluster("bad-input").preset(Preset::Testing).data_dir(folder)
@@ -132,4 +147,75 @@ fn forbidden_io_uring_is_named_with_the_remedy() {
     let said = limited("io-uring");
     assert!(said.contains("io_uring cannot be used") && said.contains("io_uring_disabled"), "{said}");
     assert_eq!(said.trim().lines().count(), 1, "{said}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_folder_restored_from_an_older_copy_is_refused_by_the_peers() {
+    let plan = Plan::new(3);
+    let folder = plan.folder.path().join("node-1");
+    let old = plan.folder.path().join("copy");
+    plan.start(1).await.shutdown().await.unwrap();
+    copy(&folder, &old);
+
+    let (second, third) = (plan.start(2).await, plan.start(3).await);
+    let first = plan.start(1).await;
+    let client = plan.client().await;
+    let put = KvCommand::Put { key: "k".into(), value: b"v".to_vec() }.encode();
+    // With one of the others stopped, the first node is part of every quorum: it has been seen.
+    second.shutdown().await.unwrap();
+    client.append(GroupId(1), &put).await.unwrap();
+    client.close();
+    client.closed().await;
+    first.shutdown().await.unwrap();
+
+    std::fs::remove_dir_all(&folder).unwrap();
+    copy(&old, &folder);
+    let rolled_back = plan.start(1).await;
+    let engine = rolled_back.engine().clone();
+    let failure = tokio::time::timeout(PATIENCE, engine.failed()).await.expect("the peers refuse it");
+    let text = failure.to_string();
+    assert!(text.contains("older copy"), "{text}");
+    assert!(!text.contains('\n'), "{text}");
+    rolled_back.shutdown().await.unwrap();
+    third.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_are_held_to_their_rights_and_limits() {
+    let plan = Plan::new(1);
+    let node = plan.start(1).await;
+    let stranger = plan.connect(&Identity::generate()).await.expect_err("nobody knows this key");
+    assert!(stranger.to_string().contains("allow"), "{stranger}");
+
+    let put = KvCommand::Put { key: "k".into(), value: b"v".to_vec() }.encode();
+    let reader = plan.connect(&plan.reader).await.unwrap();
+    let denied = reader.append(GroupId(1), &put).await.unwrap_err();
+    assert_eq!(denied, ClientError::Request(RequestError::Denied));
+    until("a status", async || reader.status(NodeId(1), GroupId(1)).await.ok()).await;
+
+    let client = plan.client().await;
+    client.append(GroupId(1), &put).await.unwrap();
+    let unknown = client.append(GroupId(99), &put).await.unwrap_err();
+    assert_eq!(unknown, ClientError::Request(RequestError::UnknownGroup));
+    let large = client.append(GroupId(1), vec![0; (1 << 20) + 1]).await.unwrap_err();
+    let expected = RequestError::TooLarge { bytes: (1 << 20) + 1, bytes_max: 1 << 20 };
+    assert_eq!(large, ClientError::Request(expected));
+    let garbage = client.propose(GroupId(1), b"garbage").await.unwrap_err();
+    assert!(matches!(garbage, ClientError::Request(RequestError::Invalid { .. })), "{garbage}");
+    client.close();
+    client.closed().await;
+    node.shutdown().await.unwrap();
 }

@@ -2,62 +2,9 @@
 
 use std::time::Duration;
 
-use iroh_raft::net::allow::PeerAddress;
-use iroh_raft::net::client::{Client, ClientConfig, ClientLimits};
 use iroh_raft::prelude::*;
-use iroh_raft::{RequestError, Role, cluster_id};
-use iroh_raft_tests::{free_addresses, until};
-
-struct Plan {
-    folder: tempfile::TempDir,
-    peers: Vec<PeerAddress>,
-    client: Identity,
-}
-
-impl Plan {
-    fn new(nodes: u64) -> Plan {
-        let folder = tempfile::tempdir().unwrap();
-        let addresses = free_addresses(nodes as usize);
-        let peers = (1..=nodes)
-            .zip(addresses)
-            .map(|(node, addr)| {
-                let key = Identity::load_or_create(folder.path().join(format!("key-{node}"))).unwrap();
-                PeerAddress { node: NodeId(node), endpoint: key.endpoint_id(), addr }
-            })
-            .collect();
-        Plan { folder, peers, client: Identity::generate() }
-    }
-
-    async fn start(&self, node: u64) -> RaftCluster<KeyValue> {
-        let mut builder = RaftCluster::builder()
-            .node_id(node)
-            .cluster("tests")
-            .preset(Preset::Testing)
-            .groups(3)
-            .data_dir(self.folder.path().join(format!("node-{node}")))
-            .key_file(self.folder.path().join(format!("key-{node}")))
-            .client(self.client.endpoint_id(), Rights { append: true, read: true });
-        for peer in &self.peers {
-            builder = if peer.node == NodeId(node) {
-                builder.bind_address(peer.addr)
-            } else {
-                builder.peer(peer.node.0, peer.endpoint, peer.addr)
-            };
-        }
-        builder.state_machine(KeyValue::default).build().await.unwrap()
-    }
-
-    async fn client(&self) -> Client {
-        let config = ClientConfig {
-            cluster: cluster_id("tests"),
-            identity: self.client.clone(),
-            nodes: self.peers.clone(),
-            bind: None,
-            limits: ClientLimits::default(),
-        };
-        Client::connect(config).await.unwrap()
-    }
-}
+use iroh_raft::{RequestError, Role};
+use iroh_raft_tests::{Plan, until};
 
 fn put(key: &str, value: &str) -> KvCommand {
     KvCommand::Put { key: key.into(), value: value.as_bytes().to_vec() }

@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     match limit.as_str() {
         "memlock" => {
-            setrlimit(Resource::Memlock, Rlimit { current: Some(64 << 10), maximum: Some(64 << 10) })?
+            setrlimit(Resource::Memlock, Rlimit { current: Some(64 << 10), maximum: Some(64 << 10) })?;
         }
         "io-uring" => deny_io_uring()?,
         other => return Err(format!("unknown limit {other}").into()),
