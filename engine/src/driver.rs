@@ -58,6 +58,16 @@ pub(crate) enum Command {
     Stop,
 }
 
+/// Says that nobody takes commands any more. A caller that sees it after its push gives up; what was
+/// pushed before is answered, or dropped with the ring.
+pub(crate) struct Closing(pub(crate) Arc<AtomicBool>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Everything a shard's loop holds.
 pub(crate) struct Driver {
     pub(crate) shard_id: ShardId,
@@ -68,6 +78,8 @@ pub(crate) struct Driver {
     pub(crate) block_bytes_max: usize,
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) port: ShardPort,
+    /// Before `commands`: dropped first, also by a panic, so that no caller waits for a dead shard.
+    pub(crate) closing: Closing,
     pub(crate) commands: Consumer<Command>,
     pub(crate) appends: Producer<Append>,
     pub(crate) written: Consumer<Written>,
@@ -75,8 +87,6 @@ pub(crate) struct Driver {
     pub(crate) fetched: Consumer<Fetched>,
     pub(crate) machines: BTreeMap<GroupId, Option<Box<dyn Machine>>>,
     pub(crate) counters: Arc<ShardCounters>,
-    /// Set when nobody takes commands any more. A caller that sees it after its push gives up.
-    pub(crate) is_closed: Arc<AtomicBool>,
     pub(crate) on_fenced: Box<dyn Fn(ShardId, iroh_raft_storage::StorageError)>,
 }
 
@@ -514,7 +524,7 @@ impl Loop {
 
     /// Answers what is still open.
     fn finish(&mut self) {
-        self.driver.is_closed.store(true, Ordering::SeqCst);
+        self.driver.closing.0.store(true, Ordering::SeqCst);
         self.take_written();
         self.take_commands();
         self.carry_out();

@@ -89,6 +89,7 @@ pub(crate) struct Inner {
     pub(crate) endpoint: EndpointId,
     pub(crate) address: SocketAddr,
     pub(crate) request_deadline: Duration,
+    pub(crate) has_peers: bool,
     pub(crate) shards: Vec<ShardHandle>,
     pub(crate) bridge: Mutex<Option<Bridge>>,
     pub(crate) threads: Mutex<Option<Threads>>,
@@ -289,7 +290,9 @@ impl Engine {
     /// [`EngineError::Panicked`] when one had died.
     pub async fn shutdown(self, deadline: Duration) -> Result<(), EngineError> {
         let until = Instant::now() + deadline;
-        self.hand_over(deadline / 4).await;
+        if self.inner.has_peers {
+            self.hand_over(deadline / 4).await;
+        }
         let (sender, done) = oneshot::channel();
         let inner = self.inner.clone();
         let name = String::from("shutdown");

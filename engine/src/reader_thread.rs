@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use iroh_raft_core::{Fetch, FetchError, FetchId, GroupId, LogEntry, ShardId};
+use iroh_raft_core::{Fetch, FetchError, FetchId, GroupId, LogEntry};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::JournalReader;
 
 use crate::error::EngineError;
 use crate::writer_thread::thread_waker;
+
+/// Pause before a full answer ring is tried again.
+const FULL_PAUSE: Duration = Duration::from_micros(100);
 
 /// An answered fetch.
 #[derive(Debug)]
@@ -19,11 +23,9 @@ pub(crate) struct Fetched {
     pub(crate) result: Result<Vec<LogEntry>, FetchError>,
 }
 
-/// One shard's fetches and where their answers go. The shard keeps at most as many fetches open as
-/// the answer ring has places.
+/// One shard's fetches and where their answers go.
 #[derive(Debug)]
 pub(crate) struct ReaderPort {
-    pub(crate) shard: ShardId,
     pub(crate) reader: JournalReader,
     pub(crate) fetches: Consumer<Fetch>,
     pub(crate) answers: Producer<Fetched>,
@@ -51,9 +53,15 @@ fn run(ports: &[ReaderPort], doorbell: &Doorbell, stop: &AtomicBool) {
             let Some(fetch) = port.fetches.pop() else { continue };
             is_idle = false;
             let result = port.reader.read(&fetch);
-            let answer = Fetched { id: fetch.id, group: fetch.group, result };
-            let pushed = port.answers.push(answer).is_ok();
-            assert!(pushed, "the answer ring of shard {} holds every open fetch", port.shard);
+            let mut answer = Fetched { id: fetch.id, group: fetch.group, result };
+            // The shard empties this ring every turn; it can be full only within a turn.
+            while let Err(back) = port.answers.push(answer) {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+                answer = back;
+                std::thread::sleep(FULL_PAUSE);
+            }
         }
         if is_idle {
             doorbell.arm(&waker);

@@ -1,10 +1,12 @@
 //! How a node comes up: everything checked first, then folder, bridge, and the threads of each shard.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use glommio::{LocalExecutorBuilder, Placement};
 use iroh_raft_core::{
     BootEpoch, ConfState, GroupId, GroupState, HardState, Index, NodeId, Offset, Shard, ShardId, Timestamp,
@@ -20,7 +22,7 @@ use rand::{RngCore, SeedableRng};
 
 use crate::config::{EngineConfig, Pinning};
 use crate::cpu::{self, CpuError};
-use crate::driver::Driver;
+use crate::driver::{Closing, Driver};
 use crate::engine::{Engine, Executor, Failure, Inner, ShardHandle, Threads};
 use crate::error::EngineError;
 use crate::reader_thread::{self, ReaderPort};
@@ -122,6 +124,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         endpoint,
         address,
         request_deadline: config.request_deadline,
+        has_peers: !config.peers.is_empty(),
         shards: handles,
         bridge: Mutex::new(Some(bridge)),
         threads: Mutex::new(Some(threads)),
@@ -193,21 +196,16 @@ impl Starting<'_> {
         let counters = Arc::new(ShardCounters::default());
         let writer_doorbell = Doorbell::new();
         let (appends, append_queue) = ring(FLUSHES_IN_FLIGHT_MAX, &writer_doorbell);
-        // As many results as flushes: the writer always finds a place.
+        // More results than flushes can be under way: the writer always finds a place.
         let (written_results, written) =
             ring(FLUSHES_IN_FLIGHT_MAX + writer_thread::APPENDS_PER_COMMIT_MAX, doorbell);
         let (fetches, fetch_queue) = ring(FETCHES_OPEN_MAX, &self.reader_doorbell);
-        let (answers, fetched) = ring(FETCHES_OPEN_MAX + 1, doorbell);
+        let (answers, fetched) = ring(FETCHES_OPEN_MAX, doorbell);
         let (commands, command_queue) = ring(COMMANDS_WAITING_MAX, doorbell);
 
         let is_closed = Arc::<AtomicBool>::default();
         self.handles.push(ShardHandle { commands, counters: counters.clone(), is_closed: is_closed.clone() });
-        self.reader_ports.push(ReaderPort {
-            shard: shard_id,
-            reader: open.reader,
-            fetches: fetch_queue,
-            answers,
-        });
+        self.reader_ports.push(ReaderPort { reader: open.reader, fetches: fetch_queue, answers });
         let writer = writer_thread::spawn(
             shard_id,
             open.writer,
@@ -228,13 +226,14 @@ impl Starting<'_> {
             groups.iter().filter(|group| group.has_state_machine).map(|group| group.group).collect();
         let shard = Shard::new(core, open.last_seq, groups, Timestamp(0))
             .map_err(|error| EngineError::Config { setting: "core", problem: error.to_string() })?;
-        let failure = self.failure.clone();
+        let (failure, lost) = (self.failure.clone(), self.failure.clone());
         let machines = self.machines.clone();
         let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
         let block_bytes_max = self.config.core.pending_bytes_max;
         let doorbell = doorbell.clone();
         let (ready, running) = mpsc::channel();
         let name = format!("shard-{shard_id}");
+        let lost_name = name.clone();
         let executor = LocalExecutorBuilder::new(placement.clone())
             .name(&name)
             .io_memory(preflight::EXECUTOR_IO_BYTES)
@@ -257,14 +256,17 @@ impl Starting<'_> {
                     fetched,
                     machines: group_ids.into_iter().filter_map(made).collect::<BTreeMap<_, _>>(),
                     counters,
-                    is_closed,
+                    closing: Closing(is_closed),
                     on_fenced: Box::new(move |shard, source| {
                         failure.set(EngineError::Fenced { shard, source });
                     }),
                 };
                 let _ = ready.send(());
                 glommio::spawn_local(awake::keep_awake()).detach();
-                driver.run().await;
+                // A panic here is a bug of ours; the shard is lost, and the node says so.
+                if AssertUnwindSafe(driver.run()).catch_unwind().await.is_err() {
+                    lost.set(EngineError::Panicked { name: lost_name });
+                }
                 drop(ready);
             })
             .map_err(|error| EngineError::IoUring { problem: error.to_string() })?;

@@ -191,6 +191,13 @@ pub struct Consumer<T> {
     shared: Arc<Shared<T>>,
 }
 
+/// What nobody will take any more goes with its consumer: whoever waits on an item learns of it.
+impl<T> Drop for Consumer<T> {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}
+
 impl<T> Consumer<T> {
     /// The oldest item, if there is one.
     #[must_use]
