@@ -450,9 +450,14 @@ impl Loop {
         let Apply { group, entries, waiters } = apply;
         let Some(last) = entries.last().map(|entry| entry.index) else { return };
         let Some(Some(machine)) = self.driver.machines.get_mut(&group) else {
-            // Its state machine panicked; the log goes on, answers are refused.
+            // Its state machine panicked; the log goes on. The commands are in it: a retry would put
+            // them in twice, so their outcome is unknown, not refused.
             for waiter in waiters {
-                self.answer(waiter.token, group, ReplyBody::Failed(RequestError::Quarantined));
+                self.answer(
+                    waiter.token,
+                    group,
+                    ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None }),
+                );
             }
             self.loopback.push(Input::Applied { group, index: last });
             return;
@@ -477,7 +482,11 @@ impl Loop {
                 tracing::error!(%group, upto = %last, "the state machine panicked: it is taken out on this node");
                 self.driver.machines.insert(group, None);
                 for waiter in waiters {
-                    self.answer(waiter.token, group, ReplyBody::Failed(RequestError::Quarantined));
+                    self.answer(
+                        waiter.token,
+                        group,
+                        ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None }),
+                    );
                 }
             }
         }
