@@ -26,7 +26,13 @@ fn flush(seq: u64, groups: u64, records: u64) -> Append {
         let base = Offset((seq - 1) * records);
         let data = encode_batch(base, WallTime(0), std::iter::once(&block));
         let entry = LogEntry { index: Index(seq), term: Term(1), kind: EntryKind::Normal, data };
-        GroupAppend { group: GroupId(group), hard_state: None, conf_state: None, entries: vec![entry] }
+        GroupAppend {
+            group: GroupId(group),
+            change: None,
+            hard_state: None,
+            conf_state: None,
+            entries: vec![entry],
+        }
     };
     Append { seq: FlushSeq(seq), groups: (1..=groups).map(part).collect() }
 }

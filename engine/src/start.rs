@@ -302,6 +302,8 @@ impl Starting<'_> {
                 hard_state: HardState::default(),
                 conf_state: ConfState { voters: voters.clone(), ..ConfState::default() },
                 is_durable: false,
+                start: Default::default(),
+                damage: None,
                 term_runs: Vec::new(),
                 last: Index(0),
                 next_offset: Offset(0),

@@ -466,6 +466,7 @@ mod tests {
             assert_eq!((again.group, again.first, again.count), (part.group, part.first, part.count));
             Ok(GroupAppend {
                 group: part.group,
+                change: None,
                 hard_state: part.hard_state,
                 conf_state: part.conf_state.clone(),
                 entries: part.entries().map(EntryView::to_entry).collect(),
@@ -507,6 +508,7 @@ mod tests {
         let states = (prop::option::of(hard_state), prop::option::of(conf_state));
         (any::<u64>(), states, entries).prop_map(|(group, (hard_state, conf_state), entries)| GroupAppend {
             group: GroupId(group),
+            change: None,
             hard_state,
             conf_state,
             entries,

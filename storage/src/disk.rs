@@ -1,16 +1,31 @@
 //! Where the journal's bytes live: the real file, or whatever a test or the simulation puts there.
 
+use std::any::Any;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 use rustix::fs::FallocateFlags;
+
+/// Holds a folder's exclusive lock while any clone lives.
+pub(crate) type FolderLock = Arc<dyn Any + Send + Sync>;
+
+/// What a file of a shard is for: a medium may treat them differently.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FileKind {
+    /// The journal: small, written and synced by every flush.
+    Journal,
+    /// The cold log: large, written by the mover in few big commits, read beside that.
+    Log,
+    /// The acknowledged mark: a kibibyte, written after every flush, never synced.
+    Mark,
+}
 
 /// Opens the files that the writer writes while it runs: each shard's journal and its mark.
 ///
@@ -21,7 +36,7 @@ pub trait Disk: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// As the medium says; `NotFound` and `AlreadyExists` mean what they say.
-    fn open(&self, path: &Path, is_new: bool) -> io::Result<Box<dyn StorageBackend>>;
+    fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>>;
 
     /// Reserves space for a file to grow to `bytes`, if the medium can do that.
     ///
@@ -35,7 +50,7 @@ pub trait Disk: fmt::Debug + Send + Sync {
 pub struct FileDisk;
 
 impl Disk for FileDisk {
-    fn open(&self, path: &Path, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
+    fn open(&self, path: &Path, _: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
         let file = OpenOptions::new().read(true).write(true).create_new(is_new).open(path)?;
         let backend = FileBackend::new(file).map_err(|error| match error {
             redb::DatabaseError::Storage(redb::StorageError::Io(error)) => error,
@@ -79,11 +94,11 @@ struct HoldingInner {
 /// turns out to be the wrong one, rolled back or damaged must stay as it was found, so nothing
 /// reaches the disk before recovery has accepted the content.
 #[derive(Clone, Debug)]
-pub(crate) struct HoldingBackend(std::sync::Arc<HoldingInner>);
+pub(crate) struct HoldingBackend(Arc<HoldingInner>);
 
 impl HoldingBackend {
     pub(crate) fn new(disk: Box<dyn StorageBackend>) -> HoldingBackend {
-        HoldingBackend(std::sync::Arc::new(HoldingInner {
+        HoldingBackend(Arc::new(HoldingInner {
             disk,
             is_holding: AtomicBool::new(true),
             held: Mutex::default(),

@@ -5,36 +5,30 @@
 //! ours. The manifest is written last and `creating` is removed after it, so no crash makes one look
 //! like another.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use iroh_raft_core::{BootEpoch, ClusterId, FlushSeq, GroupState, NodeId, ShardId};
+use iroh_raft_core::{BootEpoch, ClusterId, NodeId, ShardId};
 use rand::TryRngCore;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::block::JournalIdentity;
 use crate::cursor::Cursor;
-use crate::disk::{Disk, FileDisk};
+use crate::disk::{Disk, FileDisk, FolderLock};
 use crate::error::{FileDamage, Result, StorageError};
-use crate::journal::{Journal, open_existing};
-use crate::mark::Mark;
+use crate::journal::open_existing;
 use crate::peers::PeerEpochs;
-use crate::reader::JournalReader;
-use crate::recovery::{RecoveryReport, recover};
+use crate::shard::{self, JOURNAL, MARK, OpenShard, ShardOptions};
 use crate::small_file::{self, Kind, create_folder, io_error, sync_folder};
-use crate::spans::SpanIndex;
-use crate::writer::JournalWriter;
 
 const MANIFEST: &str = "manifest";
 const LOCK: &str = "lock";
 const CREATING: &str = "creating";
 const BOOT: &str = "boot";
 const PEERS: &str = "peers";
-const JOURNAL: &str = "journal.redb";
-const MARK: &str = "acked";
 /// Files that a folder may hold before it is a data folder: the node's key, which belongs to the
 /// bridge, and what a fresh file system has.
 const TOLERATED: [&str; 4] = [LOCK, "creating.tmp", "key", "lost+found"];
@@ -63,42 +57,6 @@ pub struct Boot {
     pub id: [u8; 16],
 }
 
-/// Settings of a shard's journal.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ShardOptions {
-    /// Memory for redb's page cache, in bytes. Default 64 MiB. Higher: old entries are read from
-    /// memory more often. Too low: a large flush is written in pieces.
-    pub cache_bytes: usize,
-    /// Disk space reserved for the journal at start, in bytes; 0 for none. Default 0. Higher: space
-    /// is known to be there, and growing within it costs the file system less.
-    pub preallocate_bytes: u64,
-    /// Bytes of the newest entries handed to the core at start, over all groups. Default 64 MiB.
-    pub tail_bytes: usize,
-}
-
-impl Default for ShardOptions {
-    fn default() -> ShardOptions {
-        ShardOptions { cache_bytes: 64 << 20, preallocate_bytes: 0, tail_bytes: 64 << 20 }
-    }
-}
-
-/// A shard, ready to run.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct OpenShard {
-    /// Makes flushes durable.
-    pub writer: JournalWriter,
-    /// Reads them back.
-    pub reader: JournalReader,
-    /// Every group that was ever flushed, in order of id. `has_state_machine` is false: it is not
-    /// the disk that knows.
-    pub groups: Vec<GroupState>,
-    /// Newest durable flush; the core's next one is the one after it.
-    pub last_seq: FlushSeq,
-    /// What recovery found.
-    pub report: RecoveryReport,
-}
-
 /// A node's data folder, locked for this process until it and everything opened from it is dropped.
 #[derive(Debug)]
 pub struct DataFolder {
@@ -110,7 +68,7 @@ pub struct DataFolder {
     peers: Option<PeerEpochs>,
     /// By shard: whether it was opened.
     taken: Vec<bool>,
-    lock: Arc<File>,
+    lock: FolderLock,
 }
 
 impl DataFolder {
@@ -196,37 +154,11 @@ impl DataFolder {
         if *taken {
             return Err(StorageError::ShardTaken { shard });
         }
-        let folder = shard_folder(&self.path, shard);
-        let journal_path = folder.join(JOURNAL);
         let identity = JournalIdentity { storage: self.storage, shard };
-        let (mark, acknowledged) = Mark::open(self.disk.as_ref(), &folder.join(MARK), identity)?;
-        let candidate = Journal::open(
-            self.disk.as_ref(),
-            &journal_path,
-            identity,
-            options.cache_bytes,
-            self.lock.clone(),
-        )?;
-        let recovered = recover(candidate, acknowledged, options.tail_bytes)?;
-        if options.preallocate_bytes > 0 {
-            let reserved = self.disk.reserve(&journal_path, options.preallocate_bytes);
-            reserved.map_err(io_error("reserve space for", &journal_path))?;
-        }
+        let folder = shard_folder(&self.path, shard);
+        let open = shard::open(self.disk.as_ref(), &folder, identity, options, &self.lock)?;
         *taken = true;
-        let report = recovered.report;
-        let label = shard.to_string();
-        metrics::gauge!("storage_recovery_ms", "shard" => label.clone())
-            .set(report.duration.as_secs_f64() * 1e3);
-        metrics::counter!("storage_torn_count", "shard" => label).increment(report.torn);
-        let journal = Arc::new(recovered.journal);
-        let index = Arc::new(SpanIndex::new(recovered.spans));
-        Ok(OpenShard {
-            writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end),
-            reader: JournalReader::new(journal, index),
-            groups: recovered.groups,
-            last_seq: recovered.end.seq,
-            report,
-        })
+        Ok(open)
     }
 }
 
@@ -277,7 +209,7 @@ fn look(path: &Path) -> Result<FolderState> {
     }
 }
 
-fn lock_folder(path: &Path) -> Result<Arc<File>> {
+fn lock_folder(path: &Path) -> Result<FolderLock> {
     let name = path.join(LOCK);
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&name);
     let file = file.map_err(io_error("open", &name))?;
@@ -289,7 +221,7 @@ fn lock_folder(path: &Path) -> Result<Arc<File>> {
 }
 
 /// Makes a folder, or makes it again after a crash. The manifest comes last.
-fn create(path: &Path, identity: FolderIdentity, disk: &dyn Disk, lock: &Arc<File>) -> Result<()> {
+fn create(path: &Path, identity: FolderIdentity, disk: &dyn Disk, lock: &FolderLock) -> Result<()> {
     small_file::replace(&path.join(CREATING), CREATING_KIND, &[])?;
     clear_half_made(path)?;
     let storage = random_id()?;
@@ -297,8 +229,7 @@ fn create(path: &Path, identity: FolderIdentity, disk: &dyn Disk, lock: &Arc<Fil
         let folder = shard_folder(path, shard);
         create_folder(&folder)?;
         let journal = JournalIdentity { storage, shard };
-        Journal::create(disk, &folder.join(JOURNAL), journal, lock.clone())?;
-        Mark::create(disk, &folder.join(MARK), journal)?;
+        shard::create(disk, &folder, journal, lock)?;
         sync_folder(&folder)?;
     }
     PeerEpochs::create(&path.join(PEERS))?;

@@ -3,7 +3,6 @@
 //! Every call may fail and may panic (redb asserts what a damaged file breaks); both come out as
 //! errors. No read transaction lives longer than a call: it would pin old pages.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use iroh_raft_core::{Append, FlushSeq, Offset};
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
 use crate::block::{self, ChainEnd, JournalIdentity};
-use crate::disk::{Disk, HoldingBackend};
+use crate::disk::{Disk, FileKind, FolderLock, HoldingBackend};
 use crate::error::{FileDamage, Result, StorageError};
 use crate::mark::{seal_chain_end, unseal_chain_end};
 use crate::small_file::{Kind, io_error};
@@ -68,7 +67,7 @@ pub(crate) struct Journal {
     db: Option<Database>,
     pub(crate) identity: JournalIdentity,
     /// The folder's lock is held as long as any journal is open.
-    _lock: Arc<File>,
+    _lock: FolderLock,
 }
 
 /// A journal that was opened and not yet accepted: nothing was written to the disk so far.
@@ -89,9 +88,9 @@ impl Journal {
         disk: &dyn Disk,
         path: &Path,
         identity: JournalIdentity,
-        lock: Arc<File>,
+        lock: FolderLock,
     ) -> Result<()> {
-        let backend = disk.open(path, true).map_err(io_error("create", path))?;
+        let backend = disk.open(path, FileKind::Journal, true).map_err(io_error("create", path))?;
         let holding = HoldingBackend::new(backend);
         holding.release().map_err(io_error("write", path))?;
         let made = guarded(|| {
@@ -115,7 +114,7 @@ impl Journal {
         path: &Path,
         identity: JournalIdentity,
         cache_bytes: usize,
-        lock: Arc<File>,
+        lock: FolderLock,
     ) -> Result<Candidate> {
         let backend = open_existing(disk, path)?;
         let holding = HoldingBackend::new(backend);
@@ -244,7 +243,7 @@ impl Candidate {
 
 /// Opens a journal file that must exist and hold something.
 pub(crate) fn open_existing(disk: &dyn Disk, path: &Path) -> Result<Box<dyn StorageBackend>> {
-    let backend = disk.open(path, false).map_err(|error| match error.kind() {
+    let backend = disk.open(path, FileKind::Journal, false).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => StorageError::MissingJournal { path: path.to_owned() },
         _ => io_error("open", path)(error),
     })?;

@@ -13,7 +13,7 @@ use redb::StorageBackend;
 
 use crate::block::{ChainEnd, JournalIdentity};
 use crate::cursor::{Cursor, Pen};
-use crate::disk::Disk;
+use crate::disk::{Disk, FileKind};
 use crate::error::{FileDamage, Result, StorageError};
 use crate::small_file::{self, Kind, UnsealError, io_error};
 
@@ -36,7 +36,7 @@ pub(crate) struct Mark {
 impl Mark {
     /// Writes the durable mark of an empty journal.
     pub(crate) fn create(disk: &dyn Disk, path: &Path, identity: JournalIdentity) -> Result<()> {
-        let file = disk.open(path, true).map_err(io_error("create", path))?;
+        let file = disk.open(path, FileKind::Mark, true).map_err(io_error("create", path))?;
         file.set_len(FILE_BYTES).map_err(io_error("write", path))?;
         let mut mark = Mark { file, path: path.to_owned(), identity, slot: 0 };
         mark.write(ChainEnd::default())?;
@@ -47,7 +47,7 @@ impl Mark {
 
     /// Opens it and reads how far the journal was acknowledged.
     pub(crate) fn open(disk: &dyn Disk, path: &Path, identity: JournalIdentity) -> Result<(Mark, ChainEnd)> {
-        let file = disk.open(path, false).map_err(|error| match error.kind() {
+        let file = disk.open(path, FileKind::Mark, false).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => StorageError::MissingFile { path: path.to_owned() },
             _ => io_error("open", path)(error),
         })?;

@@ -1,13 +1,12 @@
 //! What this node has seen of its peers' boot epochs.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use iroh_raft_core::{BootEpoch, NodeId};
 
 use crate::cursor::Cursor;
+use crate::disk::FolderLock;
 use crate::error::{FileDamage, Result, StorageError};
 use crate::small_file::{self, Kind};
 
@@ -23,11 +22,11 @@ const KIND: Kind = Kind { magic: *b"IRAFTPEE", version: 1 };
 pub struct PeerEpochs {
     path: PathBuf,
     seen: BTreeMap<NodeId, (BootEpoch, [u8; 16])>,
-    _lock: Arc<File>,
+    _lock: FolderLock,
 }
 
 impl PeerEpochs {
-    pub(crate) fn load(path: PathBuf, lock: Arc<File>) -> Result<PeerEpochs> {
+    pub(crate) fn load(path: PathBuf, lock: FolderLock) -> Result<PeerEpochs> {
         let payload =
             small_file::read(&path, KIND)?.ok_or_else(|| StorageError::MissingFile { path: path.clone() })?;
         let damaged = || StorageError::DamagedFile { path: path.clone(), damage: FileDamage::Content };

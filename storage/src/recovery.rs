@@ -273,6 +273,8 @@ impl Scan {
                 hard_state: recovering.hard_state,
                 conf_state: recovering.conf_state,
                 is_durable: true,
+                start: Default::default(),
+                damage: None,
                 term_runs: recovering.term_runs,
                 last: recovering.spans.last(),
                 next_offset: recovering.spans.next_offset(),

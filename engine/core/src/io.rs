@@ -94,6 +94,39 @@ pub struct TermRun {
     pub term: Term,
 }
 
+/// Where a log begins: the last entry that is not in it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct LogStart {
+    /// Index of that entry; 0 when nothing was ever compacted.
+    pub index: Index,
+    /// Its term.
+    pub term: Term,
+    /// Offset of the first record after it.
+    pub offset: Offset,
+}
+
+/// A change of a durable log other than by entries. Made before the entries of the same
+/// [`GroupAppend`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogChange {
+    /// Entries up to this one (inclusive) are no longer wanted. It must be committed; what was
+    /// compacted already is no error.
+    CompactTo(Index),
+    /// The whole log is void, and goes on after this place: a snapshot was installed.
+    StartAfter(LogStart),
+    /// The group is gone with all that it stored. Later entries begin a new one.
+    Remove,
+}
+
+/// Stored entries that are damaged: the replica neither votes nor serves until it is repaired.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogDamage {
+    /// First index concerned (inclusive).
+    pub first: Index,
+    /// Last index concerned (inclusive).
+    pub last: Index,
+}
+
 /// A replica as its shard starts: fresh, or as recovery found it.
 #[derive(Clone, Debug)]
 pub struct GroupState {
@@ -105,9 +138,12 @@ pub struct GroupState {
     pub conf_state: ConfState,
     /// Whether `conf_state` is durable already; a fresh replica's goes into its first flush.
     pub is_durable: bool,
-    /// Terms of the whole log, in order of index. Empty exactly when the log is.
+    /// Where the log begins.
+    pub start: LogStart,
+    /// Terms of the whole log, in order of index; the first run begins with the first entry.
+    /// Empty exactly when the log is.
     pub term_runs: Vec<TermRun>,
-    /// Last index of the log; 0 when it is empty.
+    /// Last index of the log; that of `start` when it is empty.
     pub last: Index,
     /// Offset that the next record of the log will get.
     pub next_offset: Offset,
@@ -116,6 +152,8 @@ pub struct GroupState {
     pub tail: Vec<LogEntry>,
     /// Indexes of all conf-change entries of the log, wherever they are.
     pub conf_changes: Vec<Index>,
+    /// What recovery found damaged. The rest of the state is then only a hint.
+    pub damage: Option<LogDamage>,
     /// Whether committed entries go to a state machine ([`Outputs::applies`]). A group that is only
     /// a log answers on commit and applies nothing.
     pub has_state_machine: bool,
@@ -415,6 +453,8 @@ pub struct Append {
 pub struct GroupAppend {
     /// The group.
     pub group: GroupId,
+    /// A change of the log besides its entries.
+    pub change: Option<LogChange>,
     /// New hard state, if it changed.
     pub hard_state: Option<HardState>,
     /// Members, if they changed (or the replica is new).

@@ -19,7 +19,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 use crate::batch::BatchHeader;
 use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state};
 use crate::ids::{Index, Offset, Term, WallTime};
-use crate::io::{GroupState, LogEntry, TermRun};
+use crate::io::{GroupState, LogDamage, LogEntry, TermRun};
 
 /// What an entry takes in memory besides its data, about.
 const ENTRY_BYTES: usize = 96;
@@ -45,6 +45,12 @@ pub(crate) enum Inconsistent {
     OldTerm { term: Term, last_term: Term },
     #[error("entry {index} changes the membership, which this build cannot replay: use a newer one")]
     Membership { index: Index },
+    #[error(
+        "its log begins after entry {index}, and this build cannot start from a snapshot: use a newer one"
+    )]
+    Compacted { index: Index },
+    #[error("its stored entries {first} to {last} are damaged: it stays out until it is repaired")]
+    Damaged { first: Index, last: Index },
 }
 
 /// Entries that raft-rs wanted for a follower and that are not in memory.
@@ -318,6 +324,12 @@ impl Storage for LogWindow {
 }
 
 fn check_state(state: &GroupState) -> Result<(), Inconsistent> {
+    if let Some(LogDamage { first, last }) = state.damage {
+        return Err(Inconsistent::Damaged { first, last });
+    }
+    if state.start.index > Index(0) {
+        return Err(Inconsistent::Compacted { index: state.start.index });
+    }
     if let Some(index) = state.conf_changes.first() {
         return Err(Inconsistent::Membership { index: *index });
     }

@@ -87,7 +87,7 @@ pub(crate) fn conf_state(voters: &[u64]) -> ConfState {
 }
 
 pub(crate) fn entries_only(group: u64, entries: Vec<LogEntry>) -> GroupAppend {
-    GroupAppend { group: GroupId(group), hard_state: None, conf_state: None, entries }
+    GroupAppend { group: GroupId(group), change: None, hard_state: None, conf_state: None, entries }
 }
 
 pub(crate) fn append(seq: u64, groups: Vec<GroupAppend>) -> Append {

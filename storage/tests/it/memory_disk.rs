@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iroh_raft_storage::Disk;
+use iroh_raft_storage::{Disk, FileKind};
 use redb::StorageBackend;
 
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ impl MemoryDisk {
 }
 
 impl Disk for MemoryDisk {
-    fn open(&self, path: &Path, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
+    fn open(&self, path: &Path, _: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
         let mut state = self.state();
         match (state.files.contains_key(path), is_new) {
             (true, true) => return Err(io::ErrorKind::AlreadyExists.into()),

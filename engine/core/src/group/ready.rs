@@ -130,6 +130,7 @@ impl Replica {
             let group = self.group;
             append.groups.push(GroupAppend {
                 group,
+                change: None,
                 hard_state: None,
                 conf_state: None,
                 entries: Vec::new(),

@@ -26,6 +26,8 @@ fn state(tail: usize) -> GroupState {
         hard_state: HardState { term: Term(3), commit: Index(2), ..HardState::default() },
         conf_state: ConfState::default(),
         is_durable: true,
+        start: Default::default(),
+        damage: None,
         term_runs: vec![
             TermRun { first: Index(1), term: Term(1) },
             TermRun { first: Index(3), term: Term(3) },

@@ -9,6 +9,8 @@ fn lone(group: u64) -> GroupState {
         hard_state: HardState::default(),
         conf_state: ConfState { voters: vec![NodeId(1)], ..ConfState::default() },
         is_durable: false,
+        start: Default::default(),
+        damage: None,
         term_runs: Vec::new(),
         last: Index(0),
         next_offset: Offset(0),
@@ -231,6 +233,8 @@ fn with_short_tail() -> (GroupState, Vec<LogEntry>) {
     let state = GroupState {
         hard_state: HardState { term: Term(1), vote: NodeId(1), commit: Index(2) },
         is_durable: true,
+        start: Default::default(),
+        damage: None,
         term_runs: vec![TermRun { first: Index(1), term: Term(1) }],
         last: Index(10),
         next_offset: Offset(10),

@@ -39,6 +39,8 @@ impl Group {
             hard_state: Default::default(),
             conf_state: ConfState { voters, learners, ..ConfState::default() },
             is_durable: false,
+            start: Default::default(),
+            damage: None,
             term_runs: Vec::new(),
             last: Index(0),
             next_offset: Offset(0),

@@ -59,6 +59,8 @@ impl Disk {
             hard_state: stored.hard_state,
             conf_state: stored.conf_state.clone().unwrap_or_else(|| fresh.conf_state.clone()),
             is_durable: stored.conf_state.is_some(),
+            start: Default::default(),
+            damage: None,
             term_runs: runs,
             last: Index(stored.entries.len() as u64),
             next_offset: stored.next_offset(),
