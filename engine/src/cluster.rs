@@ -211,7 +211,7 @@ impl<S> RaftClusterBuilder<S> {
         let fresh = EngineConfig::new(preset, self.config.cluster, self.config.node, PathBuf::new());
         self.config.core = fresh.core;
         self.config.pinning = fresh.pinning;
-        self.config.journal_cache_bytes = fresh.journal_cache_bytes;
+        self.config.storage = fresh.storage;
         self
     }
 

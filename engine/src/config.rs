@@ -7,6 +7,7 @@ use std::time::Duration;
 use iroh_raft_core::{ClusterId, FlushSeq, GroupId, NodeId, Shard, ShardConfig, Timestamp};
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::bridge::BridgeLimits;
+use iroh_raft_storage::ShardOptions;
 
 use crate::error::EngineError;
 
@@ -68,8 +69,8 @@ pub struct EngineConfig {
     pub ring_items_max: usize,
     /// How long a request of this process waits at most. Default 10 s.
     pub request_deadline: Duration,
-    /// Page cache of a shard's journal in bytes. Default 32 MiB.
-    pub journal_cache_bytes: usize,
+    /// The durable log of each shard: bounds and caches. Its `tail_bytes` is set by the engine.
+    pub storage: ShardOptions,
     /// Timing and memory of the Raft core; its node and seed are set by the engine.
     pub core: ShardConfig,
     /// Bounds of the bridge.
@@ -87,7 +88,13 @@ impl EngineConfig {
     ) -> EngineConfig {
         let mut core = ShardConfig::new(node, 0);
         let mut pinning = Pinning::Unpinned;
-        let mut journal_cache_bytes = 8 << 20;
+        let mut storage = ShardOptions {
+            journal_bytes_max: 64 << 20,
+            move_bytes: 16 << 20,
+            journal_cache_bytes: 80 << 20,
+            log_cache_bytes: 16 << 20,
+            ..ShardOptions::default()
+        };
         match preset {
             Preset::Development => {
                 core.tick = Duration::from_millis(10);
@@ -96,7 +103,7 @@ impl EngineConfig {
             Preset::Testing => core.window_bytes_max = 16 << 20,
             Preset::Production => {
                 pinning = Pinning::Auto;
-                journal_cache_bytes = 32 << 20;
+                storage = ShardOptions::default();
             }
         }
         EngineConfig {
@@ -114,7 +121,7 @@ impl EngineConfig {
             record_bytes_max: 1 << 20,
             ring_items_max: 4096,
             request_deadline: Duration::from_secs(10),
-            journal_cache_bytes,
+            storage,
             core,
             limits: BridgeLimits::default(),
         }

@@ -19,6 +19,7 @@ pub mod engine;
 pub mod error;
 pub mod kv;
 mod membarrier;
+mod mover_thread;
 mod preflight;
 mod reader_thread;
 mod start;

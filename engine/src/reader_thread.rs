@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use iroh_raft_core::{Fetch, FetchError, FetchId, GroupId, LogEntry};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
-use iroh_raft_storage::JournalReader;
+use iroh_raft_storage::LogReader;
 
 use crate::error::EngineError;
 use crate::writer_thread::thread_waker;
@@ -26,7 +26,7 @@ pub(crate) struct Fetched {
 /// One shard's fetches and where their answers go.
 #[derive(Debug)]
 pub(crate) struct ReaderPort {
-    pub(crate) reader: JournalReader,
+    pub(crate) reader: LogReader,
     pub(crate) fetches: Consumer<Fetch>,
     pub(crate) answers: Producer<Fetched>,
 }

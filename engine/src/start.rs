@@ -25,10 +25,11 @@ use crate::cpu::{self, CpuError};
 use crate::driver::{Closing, Driver};
 use crate::engine::{Engine, Executor, Failure, Inner, ShardHandle, Threads};
 use crate::error::EngineError;
+use crate::mover_thread::{MoverFailure, MoverLine, MoverPort};
 use crate::reader_thread::{self, ReaderPort};
 use crate::state_machine::MachineFactory;
 use crate::stats::ShardCounters;
-use crate::{awake, membarrier, preflight, writer_thread};
+use crate::{awake, membarrier, mover_thread, preflight, writer_thread};
 
 /// Flushes a shard may have on their way to the disk; more wait in the shard, and proposals are
 /// refused as busy until the disk has caught up.
@@ -56,11 +57,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
     let key = Identity::load_or_create(config.key_file())?;
     let mut opened = Vec::new();
     for shard in 0..config.shards {
-        let options = ShardOptions {
-            cache_bytes: config.journal_cache_bytes,
-            tail_bytes: config.core.window_bytes_max,
-            ..ShardOptions::default()
-        };
+        let options = ShardOptions { tail_bytes: config.core.window_bytes_max, ..config.storage.clone() };
         opened.push(folder.open_shard(ShardId(shard), options)?);
     }
 
@@ -111,13 +108,15 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         handles: Vec::new(),
         reader_ports: Vec::new(),
         reader_doorbell: Doorbell::new(),
+        mover_ports: Vec::new(),
+        mover_doorbell: Doorbell::new(),
     };
     let parts = opened.into_iter().zip(shard_ports).zip(&shard_doorbells).zip(&placements);
     let mut started = Ok(());
     for (((open, port), doorbell), placement) in parts {
         started = started.and_then(|()| starting.start_shard(open, port, doorbell, placement));
     }
-    let started = started.and_then(|()| starting.start_reader());
+    let started = started.and_then(|()| starting.start_reader()).and_then(|()| starting.start_mover());
     let Starting { threads, handles, .. } = starting;
     let engine = Engine::new(Inner {
         node: config.node,
@@ -182,6 +181,8 @@ struct Starting<'a> {
     handles: Vec<ShardHandle>,
     reader_ports: Vec<ReaderPort>,
     reader_doorbell: Arc<Doorbell>,
+    mover_ports: Vec<MoverPort>,
+    mover_doorbell: Arc<Doorbell>,
 }
 
 impl Starting<'_> {
@@ -206,12 +207,22 @@ impl Starting<'_> {
         let is_closed = Arc::<AtomicBool>::default();
         self.handles.push(ShardHandle { commands, counters: counters.clone(), is_closed: is_closed.clone() });
         self.reader_ports.push(ReaderPort { reader: open.reader, fetches: fetch_queue, answers });
+        let (due, move_due) = ring(1, &self.mover_doorbell);
+        let failure = Arc::<MoverFailure>::default();
+        self.mover_ports.push(MoverPort {
+            shard: shard_id,
+            mover: open.mover,
+            due: move_due,
+            writer: writer_doorbell.clone(),
+            failure: failure.clone(),
+        });
         let writer = writer_thread::spawn(
             shard_id,
             open.writer,
             append_queue,
             writer_doorbell.clone(),
             written_results,
+            MoverLine { due, failure },
             self.threads.stop.clone(),
             counters.clone(),
         )?;
@@ -285,6 +296,14 @@ impl Starting<'_> {
         let reader = reader_thread::spawn(ports, self.reader_doorbell.clone(), self.threads.stop.clone())?;
         self.threads.helpers.push(("reader".into(), reader));
         self.threads.doorbells.push(self.reader_doorbell.clone());
+        Ok(())
+    }
+
+    fn start_mover(&mut self) -> Result<(), EngineError> {
+        let ports = std::mem::take(&mut self.mover_ports);
+        let mover = mover_thread::spawn(ports, self.mover_doorbell.clone(), self.threads.stop.clone())?;
+        self.threads.helpers.push(("mover".into(), mover));
+        self.threads.doorbells.push(self.mover_doorbell.clone());
         Ok(())
     }
 

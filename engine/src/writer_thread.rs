@@ -11,6 +11,7 @@ use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::{JournalWriter, StorageError};
 
 use crate::error::EngineError;
+use crate::mover_thread::MoverLine;
 use crate::stats::ShardCounters;
 
 /// What the writer tells its shard.
@@ -45,13 +46,14 @@ pub(crate) fn spawn(
     queue: Consumer<Append>,
     doorbell: Arc<Doorbell>,
     results: Producer<Written>,
+    mover: MoverLine,
     stop: Arc<AtomicBool>,
     counters: Arc<ShardCounters>,
 ) -> Result<JoinHandle<()>, EngineError> {
     let name = format!("writer-{shard}");
     std::thread::Builder::new()
         .name(name.clone())
-        .spawn(move || run(writer, &queue, &doorbell, &results, &stop, &counters))
+        .spawn(move || run(writer, &queue, &doorbell, &results, &mover, &stop, &counters))
         .map_err(|source| EngineError::Thread { name, source })
 }
 
@@ -60,12 +62,31 @@ fn run(
     queue: &Consumer<Append>,
     doorbell: &Doorbell,
     results: &Producer<Written>,
+    mover: &MoverLine,
     stop: &AtomicBool,
     counters: &ShardCounters,
 ) {
     let waker = thread_waker();
     let mut batch = Vec::new();
     loop {
+        if let Some(error) = mover.failure.take() {
+            // Never full: see below.
+            let _ = results.push(Written::Failed(error));
+            return;
+        }
+        if writer.is_full() {
+            // The mover rings when it has made room, or has failed: no deadline helps here. What
+            // waits is bounded by the ring of flushes, and the core answers Busy beyond that.
+            let _ = mover.due.push(());
+            doorbell.arm(&waker);
+            if writer.is_full() && !mover.failure.is_set() && !stop.load(Ordering::Acquire) {
+                std::thread::park();
+            }
+            doorbell.disarm();
+            if !stop.load(Ordering::Acquire) {
+                continue;
+            }
+        }
         while batch.len() < APPENDS_PER_COMMIT_MAX
             && let Some(append) = queue.pop()
         {
@@ -77,7 +98,9 @@ fn run(
                 if stop.load(Ordering::Acquire) {
                     return;
                 }
-                std::thread::park();
+                if !mover.failure.is_set() {
+                    std::thread::park();
+                }
             }
             doorbell.disarm();
             continue;
@@ -89,6 +112,9 @@ fn run(
                 ShardCounters::add(&counters.flush_bytes, report.bytes as u64);
                 let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
                 ShardCounters::add(&counters.flush_us_total, us);
+                if report.is_move_due {
+                    let _ = mover.due.push(());
+                }
                 Written::Upto(report.last)
             }
             Err(error) => Written::Failed(error),

@@ -1,20 +1,23 @@
 //! A journal block: everything that one commit makes durable, for all groups of a shard.
 //!
-//! FORMAT.md, "Block", has the bytes. A block is written once and never changed.
+//! FORMAT.md, "Block", has the bytes. A block is a header, a directory of parts, and the data of
+//! their entries. It is written once and never changed.
 //!
 //! Invariants: blocks form a chain (each names the flush after its predecessor's last, and its
-//! predecessor's checksum); the checksum covers every byte; a part's entries are contiguous.
+//! predecessor's checksum); the checksum covers header and directory, and the directory has a
+//! checksum of every part's data, so that damaged data concerns one group alone; a part's entries
+//! are contiguous.
 
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
-    Append, ConfState, EntryKind, FlushSeq, GroupAppend, GroupId, HardState, Index, LogEntry, NodeId, Offset,
-    ShardId, Term,
+    ConfState, EntryKind, FlushSeq, GroupAppend, GroupId, HardState, Index, LogChange, LogStart, NodeId,
+    Offset, ShardId, Term, TermRun,
 };
 
 use crate::cursor::{Cursor, Pen};
 
-/// Newest version of the layout, and so far the only one.
-pub(crate) const BLOCK_VERSION: u16 = 1;
+/// The layout's version. Version 1 belonged to builds before the first release.
+pub(crate) const BLOCK_VERSION: u16 = 2;
 /// Largest block: positions within it fit 32 bits with room to spare.
 pub(crate) const BLOCK_BYTES_MAX: usize = 1 << 30;
 pub(crate) const BLOCK_HEADER_BYTES: usize = 64;
@@ -22,10 +25,14 @@ const CHECKSUM_AT: usize = BLOCK_HEADER_BYTES - 4;
 const MAGIC: [u8; 4] = *b"IRJB";
 const PART_HEADER_BYTES: usize = 40;
 const HARD_STATE_BYTES: usize = 24;
+const CHANGE_BYTES: usize = 32;
 const CONF_STATE_HEADER_BYTES: usize = 16;
-const ENTRY_ROW_BYTES: usize = 16;
+pub(crate) const ENTRY_ROW_BYTES: usize = 16;
 const FLAG_HARD_STATE: u16 = 1;
 const FLAG_CONF_STATE: u16 = 2;
+const FLAG_CHANGE: u16 = 4;
+const FLAG_CARRIED: u16 = 8;
+const FLAGS: u16 = FLAG_HARD_STATE | FLAG_CONF_STATE | FLAG_CHANGE | FLAG_CARRIED;
 
 const _: () = assert!(BLOCK_BYTES_MAX <= u32::MAX as usize);
 
@@ -43,7 +50,7 @@ pub enum BlockError {
     #[error("not a block")]
     Magic,
     /// Of a version this build does not read.
-    #[error("block version {version} is not one this build reads (1)")]
+    #[error("block version {version} is not one this build reads (2)")]
     Version {
         /// The version found.
         version: u16,
@@ -78,141 +85,201 @@ pub(crate) struct ChainEnd {
     pub(crate) checksum: u32,
 }
 
-/// What a group's part says about its entries, beside the entries.
+/// Where a part stands in its block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PartPlace {
     /// Where the part begins in the block, in bytes.
     pub(crate) position: u32,
-    /// Offset of the first record of its entries.
+    /// Where its data begins in the block, in bytes.
+    pub(crate) data_position: u32,
+}
+
+/// A part to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewPart<'a> {
+    pub(crate) append: &'a GroupAppend,
+    /// Offset of the first record of its entries, or the next one of the group.
     pub(crate) base: Offset,
+    /// Whether its entries stood in blocks that this one voids.
+    pub(crate) is_carried: bool,
 }
 
-/// Bytes of the block of these flushes.
-pub(crate) fn block_bytes(batch: &[Append]) -> usize {
-    let parts = batch.iter().flat_map(|append| &append.groups);
-    BLOCK_HEADER_BYTES + parts.map(part_bytes).sum::<usize>()
+/// A block to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewBlock<'a> {
+    pub(crate) identity: JournalIdentity,
+    pub(crate) previous: ChainEnd,
+    pub(crate) last: FlushSeq,
+    /// First flush that is still needed; blocks before it are void.
+    pub(crate) oldest: FlushSeq,
+    pub(crate) parts: &'a [NewPart<'a>],
 }
 
-/// Bytes of one group's part.
+impl NewBlock<'_> {
+    /// Bytes of header and directory.
+    pub(crate) fn directory_bytes(&self) -> usize {
+        BLOCK_HEADER_BYTES + self.parts.iter().map(|part| part_bytes(part.append)).sum::<usize>()
+    }
+
+    /// Bytes of the data after them.
+    pub(crate) fn data_bytes(&self) -> usize {
+        self.parts.iter().map(|part| data_bytes(part.append)).sum()
+    }
+
+    /// Writes header and directory into `out`. Returns the end of the chain with this block.
+    pub(crate) fn encode_directory(&self, out: &mut Vec<u8>) -> ChainEnd {
+        let bytes = self.directory_bytes();
+        out.clear();
+        out.resize(bytes, 0);
+        let mut pen = Pen::new(out);
+        let small = |bytes: usize| u32::try_from(bytes).expect("a block is below 1 GiB");
+        pen.put(&MAGIC);
+        pen.u16(BLOCK_VERSION);
+        pen.u16(self.identity.shard.0);
+        pen.put(&self.identity.storage);
+        pen.u64(self.previous.seq.0 + 1);
+        pen.u64(self.last.0);
+        pen.u64(self.oldest.0);
+        pen.u32(small(bytes - BLOCK_HEADER_BYTES));
+        pen.u32(small(self.data_bytes()));
+        pen.u32(self.previous.checksum);
+        pen.u32(0);
+        for part in self.parts {
+            encode_part(&mut pen, part);
+        }
+        assert!(pen.is_full(), "the size of a block is computed from its parts");
+        let checksum = checksum_of(out);
+        out[CHECKSUM_AT..BLOCK_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        ChainEnd { seq: self.last, checksum }
+    }
+
+    /// The data, piece by piece.
+    pub(crate) fn data(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().flat_map(|part| &part.append.entries).map(|entry| &entry.data[..])
+    }
+}
+
+/// Bytes of one group's part in the directory.
 pub(crate) fn part_bytes(part: &GroupAppend) -> usize {
-    let entries: usize = part.entries.iter().map(|entry| ENTRY_ROW_BYTES + entry.data.len()).sum();
+    let change = part.change.map_or(0, |_| CHANGE_BYTES);
     let hard_state = part.hard_state.map_or(0, |_| HARD_STATE_BYTES);
     let conf_state = part.conf_state.as_ref().map_or(0, conf_state_bytes);
-    PART_HEADER_BYTES + hard_state + conf_state + entries
+    PART_HEADER_BYTES + change + hard_state + conf_state + part.entries.len() * ENTRY_ROW_BYTES
 }
 
-fn conf_state_bytes(conf: &ConfState) -> usize {
+/// Bytes of the data of one group's entries.
+pub(crate) fn data_bytes(part: &GroupAppend) -> usize {
+    part.entries.iter().map(|entry| entry.data.len()).sum()
+}
+
+pub(crate) fn conf_state_bytes(conf: &ConfState) -> usize {
     let nodes =
         conf.voters.len() + conf.learners.len() + conf.voters_outgoing.len() + conf.learners_next.len();
     CONF_STATE_HEADER_BYTES + nodes * 8
 }
 
-/// Writes the block of these flushes into `out`, which has [`block_bytes`] bytes; `bases` has the
-/// base offset of every part, in order. Returns the end of the chain with this block.
-///
-/// # Panics
-/// If the batch is empty, or `out` or `bases` do not fit it.
-pub(crate) fn encode_block(
-    out: &mut [u8],
-    identity: JournalIdentity,
-    previous: ChainEnd,
-    batch: &[Append],
-    bases: &[Offset],
-) -> ChainEnd {
-    let last = batch.last().expect("a block holds at least one flush").seq;
-    let parts: usize = batch.iter().map(|append| append.groups.len()).sum();
-    assert_eq!(parts, bases.len(), "one base offset for every part");
-    let bytes = out.len() as u64;
-    let mut pen = Pen::new(out);
-    pen.put(&MAGIC);
-    pen.u16(BLOCK_VERSION);
-    pen.u16(identity.shard.0);
-    pen.put(&identity.storage);
-    pen.u64(previous.seq.0 + 1);
-    pen.u64(last.0);
-    pen.u64(bytes);
-    pen.u32(u32::try_from(parts).expect("a block below 1 GiB has fewer than 2^32 parts"));
-    pen.u32(0);
-    pen.u32(previous.checksum);
-    pen.u32(0);
-    for (part, base) in batch.iter().flat_map(|append| &append.groups).zip(bases) {
-        encode_part(&mut pen, part, *base);
-    }
-    assert!(pen.is_full(), "the size of a block is computed from its parts");
-    let checksum = checksum_of(out);
-    out[CHECKSUM_AT..BLOCK_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
-    ChainEnd { seq: last, checksum }
-}
-
-fn encode_part(pen: &mut Pen<'_>, part: &GroupAppend, base: Offset) {
-    let hard_flag = part.hard_state.map_or(0, |_| FLAG_HARD_STATE);
-    let conf_flag = part.conf_state.as_ref().map_or(0, |_| FLAG_CONF_STATE);
+fn encode_part(pen: &mut Pen<'_>, new: &NewPart<'_>) {
+    let part = new.append;
+    let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+    let data_checksum =
+        part.entries.iter().fold(0, |checksum, entry| crc32c::crc32c_append(checksum, &entry.data));
     pen.u64(part.group.0);
-    pen.u16(hard_flag | conf_flag);
+    pen.u16(
+        flag(part.hard_state.is_some(), FLAG_HARD_STATE)
+            | flag(part.conf_state.is_some(), FLAG_CONF_STATE)
+            | flag(part.change.is_some(), FLAG_CHANGE)
+            | flag(new.is_carried, FLAG_CARRIED),
+    );
     pen.u16(0);
     pen.u32(u32::try_from(part.entries.len()).expect("a block below 1 GiB has fewer than 2^32 entries"));
     pen.u64(part.entries.first().map_or(0, |entry| entry.index.0));
-    pen.u64(base.0);
-    pen.u64(part_bytes(part) as u64);
+    pen.u64(new.base.0);
+    pen.u32(u32::try_from(data_bytes(part)).expect("a block is below 1 GiB"));
+    pen.u32(data_checksum);
+    if let Some(change) = part.change {
+        encode_change(pen, change);
+    }
     if let Some(hard) = part.hard_state {
-        pen.u64(hard.term.0);
-        pen.u64(hard.vote.0);
-        pen.u64(hard.commit.0);
+        encode_hard_state(pen, hard);
     }
     if let Some(conf) = &part.conf_state {
-        let lists = [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next];
-        for list in lists {
-            pen.u16(u16::try_from(list.len()).expect("a group has fewer than 65,536 members"));
-        }
-        pen.u64(u64::from(conf.auto_leave));
-        for node in lists.into_iter().flatten() {
-            pen.u64(node.0);
-        }
+        encode_conf_state(pen, conf);
     }
     for entry in &part.entries {
-        pen.u64(entry.term.0);
-        pen.u32(u32::try_from(entry.data.len()).expect("a block is below 1 GiB"));
-        pen.put(&[entry.kind as u8, 0, 0, 0]);
-    }
-    for entry in &part.entries {
-        pen.put(&entry.data);
+        encode_entry_row(pen, entry.term, entry.data.len(), entry.kind);
     }
 }
 
-fn checksum_of(block: &[u8]) -> u32 {
-    let (head, rest) = block.split_at(CHECKSUM_AT);
+pub(crate) fn encode_entry_row(pen: &mut Pen<'_>, term: Term, bytes: usize, kind: EntryKind) {
+    pen.u64(term.0);
+    pen.u32(u32::try_from(bytes).expect("a block is below 1 GiB"));
+    pen.put(&[kind as u8, 0, 0, 0]);
+}
+
+fn encode_change(pen: &mut Pen<'_>, change: LogChange) {
+    let (kind, place) = match change {
+        LogChange::CompactTo(start) => (1, start),
+        LogChange::StartAfter(start) => (2, start),
+        LogChange::Remove => (3, LogStart::default()),
+    };
+    pen.u64(kind);
+    pen.u64(place.index.0);
+    pen.u64(place.term.0);
+    pen.u64(place.offset.0);
+}
+
+fn parse_change(cursor: &mut Cursor<'_>) -> Option<LogChange> {
+    let kind = cursor.u64()?;
+    let start =
+        LogStart { index: Index(cursor.u64()?), term: Term(cursor.u64()?), offset: Offset(cursor.u64()?) };
+    match kind {
+        1 => Some(LogChange::CompactTo(start)),
+        2 => Some(LogChange::StartAfter(start)),
+        3 if start == LogStart::default() => Some(LogChange::Remove),
+        _ => None,
+    }
+}
+
+pub(crate) fn encode_hard_state(pen: &mut Pen<'_>, hard: HardState) {
+    pen.u64(hard.term.0);
+    pen.u64(hard.vote.0);
+    pen.u64(hard.commit.0);
+}
+
+pub(crate) fn encode_conf_state(pen: &mut Pen<'_>, conf: &ConfState) {
+    let lists = [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next];
+    for list in lists {
+        pen.u16(u16::try_from(list.len()).expect("a group has fewer than 65,536 members"));
+    }
+    pen.u64(u64::from(conf.auto_leave));
+    for node in lists.into_iter().flatten() {
+        pen.u64(node.0);
+    }
+}
+
+/// Checksum of header and directory.
+fn checksum_of(directory: &[u8]) -> u32 {
+    let (head, rest) = directory.split_at(CHECKSUM_AT);
     let (_, body) = rest.split_at(BLOCK_HEADER_BYTES - CHECKSUM_AT);
     crc32c::crc32c_append(crc32c::crc32c(head), body)
 }
 
-/// A block, read in place.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Block<'a> {
-    first: FlushSeq,
-    last: FlushSeq,
-    parts: u32,
-    previous: u32,
-    checksum: u32,
-    bytes: &'a [u8],
+/// How long a block is, by its header: to find the rest of it. Checked by nothing but limits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct BlockLengths {
+    /// Header and directory.
+    pub(crate) directory: usize,
+    pub(crate) data: usize,
 }
 
-impl<'a> Block<'a> {
-    /// Reads the header and checks the checksum.
+impl BlockLengths {
+    /// Reads them from the beginning of a block.
     ///
     /// # Errors
-    /// [`BlockError`], by what is wrong.
-    pub(crate) fn parse(bytes: &'a [u8], identity: JournalIdentity) -> Result<Block<'a>, BlockError> {
-        let block = Block::parse_unchecked(bytes, identity)?;
-        if checksum_of(bytes) == block.checksum { Ok(block) } else { Err(BlockError::Checksum) }
-    }
-
-    /// Reads the header and believes the rest: to say what a damaged block was about.
-    pub(crate) fn parse_unchecked(
-        bytes: &'a [u8],
-        identity: JournalIdentity,
-    ) -> Result<Block<'a>, BlockError> {
-        let length = BlockError::Length { bytes: bytes.len() };
-        let mut cursor = Cursor::new(bytes);
+    /// [`BlockError`], by what is wrong with the header.
+    pub(crate) fn peek(head: &[u8]) -> Result<BlockLengths, BlockError> {
+        let length = BlockError::Length { bytes: head.len() };
+        let mut cursor = Cursor::new(head);
         if cursor.array() != Some(MAGIC) {
             return Err(BlockError::Magic);
         }
@@ -220,30 +287,69 @@ impl<'a> Block<'a> {
         if version != BLOCK_VERSION {
             return Err(BlockError::Version { version });
         }
+        cursor.bytes(42).ok_or(length)?;
+        let directory = (cursor.u32().ok_or(length)? as usize).saturating_add(BLOCK_HEADER_BYTES);
+        let data = cursor.u32().ok_or(length)? as usize;
+        if directory.saturating_add(data) > BLOCK_BYTES_MAX {
+            Err(length)
+        } else {
+            Ok(BlockLengths { directory, data })
+        }
+    }
+
+    pub(crate) fn total(self) -> usize {
+        self.directory + self.data
+    }
+}
+
+/// Header and directory of a block, read in place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block<'a> {
+    first: FlushSeq,
+    last: FlushSeq,
+    oldest: FlushSeq,
+    previous: u32,
+    checksum: u32,
+    directory: &'a [u8],
+    data_bytes: usize,
+}
+
+impl<'a> Block<'a> {
+    /// Reads header and directory, and checks their checksum.
+    ///
+    /// # Errors
+    /// [`BlockError`], by what is wrong.
+    pub(crate) fn parse(directory: &'a [u8], identity: JournalIdentity) -> Result<Block<'a>, BlockError> {
+        let lengths = BlockLengths::peek(directory)?;
+        let length = BlockError::Length { bytes: directory.len() };
+        if lengths.directory != directory.len() {
+            return Err(length);
+        }
+        let mut cursor = Cursor::new(directory);
+        cursor.bytes(6).ok_or(length)?;
         let shard = ShardId(cursor.u16().ok_or(length)?);
         let storage = cursor.array().ok_or(length)?;
         let first = FlushSeq(cursor.u64().ok_or(length)?);
         let last = FlushSeq(cursor.u64().ok_or(length)?);
-        let total = cursor.u64().ok_or(length)?;
-        let parts = cursor.u32().ok_or(length)?;
-        let reserved = cursor.u32().ok_or(length)?;
+        let oldest = FlushSeq(cursor.u64().ok_or(length)?);
+        cursor.bytes(8).ok_or(length)?;
         let previous = cursor.u32().ok_or(length)?;
         let checksum = cursor.u32().ok_or(length)?;
-        if total != bytes.len() as u64 {
-            return Err(length);
-        }
         if (JournalIdentity { storage, shard }) != identity {
             return Err(BlockError::Foreign);
         }
-        if reserved != 0 || first.0 == 0 || last < first {
+        if checksum_of(directory) != checksum {
+            return Err(BlockError::Checksum);
+        }
+        if first.0 == 0 || last < first || oldest.0 == 0 || oldest > first {
             return Err(BlockError::Content);
         }
-        Ok(Block { first, last, parts, previous, checksum, bytes })
+        Ok(Block { first, last, oldest, previous, checksum, directory, data_bytes: lengths.data })
     }
 
-    /// Whether the block continues a chain that ends there.
-    pub(crate) fn is_after(&self, end: ChainEnd) -> bool {
-        Some(self.first.0) == end.seq.0.checked_add(1) && self.previous == end.checksum
+    /// The end of the chain before this block.
+    pub(crate) fn before(&self) -> ChainEnd {
+        ChainEnd { seq: FlushSeq(self.first.0 - 1), checksum: self.previous }
     }
 
     /// The end of the chain with this block.
@@ -251,53 +357,184 @@ impl<'a> Block<'a> {
         ChainEnd { seq: self.last, checksum: self.checksum }
     }
 
-    /// The parts, in order, until the first one that makes no sense. Exactly as many as the header
-    /// says, filling the block exactly, or the last item is an error.
+    /// First flush that is still needed.
+    pub(crate) fn oldest(&self) -> FlushSeq {
+        self.oldest
+    }
+
+    /// The parts, in order, until the first one that makes no sense. They fill the directory and the
+    /// data exactly, or the last item is an error.
     pub(crate) fn parts(&self) -> impl Iterator<Item = Result<Part<'a>, BlockError>> + use<'a> {
-        let mut position = BLOCK_HEADER_BYTES;
-        let mut left = self.parts;
-        let bytes = self.bytes;
+        let directory = self.directory;
+        let end = directory.len() + self.data_bytes;
+        let mut at = Some((BLOCK_HEADER_BYTES, directory.len()));
         std::iter::from_fn(move || {
-            if left == 0 {
-                if position == bytes.len() {
-                    return None;
-                }
-                position = bytes.len();
-                return Some(Err(BlockError::Content));
+            let (position, data_position) = at.take()?;
+            if position == directory.len() {
+                return (data_position != end).then_some(Err(BlockError::Content));
             }
-            left -= 1;
-            let part = Part::parse_at(bytes, position).ok_or(BlockError::Content);
-            match &part {
-                Ok(part) => position += part.bytes,
-                Err(_) => (left, position) = (0, bytes.len()),
-            }
-            Some(part)
+            let part = Part::parse_at(directory, position, data_position)
+                .filter(|part| data_position + part.data_bytes <= end);
+            at = part.as_ref().map(|part| (position + part.bytes, data_position + part.data_bytes));
+            Some(part.ok_or(BlockError::Content))
         })
     }
 
-    /// The part that begins at `position`, as the index remembers it.
-    pub(crate) fn part_at(&self, position: u32) -> Result<Part<'a>, BlockError> {
-        Part::parse_at(self.bytes, position as usize).ok_or(BlockError::Content)
+    /// The part that stands there, as the index remembers it.
+    pub(crate) fn part_at(&self, place: PartPlace) -> Result<Part<'a>, BlockError> {
+        Block::part_of(self.directory, place)
+    }
+
+    /// The part of a directory that was parsed before.
+    pub(crate) fn part_of(directory: &'a [u8], place: PartPlace) -> Result<Part<'a>, BlockError> {
+        let part = Part::parse_at(directory, place.position as usize, place.data_position as usize);
+        part.ok_or(BlockError::Content)
     }
 }
 
-/// One group's part of a block, read in place.
+/// One group's part of a block, read in place; its data stands elsewhere.
 #[derive(Clone, Debug)]
 pub(crate) struct Part<'a> {
     pub(crate) group: GroupId,
     pub(crate) place: PartPlace,
+    pub(crate) is_carried: bool,
+    pub(crate) change: Option<LogChange>,
     pub(crate) hard_state: Option<HardState>,
     pub(crate) conf_state: Option<ConfState>,
     /// Index of the first entry; meaningless without entries.
     pub(crate) first: Index,
     /// Number of entries.
     pub(crate) count: u32,
+    /// Offset of the first record of the entries.
+    pub(crate) base: Offset,
+    pub(crate) data_bytes: usize,
+    data_checksum: u32,
     rows: &'a [u8],
-    data: &'a [u8],
     bytes: usize,
 }
 
-/// One entry of a part, its data still in the block.
+impl<'a> Part<'a> {
+    fn parse_at(directory: &'a [u8], position: usize, data_position: usize) -> Option<Part<'a>> {
+        let mut cursor = Cursor::new(directory.get(position..)?);
+        let available = cursor.left();
+        let group = GroupId(cursor.u64()?);
+        let flags = cursor.u16()?;
+        let reserved = cursor.u16()?;
+        let count = cursor.u32()?;
+        let first = Index(cursor.u64()?);
+        let base = Offset(cursor.u64()?);
+        let data_bytes = cursor.u32()? as usize;
+        let data_checksum = cursor.u32()?;
+        let is_placed = if count == 0 { first.0 == 0 && data_bytes == 0 } else { first.0 > 0 };
+        // The last index must be representable too.
+        first.0.checked_add(u64::from(count))?;
+        if flags & !FLAGS != 0 || reserved != 0 || !is_placed {
+            return None;
+        }
+        let has = |flag| flags & flag != 0;
+        let change = if has(FLAG_CHANGE) { Some(parse_change(&mut cursor)?) } else { None };
+        let hard_state = if has(FLAG_HARD_STATE) { Some(parse_hard_state(&mut cursor)?) } else { None };
+        let conf_state = if has(FLAG_CONF_STATE) { Some(parse_conf_state(&mut cursor)?) } else { None };
+        let rows = cursor.bytes((count as usize).checked_mul(ENTRY_ROW_BYTES)?)?;
+        let place = PartPlace {
+            position: u32::try_from(position).ok()?,
+            data_position: u32::try_from(data_position).ok()?,
+        };
+        let bytes = available - cursor.left();
+        let is_carried = has(FLAG_CARRIED);
+        let part = Part {
+            group,
+            place,
+            is_carried,
+            change,
+            hard_state,
+            conf_state,
+            first,
+            count,
+            base,
+            data_bytes,
+            data_checksum,
+            rows,
+            bytes,
+        };
+        is_consistent(part.rows(), data_bytes).then_some(part)
+    }
+
+    pub(crate) fn rows(&self) -> EntryRows<'a> {
+        EntryRows(Cursor::new(self.rows))
+    }
+
+    /// The entries with their data, in order.
+    pub(crate) fn entries<'d>(&self, data: &'d [u8]) -> impl Iterator<Item = EntryView<'d>> + use<'a, 'd> {
+        entries(self.first, self.rows(), data)
+    }
+
+    /// Whether these bytes are the data that was written.
+    pub(crate) fn is_data<'d>(&self, pieces: impl Iterator<Item = &'d [u8]>) -> bool {
+        pieces.fold(0, crc32c::crc32c_append) == self.data_checksum
+    }
+
+    /// Index of the last entry; the one before `first` without entries.
+    pub(crate) fn last(&self) -> Index {
+        Index((self.first.0 + u64::from(self.count)).saturating_sub(1))
+    }
+
+    /// Where the data stands in the block.
+    pub(crate) fn data_range(&self) -> std::ops::Range<usize> {
+        let from = self.place.data_position as usize;
+        from..from + self.data_bytes
+    }
+
+    /// Terms of the entries.
+    pub(crate) fn term_runs(&self) -> Vec<TermRun> {
+        let mut runs: Vec<TermRun> = Vec::new();
+        for ((term, ..), index) in self.rows().zip(self.first.0..) {
+            if runs.last().is_none_or(|run| run.term != term) {
+                runs.push(TermRun { first: Index(index), term });
+            }
+        }
+        runs
+    }
+
+    /// Indexes of the entries that are not normal.
+    pub(crate) fn conf_changes(&self) -> impl Iterator<Item = Index> {
+        self.rows()
+            .zip(self.first.0..)
+            .filter(|((.., kind), _)| *kind != Some(EntryKind::Normal))
+            .map(|(_, index)| Index(index))
+    }
+}
+
+/// Rows that say of each entry its term, the bytes of its data and its kind.
+#[derive(Clone, Debug)]
+pub(crate) struct EntryRows<'a>(pub(crate) Cursor<'a>);
+
+impl Iterator for EntryRows<'_> {
+    type Item = (Term, u32, Option<EntryKind>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Self(cursor) = self;
+        let (term, length, [kind, reserved @ ..]) = (cursor.u64()?, cursor.u32()?, cursor.array::<4>()?);
+        let kind = if reserved == [0; 3] { EntryKind::from_u8(kind) } else { None };
+        Some((Term(term), length, kind))
+    }
+}
+
+/// Whether kinds are known, terms never fall and the data lengths add up.
+pub(crate) fn is_consistent(rows: EntryRows<'_>, data_bytes: usize) -> bool {
+    let mut total = 0_u64;
+    let mut newest = Term(0);
+    for (term, length, kind) in rows {
+        total += u64::from(length);
+        if kind.is_none() || term < newest {
+            return false;
+        }
+        newest = term;
+    }
+    total == data_bytes as u64
+}
+
+/// One entry, its data still in the block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EntryView<'a> {
     pub(crate) index: Index,
@@ -306,88 +543,24 @@ pub(crate) struct EntryView<'a> {
     pub(crate) data: &'a [u8],
 }
 
-impl<'a> Part<'a> {
-    fn parse_at(block: &'a [u8], position: usize) -> Option<Part<'a>> {
-        let mut header = Cursor::new(block.get(position..)?);
-        let available = header.left();
-        let group = GroupId(header.u64()?);
-        let flags = header.u16()?;
-        let reserved = header.u16()?;
-        let count = header.u32()?;
-        let first = Index(header.u64()?);
-        let base = Offset(header.u64()?);
-        let bytes = usize::try_from(header.u64()?).ok()?;
-        let is_known = flags & !(FLAG_HARD_STATE | FLAG_CONF_STATE) == 0 && reserved == 0;
-        let is_placed = if count == 0 { first.0 == 0 } else { first.0 > 0 };
-        // The last index must be representable too.
-        first.0.checked_add(u64::from(count))?;
-        if !is_known || !is_placed || bytes > available {
-            return None;
-        }
-        let mut body = Cursor::new(header.bytes(bytes.checked_sub(PART_HEADER_BYTES)?)?);
-        let hard_state = if flags & FLAG_HARD_STATE == 0 { None } else { Some(parse_hard_state(&mut body)?) };
-        let conf_state = if flags & FLAG_CONF_STATE == 0 { None } else { Some(parse_conf_state(&mut body)?) };
-        let rows = body.bytes((count as usize).checked_mul(ENTRY_ROW_BYTES)?)?;
-        let data = body.bytes(body.left())?;
-        let place = PartPlace { position: u32::try_from(position).ok()?, base };
-        let part = Part { group, place, hard_state, conf_state, first, count, rows, data, bytes };
-        part.is_consistent().then_some(part)
-    }
-
-    /// Whether kinds are known, terms never fall and the data lengths add up.
-    fn is_consistent(&self) -> bool {
-        let mut total = 0_u64;
-        let mut newest = Term(0);
-        for (term, length, kind) in self.rows() {
-            total += u64::from(length);
-            if kind.is_none() || term < newest {
-                return false;
-            }
-            newest = term;
-        }
-        total == self.data.len() as u64
-    }
-
-    fn rows(&self) -> impl Iterator<Item = (Term, u32, Option<EntryKind>)> + use<'a> {
-        let mut cursor = Cursor::new(self.rows);
-        std::iter::from_fn(move || {
-            let (term, length, [kind, reserved @ ..]) = (cursor.u64()?, cursor.u32()?, cursor.array::<4>()?);
-            let kind = if reserved == [0; 3] { EntryKind::from_u8(kind) } else { None };
-            Some((Term(term), length, kind))
-        })
-    }
-
-    /// The entries, in order.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = EntryView<'a>> + use<'a> {
-        let mut data = Cursor::new(self.data);
-        let first = self.first.0;
-        self.rows().zip(first..).map_while(move |((term, length, kind), index)| {
-            let data = data.bytes(length as usize)?;
-            Some(EntryView { index: Index(index), term, kind: kind?, data })
-        })
-    }
-
-    /// Index of the last entry; the one before `first` without entries.
-    pub(crate) fn last(&self) -> Index {
-        Index((self.first.0 + u64::from(self.count)).saturating_sub(1))
-    }
-
-    /// Bytes of the entries' data.
-    pub(crate) fn data_bytes(&self) -> usize {
-        self.data.len()
-    }
-
-    /// The bytes of this part's data from this entry on.
-    pub(crate) fn data(&self) -> &'a [u8] {
-        self.data
-    }
+/// Entries from their rows and their data.
+pub(crate) fn entries<'a, 'd>(
+    first: Index,
+    rows: EntryRows<'a>,
+    data: &'d [u8],
+) -> impl Iterator<Item = EntryView<'d>> + use<'a, 'd> {
+    let mut data = Cursor::new(data);
+    rows.zip(first.0..).map_while(move |((term, length, kind), index)| {
+        let data = data.bytes(length as usize)?;
+        Some(EntryView { index: Index(index), term, kind: kind?, data })
+    })
 }
 
-fn parse_hard_state(cursor: &mut Cursor<'_>) -> Option<HardState> {
+pub(crate) fn parse_hard_state(cursor: &mut Cursor<'_>) -> Option<HardState> {
     Some(HardState { term: Term(cursor.u64()?), vote: NodeId(cursor.u64()?), commit: Index(cursor.u64()?) })
 }
 
-fn parse_conf_state(cursor: &mut Cursor<'_>) -> Option<ConfState> {
+pub(crate) fn parse_conf_state(cursor: &mut Cursor<'_>) -> Option<ConfState> {
     let counts = [cursor.u16()?, cursor.u16()?, cursor.u16()?, cursor.u16()?];
     let auto_leave = match cursor.u64()? {
         0 => false,
@@ -426,150 +599,5 @@ pub(crate) enum OffsetError {
     Base(Offset),
 }
 
-impl EntryView<'_> {
-    /// The entry with its data copied.
-    pub(crate) fn to_entry(self) -> LogEntry {
-        LogEntry {
-            index: self.index,
-            term: self.term,
-            kind: self.kind,
-            data: bytes::Bytes::copy_from_slice(self.data),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const IDENTITY: JournalIdentity = JournalIdentity { storage: [9; 16], shard: ShardId(2) };
-    const PREVIOUS: ChainEnd = ChainEnd { seq: FlushSeq(6), checksum: 77 };
-
-    fn encode(batch: &[Append]) -> (Vec<u8>, ChainEnd) {
-        let parts = batch.iter().map(|append| append.groups.len()).sum();
-        let mut bytes = vec![0xee; block_bytes(batch)];
-        let end = encode_block(&mut bytes, IDENTITY, PREVIOUS, batch, &vec![Offset(5); parts]);
-        (bytes, end)
-    }
-
-    /// What the parts of a block say, in the form in which they went in.
-    fn decode(bytes: &[u8]) -> Result<Vec<GroupAppend>, BlockError> {
-        let block = Block::parse(bytes, IDENTITY)?;
-        assert!(block.is_after(PREVIOUS));
-        let part = |part: Result<Part<'_>, BlockError>| {
-            let part = part?;
-            assert_eq!(part.place.base, Offset(5));
-            let again = block.part_at(part.place.position)?;
-            assert_eq!((again.group, again.first, again.count), (part.group, part.first, part.count));
-            Ok(GroupAppend {
-                group: part.group,
-                change: None,
-                hard_state: part.hard_state,
-                conf_state: part.conf_state.clone(),
-                entries: part.entries().map(EntryView::to_entry).collect(),
-            })
-        };
-        block.parts().map(part).collect()
-    }
-
-    fn nodes() -> impl Strategy<Value = Vec<NodeId>> {
-        prop::collection::vec(any::<u64>().prop_map(NodeId), 0..4)
-    }
-
-    fn group_append() -> impl Strategy<Value = GroupAppend> {
-        let hard_state = (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, vote, commit)| {
-            HardState { term: Term(term), vote: NodeId(vote), commit: Index(commit) }
-        });
-        let conf_state = (nodes(), nodes(), nodes(), nodes(), any::<bool>()).prop_map(
-            |(voters, learners, voters_outgoing, learners_next, auto_leave)| ConfState {
-                voters,
-                learners,
-                voters_outgoing,
-                learners_next,
-                auto_leave,
-            },
-        );
-        let data = prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
-        let entry = (0_u8..3, 0_u64..3, data);
-        let entries = (1_u64..1 << 60, prop::collection::vec(entry, 0..5)).prop_map(|(first, entries)| {
-            let mut term = 1;
-            (first..)
-                .zip(entries)
-                .map(|(index, (kind, rise, data))| {
-                    term += rise;
-                    let kind = EntryKind::from_u8(kind).unwrap();
-                    LogEntry { index: Index(index), term: Term(term), kind, data }
-                })
-                .collect()
-        });
-        let states = (prop::option::of(hard_state), prop::option::of(conf_state));
-        (any::<u64>(), states, entries).prop_map(|(group, (hard_state, conf_state), entries)| GroupAppend {
-            group: GroupId(group),
-            change: None,
-            hard_state,
-            conf_state,
-            entries,
-        })
-    }
-
-    fn batch() -> impl Strategy<Value = Vec<Append>> {
-        prop::collection::vec(prop::collection::vec(group_append(), 0..4), 1..4).prop_map(|flushes| {
-            (7..).zip(flushes).map(|(seq, groups)| Append { seq: FlushSeq(seq), groups }).collect()
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn a_block_gives_back_what_went_in(batch in batch()) {
-            let (bytes, end) = encode(&batch);
-            let parts: Vec<_> = batch.iter().flat_map(|append| append.groups.clone()).collect();
-            prop_assert_eq!(decode(&bytes).unwrap(), parts);
-            prop_assert_eq!(Block::parse(&bytes, IDENTITY).unwrap().end(), end);
-            prop_assert_eq!(end.seq, batch.last().unwrap().seq);
-        }
-
-        #[test]
-        fn every_cut_and_every_changed_byte_is_an_error(batch in batch(), at in any::<prop::sample::Index>(), bit in 0..8) {
-            let (mut bytes, _) = encode(&batch);
-            let at = at.index(bytes.len());
-            prop_assert!(Block::parse(&bytes[..at], IDENTITY).is_err());
-            bytes[at] ^= 1_u8 << bit;
-            prop_assert!(Block::parse(&bytes, IDENTITY).is_err());
-        }
-
-        /// The checksum is no proof against malice: content that makes no sense must not panic.
-        #[test]
-        fn sealed_nonsense_never_panics(batch in batch(), changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
-            let (mut bytes, _) = encode(&batch);
-            for (at, value) in changes {
-                let at = at.index(bytes.len());
-                bytes[at] = value;
-            }
-            let checksum = checksum_of(&bytes);
-            bytes[CHECKSUM_AT..BLOCK_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
-            if let Ok(block) = Block::parse(&bytes, IDENTITY) {
-                let total: usize = block.parts().map_while(Result::ok).map(|part| part.entries().count()).sum();
-                prop_assert!(total <= bytes.len());
-            }
-        }
-    }
-
-    #[test]
-    fn a_block_of_another_journal_or_version_is_told_from_damage() {
-        let (mut bytes, end) = encode(&[Append { seq: FlushSeq(7), groups: vec![] }]);
-        let other = JournalIdentity { shard: ShardId(3), ..IDENTITY };
-        assert_eq!(Block::parse(&bytes, other).unwrap_err(), BlockError::Foreign);
-        let other = JournalIdentity { storage: [8; 16], ..IDENTITY };
-        assert_eq!(Block::parse(&bytes, other).unwrap_err(), BlockError::Foreign);
-        let block = Block::parse(&bytes, IDENTITY).unwrap();
-        assert!(!block.is_after(ChainEnd { checksum: 78, ..PREVIOUS }));
-        assert!(!block.is_after(ChainEnd { seq: FlushSeq(5), ..PREVIOUS }));
-        assert!(!block.is_after(ChainEnd { seq: FlushSeq(u64::MAX), ..PREVIOUS }));
-        assert_eq!(end.seq, FlushSeq(7));
-        bytes[4] = 2;
-        assert_eq!(Block::parse(&bytes, IDENTITY).unwrap_err(), BlockError::Version { version: 2 });
-    }
-}
+mod tests;

@@ -222,6 +222,25 @@ pub enum StorageError {
         /// What redb says.
         source: Box<redb::Error>,
     },
+    /// The medium is full: the writer is fenced.
+    #[error("no space is left for shard {shard}: make room, then open the shard again")]
+    NoSpace {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The log file ends before what the journal presupposes.
+    #[error(
+        "the log file of shard {shard} holds the log up to flush {found}, the journal begins after flush {expected}: \
+         restore the newest copy, or wipe the folder and join under a new node id"
+    )]
+    LogRolledBack {
+        /// The shard.
+        shard: ShardId,
+        /// Where the journal begins.
+        expected: FlushSeq,
+        /// What was moved to the log file.
+        found: FlushSeq,
+    },
     /// A call panicked, in redb most likely: a writer is fenced.
     #[error("a panic at the journal of shard {shard}: check the disk and restart the node")]
     JournalPanicked {
@@ -289,6 +308,22 @@ pub enum AppendProblem {
     Term {
         /// Where.
         index: Index,
+    },
+    /// What is committed and moved, or compacted, stays.
+    #[error("entry {index} would void the log up to {floor}, which is final")]
+    Committed {
+        /// First entry that would be void, or the place to start after.
+        index: Index,
+        /// Last index that is final.
+        floor: Index,
+    },
+    /// Only committed entries are compacted.
+    #[error("compaction up to entry {index}, but the log is committed up to {commit} only")]
+    Compaction {
+        /// The entry.
+        index: Index,
+        /// Last index that may be compacted.
+        commit: Index,
     },
     /// Offsets are dense.
     #[error("entry {index} begins at offset {found}, {expected} was due")]

@@ -17,11 +17,11 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::block::JournalIdentity;
 use crate::cursor::Cursor;
-use crate::disk::{Disk, FileDisk, FolderLock};
+use crate::disk::{Disk, FileDisk, FileKind, FolderLock};
 use crate::error::{FileDamage, Result, StorageError};
-use crate::journal::open_existing;
 use crate::peers::PeerEpochs;
-use crate::shard::{self, JOURNAL, MARK, OpenShard, ShardOptions};
+use crate::redb_file::open_existing;
+use crate::shard::{self, JOURNAL, LOG, MARK, OpenShard, ShardOptions};
 use crate::small_file::{self, Kind, create_folder, io_error, sync_folder};
 
 const MANIFEST: &str = "manifest";
@@ -156,7 +156,7 @@ impl DataFolder {
         }
         let identity = JournalIdentity { storage: self.storage, shard };
         let folder = shard_folder(&self.path, shard);
-        let open = shard::open(self.disk.as_ref(), &folder, identity, options, &self.lock)?;
+        let open = shard::open(self.disk.as_ref(), &folder, identity, &options, &self.lock)?;
         *taken = true;
         Ok(open)
     }
@@ -255,7 +255,7 @@ fn clear_half_made(path: &Path) -> Result<()> {
     for entry in fs::read_dir(path).map_err(io_error("list", path))? {
         let entry = entry.map_err(io_error("list", path))?;
         if entry.file_name().to_string_lossy().starts_with("shard-") {
-            left.extend([entry.path().join(JOURNAL), entry.path().join(MARK)]);
+            left.extend([JOURNAL, LOG, MARK].map(|name| entry.path().join(name)));
         }
     }
     for file in left {
@@ -315,8 +315,10 @@ fn parse_manifest(payload: &[u8]) -> Option<(FolderIdentity, [u8; 16])> {
 fn check_files(path: &Path, shards: u16, disk: &dyn Disk) -> Result<()> {
     for shard in (0..shards).map(ShardId) {
         let folder = shard_folder(path, shard);
-        let journal = folder.join(JOURNAL);
-        open_existing(disk, &journal)?.close().map_err(io_error("close", &journal))?;
+        for (name, kind) in [(JOURNAL, FileKind::Journal), (LOG, FileKind::Log)] {
+            let file = folder.join(name);
+            open_existing(disk, &file, kind)?.close().map_err(io_error("close", &file))?;
+        }
     }
     Ok(())
 }

@@ -13,26 +13,34 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod cold_block;
 mod cursor;
 mod disk;
 mod error;
 mod folder;
+mod group_log;
+mod index;
 mod journal;
+mod log_file;
 mod mark;
+mod mover;
 mod peers;
 mod reader;
 mod recovery;
+mod redb_file;
+mod rows;
 mod shard;
 mod small_file;
-mod spans;
+mod span_read;
 mod writer;
 
 pub use block::BlockError;
 pub use disk::{Disk, FileDisk, FileKind};
 pub use error::{AffectedRange, AppendProblem, FileDamage, StorageError};
 pub use folder::{Boot, DataFolder, FolderIdentity};
+pub use mover::{MoveReport, Mover};
 pub use peers::PeerEpochs;
-pub use reader::JournalReader;
+pub use reader::LogReader;
 pub use recovery::RecoveryReport;
 pub use shard::{OpenShard, ShardOptions};
 pub use writer::{FlushReport, JournalWriter};

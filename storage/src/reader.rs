@@ -1,24 +1,46 @@
-//! Reads entries back while the writer goes on.
+//! Reads entries back while writer and mover go on.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iroh_raft_core::{Fetch, FetchError, FetchFrom, GroupId, Index, LogEntry};
+use iroh_raft_core::{Fetch, FetchError, FetchFrom, Index, LogEntry, Offset};
 
-use crate::block::{Block, Part, offset_after};
-use crate::journal::{Journal, JournalError};
-use crate::spans::{ReadPlan, Span, SpanIndex};
+use crate::block::{JournalIdentity, offset_after};
+use crate::cold_block::ColdBlock;
+use crate::group_log::{ColdSpan, ReadPlan, Source, Span};
+use crate::index::SharedIndex;
+use crate::journal::Journal;
+use crate::log_file::LogFile;
+use crate::redb_file::RedbFailure;
+use crate::span_read::{read_span, shared};
 
-/// Reads entries of a shard's groups from its journal. Clones share the journal.
+/// Plans made anew because what they named was moved meanwhile. Each move takes far longer than a
+/// plan, so a second one hardly ever fails.
+const PLANS_MAX: u32 = 8;
+
+/// Reads entries of a shard's groups from its files. Clones share them.
 #[derive(Clone, Debug)]
-pub struct JournalReader {
+pub struct LogReader {
     journal: Arc<Journal>,
-    index: Arc<SpanIndex>,
+    log: Arc<LogFile>,
+    index: Arc<SharedIndex>,
+    identity: JournalIdentity,
 }
 
-impl JournalReader {
-    pub(crate) fn new(journal: Arc<Journal>, index: Arc<SpanIndex>) -> JournalReader {
-        JournalReader { journal, index }
+/// Why a plan could not be followed.
+enum ReadError {
+    /// It may have been moved or voided since: look again.
+    Damaged {
+        first: Index,
+        last: Index,
+    },
+    Failed(RedbFailure),
+}
+
+impl LogReader {
+    pub(crate) fn new(journal: Arc<Journal>, log: Arc<LogFile>, index: Arc<SharedIndex>) -> LogReader {
+        let identity = journal.identity;
+        LogReader { journal, log, index, identity }
     }
 
     /// Reads contiguous entries from the place asked for, up to `to` or `bytes_max`, at least one.
@@ -26,120 +48,146 @@ impl JournalReader {
     /// suffix that voids it may follow at once, so the core compares terms.
     ///
     /// # Errors
-    /// [`FetchError::Missing`] when the log does not have the first entry, or a suffix was voided
-    /// while reading; [`FetchError::Corrupt`] when stored bytes are not those that were written;
-    /// [`FetchError::Io`] when the medium or redb failed.
+    /// [`FetchError::Missing`] when the log does not have the first entry (it was compacted, or never
+    /// there), or a suffix was voided while reading; [`FetchError::Corrupt`] when stored bytes are not
+    /// those that were written; [`FetchError::Io`] when the medium or redb failed.
     pub fn read(&self, fetch: &Fetch) -> Result<Vec<LogEntry>, FetchError> {
-        let plan = match fetch.from {
-            FetchFrom::Index(from) => self.index.plan_by_index(fetch.group, from, fetch.to, fetch.bytes_max),
-            FetchFrom::Offset(from) => {
-                self.index.plan_by_offset(fetch.group, from, fetch.to, fetch.bytes_max)
+        let mut plan = self.plan(fetch)?;
+        for _ in 0..PLANS_MAX {
+            let read = self.read_plan(fetch, &plan);
+            let again = self.plan(fetch)?;
+            let is_same = again.sources == plan.sources;
+            match read {
+                Ok(entries) if entries.is_empty() || again.stamp != plan.stamp => {
+                    return Err(FetchError::Missing);
+                }
+                Ok(entries) => return Ok(entries),
+                Err(ReadError::Damaged { first, last }) if is_same => {
+                    return Err(FetchError::Corrupt { first, last });
+                }
+                Err(ReadError::Failed(error)) if is_same => return Err(self.classify(fetch, &error)),
+                Err(_) => plan = again,
             }
-        };
-        let plan = plan.filter(|plan| !plan.spans.is_empty()).ok_or(FetchError::Missing)?;
-        let entries = self.read_plan(fetch, &plan)?;
-        if entries.is_empty() || self.index.cuts(fetch.group) != plan.cuts {
-            return Err(FetchError::Missing);
         }
-        Ok(entries)
+        Err(FetchError::Missing)
     }
 
-    fn read_plan(&self, fetch: &Fetch, plan: &ReadPlan) -> Result<Vec<LogEntry>, FetchError> {
-        let mut reading = Reading { fetch, entries: Vec::new(), bytes: 0, is_full: false };
+    fn plan(&self, fetch: &Fetch) -> Result<ReadPlan, FetchError> {
+        let index = self.index.lock();
+        let log = index.groups.get(&fetch.group).ok_or(FetchError::Missing)?;
+        let plan = match fetch.from {
+            FetchFrom::Index(from) => log.plan_by_index(from, fetch.to, fetch.bytes_max),
+            FetchFrom::Offset(from) => log.plan_by_offset(from, fetch.to, fetch.bytes_max),
+        };
+        plan.filter(|plan| !plan.sources.is_empty()).ok_or(FetchError::Missing)
+    }
+
+    fn read_plan(&self, fetch: &Fetch, plan: &ReadPlan) -> Result<Vec<LogEntry>, ReadError> {
+        let mut reading = Reading { fetch, start: plan.start, entries: Vec::new(), bytes: 0, is_full: false };
+        let is_cold = |source: &Source| matches!(source, Source::Log(_));
+        let (cold, hot) = plan.sources.split_at(plan.sources.partition_point(is_cold));
+        let cold =
+            cold.iter().filter_map(|source| if let Source::Log(span) = source { Some(span) } else { None });
         let mut failure = None;
-        let mut spans = plan.spans.iter().peekable();
-        let mut keys: Vec<_> = plan.spans.iter().map(|span| span.block).collect();
-        keys.dedup();
-        let looked = self.journal.look_at(keys.into_iter(), |key, bytes| {
-            let first = spans.peek().copied();
-            let block = bytes.and_then(|bytes| Block::parse(bytes, self.journal.identity).ok());
-            let Some(block) = block else {
-                failure = first.map(corrupt);
-                return false;
-            };
-            while let Some(span) = spans.next_if(|span| span.block == key) {
-                let part =
-                    block.part_at(span.position).ok().filter(|part| is_part_of(part, fetch.group, span));
-                if part.and_then(|part| reading.take(&part, span)).is_none() {
-                    failure = Some(corrupt(span));
-                    return false;
+        let looked = self.log.look_at(fetch.group, cold, |span, bytes| {
+            let taken =
+                bytes.map(Bytes::from).and_then(|bytes| self.take_cold(&mut reading, fetch, span, &bytes));
+            if taken.is_none() {
+                failure = Some(ReadError::Damaged { first: span.first, last: span.last });
+            }
+            failure.is_none() && !reading.is_full
+        });
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        looked.map_err(ReadError::Failed)?;
+        let hot: Vec<&Span> = hot
+            .iter()
+            .filter_map(|source| if let Source::Journal(span) = source { Some(span) } else { None })
+            .collect();
+        if reading.is_full || hot.is_empty() {
+            return Ok(reading.entries);
+        }
+        let looked = self.journal.read(|blocks| {
+            for span in hot {
+                let taken = match read_span(blocks, self.identity, fetch.group, span)? {
+                    Ok(entries) => reading.take(entries.into_iter(), span.base),
+                    Err(_) => None,
+                };
+                if taken.is_none() {
+                    return Ok(Some(ReadError::Damaged { first: span.first, last: span.last() }));
+                }
+                if reading.is_full {
+                    break;
                 }
             }
-            !reading.is_full
+            Ok(None)
         });
-        match (looked, failure) {
-            (_, Some(failure)) => Err(failure),
-            (Ok(()), None) => Ok(reading.entries),
-            (Err(error), None) => Err(self.classify(fetch, &error)),
+        match looked {
+            Ok(None) => Ok(reading.entries),
+            Ok(Some(failure)) => Err(failure),
+            Err(error) => Err(ReadError::Failed(error)),
         }
+    }
+
+    fn take_cold(
+        &self,
+        reading: &mut Reading<'_>,
+        fetch: &Fetch,
+        span: &ColdSpan,
+        bytes: &Bytes,
+    ) -> Option<()> {
+        let block = ColdBlock::parse(bytes, self.identity, fetch.group, span).ok()?;
+        let data = bytes.slice_ref(block.data);
+        reading.take(shared(block.entries(), &data), block.base)
     }
 
     /// A panic in redb and a failed check of its own both mean that its pages are damaged.
-    fn classify(&self, fetch: &Fetch, error: &JournalError) -> FetchError {
-        tracing::error!(shard = %self.journal.identity.shard, group = %fetch.group, ?error, "reading the journal failed");
-        let is_damaged = match error {
-            JournalError::Panicked => true,
-            JournalError::Redb(error) => matches!(**error, redb::Error::Corrupted(_)),
-        };
+    fn classify(&self, fetch: &Fetch, error: &RedbFailure) -> FetchError {
+        tracing::error!(shard = %self.identity.shard, group = %fetch.group, ?error, "reading the log failed");
         match fetch.from {
-            FetchFrom::Index(first) if is_damaged => FetchError::Corrupt { first, last: fetch.to },
-            FetchFrom::Offset(_) if is_damaged => FetchError::Corrupt { first: Index(1), last: fetch.to },
+            FetchFrom::Index(first) if error.is_damage() => FetchError::Corrupt { first, last: fetch.to },
+            FetchFrom::Offset(_) if error.is_damage() => {
+                FetchError::Corrupt { first: Index(1), last: fetch.to }
+            }
             _ => FetchError::Io,
         }
     }
 }
 
-fn corrupt(span: &Span) -> FetchError {
-    FetchError::Corrupt { first: span.first, last: span.last() }
-}
-
-fn is_part_of(part: &Part<'_>, group: GroupId, span: &Span) -> bool {
-    part.group == group && part.first == span.first && part.count >= span.count
-}
-
 /// A fetch while its entries are gathered.
 struct Reading<'a> {
     fetch: &'a Fetch,
+    /// Where the log begins: blocks may hold older entries.
+    start: Index,
     entries: Vec<LogEntry>,
     bytes: usize,
     is_full: bool,
 }
 
 impl Reading<'_> {
-    /// Takes the wanted entries of a part; `None` if its content is impossible.
-    fn take(&mut self, part: &Part<'_>, span: &Span) -> Option<()> {
-        let mut at = span.base;
-        let mut data_start = 0;
-        let mut wanted = Vec::new();
-        for entry in part.entries().take(span.count as usize) {
-            let end = offset_after(entry.kind, entry.data, at).ok()?;
+    /// Takes the wanted ones of contiguous entries, of which the first begins at `base`; `None` if
+    /// their content is impossible.
+    fn take(&mut self, entries: impl Iterator<Item = LogEntry>, base: Offset) -> Option<()> {
+        let mut at = base;
+        for entry in entries {
+            let end = offset_after(entry.kind, &entry.data, at).ok()?;
+            at = end;
             let is_before = match self.fetch.from {
                 FetchFrom::Index(from) => entry.index < from,
-                FetchFrom::Offset(from) => self.entries.is_empty() && wanted.is_empty() && end <= from,
+                FetchFrom::Offset(from) => self.entries.is_empty() && end <= from,
             };
-            at = end;
-            if is_before {
-                data_start += entry.data.len();
+            let is_known = self.entries.last().is_some_and(|last| entry.index <= last.index);
+            if is_before || is_known || entry.index <= self.start {
                 continue;
             }
-            let is_first = self.entries.is_empty() && wanted.is_empty();
             let bytes = self.bytes.saturating_add(entry.data.len());
-            if entry.index > self.fetch.to || (!is_first && bytes > self.fetch.bytes_max) {
+            if entry.index > self.fetch.to || (!self.entries.is_empty() && bytes > self.fetch.bytes_max) {
                 self.is_full = true;
                 break;
             }
             self.bytes = bytes;
-            wanted.push(entry);
-        }
-        // One copy for all wanted entries of the part, which then share it.
-        let data_end = data_start + wanted.iter().map(|entry| entry.data.len()).sum::<usize>();
-        let data = Bytes::copy_from_slice(part.data().get(data_start..data_end)?);
-        let mut start = 0;
-        for entry in wanted {
-            let end = start + entry.data.len();
-            let data = data.slice(start..end);
-            start = end;
-            self.entries.push(LogEntry { index: entry.index, term: entry.term, kind: entry.kind, data });
+            self.entries.push(entry);
         }
         Some(())
     }
@@ -147,5 +195,5 @@ impl Reading<'_> {
 
 const _: fn() = || {
     fn is_shareable<T: Send + Sync + Clone>() {}
-    is_shareable::<JournalReader>();
+    is_shareable::<LogReader>();
 };

@@ -1,19 +1,23 @@
-//! Opening a shard: reads every block, rebuilds every group, and decides what to trust.
+//! Opening a shard: reads the journal and the index of the log file, rebuilds every group, and
+//! decides what to trust.
 //!
-//! A newest block that is damaged and was never acknowledged is cut and counted. Anything else that
-//! is damaged or gone is an error, found before a single byte is written.
+//! A newest block that is damaged and was never acknowledged is cut and counted. Damage that can be
+//! told to concern single groups takes these out; anything else that is damaged or gone is an error,
+//! found before a single byte is written.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use iroh_raft_core::{
-    ConfState, EntryKind, FlushSeq, GroupId, GroupState, HardState, Index, LogEntry, TermRun,
-};
+use iroh_raft_core::{FlushSeq, GroupId, GroupState, Index, LogChange, LogDamage, LogEntry, TermRun};
 
 use crate::block::{Block, BlockError, ChainEnd, JournalIdentity, Part, offset_after};
 use crate::error::{AffectedRange, Result, StorageError};
-use crate::journal::{Candidate, Journal};
-use crate::spans::{GroupSpans, Span};
+use crate::group_log::Span;
+use crate::index::{Index as ShardIndex, JournalBlock};
+use crate::journal::{Blocks, Journal, RawBlock};
+use crate::log_file::{LogFile, StoredLog};
+use crate::redb_file::{Candidate, RedbFailure};
+use crate::span_read::read_span;
 
 /// What opening a shard found.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -21,7 +25,7 @@ use crate::spans::{GroupSpans, Span};
 pub struct RecoveryReport {
     /// Time that recovery took.
     pub duration: Duration,
-    /// Blocks read.
+    /// Blocks of the journal that were read.
     pub blocks: u64,
     /// Bytes of those blocks.
     pub bytes: u64,
@@ -31,292 +35,497 @@ pub struct RecoveryReport {
     pub acknowledged: FlushSeq,
 }
 
-/// A recovered journal.
+/// A recovered shard.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     pub(crate) journal: Journal,
+    pub(crate) log: LogFile,
     pub(crate) end: ChainEnd,
-    pub(crate) spans: HashMap<GroupId, GroupSpans>,
+    pub(crate) index: ShardIndex,
     pub(crate) groups: Vec<GroupState>,
     pub(crate) report: RecoveryReport,
 }
 
-/// Reads a candidate through, and accepts it if it holds all that was acknowledged.
-pub(crate) fn recover(candidate: Candidate, acknowledged: ChainEnd, tail_bytes: usize) -> Result<Recovered> {
+/// Reads both files through, and accepts them if they hold all that was acknowledged.
+pub(crate) fn recover(
+    journal: Candidate,
+    log: Candidate,
+    identity: JournalIdentity,
+    acknowledged: ChainEnd,
+    tail_bytes: usize,
+) -> Result<Recovered> {
     let began = Instant::now();
-    let identity = candidate.journal.identity;
-    let mut scan = Scan::new(identity, candidate.origin, acknowledged);
-    let scanned = candidate.journal.look_at_all(false, |key, bytes| scan.take(key, bytes));
-    scanned.map_err(|error| error.opening(&candidate.path, identity))?;
-    let torn_block = match scan.damage {
-        Some(damage) if scan.end.seq >= acknowledged.seq && damage.is_newest => Some(damage.key),
-        Some(damage) => return Err(scan.corrupt(&candidate, damage)),
-        None => None,
-    };
-    scan.check_mark()?;
+    Journal::check_origin(&journal, identity)?;
+    let stored = LogFile::load(&log, identity)?;
+    let path = journal.file.path.clone();
+    let opening = |error: RedbFailure| error.opening(&path, identity.shard);
+    let has_fallen_back = journal.has_fallen_back;
+    let read = Journal::read_candidate(&journal, |blocks| {
+        let scan = match Scan::run(blocks, identity, acknowledged, stored)? {
+            Ok(scan) => scan,
+            Err(error) => return Ok(Err(error)),
+        };
+        let tails = read_tails(blocks, identity, &scan.index, tail_bytes)?;
+        Ok(Ok((scan, tails)))
+    });
+    let (scan, tails) = read.map_err(opening)??;
     let mut report = RecoveryReport {
-        blocks: scan.blocks,
-        bytes: scan.bytes,
-        torn: u64::from(candidate.has_fallen_back) + u64::from(torn_block.is_some()),
+        blocks: scan.index.blocks.len() as u64,
+        bytes: scan.index.blocks.iter().map(|block| u64::from(block.bytes)).sum(),
+        torn: u64::from(has_fallen_back) + u64::from(scan.is_torn),
         acknowledged: acknowledged.seq,
         ..RecoveryReport::default()
     };
-    let path = candidate.path.clone();
-    let journal = candidate.accept()?;
-    if let Some(key) = torn_block {
-        journal.remove(key).map_err(|error| error.opening(&path, identity))?;
-    }
-    let tails = read_tails(&journal, &scan.groups, tail_bytes);
-    let tails = tails.map_err(|error| error.opening(&path, identity))?;
+    let log = LogFile { file: log.accept()?, identity };
+    let journal = Journal::accept(journal, identity, &scan.void)?;
     let end = scan.end;
-    let (spans, groups) = scan.into_states(tails);
+    let (index, groups) = scan.into_states(tails);
     report.duration = began.elapsed();
-    Ok(Recovered { journal, end, spans, groups, report })
+    Ok(Recovered { journal, log, end, index, groups, report })
 }
 
-/// One group while its blocks are read.
+/// What is known of a group beside its place in the index.
 #[derive(Default, Debug)]
 struct Recovering {
-    hard_state: HardState,
-    conf_state: ConfState,
-    spans: GroupSpans,
     term_runs: Vec<TermRun>,
     conf_changes: Vec<Index>,
+    damage: Option<(Index, Index)>,
+    /// Entries that later parts presuppose and that are not there. Fine if those are void too.
+    gap: Option<(Index, Index)>,
+    /// Whether the log file knows the group.
+    is_stored: bool,
 }
 
 impl Recovering {
-    /// Takes a part of the next block.
-    fn take(&mut self, part: &Part<'_>, block: FlushSeq) -> Result<(), BlockError> {
-        if part.count > 0 {
-            self.take_entries(part, block)?;
-        }
-        if let Some(hard_state) = part.hard_state {
-            self.hard_state = hard_state;
-        }
-        if let Some(conf_state) = &part.conf_state {
-            self.conf_state = conf_state.clone();
-        }
-        Ok(())
+    fn cut(&mut self, from: Index) {
+        while self.term_runs.pop_if(|run| run.first >= from).is_some() {}
+        while self.conf_changes.pop_if(|index| *index >= from).is_some() {}
     }
 
-    fn take_entries(&mut self, part: &Part<'_>, block: FlushSeq) -> Result<(), BlockError> {
-        let due = self.spans.last().next();
-        let is_continued = match part.first.cmp(&due) {
-            std::cmp::Ordering::Equal => part.place.base == self.spans.next_offset(),
-            std::cmp::Ordering::Less => part.place.base <= self.spans.next_offset(),
-            std::cmp::Ordering::Greater => false,
-        };
-        if !is_continued {
-            return Err(BlockError::Content);
+    fn compact_to(&mut self, index: Index) {
+        let before = self.term_runs.partition_point(|run| run.first <= index.next());
+        self.term_runs.drain(..before.saturating_sub(1));
+        if let Some(first) = self.term_runs.first_mut() {
+            first.first = first.first.max(index.next());
         }
-        while self.term_runs.pop_if(|run| run.first >= part.first).is_some() {}
-        while self.conf_changes.pop_if(|index| *index >= part.first).is_some() {}
-        let mut end = part.place.base;
-        for entry in part.entries() {
-            end = offset_after(entry.kind, entry.data, end).map_err(|_| BlockError::Content)?;
-            if self.term_runs.last().is_none_or(|run| run.term != entry.term) {
-                self.term_runs.push(TermRun { first: entry.index, term: entry.term });
-            }
-            if entry.kind != EntryKind::Normal {
-                self.conf_changes.push(entry.index);
-            }
-        }
-        self.spans.append(span_of(part, block), end);
-        Ok(())
+        self.conf_changes.retain(|change| *change > index);
     }
-}
 
-fn span_of(part: &Part<'_>, block: FlushSeq) -> Span {
-    Span {
-        first: part.first,
-        base: part.place.base,
-        block,
-        position: part.place.position,
-        count: part.count,
-        data_bytes: u32::try_from(part.data_bytes()).unwrap_or(u32::MAX),
+    fn note_damage(&mut self, first: Index, last: Index) {
+        let (from, to) = self.damage.unwrap_or((first, last));
+        self.damage = Some((from.min(first), to.max(last)));
     }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Damage {
-    key: FlushSeq,
-    error: BlockError,
-    /// Whether no block follows.
-    is_newest: bool,
 }
 
 /// State of the pass over all blocks, oldest first.
 #[derive(Debug)]
 struct Scan {
     identity: JournalIdentity,
-    acknowledged: ChainEnd,
+    index: ShardIndex,
     groups: BTreeMap<GroupId, Recovering>,
     end: ChainEnd,
-    /// Newest block end at or before the mark.
-    at_mark: ChainEnd,
-    blocks: u64,
-    bytes: u64,
-    damage: Option<Damage>,
+    is_torn: bool,
+    /// Blocks that nobody needs.
+    void: Vec<FlushSeq>,
 }
 
 impl Scan {
-    fn new(identity: JournalIdentity, origin: ChainEnd, acknowledged: ChainEnd) -> Scan {
-        Scan {
+    fn run(
+        blocks: &Blocks,
+        identity: JournalIdentity,
+        acknowledged: ChainEnd,
+        stored: StoredLog,
+    ) -> Result<Result<Scan>, RedbFailure> {
+        let mut scan = Scan {
             identity,
-            acknowledged,
+            index: ShardIndex::default(),
             groups: BTreeMap::new(),
-            end: origin,
-            at_mark: origin,
-            blocks: 0,
-            bytes: 0,
-            damage: None,
+            end: ChainEnd::default(),
+            is_torn: false,
+            void: Vec::new(),
+        };
+        scan.take_stored(stored);
+        let mut keys = blocks.keys_from(FlushSeq(0))?;
+        let Some(oldest) = scan.find_newest(blocks, &mut keys, acknowledged)? else {
+            return Ok(Err(scan.corrupt(blocks, &keys, keys.last().copied(), BlockError::Chain)));
+        };
+        let first_live = keys.partition_point(|last| *last < oldest);
+        scan.void.extend(keys.drain(..first_live));
+        match scan.check_chain(blocks, &keys, oldest, acknowledged)? {
+            Ok(()) => {}
+            Err(ChainFailure::Storage(error)) => return Ok(Err(error)),
+            Err(ChainFailure::Block(at, damage)) => {
+                return Ok(Err(scan.corrupt(blocks, &keys, Some(at), damage)));
+            }
+        }
+        // What was carried stood before everything else that is left.
+        for is_carried in [true, false] {
+            for key in &keys {
+                scan.take_parts(blocks, *key, is_carried)?;
+            }
+        }
+        Ok(Ok(scan))
+    }
+
+    fn take_stored(&mut self, stored: StoredLog) {
+        self.index.moved = stored.moved;
+        self.index.compacted = stored.compacted;
+        for (group, stored) in stored.groups {
+            self.groups.insert(
+                group,
+                Recovering {
+                    term_runs: stored.term_runs,
+                    conf_changes: stored.conf_changes,
+                    damage: stored.damage,
+                    gap: None,
+                    is_stored: true,
+                },
+            );
+            let log = self.index.group(group);
+            let incarnation = log.incarnation;
+            *log = stored.log;
+            log.incarnation = incarnation;
         }
     }
 
-    /// Takes the next block; false once there is nothing more to learn.
-    fn take(&mut self, key: FlushSeq, bytes: &[u8]) -> bool {
-        if let Some(damage) = &mut self.damage {
-            damage.is_newest = false;
-            return false;
+    /// Drops a newest block that is torn. Returns the first flush that the newest sound one needs;
+    /// `None` if there is none that could be believed.
+    fn find_newest(
+        &mut self,
+        blocks: &Blocks,
+        keys: &mut Vec<FlushSeq>,
+        acknowledged: ChainEnd,
+    ) -> Result<Option<FlushSeq>, RedbFailure> {
+        for _ in 0..2 {
+            let Some(newest) = keys.last().copied() else { return Ok(Some(FlushSeq(1))) };
+            let before = keys.iter().rev().nth(1).copied().unwrap_or(self.index.moved.seq);
+            match sound_block(blocks, self.identity, newest)? {
+                Ok((block, is_data_sound)) if is_data_sound || newest <= acknowledged.seq => {
+                    return Ok(Some(block));
+                }
+                // Only one commit can be under way, and what is older than the mark was acknowledged.
+                _ if !self.is_torn && before >= acknowledged.seq => {
+                    self.is_torn = true;
+                    self.void.extend(keys.pop());
+                }
+                _ => return Ok(None),
+            }
         }
-        if let Err(error) = self.take_block(key, bytes) {
-            self.damage = Some(Damage { key, error, is_newest: true });
-        }
-        true
+        Ok(None)
     }
 
-    fn take_block(&mut self, key: FlushSeq, bytes: &[u8]) -> Result<(), BlockError> {
-        let block = Block::parse(bytes, self.identity)?;
-        if !block.is_after(self.end) || block.end().seq != key {
-            return Err(BlockError::Chain);
+    /// Follows the chain from the oldest block to the newest, and compares it with what the log file
+    /// and the mark say.
+    fn check_chain(
+        &mut self,
+        blocks: &Blocks,
+        keys: &[FlushSeq],
+        oldest: FlushSeq,
+        acknowledged: ChainEnd,
+    ) -> Result<Result<(), ChainFailure>, RedbFailure> {
+        let moved = self.index.moved;
+        if moved.seq.0 + 1 < oldest.0 {
+            let expected = FlushSeq(oldest.0 - 1);
+            let shard = self.identity.shard;
+            return Ok(Err(StorageError::LogRolledBack { shard, expected, found: moved.seq }.into()));
         }
-        // A block is taken whole or not at all: a torn one is cut as if it had never been.
-        let parts: Vec<_> = block.parts().collect::<Result<_, _>>()?;
-        for part in &parts {
-            self.groups.entry(part.group).or_default().take(part, key)?;
+        let mut at_moved = ChainEnd::default();
+        let mut at_mark = ChainEnd::default();
+        for (number, key) in keys.iter().enumerate() {
+            let parsed = parsed(blocks, self.identity, *key, |block, raw| {
+                // All parts have to make sense; damaged data is looked at later, group by group.
+                let parts: Result<Vec<_>, _> = block.parts().collect();
+                parts.map(|_| (block.before(), block.end(), raw.lengths.total()))
+            })?;
+            let due_seq = if number == 0 { FlushSeq(oldest.0 - 1) } else { self.end.seq };
+            let at = FlushSeq(due_seq.0 + 1);
+            let (before, end, bytes) = match parsed {
+                Ok(parsed) => parsed,
+                Err(error) => return Ok(Err(ChainFailure::Block(at, error))),
+            };
+            let is_next = before.seq == due_seq && (number == 0 || before == self.end);
+            if !is_next || end.seq != *key {
+                return Ok(Err(ChainFailure::Block(at, BlockError::Chain)));
+            }
+            for end in [before, end] {
+                at_moved = if end.seq <= moved.seq { end } else { at_moved };
+                at_mark = if end.seq <= acknowledged.seq { end } else { at_mark };
+            }
+            self.end = end;
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            self.index.add_block(JournalBlock { end, bytes }, oldest);
+            if end.seq <= moved.seq {
+                self.index.unmoved_bytes = 0;
+            }
         }
-        self.end = block.end();
-        if self.end.seq <= self.acknowledged.seq {
-            self.at_mark = self.end;
+        let shard = self.identity.shard;
+        let rolled_back = |acknowledged: FlushSeq, at: ChainEnd| {
+            let found = if at.seq == acknowledged { FlushSeq(at.seq.0.saturating_sub(1)) } else { at.seq };
+            Ok(Err(StorageError::JournalRolledBack { shard, acknowledged, found }.into()))
+        };
+        if moved != at_moved {
+            return rolled_back(moved.seq, at_moved);
         }
-        self.blocks += 1;
-        self.bytes += bytes.len() as u64;
+        // A mark older than the chain's beginning has nothing left to compare with.
+        let is_older = keys.first().is_some() && acknowledged.seq.0 + 1 < oldest.0;
+        if acknowledged != at_mark && !is_older {
+            return rolled_back(acknowledged.seq, at_mark);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Takes the parts of a block: only those that were carried, or only the others.
+    fn take_parts(&mut self, blocks: &Blocks, key: FlushSeq, is_carried: bool) -> Result<(), RedbFailure> {
+        // The chain was followed a moment ago.
+        let Ok(raw) = blocks.get(key)? else { return Ok(()) };
+        let directory = raw.directory();
+        let Ok(block) = Block::parse(&directory, self.identity) else { return Ok(()) };
+        for part in block.parts().flatten().filter(|part| part.is_carried == is_carried) {
+            self.take_part(&part, &raw, key);
+        }
         Ok(())
     }
 
-    /// Whether everything acknowledged is here, and is what was acknowledged.
-    fn check_mark(&self) -> Result<()> {
-        // A mark older than the chain's beginning has nothing left to compare with.
-        if self.acknowledged.seq < self.at_mark.seq || self.acknowledged == self.at_mark {
-            return Ok(());
+    fn take_part(&mut self, part: &Part<'_>, raw: &RawBlock<'_>, key: FlushSeq) {
+        if let Some(change) = part.change {
+            self.take_change(part.group, change, key);
+            let is_all = part.hard_state.is_none() && part.conf_state.is_none() && part.count == 0;
+            if change == LogChange::Remove && is_all {
+                return;
+            }
         }
-        let found = match self.acknowledged.seq == self.at_mark.seq {
-            true => FlushSeq(self.at_mark.seq.0.saturating_sub(1)),
-            false => self.at_mark.seq,
-        };
-        Err(StorageError::JournalRolledBack {
-            shard: self.identity.shard,
-            acknowledged: self.acknowledged.seq,
-            found,
-        })
+        if part.count > 0 {
+            self.take_entries(part, raw, key);
+        }
+        self.groups.entry(part.group).or_default();
+        let log = self.index.group(part.group);
+        if let Some(hard_state) = part.hard_state {
+            log.hard_state = hard_state;
+        }
+        if let Some(conf_state) = &part.conf_state {
+            log.conf_state.clone_from(conf_state);
+        }
     }
 
-    /// Says as well as possible whose entries a damaged place concerns: those that the damaged block
-    /// names, and those that later blocks presuppose.
-    fn corrupt(&self, candidate: &Candidate, damage: Damage) -> StorageError {
+    fn take_change(&mut self, group: GroupId, change: LogChange, key: FlushSeq) {
+        let is_moved = key <= self.index.moved.seq;
+        let recovering = self.groups.entry(group).or_default();
+        match change {
+            // The log file knows what became of the group after that.
+            LogChange::Remove if is_moved && recovering.is_stored => {
+                let log = self.index.group(group);
+                log.drop_hot();
+                (log.hard_state, log.conf_state) = Default::default();
+                recovering.cut(log.moved().next());
+                recovering.gap = None;
+            }
+            LogChange::Remove => {
+                self.groups.remove(&group);
+                self.index.change(group, change, key);
+                if is_moved {
+                    // It has no blocks in the log file, or these are known as garbage.
+                    self.index.resets.pop();
+                }
+            }
+            LogChange::StartAfter(_) if is_moved => {
+                let log = self.index.group(group);
+                log.drop_hot();
+                recovering.cut(log.moved().next());
+                recovering.gap = None;
+            }
+            LogChange::StartAfter(_) => {
+                self.index.change(group, change, key);
+                *recovering = Recovering { is_stored: recovering.is_stored, ..Recovering::default() };
+            }
+            LogChange::CompactTo(_) if is_moved => {}
+            LogChange::CompactTo(start) => {
+                self.index.change(group, change, key);
+                recovering.compact_to(start.index);
+                let is_past = |range: &(Index, Index)| range.1 > start.index;
+                recovering.gap = recovering.gap.filter(is_past);
+                recovering.damage = recovering.damage.filter(is_past);
+            }
+        }
+    }
+
+    fn take_entries(&mut self, part: &Part<'_>, raw: &RawBlock<'_>, key: FlushSeq) {
+        let recovering = self.groups.entry(part.group).or_default();
+        let log = self.index.group(part.group);
+        if part.last() <= log.moved() {
+            // Moved since; but what followed it then was void.
+            log.drop_hot();
+            recovering.cut(log.moved().next());
+            recovering.gap = None;
+            return;
+        }
+        if part.first > log.last().next() {
+            let (from, to) = recovering.gap.unwrap_or((log.last().next(), part.last()));
+            recovering.gap = Some((from, to.max(part.last())));
+            return;
+        }
+        recovering.gap = None;
+        let is_continued = match part.first == log.last().next() {
+            true => part.base == log.next_offset(),
+            false => part.base <= log.next_offset(),
+        };
+        let data = raw.copy(part.data_range()).filter(|data| part.is_data(std::iter::once(&data[..])));
+        let end = data.as_deref().filter(|_| is_continued).and_then(|data| {
+            part.entries(data).try_fold(part.base, |at, entry| offset_after(entry.kind, entry.data, at).ok())
+        });
+        let Some(end) = end else {
+            recovering.note_damage(part.first.max(log.moved().next()), part.last());
+            return;
+        };
+        let floor = log.moved().next();
+        recovering.cut(part.first.max(floor));
+        for run in part.term_runs() {
+            let run = TermRun { first: run.first.max(floor), ..run };
+            // Of the runs that begin in what was moved, the last one counts.
+            while recovering.term_runs.pop_if(|last| last.first >= run.first).is_some() {}
+            if recovering.term_runs.last().is_none_or(|last| last.term != run.term) {
+                recovering.term_runs.push(run);
+            }
+        }
+        recovering.conf_changes.extend(part.conf_changes().filter(|index| *index >= floor));
+        let span = Span {
+            first: part.first,
+            base: part.base,
+            block: key,
+            place: part.place,
+            count: part.count,
+            data_bytes: u32::try_from(part.data_bytes).unwrap_or(u32::MAX),
+        };
+        log.append(span, end);
+    }
+
+    /// Says as well as possible whose entries a damaged place concerns: those that later blocks
+    /// presuppose.
+    fn corrupt(
+        &mut self,
+        blocks: &Blocks,
+        keys: &[FlushSeq],
+        at: Option<FlushSeq>,
+        damage: BlockError,
+    ) -> StorageError {
+        let at = at.unwrap_or(FlushSeq(self.end.seq.0 + 1));
         let mut affected: BTreeMap<GroupId, AffectedRange> = BTreeMap::new();
         let mut lasts: HashMap<GroupId, Index> =
-            self.groups.iter().map(|(group, state)| (*group, state.spans.last())).collect();
-        let mut note = |group: GroupId, first: Index, last: Index| {
-            let range = affected.entry(group).or_insert(AffectedRange { group, first, last });
-            range.first = range.first.min(first);
-            range.last = range.last.max(last);
-        };
-        let looked = candidate.journal.look_at_all(false, |key, bytes| {
-            if key < damage.key {
-                return true;
-            }
-            let Ok(block) = Block::parse_unchecked(bytes, self.identity) else { return true };
-            let is_sound = Block::parse(bytes, self.identity).is_ok();
+            self.index.groups.iter().map(|(group, log)| (*group, log.last())).collect();
+        for key in keys {
+            let Ok(Ok(raw)) = blocks.get(*key) else { continue };
+            let directory = raw.directory();
+            let Ok(block) = Block::parse(&directory, self.identity) else { continue };
             for part in block.parts().map_while(Result::ok).filter(|part| part.count > 0) {
                 let last = lasts.entry(part.group).or_default();
-                if part.first > last.next() {
-                    note(part.group, last.next(), Index(part.first.0 - 1));
-                }
-                if !is_sound {
-                    note(part.group, part.first, part.last());
+                if part.first > last.next() && *key > at {
+                    let (group, first, last) = (part.group, last.next(), Index(part.first.0 - 1));
+                    affected.entry(group).or_insert(AffectedRange { group, first, last }).last = last;
                 }
                 *last = part.last();
             }
-            true
-        });
-        if looked.is_err() {
-            tracing::warn!(shard = %self.identity.shard, "the damaged journal could not be read to its end");
         }
-        StorageError::Corrupt {
-            shard: self.identity.shard,
-            at: FlushSeq(self.end.seq.0.saturating_add(1)),
-            damage: damage.error,
-            affected: affected.into_values().collect(),
-        }
+        let shard = self.identity.shard;
+        StorageError::Corrupt { shard, at, damage, affected: affected.into_values().collect() }
     }
 
-    fn into_states(
-        self,
-        mut tails: HashMap<GroupId, Vec<LogEntry>>,
-    ) -> (HashMap<GroupId, GroupSpans>, Vec<GroupState>) {
-        let mut spans = HashMap::with_capacity(self.groups.len());
+    fn into_states(self, mut tails: HashMap<GroupId, Vec<LogEntry>>) -> (ShardIndex, Vec<GroupState>) {
+        let mut index = self.index;
+        let moved = index.moved.seq;
         let mut states = Vec::with_capacity(self.groups.len());
         for (group, recovering) in self.groups {
+            let log = index.group(group);
+            let damage = recovering.damage.or(recovering.gap);
             states.push(GroupState {
                 group,
-                hard_state: recovering.hard_state,
-                conf_state: recovering.conf_state,
+                hard_state: log.hard_state,
+                conf_state: log.conf_state.clone(),
                 is_durable: true,
-                start: Default::default(),
-                damage: None,
+                start: log.start(),
                 term_runs: recovering.term_runs,
-                last: recovering.spans.last(),
-                next_offset: recovering.spans.next_offset(),
+                last: log.last(),
+                next_offset: log.next_offset(),
                 tail: tails.remove(&group).unwrap_or_default(),
                 conf_changes: recovering.conf_changes,
+                damage: damage.map(|(first, last)| LogDamage { first, last }),
                 has_state_machine: false,
             });
-            spans.insert(group, recovering.spans);
+            if log.hot_up_to(moved).next().is_some() {
+                index.left.push(group);
+            }
         }
-        (spans, states)
+        (index, states)
     }
 }
 
-/// The newest entries of all groups together, as many as fit `bytes_max`, by group in order.
+enum ChainFailure {
+    Block(FlushSeq, BlockError),
+    Storage(StorageError),
+}
+
+impl From<StorageError> for ChainFailure {
+    fn from(error: StorageError) -> ChainFailure {
+        ChainFailure::Storage(error)
+    }
+}
+
+/// Looks at a block whose directory is sound.
+fn parsed<T>(
+    blocks: &Blocks,
+    identity: JournalIdentity,
+    key: FlushSeq,
+    look: impl FnOnce(&Block<'_>, &RawBlock<'_>) -> Result<T, BlockError>,
+) -> Result<Result<T, BlockError>, RedbFailure> {
+    let raw = match blocks.get(key)? {
+        Ok(raw) => raw,
+        Err(error) => return Ok(Err(error)),
+    };
+    let directory = raw.directory();
+    Ok(Block::parse(&directory, identity).and_then(|block| look(&block, &raw)))
+}
+
+/// The first flush that a block needs, and whether the data of all its parts is sound.
+fn sound_block(
+    blocks: &Blocks,
+    identity: JournalIdentity,
+    key: FlushSeq,
+) -> Result<Result<(FlushSeq, bool), BlockError>, RedbFailure> {
+    parsed(blocks, identity, key, |block, raw| {
+        let parts: Vec<_> = block.parts().collect::<Result<_, _>>()?;
+        let is_sound = parts.iter().all(|part| part.is_data(raw.pieces(part.data_range())));
+        if block.end().seq == key { Ok((block.oldest(), is_sound)) } else { Err(BlockError::Chain) }
+    })
+}
+
+/// The newest entries of all groups together, as many as fit `bytes_max`.
 fn read_tails(
-    journal: &Journal,
-    groups: &BTreeMap<GroupId, Recovering>,
+    blocks: &Blocks,
+    identity: JournalIdentity,
+    index: &ShardIndex,
     bytes_max: usize,
-) -> Result<HashMap<GroupId, Vec<LogEntry>>, crate::journal::JournalError> {
+) -> Result<HashMap<GroupId, Vec<LogEntry>>, RedbFailure> {
+    // Newest first; within a group from the end, also where entries were carried to a newer block.
+    let mut spans: Vec<(FlushSeq, GroupId, Span)> = Vec::new();
+    for (group, log) in &index.groups {
+        let mut newest = FlushSeq(u64::MAX);
+        for span in log.hot().iter().rev() {
+            newest = newest.min(span.block);
+            spans.push((newest, *group, *span));
+        }
+    }
+    spans.sort_by(|(a, group_a, span_a), (b, group_b, span_b)| {
+        (b, group_a, span_b.first).cmp(&(a, group_b, span_a.first))
+    });
     let mut left = bytes_max;
     let mut tails: HashMap<GroupId, Vec<LogEntry>> = HashMap::new();
-    journal.look_at_all(true, |key, bytes| {
-        // The same bytes were checked a moment ago.
-        let Ok(block) = Block::parse_unchecked(bytes, journal.identity) else { return false };
-        let parts: Vec<_> = block.parts().map_while(Result::ok).filter(|part| part.count > 0).collect();
-        for part in parts.iter().rev() {
-            let live = groups.get(&part.group).and_then(|state| state.spans.span_of(part.first));
-            let Some(span) = live.filter(|span| (span.block, span.position) == (key, part.place.position))
-            else {
-                continue;
-            };
-            let entries: Vec<_> = part.entries().take(span.count as usize).collect();
-            let tail = tails.entry(part.group).or_default();
-            for entry in entries.iter().rev() {
-                let bytes = entry.data.len() + size_of::<LogEntry>();
-                let Some(rest) = left.checked_sub(bytes) else { return false };
-                left = rest;
-                tail.push(entry.to_entry());
-            }
-        }
-        true
-    })?;
+    for (_, group, span) in spans {
+        let moved = index.groups.get(&group).map_or(Index(0), |log| log.moved());
+        let Ok(entries) = read_span(blocks, identity, group, &span)? else { break };
+        let entries: Vec<_> = entries.into_iter().filter(|entry| entry.index > moved).collect();
+        let bytes: usize = entries.iter().map(|entry| entry.data.len() + size_of::<LogEntry>()).sum();
+        let Some(rest) = left.checked_sub(bytes) else { break };
+        left = rest;
+        tails.entry(group).or_default().extend(entries.into_iter().rev());
+    }
     tails.values_mut().for_each(|tail| tail.reverse());
     Ok(tails)
 }

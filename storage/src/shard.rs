@@ -6,25 +6,40 @@ use std::sync::Arc;
 use iroh_raft_core::{FlushSeq, GroupState};
 
 use crate::block::JournalIdentity;
-use crate::disk::{Disk, FolderLock};
+use crate::disk::{Disk, FileKind, FolderLock};
 use crate::error::Result;
+use crate::index::SharedIndex;
 use crate::journal::Journal;
+use crate::log_file::LogFile;
 use crate::mark::Mark;
-use crate::reader::JournalReader;
+use crate::mover::Mover;
+use crate::reader::LogReader;
 use crate::recovery::{RecoveryReport, recover};
+use crate::redb_file::RedbFile;
 use crate::small_file::io_error;
-use crate::spans::SpanIndex;
-use crate::writer::JournalWriter;
+use crate::writer::{Bounds, JournalWriter};
 
 pub(crate) const JOURNAL: &str = "journal.redb";
+pub(crate) const LOG: &str = "log.redb";
 pub(crate) const MARK: &str = "acked";
 
-/// Settings of a shard's journal.
+/// Settings of a shard's durable log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ShardOptions {
-    /// Memory for redb's page cache, in bytes. Default 64 MiB. Higher: old entries are read from
-    /// memory more often. Too low: a large flush is written in pieces.
-    pub cache_bytes: usize,
+    /// Bytes of the journal that are not yet in the log file, at most; the writer waits for the mover
+    /// there. Default 256 MiB. Higher: longer bursts at full speed, a longer recovery. What is not
+    /// committed stays in the journal whatever this says.
+    pub journal_bytes_max: u64,
+    /// Bytes of the journal that are moved to the log file at a time. Default 32 MiB. Higher: larger
+    /// blocks of each group and fewer commits, but more memory and longer stretches of work beside
+    /// the flushes.
+    pub move_bytes: u64,
+    /// Memory for redb's cache of the journal, in bytes. Default 320 MiB: with less than the journal's
+    /// bound, the mover reads from the disk.
+    pub journal_cache_bytes: usize,
+    /// Memory for redb's cache of the log file, in bytes. Default 64 MiB. Higher: old entries are read
+    /// from memory more often.
+    pub log_cache_bytes: usize,
     /// Disk space reserved for the journal at start, in bytes; 0 for none. Default 0. Higher: space
     /// is known to be there, and growing within it costs the file system less.
     pub preallocate_bytes: u64,
@@ -34,7 +49,14 @@ pub struct ShardOptions {
 
 impl Default for ShardOptions {
     fn default() -> ShardOptions {
-        ShardOptions { cache_bytes: 64 << 20, preallocate_bytes: 0, tail_bytes: 64 << 20 }
+        ShardOptions {
+            journal_bytes_max: 256 << 20,
+            move_bytes: 32 << 20,
+            journal_cache_bytes: 320 << 20,
+            log_cache_bytes: 64 << 20,
+            preallocate_bytes: 0,
+            tail_bytes: 64 << 20,
+        }
     }
 }
 
@@ -44,10 +66,12 @@ impl Default for ShardOptions {
 pub struct OpenShard {
     /// Makes flushes durable.
     pub writer: JournalWriter,
-    /// Reads them back.
-    pub reader: JournalReader,
-    /// Every group that was ever flushed, in order of id. `has_state_machine` is false: it is not
-    /// the disk that knows.
+    /// Moves what is committed to the log file.
+    pub mover: Mover,
+    /// Reads entries back.
+    pub reader: LogReader,
+    /// Every group that was ever flushed and not removed, in order of id. `has_state_machine` is
+    /// false: it is not the disk that knows.
     pub groups: Vec<GroupState>,
     /// Newest durable flush; the core's next one is the one after it.
     pub last_seq: FlushSeq,
@@ -63,6 +87,7 @@ pub(crate) fn create(
     lock: &FolderLock,
 ) -> Result<()> {
     Journal::create(disk, &folder.join(JOURNAL), identity, lock.clone())?;
+    LogFile::create(disk, &folder.join(LOG), identity, lock.clone())?;
     Mark::create(disk, &folder.join(MARK), identity)
 }
 
@@ -71,26 +96,33 @@ pub(crate) fn open(
     disk: &dyn Disk,
     folder: &Path,
     identity: JournalIdentity,
-    options: ShardOptions,
+    options: &ShardOptions,
     lock: &FolderLock,
 ) -> Result<OpenShard> {
+    let shard = identity.shard;
     let journal_path = folder.join(JOURNAL);
     let (mark, acknowledged) = Mark::open(disk, &folder.join(MARK), identity)?;
-    let candidate = Journal::open(disk, &journal_path, identity, options.cache_bytes, lock.clone())?;
-    let recovered = recover(candidate, acknowledged, options.tail_bytes)?;
+    let open_file =
+        |path: &Path, kind, cache_bytes| RedbFile::open(disk, path, kind, shard, cache_bytes, lock.clone());
+    let journal = open_file(&journal_path, FileKind::Journal, options.journal_cache_bytes)?;
+    let log = open_file(&folder.join(LOG), FileKind::Log, options.log_cache_bytes)?;
+    let recovered = recover(journal, log, identity, acknowledged, options.tail_bytes)?;
     if options.preallocate_bytes > 0 {
         let reserved = disk.reserve(&journal_path, options.preallocate_bytes);
         reserved.map_err(io_error("reserve space for", &journal_path))?;
     }
     let report = recovered.report;
-    let label = identity.shard.to_string();
+    let label = shard.to_string();
     metrics::gauge!("storage_recovery_ms", "shard" => label.clone()).set(report.duration.as_secs_f64() * 1e3);
     metrics::counter!("storage_torn_count", "shard" => label).increment(report.torn);
     let journal = Arc::new(recovered.journal);
-    let index = Arc::new(SpanIndex::new(recovered.spans));
+    let log = Arc::new(recovered.log);
+    let index = Arc::new(SharedIndex::new(recovered.index));
+    let bounds = Bounds { journal_bytes_max: options.journal_bytes_max, move_bytes: options.move_bytes };
     Ok(OpenShard {
-        writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end),
-        reader: JournalReader::new(journal, index),
+        writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end, bounds),
+        mover: Mover::new(journal.clone(), log.clone(), index.clone(), options.move_bytes),
+        reader: LogReader::new(journal, log, index),
         groups: recovered.groups,
         last_seq: recovered.end.seq,
         report,

@@ -1,18 +1,28 @@
 //! The writer of a shard's journal: passive, one commit a call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iroh_raft_core::{Append, FlushSeq, GroupAppend, GroupId, Index, Offset, Term};
-use metrics::{Counter, Histogram};
+use iroh_raft_core::{Append, FlushSeq, GroupAppend, GroupId, Index, LogChange, LogStart, Offset, Term};
+use metrics::{Counter, Gauge, Histogram};
 
-use crate::block::{self, BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, Block, ChainEnd, OffsetError, offset_after};
+use crate::block::{
+    self, BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, ChainEnd, NewBlock, NewPart, OffsetError, PartPlace,
+    offset_after,
+};
 use crate::error::{AppendProblem, Result, StorageError};
+use crate::group_log::Span;
+use crate::index::{Index as ShardIndex, JournalBlock, SharedIndex};
 use crate::journal::Journal;
 use crate::mark::Mark;
-use crate::spans::{Span, SpanIndex};
+use crate::span_read::{ReadSpanError, read_span};
+
+/// Void blocks that are removed together when they are small: they share pages.
+const SMALL_VOID_BLOCKS: usize = 64;
+/// A block below this shares its page with others.
+const SMALL_BLOCK_BYTES: u32 = 4096;
 
 /// What one commit did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,31 +38,64 @@ pub struct FlushReport {
     pub bytes: usize,
     /// Time from the call to the end of the sync.
     pub duration: Duration,
+    /// Whether there is enough in the journal that the mover should run now.
+    pub is_move_due: bool,
+    /// Whether the journal has reached its bound: the mover has to run before the next flush.
+    pub is_full: bool,
+}
+
+/// Sizes that the writer goes by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) journal_bytes_max: u64,
+    pub(crate) move_bytes: u64,
 }
 
 /// Makes flushes durable. Owned by one thread, or one task of a simulation.
 #[derive(Debug)]
 pub struct JournalWriter {
     journal: Arc<Journal>,
-    index: Arc<SpanIndex>,
+    index: Arc<SharedIndex>,
     mark: Mark,
     end: ChainEnd,
+    bounds: Bounds,
     is_fenced: bool,
+    /// Blocks that nobody needs and that are still in the file.
+    void: VecDeque<JournalBlock>,
     /// Reused by every call.
-    plan: Plan,
+    directory: Vec<u8>,
     numbers: Numbers,
 }
 
-/// What a batch does to the index, worked out before anything is written.
+/// What a flush does to the index, worked out before anything is written.
 #[derive(Default, Debug)]
 struct Plan {
     /// Base offset of every part, in order.
     bases: Vec<Offset>,
-    /// The parts with entries: group, span, offset after it, number of its part.
-    spans: Vec<(GroupId, Span, Offset, usize)>,
+    /// The parts with entries.
+    spans: Vec<PlannedSpan>,
     /// Where groups stand after the parts so far.
-    ends: HashMap<GroupId, (Index, Offset)>,
+    ends: HashMap<GroupId, GroupEnd>,
     records: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PlannedSpan {
+    group: GroupId,
+    /// Number of its part among those of the batch.
+    number: usize,
+    /// Placed in the block once all parts are known.
+    span: Span,
+    end: Offset,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct GroupEnd {
+    last: Index,
+    next_offset: Offset,
+    /// Nothing up to here may be voided: it is moved, or compacted.
+    floor: Index,
+    commit: Index,
 }
 
 #[derive(Debug)]
@@ -61,23 +104,37 @@ struct Numbers {
     flush_us: Histogram,
     flush_records: Histogram,
     flush_bytes: Histogram,
+    journal_bytes: Gauge,
 }
 
 impl JournalWriter {
     pub(crate) fn new(
         journal: Arc<Journal>,
-        index: Arc<SpanIndex>,
+        index: Arc<SharedIndex>,
         mark: Mark,
         end: ChainEnd,
+        bounds: Bounds,
     ) -> JournalWriter {
         let shard = journal.identity.shard.to_string();
         let numbers = Numbers {
             flush_count: metrics::counter!("storage_flush_count", "shard" => shard.clone()),
             flush_us: metrics::histogram!("storage_flush_us", "shard" => shard.clone()),
             flush_records: metrics::histogram!("storage_flush_records", "shard" => shard.clone()),
-            flush_bytes: metrics::histogram!("storage_flush_bytes", "shard" => shard),
+            flush_bytes: metrics::histogram!("storage_flush_bytes", "shard" => shard.clone()),
+            journal_bytes: metrics::gauge!("storage_journal_bytes", "shard" => shard),
         };
-        JournalWriter { journal, index, mark, end, is_fenced: false, plan: Plan::default(), numbers }
+        let void = VecDeque::new();
+        JournalWriter {
+            journal,
+            index,
+            mark,
+            end,
+            bounds,
+            is_fenced: false,
+            void,
+            directory: Vec::new(),
+            numbers,
+        }
     }
 
     /// Newest flush that is durable.
@@ -107,155 +164,363 @@ impl JournalWriter {
         Ok(report)
     }
 
+    /// Whether the mover has to run before the next flush.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.bounds.is_full(&self.index.lock())
+    }
+
     fn flush(&mut self, batch: &[Append]) -> Result<FlushReport> {
         let began = Instant::now();
         let Some(last) = batch.last().map(|append| append.seq) else {
-            let duration = Duration::ZERO;
-            return Ok(FlushReport { last: self.end.seq, flushes: 0, records: 0, bytes: 0, duration });
+            let index = self.index.lock();
+            return Ok(FlushReport {
+                last: self.end.seq,
+                flushes: 0,
+                records: 0,
+                bytes: 0,
+                duration: Duration::ZERO,
+                is_move_due: self.bounds.is_move_due(&index),
+                is_full: self.bounds.is_full(&index),
+            });
         };
-        let bytes = block::block_bytes(batch);
+        let (oldest, carried) = self.take_carried()?;
+        let mut plan = self.plan(batch)?;
+        let carried_parts = carried.iter().map(|carried| NewPart {
+            append: &carried.append,
+            base: carried.base,
+            is_carried: true,
+        });
+        let new_parts = batch.iter().flat_map(|append| &append.groups).zip(&plan.bases);
+        let new_parts = new_parts.map(|(append, base)| NewPart { append, base: *base, is_carried: false });
+        let parts: Vec<NewPart<'_>> = carried_parts.chain(new_parts).collect();
+        let block =
+            NewBlock { identity: self.journal.identity, previous: self.end, last, oldest, parts: &parts };
+        let bytes = block.directory_bytes() + block.data_bytes();
         if bytes > BLOCK_BYTES_MAX {
             let problem = AppendProblem::TooLarge { bytes, max: BLOCK_BYTES_MAX };
             return Err(self.invalid(last, GroupId(0), problem));
         }
-        self.make_plan(batch, last)?;
-        let end = self
-            .journal
-            .commit(self.end, batch, &self.plan.bases, bytes)
-            .map_err(|error| error.running(self.journal.identity))?;
+        let places = places(&block);
+        for planned in &mut plan.spans {
+            (planned.span.block, planned.span.place) = (last, places[carried.len() + planned.number]);
+        }
+        let end = block.encode_directory(&mut self.directory);
+        let void = self.take_void();
+        self.journal
+            .commit(&block, &self.directory, &void)
+            .map_err(|error| error.running(self.journal.identity.shard))?;
         let duration = began.elapsed();
         self.mark.write(end)?;
         self.end = end;
-        self.publish();
+        let carried =
+            carried.into_iter().zip(&places).map(|(carried, place)| carried.span(last, *place)).collect();
+        let new = JournalBlock { end, bytes: bytes as u32 };
+        let (is_move_due, is_full) = self.publish(new, oldest, carried, batch, &plan.spans);
         self.numbers.flush_count.increment(1);
         self.numbers.flush_us.record(duration.as_secs_f64() * 1e6);
-        self.numbers.flush_records.record(self.plan.records as f64);
+        self.numbers.flush_records.record(plan.records as f64);
         self.numbers.flush_bytes.record(bytes as f64);
-        Ok(FlushReport { last, flushes: batch.len(), records: self.plan.records, bytes, duration })
+        let records = plan.records;
+        Ok(FlushReport { last, flushes: batch.len(), records, bytes, duration, is_move_due, is_full })
+    }
+
+    /// The first flush that is needed from now on, and what of the blocks before it has to go on
+    /// living: entries that were not committed when the rest was moved.
+    fn take_carried(&mut self) -> Result<(FlushSeq, Vec<Carried>)> {
+        let mut wanted = Vec::new();
+        let moved = {
+            let mut index = self.index.lock();
+            let moved = index.moved.seq;
+            for group in std::mem::take(&mut index.left) {
+                let Some(log) = index.groups.get(&group) else { continue };
+                let spans: Vec<Span> = log.hot_up_to(moved).copied().collect();
+                if !spans.is_empty() {
+                    wanted.push((group, spans));
+                }
+            }
+            moved
+        };
+        if wanted.is_empty() {
+            return Ok((FlushSeq(moved.0 + 1), Vec::new()));
+        }
+        let identity = self.journal.identity;
+        let read = self.journal.read(|blocks| {
+            let mut carried = Vec::with_capacity(wanted.len());
+            for (group, spans) in &wanted {
+                let mut entries = Vec::new();
+                for span in spans {
+                    match read_span(blocks, identity, *group, span)? {
+                        Ok(found) => entries.extend(found),
+                        Err(error) => return Ok(Err(error)),
+                    }
+                }
+                let base = spans.first().map_or(Offset(0), |span| span.base);
+                let append =
+                    GroupAppend { group: *group, change: None, hard_state: None, conf_state: None, entries };
+                carried.push(Carried { append, base });
+            }
+            Ok(Ok(carried))
+        });
+        match read.map_err(|error| error.running(identity.shard))? {
+            Ok(carried) => Ok((FlushSeq(moved.0 + 1), carried)),
+            Err(ReadSpanError { at, damage, affected }) => {
+                Err(StorageError::Corrupt { shard: identity.shard, at, damage, affected: vec![affected] })
+            }
+        }
     }
 
     /// Checks the batch against the log and works out what it does to the index.
-    fn make_plan(&mut self, batch: &[Append], block: FlushSeq) -> Result<()> {
-        let mut plan = std::mem::take(&mut self.plan);
-        plan.bases.clear();
-        plan.spans.clear();
-        plan.ends.clear();
-        plan.records = 0;
-        let mut position = BLOCK_HEADER_BYTES;
+    fn plan(&self, batch: &[Append]) -> Result<Plan> {
+        let mut plan = Plan::default();
+        let index = self.index.lock();
         for (append, due) in batch.iter().zip(self.end.seq.0 + 1..) {
             if append.seq.0 != due {
                 let problem = AppendProblem::Sequence { expected: FlushSeq(due) };
                 return Err(self.invalid(append.seq, GroupId(0), problem));
             }
             for part in &append.groups {
-                self.plan_part(&mut plan, batch, part, position, block)
+                self.plan_part(&index, &mut plan, batch, part)
                     .map_err(|error| error.into_storage(self, append.seq, part.group))?;
-                position += block::part_bytes(part);
             }
         }
-        self.plan = plan;
-        Ok(())
+        Ok(plan)
     }
 
     fn plan_part(
         &self,
+        index: &ShardIndex,
         plan: &mut Plan,
         batch: &[Append],
         part: &GroupAppend,
-        position: usize,
-        block: FlushSeq,
     ) -> Result<(), PlanError> {
-        let (last, next_offset) = plan.ends.get(&part.group).copied().unwrap_or_else(|| {
-            let groups = self.index.lock();
-            groups.get(&part.group).map(|spans| (spans.last(), spans.next_offset())).unwrap_or_default()
-        });
-        let number = plan.bases.len();
-        let Some(first) = part.entries.first().map(|entry| entry.index) else {
-            plan.bases.push(next_offset);
-            return Ok(());
-        };
-        if first.0 == 0 || first > last.next() {
-            return Err(AppendProblem::Gap { found: first, expected: last.next() }.into());
+        let mut end = plan.ends.get(&part.group).copied().unwrap_or_else(|| GroupEnd::of(index, part.group));
+        if let Some(hard_state) = part.hard_state {
+            end.commit = end.commit.max(hard_state.commit);
         }
-        let base = if first > last { next_offset } else { self.offset_at(plan, batch, part.group, first)? };
-        let end = check_entries(part, base)?;
-        let data_bytes: usize = part.entries.iter().map(|entry| entry.data.len()).sum();
-        let span = Span {
-            first,
-            base,
-            block,
-            // Both fit: the block is below 1 GiB.
-            position: position as u32,
-            count: part.entries.len() as u32,
-            data_bytes: data_bytes as u32,
+        if let Some(change) = part.change {
+            end.change(change)?;
+        }
+        let number = plan.bases.len();
+        let base = match part.entries.first().map(|entry| entry.index) {
+            None => end.next_offset,
+            Some(first) => {
+                if first.0 == 0 || first > end.last.next() {
+                    let expected = end.last.next();
+                    return Err(AppendProblem::Gap { found: first, expected }.into());
+                }
+                if first <= end.floor {
+                    return Err(AppendProblem::Committed { index: first, floor: end.floor }.into());
+                }
+                let is_next = first > end.last;
+                let base = if is_next {
+                    end.next_offset
+                } else {
+                    self.offset_at(index, plan, batch, part.group, first)?
+                };
+                let after = check_entries(part, base)?;
+                let span = Span {
+                    first,
+                    base,
+                    block: FlushSeq(0),
+                    place: PartPlace { position: 0, data_position: 0 },
+                    // Both fit: a block is below 1 GiB, which is checked before anything is written.
+                    count: part.entries.len() as u32,
+                    data_bytes: block::data_bytes(part) as u32,
+                };
+                plan.spans.push(PlannedSpan { group: part.group, number, span, end: after });
+                plan.records += after.0 - base.0;
+                (end.last, end.next_offset) = (span.last(), after);
+                base
+            }
         };
         plan.bases.push(base);
-        plan.spans.push((part.group, span, end, number));
-        plan.ends.insert(part.group, (span.last(), end));
-        plan.records += end.0 - base.0;
+        plan.ends.insert(part.group, end);
         Ok(())
     }
 
     /// Offset at which the entry `index`, which the log has, begins: for a suffix that replaces it.
     fn offset_at(
         &self,
+        index: &ShardIndex,
         plan: &Plan,
         batch: &[Append],
         group: GroupId,
-        index: Index,
+        at: Index,
     ) -> Result<Offset, PlanError> {
-        let planned = plan.spans.iter().rev().find(|(of, span, ..)| *of == group && span.first <= index);
-        if let Some((_, span, _, number)) = planned {
-            let part = batch.iter().flat_map(|append| &append.groups).nth(*number);
+        let planned =
+            plan.spans.iter().rev().find(|planned| planned.group == group && planned.span.first <= at);
+        if let Some(planned) = planned {
+            let part = batch.iter().flat_map(|append| &append.groups).nth(planned.number);
             let entries = part.map(|part| part.entries.as_slice()).unwrap_or_default();
-            let before = entries.iter().take_while(|entry| entry.index < index);
+            let before = entries.iter().take_while(|entry| entry.index < at);
             return before
                 .map(|entry| (entry.kind, &entry.data[..]))
-                .try_fold(span.base, |at, (kind, data)| offset_after(kind, data, at))
-                .map_err(|_| AppendProblem::NotABatch { index }.into());
+                .try_fold(planned.span.base, |offset, (kind, data)| offset_after(kind, data, offset))
+                .map_err(|_| AppendProblem::NotABatch { index: at }.into());
         }
-        let span = self.index.lock().get(&group).and_then(|spans| spans.span_of(index));
-        let span = span.ok_or(AppendProblem::Gap { found: index, expected: Index(0) })?;
-        if span.first == index {
+        let span = index.groups.get(&group).and_then(|log| log.hot_span_of(at));
+        let span = span.ok_or(AppendProblem::Gap { found: at, expected: Index(0) })?;
+        if span.first == at {
             return Ok(span.base);
         }
-        self.stored_offset_at(span, index)
-    }
-
-    fn stored_offset_at(&self, span: Span, index: Index) -> Result<Offset, PlanError> {
-        let mut found = None;
-        self.journal
-            .look_at(std::iter::once(span.block), |_, bytes| {
-                found = bytes.and_then(|bytes| {
-                    let part =
-                        Block::parse(bytes, self.journal.identity).ok()?.part_at(span.position).ok()?;
-                    part.entries()
-                        .take_while(|entry| entry.index < index)
-                        .try_fold(span.base, |at, entry| offset_after(entry.kind, entry.data, at).ok())
-                });
-                true
-            })
-            .map_err(|error| PlanError::Storage(error.running(self.journal.identity)))?;
-        found.ok_or_else(|| {
+        let identity = self.journal.identity;
+        let entries = self
+            .journal
+            .read(|blocks| read_span(blocks, identity, group, &span))
+            .map_err(|error| PlanError::Storage(error.running(identity.shard)))?;
+        let entries = entries.map_err(|ReadSpanError { at, damage, affected }| {
             PlanError::Storage(StorageError::Corrupt {
-                shard: self.journal.identity.shard,
-                at: span.block,
-                damage: crate::block::BlockError::Checksum,
-                affected: Vec::new(),
+                shard: identity.shard,
+                at,
+                damage,
+                affected: vec![affected],
             })
-        })
+        })?;
+        let mut before = entries.iter().take_while(|entry| entry.index < at);
+        before
+            .try_fold(span.base, |offset, entry| offset_after(entry.kind, &entry.data, offset))
+            .map_err(|_| AppendProblem::NotABatch { index: at }.into())
     }
 
-    /// Shows what is durable now to the readers.
-    fn publish(&mut self) {
-        let mut groups = self.index.lock();
-        for (group, span, end, _) in &self.plan.spans {
-            groups.entry(*group).or_default().append(*span, *end);
+    /// Void blocks to remove with this flush: more than it adds, and few enough not to be felt.
+    fn take_void(&mut self) -> Vec<JournalBlock> {
+        let is_small = self.void.front().is_some_and(|block| block.bytes < SMALL_BLOCK_BYTES);
+        let count = match is_small {
+            true if self.void.len() >= SMALL_VOID_BLOCKS => SMALL_VOID_BLOCKS,
+            true => 0,
+            false => self.void.len().min(2),
+        };
+        self.void.drain(..count).collect()
+    }
+
+    /// Shows what is durable now to mover and readers. Says whether a move is due, and whether it
+    /// cannot wait.
+    fn publish(
+        &mut self,
+        block: JournalBlock,
+        oldest: FlushSeq,
+        carried: Vec<(GroupId, Span)>,
+        batch: &[Append],
+        spans: &[PlannedSpan],
+    ) -> (bool, bool) {
+        let mut index = self.index.lock();
+        self.void.extend(index.add_block(block, oldest));
+        for (group, span) in carried {
+            index.group(group).replace_carried(span);
         }
+        let mut spans = spans.iter().peekable();
+        for (number, part) in batch.iter().flat_map(|append| &append.groups).enumerate() {
+            if let Some(change) = part.change {
+                index.change(part.group, change, block.end.seq);
+                let is_all =
+                    part.hard_state.is_none() && part.conf_state.is_none() && part.entries.is_empty();
+                if change == LogChange::Remove && is_all {
+                    continue;
+                }
+            }
+            let log = index.group(part.group);
+            if let Some(planned) = spans.next_if(|planned| planned.number == number) {
+                log.append(planned.span, planned.end);
+            }
+            if let Some(hard_state) = part.hard_state {
+                log.hard_state = hard_state;
+            }
+            if let Some(conf_state) = &part.conf_state {
+                log.conf_state.clone_from(conf_state);
+            }
+        }
+        self.numbers.journal_bytes.set(index.unmoved_bytes as f64);
+        (self.bounds.is_move_due(&index), self.bounds.is_full(&index))
     }
 
     fn invalid(&self, seq: FlushSeq, group: GroupId, problem: AppendProblem) -> StorageError {
         StorageError::InvalidAppend { shard: self.journal.identity.shard, seq, group, problem }
+    }
+}
+
+/// Entries that go from void blocks into a new one.
+#[derive(Debug)]
+struct Carried {
+    append: GroupAppend,
+    base: Offset,
+}
+
+impl Carried {
+    fn span(&self, block: FlushSeq, place: PartPlace) -> (GroupId, Span) {
+        let span = Span {
+            first: self.append.entries.first().map_or(Index(0), |entry| entry.index),
+            base: self.base,
+            block,
+            place,
+            count: self.append.entries.len() as u32,
+            data_bytes: block::data_bytes(&self.append) as u32,
+        };
+        (self.append.group, span)
+    }
+}
+
+/// Where the parts of a block stand.
+fn places(block: &NewBlock<'_>) -> Vec<PartPlace> {
+    let mut at = (BLOCK_HEADER_BYTES, block.directory_bytes());
+    let place = |part: &NewPart<'_>| {
+        // They fit: a block is below 1 GiB.
+        let place = PartPlace { position: at.0 as u32, data_position: at.1 as u32 };
+        at.0 += block::part_bytes(part.append);
+        at.1 += block::data_bytes(part.append);
+        place
+    };
+    block.parts.iter().map(place).collect()
+}
+
+impl Bounds {
+    fn is_move_due(self, index: &ShardIndex) -> bool {
+        index.unmoved_bytes >= self.move_bytes.max(index.move_after_bytes)
+    }
+
+    fn is_full(self, index: &ShardIndex) -> bool {
+        // A journal that no move can make shorter is no reason to stop.
+        index.unmoved_bytes >= self.journal_bytes_max.max(index.move_after_bytes)
+    }
+}
+
+impl GroupEnd {
+    fn of(index: &ShardIndex, group: GroupId) -> GroupEnd {
+        index.groups.get(&group).map_or(
+            GroupEnd { last: Index(0), next_offset: Offset(0), floor: Index(0), commit: Index(0) },
+            |log| GroupEnd {
+                last: log.last(),
+                next_offset: log.next_offset(),
+                floor: log.moved().max(log.start().index),
+                commit: log.hard_state.commit,
+            },
+        )
+    }
+
+    fn change(&mut self, change: LogChange) -> Result<(), AppendProblem> {
+        match change {
+            LogChange::CompactTo(LogStart { index, offset, .. }) => {
+                if index > self.last || index > self.commit {
+                    return Err(AppendProblem::Compaction { index, commit: self.commit.min(self.last) });
+                }
+                if offset > self.next_offset || (index == self.last && offset != self.next_offset) {
+                    return Err(AppendProblem::Offset { index, found: offset, expected: self.next_offset });
+                }
+                self.floor = self.floor.max(index);
+            }
+            LogChange::StartAfter(LogStart { index, offset, .. }) => {
+                let floor = self.floor.max(self.commit);
+                if index < floor {
+                    return Err(AppendProblem::Committed { index, floor });
+                }
+                (self.last, self.next_offset, self.floor) = (index, offset, index);
+            }
+            LogChange::Remove => {
+                let zero = Index(0);
+                *self = GroupEnd { last: zero, next_offset: Offset(0), floor: zero, commit: zero };
+            }
+        }
+        Ok(())
     }
 }
 

@@ -109,9 +109,9 @@ pub struct LogStart {
 /// [`GroupAppend`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogChange {
-    /// Entries up to this one (inclusive) are no longer wanted. It must be committed; what was
-    /// compacted already is no error.
-    CompactTo(Index),
+    /// Entries up to and including that of the place are no longer wanted. It must be committed;
+    /// what was compacted already is no error.
+    CompactTo(LogStart),
     /// The whole log is void, and goes on after this place: a snapshot was installed.
     StartAfter(LogStart),
     /// The group is gone with all that it stored. Later entries begin a new one.

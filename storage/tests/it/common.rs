@@ -10,13 +10,19 @@ use iroh_raft_core::{
     Append, ClusterId, ConfState, EntryKind, Fetch, FetchFrom, FetchId, FlushSeq, GroupAppend, GroupId,
     GroupState, HardState, Index, LogEntry, NodeId, Offset, ShardId, Term, TermRun, WallTime,
 };
-use iroh_raft_storage::{DataFolder, FolderIdentity, JournalReader, OpenShard, ShardOptions, StorageError};
+use iroh_raft_storage::{DataFolder, FolderIdentity, LogReader, OpenShard, ShardOptions, StorageError};
 
 pub(crate) const IDENTITY: FolderIdentity =
     FolderIdentity { cluster: ClusterId([7; 16]), node: NodeId(3), shards: 1 };
 
-pub(crate) const OPTIONS: ShardOptions =
-    ShardOptions { cache_bytes: 1 << 20, preallocate_bytes: 0, tail_bytes: 1 << 20 };
+pub(crate) const OPTIONS: ShardOptions = ShardOptions {
+    journal_bytes_max: 1 << 20,
+    move_bytes: 16 << 10,
+    journal_cache_bytes: 1 << 20,
+    log_cache_bytes: 1 << 20,
+    preallocate_bytes: 0,
+    tail_bytes: 1 << 20,
+};
 
 /// Opens the folder and its first shard.
 pub(crate) fn open(path: &Path) -> Result<(DataFolder, OpenShard), StorageError> {
@@ -188,7 +194,7 @@ impl Model {
     }
 
     /// Reads every entry by index and every record by offset.
-    pub(crate) fn check_reads(&self, reader: &JournalReader, group: GroupId) {
+    pub(crate) fn check_reads(&self, reader: &LogReader, group: GroupId) {
         let model = &self.groups[&group];
         let last = Index(model.last());
         for (at, entry) in model.entries.iter().enumerate() {

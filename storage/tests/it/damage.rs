@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use iroh_raft_core::{FetchError, FetchFrom, FlushSeq, GroupId, Index, ShardId};
+use iroh_raft_core::{FetchError, FetchFrom, FlushSeq, GroupId, Index, LogDamage, ShardId};
 use iroh_raft_storage::{AffectedRange, BlockError, DataFolder, StorageError};
 use redb::{Database, ReadableDatabase, TableDefinition};
 
 use crate::common::*;
 
-const JOURNAL: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("journal");
+/// Small blocks have one row, number 0.
+const JOURNAL: TableDefinition<'static, (u64, u16), &'static [u8]> = TableDefinition::new("blocks");
 
 /// A folder with flushes 1 to `flushes`, each one entry of group 1 and one of group 2; stopped in
 /// order, with the marks as they were before each flush.
@@ -42,7 +43,7 @@ fn shortened(model: &Model) -> Model {
     shorter
 }
 
-fn edit(path: &Path, change: impl FnOnce(&mut redb::Table<'_, u64, &'static [u8]>)) {
+fn edit(path: &Path, change: impl FnOnce(&mut redb::Table<'_, (u64, u16), &'static [u8]>)) {
     let db = Database::open(journal_of(path)).unwrap();
     let transaction = db.begin_write().unwrap();
     change(&mut transaction.open_table(JOURNAL).unwrap());
@@ -52,7 +53,12 @@ fn edit(path: &Path, change: impl FnOnce(&mut redb::Table<'_, u64, &'static [u8]
 fn block(path: &Path, seq: u64) -> Vec<u8> {
     let db = Database::open(journal_of(path)).unwrap();
     let table = db.begin_read().unwrap().open_table(JOURNAL).unwrap();
-    table.get(seq).unwrap().unwrap().value().to_vec()
+    table.get((seq, 0)).unwrap().unwrap().value().to_vec()
+}
+
+/// Bytes of a block's header and directory.
+fn directory_bytes(block: &[u8]) -> usize {
+    64 + u32::from_le_bytes(block[48..52].try_into().unwrap()) as usize
 }
 
 /// Opens a folder that must be refused, and checks that the shard's files stay as they are.
@@ -75,11 +81,20 @@ fn each_flipped_byte_of_the_last_block_is_an_error_once_it_was_acknowledged() {
     for at in 0..whole.len() {
         let mut damaged = whole.clone();
         damaged[at] ^= 0x10;
-        edit(&path, |table| drop(table.insert(3, damaged.as_slice()).unwrap()));
-        match refused(&path) {
-            StorageError::Corrupt { at: FlushSeq(3), .. } => {}
-            other => panic!("byte {at}: {other}"),
+        edit(&path, |table| drop(table.insert((3, 0), damaged.as_slice()).unwrap()));
+        if at < directory_bytes(&whole) {
+            match refused(&path) {
+                StorageError::Corrupt { at: FlushSeq(3), .. } => {}
+                other => panic!("byte {at}: {other}"),
+            }
+            continue;
         }
+        // Damaged data takes its group out, and no other. Group 2's entry has none.
+        let (_folder, shard) = open(&path).unwrap();
+        let damage = LogDamage { first: Index(3), last: Index(3) };
+        assert_eq!(shard.groups[0].damage, Some(damage), "byte {at}");
+        assert_eq!(shard.groups[1].damage, None, "byte {at}");
+        assert_eq!(shard.report.torn, 0);
     }
 }
 
@@ -94,7 +109,7 @@ fn each_flipped_byte_of_the_last_block_is_cut_if_it_was_never_acknowledged() {
         fs::write(mark_of(&path), &marks[2]).unwrap();
         let mut damaged = whole.clone();
         damaged[at] ^= 0x10;
-        edit(&path, |table| drop(table.insert(3, damaged.as_slice()).unwrap()));
+        edit(&path, |table| drop(table.insert((3, 0), damaged.as_slice()).unwrap()));
         let (folder, shard) = open(&path).unwrap();
         assert_eq!(shard.report.torn, 1, "byte {at}");
         shorter.check(&shard);
@@ -171,8 +186,8 @@ fn damage_in_the_middle_names_groups_and_indexes() {
 
     let whole = block(&path, 3);
     let mut damaged = whole.clone();
-    *damaged.last_mut().unwrap() ^= 1;
-    edit(&path, |table| drop(table.insert(3, damaged.as_slice()).unwrap()));
+    damaged[directory_bytes(&whole) - 1] ^= 1;
+    edit(&path, |table| drop(table.insert((3, 0), damaged.as_slice()).unwrap()));
     let error = refused(&path);
     assert!(error.to_string().contains("group 1 index 3 to 3 and 1 more groups"), "{error}");
     match error {
@@ -188,7 +203,7 @@ fn damage_in_the_middle_names_groups_and_indexes() {
     assert!(matches!(refused(&path), StorageError::Corrupt { at: FlushSeq(3), .. }));
     fs::write(mark_of(&path), mark).unwrap();
 
-    edit(&path, |table| drop(table.remove(3).unwrap()));
+    edit(&path, |table| drop(table.remove((3, 0)).unwrap()));
     match refused(&path) {
         StorageError::Corrupt { at: FlushSeq(3), damage: BlockError::Chain, affected, .. } => {
             assert_eq!(affected, [group(1, 3), group(2, 3)]);
@@ -196,7 +211,7 @@ fn damage_in_the_middle_names_groups_and_indexes() {
         other => panic!("{other}"),
     }
 
-    edit(&path, |table| drop(table.insert(3, whole.as_slice()).unwrap()));
+    edit(&path, |table| drop(table.insert((3, 0), whole.as_slice()).unwrap()));
     open(&path).unwrap();
 }
 
@@ -206,7 +221,7 @@ fn a_block_in_another_ones_place_is_a_broken_chain() {
     let path = temporary.path().join("node");
     make(&path, 4);
     let third = block(&path, 3);
-    edit(&path, |table| drop(table.insert(4, third.as_slice()).unwrap()));
+    edit(&path, |table| drop(table.insert((4, 0), third.as_slice()).unwrap()));
     assert!(matches!(refused(&path), StorageError::Corrupt { damage: BlockError::Chain, .. }));
 }
 
@@ -311,7 +326,7 @@ fn damage_under_a_running_node_is_reported_by_the_read() {
     let path = temporary.path().join("node");
     make(&path, 3);
     let mut folder = DataFolder::open(&path, IDENTITY).unwrap();
-    let options = iroh_raft_storage::ShardOptions { cache_bytes: 0, ..OPTIONS };
+    let options = iroh_raft_storage::ShardOptions { journal_cache_bytes: 0, ..OPTIONS };
     let shard = folder.open_shard(ShardId(0), options).unwrap();
     let mut journal = fs::read(journal_of(&path)).unwrap();
     let (places, bytes) = blocks_in(&journal, 2);

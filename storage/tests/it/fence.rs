@@ -33,7 +33,8 @@ fn run(fault: Fault, changes: usize) -> bool {
         match (fault, &error) {
             (Fault::Panic, StorageError::JournalPanicked { .. }) => {}
             // The last write of a commit is the mark's, and not redb's.
-            (Fault::Eio | Fault::Enospc, StorageError::Journal { .. } | StorageError::Io { .. }) => {}
+            (Fault::Enospc, StorageError::NoSpace { .. } | StorageError::Io { .. }) => {}
+            (Fault::Eio, StorageError::Journal { .. } | StorageError::Io { .. }) => {}
             _ => panic!("{fault:?} at change {changes}: {error}"),
         }
         assert_eq!(shard.writer.last_seq().0, 2);

@@ -173,7 +173,7 @@ fn a_crash_at_any_point_of_creation_is_finished_by_the_next_start() {
         bytes
     };
     // What creation makes, in its order: a crash leaves any number of the first of them.
-    let made = ["shard-0/journal.redb", "shard-0/acked", "peers", "boot", "manifest"];
+    let made = ["shard-0/journal.redb", "shard-0/log.redb", "shard-0/acked", "peers", "boot", "manifest"];
     for count in 0..=made.len() {
         let path = temporary.path().join(format!("crashed-{count}"));
         fs::create_dir_all(path.join("shard-0")).unwrap();

@@ -1,0 +1,112 @@
+//! What writer, mover and readers of a shard share in memory: every group's log, and which blocks of
+//! the journal are still needed.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use iroh_raft_core::{FlushSeq, GroupId, LogChange};
+
+use crate::block::ChainEnd;
+use crate::group_log::{ColdSpan, GroupLog};
+
+/// A block of the journal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct JournalBlock {
+    pub(crate) end: ChainEnd,
+    pub(crate) bytes: u32,
+}
+
+/// The log file's blocks of a group that began anew or was removed.
+#[derive(Clone, Debug)]
+pub(crate) struct Reset {
+    /// The flush that says so: once it is moved, nothing else will.
+    pub(crate) seq: FlushSeq,
+    pub(crate) group: GroupId,
+    pub(crate) is_removed: bool,
+    pub(crate) blocks: Vec<ColdSpan>,
+}
+
+/// The index of a shard.
+#[derive(Default, Debug)]
+pub(crate) struct Index {
+    pub(crate) groups: HashMap<GroupId, GroupLog>,
+    /// Blocks of the journal that are needed, oldest first.
+    pub(crate) blocks: VecDeque<JournalBlock>,
+    /// Everything committed in blocks up to this one is in the log file.
+    pub(crate) moved: ChainEnd,
+    /// Groups with entries in moved blocks that were not committed then.
+    pub(crate) left: Vec<GroupId>,
+    /// Stored bytes of the blocks that are not moved.
+    pub(crate) unmoved_bytes: u64,
+    /// Bytes from which on a move is worth a try again, after one that could not do much.
+    pub(crate) move_after_bytes: u64,
+    /// Blocks of the log file that were compacted away.
+    pub(crate) compacted: VecDeque<(GroupId, ColdSpan)>,
+    pub(crate) resets: Vec<Reset>,
+    next_incarnation: u64,
+}
+
+impl Index {
+    /// The log of a group, made if there is none.
+    pub(crate) fn group(&mut self, group: GroupId) -> &mut GroupLog {
+        self.groups.entry(group).or_insert_with(|| {
+            self.next_incarnation += 1;
+            GroupLog::new(self.next_incarnation)
+        })
+    }
+
+    /// Makes a durable change of a group's log, said by a block that ends with flush `seq`.
+    pub(crate) fn change(&mut self, group: GroupId, change: LogChange, seq: FlushSeq) {
+        let void = self.group(group).change(change);
+        match change {
+            LogChange::CompactTo(_) => self.compacted.extend(void.into_iter().map(|span| (group, span))),
+            LogChange::StartAfter(_) => {
+                self.resets.push(Reset { seq, group, is_removed: false, blocks: void })
+            }
+            LogChange::Remove => {
+                self.groups.remove(&group);
+                let mut blocks = void;
+                self.compacted.retain(|(of, span)| {
+                    if *of == group {
+                        blocks.push(*span);
+                    }
+                    *of != group
+                });
+                self.resets.push(Reset { seq, group, is_removed: true, blocks });
+            }
+        }
+    }
+
+    /// Blocks were moved of a group that was removed meanwhile.
+    pub(crate) fn add_to_reset(&mut self, group: GroupId, blocks: Vec<ColdSpan>) {
+        let reset = self.resets.iter_mut().rev().find(|reset| reset.group == group && reset.is_removed);
+        let reset = reset.expect("a group goes by a reset, which waits for its flush to be moved");
+        reset.blocks.extend(blocks);
+    }
+
+    /// A new block is durable; those before `oldest` are not needed any more. Returns them.
+    pub(crate) fn add_block(&mut self, block: JournalBlock, oldest: FlushSeq) -> Vec<JournalBlock> {
+        self.unmoved_bytes += crate::rows::stored_bytes(block.bytes as usize);
+        self.blocks.push_back(block);
+        let mut void = Vec::new();
+        while let Some(block) = self.blocks.pop_front_if(|block| block.end.seq < oldest) {
+            void.push(block);
+        }
+        void
+    }
+}
+
+/// The index, shared between threads. Held for moments only, never across I/O.
+#[derive(Default, Debug)]
+pub(crate) struct SharedIndex(Mutex<Index>);
+
+impl SharedIndex {
+    pub(crate) fn new(index: Index) -> SharedIndex {
+        SharedIndex(Mutex::new(index))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Index> {
+        // A panic while it is held fences the writer; readers see what was there.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,274 @@
+//! The log file of a shard: blocks of one group each, moved here from the journal in few large
+//! commits, and what is known of the groups as of the last move.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+
+use iroh_raft_core::{GroupId, Index, TermRun};
+use redb::{ReadableTable, TableDefinition};
+
+use crate::block::{ChainEnd, JournalIdentity};
+use crate::cold_block::{GroupRow, IndexRow, NewColdBlock};
+use crate::disk::{Disk, FileKind, FolderLock};
+use crate::error::{Result, StorageError};
+use crate::group_log::{ColdSpan, GroupLog};
+use crate::mark::{seal_chain_end, unseal_chain_end};
+use crate::redb_file::{Candidate, Commit, RedbFailure, RedbFile};
+use crate::rows::{self, Rows};
+use crate::small_file::Kind;
+
+/// Key: group, first index, number of the row. Value: a row of the block.
+const LOG: TableDefinition<'static, (u64, u64, u16), &'static [u8]> = TableDefinition::new("log");
+/// Key: group, first index. Value: what the block holds.
+const INDEX: TableDefinition<'static, (u64, u64), &'static [u8]> = TableDefinition::new("index");
+/// Key: group. Value: what it was at the last move that concerned it.
+const GROUP: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("group");
+/// Facts about the file, by name.
+const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
+/// Name of the row that says whose log this is and up to where the journal was moved here.
+const MOVED: &str = "moved";
+const MOVED_KIND: Kind = Kind { magic: *b"IRAFTLOG", version: 1 };
+
+/// An open log file.
+#[derive(Debug)]
+pub(crate) struct LogFile {
+    pub(crate) file: RedbFile,
+    pub(crate) identity: JournalIdentity,
+}
+
+/// What a move writes of one group.
+#[derive(Debug)]
+pub(crate) struct MovedGroup<'a> {
+    pub(crate) group: GroupId,
+    /// The group as it was before the move.
+    pub(crate) row: GroupRow,
+    pub(crate) blocks: Vec<NewColdBlock<'a>>,
+}
+
+/// What a move removes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Garbage<'a> {
+    /// Groups that are gone; one that is back has its row written after that.
+    pub(crate) groups: &'a [GroupId],
+    pub(crate) blocks: &'a [(GroupId, ColdSpan)],
+}
+
+/// A group as the log file knows it.
+#[derive(Debug)]
+pub(crate) struct StoredGroup {
+    pub(crate) log: GroupLog,
+    pub(crate) term_runs: Vec<TermRun>,
+    pub(crate) conf_changes: Vec<Index>,
+    /// Entries that the index should know and does not.
+    pub(crate) damage: Option<(Index, Index)>,
+}
+
+/// The log file as it was found.
+#[derive(Debug)]
+pub(crate) struct StoredLog {
+    pub(crate) moved: ChainEnd,
+    pub(crate) groups: BTreeMap<GroupId, StoredGroup>,
+    /// Blocks that were compacted away, or belong to no group, and are still there.
+    pub(crate) compacted: VecDeque<(GroupId, ColdSpan)>,
+}
+
+impl LogFile {
+    /// Creates an empty, durable log file.
+    pub(crate) fn create(
+        disk: &dyn Disk,
+        path: &Path,
+        identity: JournalIdentity,
+        lock: FolderLock,
+    ) -> Result<()> {
+        RedbFile::create(disk, path, FileKind::Log, identity.shard, lock, |transaction| {
+            let moved = seal_chain_end(MOVED_KIND, identity, ChainEnd::default());
+            transaction.open_table(META)?.insert(MOVED, moved.as_slice())?;
+            transaction.open_table(LOG)?;
+            transaction.open_table(INDEX)?;
+            transaction.open_table(GROUP)?;
+            Ok(())
+        })
+    }
+
+    /// Reads what a candidate says of its groups: index and marks, no block.
+    pub(crate) fn load(candidate: &Candidate, identity: JournalIdentity) -> Result<StoredLog> {
+        let path = candidate.file.path.as_path();
+        let opening = |error: RedbFailure| error.opening(path, identity.shard);
+        let moved = candidate.file.read(|transaction| {
+            let table = transaction.open_table(META)?;
+            let row = table.get(MOVED)?;
+            Ok(row.map(|row| unseal_chain_end(MOVED_KIND, row.value(), identity)))
+        });
+        let moved = moved.map_err(opening)?.ok_or_else(|| damaged(path))?;
+        let moved = moved.map_err(|error| error.at(path, MOVED_KIND))?;
+        let mut log = StoredLog { moved, groups: BTreeMap::new(), compacted: VecDeque::new() };
+        let loaded = candidate.file.read(|transaction| {
+            for row in transaction.open_table(GROUP)?.iter()? {
+                let (group, row) = row?;
+                // Without its row nothing of the group can be believed, its vote least of all.
+                let Some(row) = GroupRow::parse(row.value()) else { return Ok(false) };
+                log.groups.insert(GroupId(group.value()), StoredGroup::new(row));
+            }
+            for row in transaction.open_table(INDEX)?.iter()? {
+                let (key, row) = row?;
+                let (group, first) = key.value();
+                log.take_index_row(GroupId(group), Index(first), IndexRow::parse(Index(first), row.value()));
+            }
+            Ok(true)
+        });
+        if !loaded.map_err(opening)? {
+            return Err(damaged(path));
+        }
+        log.groups.values_mut().for_each(StoredGroup::finish);
+        Ok(log)
+    }
+
+    /// Makes a move durable. Returns each group's new blocks and the offset after them.
+    pub(crate) fn commit_move(
+        &self,
+        moved: ChainEnd,
+        groups: &[MovedGroup<'_>],
+        garbage: Garbage<'_>,
+    ) -> Result<Vec<Vec<ColdSpan>>, RedbFailure> {
+        self.file.write(Commit::QuickRepair, |transaction| {
+            let mut log = transaction.open_table(LOG)?;
+            let mut index = transaction.open_table(INDEX)?;
+            let mut rows = transaction.open_table(GROUP)?;
+            for (group, span) in garbage.blocks {
+                let key = |row| (group.0, span.first.0, row);
+                rows::remove(&mut log, span.bytes as usize, key)?;
+                index.remove((group.0, span.first.0))?;
+            }
+            for group in garbage.groups {
+                rows.remove(group.0)?;
+            }
+            let mut spans = Vec::with_capacity(groups.len());
+            for moved in groups {
+                let group = moved.group;
+                let mut row = moved.row.clone();
+                let mut new = Vec::with_capacity(moved.blocks.len());
+                for block in &moved.blocks {
+                    let (head, checksum) = block.encode_head(self.identity, group, row.checksum);
+                    let pieces = std::iter::once(&head[..]).chain(block.data.iter().copied());
+                    let key = |row| (group.0, block.first.0, row);
+                    rows::insert(&mut log, block.bytes(), key, pieces)?;
+                    let index_row = block.index_row(row.checksum, checksum);
+                    index.insert((group.0, block.first.0), index_row.encode().as_slice())?;
+                    (row.checksum, row.moved, row.moved_end) = (checksum, block.last(), block.end);
+                    new.push(index_row.span);
+                }
+                rows.insert(group.0, row.encode().as_slice())?;
+                spans.push(new);
+            }
+            let moved = seal_chain_end(MOVED_KIND, self.identity, moved);
+            transaction.open_table(META)?.insert(MOVED, moved.as_slice())?;
+            Ok(spans)
+        })
+    }
+
+    /// The bytes of these blocks in turn, until `look` says false. `None` for one that is not there.
+    pub(crate) fn look_at<'s>(
+        &self,
+        group: GroupId,
+        spans: impl Iterator<Item = &'s ColdSpan>,
+        mut look: impl FnMut(&ColdSpan, Option<Vec<u8>>) -> bool,
+    ) -> Result<(), RedbFailure> {
+        self.file.read(|transaction| {
+            let table = transaction.open_table(LOG)?;
+            for span in spans {
+                let bytes = span.bytes as usize;
+                let rows = Rows::read(&table, bytes, |row| (group.0, span.first.0, row))?;
+                if !look(span, rows.and_then(|rows| rows.copy(0..bytes))) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn damaged(path: &Path) -> StorageError {
+    let damage = crate::error::FileDamage::Content;
+    StorageError::DamagedFile { path: path.to_owned(), damage }
+}
+
+impl StoredGroup {
+    fn new(row: GroupRow) -> StoredGroup {
+        let mut log = GroupLog::from_log_file(row.start, row.moved, row.moved_end, row.checksum);
+        log.hard_state = row.hard_state;
+        log.conf_state = row.conf_state;
+        StoredGroup { log, term_runs: Vec::new(), conf_changes: Vec::new(), damage: None }
+    }
+
+    /// Takes the next row of its index; false if the block lies before the start.
+    fn take(&mut self, row: IndexRow) -> bool {
+        let start = self.log.start();
+        if row.span.last <= start.index {
+            return false;
+        }
+        if row.span.last > self.log.moved() {
+            self.note_damage(row.span.first, row.span.last);
+        }
+        match self.log.cold_back() {
+            Some(before) if before.last.next() != row.span.first || before.checksum != row.previous => {
+                self.note_damage(before.last.next(), Index(row.span.first.0.max(before.last.0 + 2) - 1));
+            }
+            None if row.span.first > start.index.next() => {
+                self.note_damage(start.index.next(), Index(row.span.first.0 - 1));
+            }
+            _ => {}
+        }
+        for run in &row.term_runs {
+            if self.term_runs.last().is_none_or(|last| last.term != run.term) {
+                self.term_runs.push(*run);
+            }
+        }
+        self.conf_changes.extend(row.conf_changes.iter().filter(|index| **index > start.index));
+        self.log.push_cold(row.span);
+        true
+    }
+
+    /// All its rows were taken.
+    fn finish(&mut self) {
+        let (start, moved) = (self.log.start(), self.log.moved());
+        let newest = self.log.cold_back().copied();
+        let last = newest.map_or(start.index, |span| span.last);
+        if last < moved {
+            self.note_damage(last.next(), moved);
+        } else if newest.is_some_and(|span| span.checksum != self.log.cold_checksum) {
+            self.note_damage(start.index.next(), moved);
+        }
+        // What the start cuts off from the first runs.
+        let before = self.term_runs.partition_point(|run| run.first <= start.index.next());
+        self.term_runs.drain(..before.saturating_sub(1));
+        if let Some(first) = self.term_runs.first_mut() {
+            first.first = start.index.next();
+        }
+    }
+
+    fn note_damage(&mut self, first: Index, last: Index) {
+        let (from, to) = self.damage.unwrap_or((first, last));
+        self.damage = Some((from.min(first), to.max(last)));
+    }
+}
+
+impl StoredLog {
+    fn take_index_row(&mut self, group: GroupId, first: Index, row: Option<IndexRow>) {
+        let stored = self.groups.get_mut(&group);
+        match (stored, row) {
+            (Some(stored), None) => {
+                let last = stored.log.moved().max(first);
+                stored.note_damage(first, last);
+            }
+            (Some(stored), Some(row)) => {
+                let span = row.span;
+                if !stored.take(row) {
+                    self.compacted.push_back((group, span));
+                }
+            }
+            (None, Some(row)) => self.compacted.push_back((group, row.span)),
+            // Nothing is known of it and nobody asks for it.
+            (None, None) => {}
+        }
+    }
+}
