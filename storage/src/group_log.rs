@@ -154,6 +154,8 @@ impl GroupLog {
         {
             last.count = (span.first.0 - last.first.0) as u32;
         }
+        // What is left of it may all be moved.
+        while self.hot.pop_back_if(|last| last.last() <= self.moved).is_some() {}
         self.hot.push_back(span);
         self.next_offset = end;
     }

@@ -89,7 +89,10 @@ pub(crate) fn recover(
 struct Recovering {
     term_runs: Vec<TermRun>,
     conf_changes: Vec<Index>,
+    /// Entries of the journal whose data is damaged.
     damage: Option<(Index, Index)>,
+    /// Entries that the log file's index should know and does not.
+    stored_damage: Option<(Index, Index)>,
     /// Entries that later parts presuppose and that are not there. Fine if those are void too.
     gap: Option<(Index, Index)>,
     /// Whether the log file knows the group.
@@ -102,13 +105,30 @@ impl Recovering {
         while self.conf_changes.pop_if(|index| *index >= from).is_some() {}
     }
 
-    fn compact_to(&mut self, index: Index) {
+    /// The log, which ends at `last`, begins after `index` now.
+    fn compact_to(&mut self, index: Index, last: Index) {
+        if index >= last {
+            self.term_runs.clear();
+        }
         let before = self.term_runs.partition_point(|run| run.first <= index.next());
         self.term_runs.drain(..before.saturating_sub(1));
         if let Some(first) = self.term_runs.first_mut() {
             first.first = first.first.max(index.next());
         }
         self.conf_changes.retain(|change| *change > index);
+    }
+
+    /// What the journal said of the log after `moved` is void.
+    fn forget_after(&mut self, moved: Index) {
+        self.cut(moved.next());
+        (self.gap, self.damage) = (None, None);
+    }
+
+    /// What was wrong with the log from an index on does not matter any more.
+    fn void_damage(&mut self, from: Index) {
+        let is_before =
+            |(first, last): (Index, Index)| (first < from).then(|| (first, last.min(Index(from.0 - 1))));
+        self.damage = self.damage.and_then(is_before);
     }
 
     fn note_damage(&mut self, first: Index, last: Index) {
@@ -176,7 +196,8 @@ impl Scan {
                 Recovering {
                     term_runs: stored.term_runs,
                     conf_changes: stored.conf_changes,
-                    damage: stored.damage,
+                    stored_damage: stored.damage,
+                    damage: None,
                     gap: None,
                     is_stored: true,
                 },
@@ -316,8 +337,7 @@ impl Scan {
                 let log = self.index.group(group);
                 log.drop_hot();
                 (log.hard_state, log.conf_state) = Default::default();
-                recovering.cut(log.moved().next());
-                recovering.gap = None;
+                recovering.forget_after(log.moved());
             }
             LogChange::Remove => {
                 self.groups.remove(&group);
@@ -330,8 +350,7 @@ impl Scan {
             LogChange::StartAfter(_) if is_moved => {
                 let log = self.index.group(group);
                 log.drop_hot();
-                recovering.cut(log.moved().next());
-                recovering.gap = None;
+                recovering.forget_after(log.moved());
             }
             LogChange::StartAfter(_) => {
                 self.index.change(group, change, key);
@@ -340,10 +359,11 @@ impl Scan {
             LogChange::CompactTo(_) if is_moved => {}
             LogChange::CompactTo(start) => {
                 self.index.change(group, change, key);
-                recovering.compact_to(start.index);
+                recovering.compact_to(start.index, self.index.group(group).last());
                 let is_past = |range: &(Index, Index)| range.1 > start.index;
                 recovering.gap = recovering.gap.filter(is_past);
                 recovering.damage = recovering.damage.filter(is_past);
+                recovering.stored_damage = recovering.stored_damage.filter(is_past);
             }
         }
     }
@@ -354,10 +374,10 @@ impl Scan {
         if part.last() <= log.moved() {
             // Moved since; but what followed it then was void.
             log.drop_hot();
-            recovering.cut(log.moved().next());
-            recovering.gap = None;
+            recovering.forget_after(log.moved());
             return;
         }
+        recovering.void_damage(part.first);
         if part.first > log.last().next() {
             let (from, to) = recovering.gap.unwrap_or((log.last().next(), part.last()));
             recovering.gap = Some((from, to.max(part.last())));
@@ -434,7 +454,7 @@ impl Scan {
         let mut states = Vec::with_capacity(self.groups.len());
         for (group, recovering) in self.groups {
             let log = index.group(group);
-            let damage = recovering.damage.or(recovering.gap);
+            let damage = recovering.stored_damage.or(recovering.damage).or(recovering.gap);
             states.push(GroupState {
                 group,
                 hard_state: log.hard_state,

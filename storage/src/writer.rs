@@ -295,12 +295,11 @@ impl JournalWriter {
         part: &GroupAppend,
     ) -> Result<(), PlanError> {
         let mut end = plan.ends.get(&part.group).copied().unwrap_or_else(|| GroupEnd::of(index, part.group));
-        if let Some(hard_state) = part.hard_state {
-            end.commit = end.commit.max(hard_state.commit);
-        }
+        let commit = part.hard_state.map_or(Index(0), |hard_state| hard_state.commit);
         if let Some(change) = part.change {
-            end.change(change)?;
+            end.change(change, commit)?;
         }
+        end.commit = end.commit.max(commit);
         let number = plan.bases.len();
         let base = match part.entries.first().map(|entry| entry.index) {
             None => end.next_offset,
@@ -497,11 +496,13 @@ impl GroupEnd {
         )
     }
 
-    fn change(&mut self, change: LogChange) -> Result<(), AppendProblem> {
+    /// `commit` is what the same part says.
+    fn change(&mut self, change: LogChange, commit: Index) -> Result<(), AppendProblem> {
         match change {
             LogChange::CompactTo(LogStart { index, offset, .. }) => {
-                if index > self.last || index > self.commit {
-                    return Err(AppendProblem::Compaction { index, commit: self.commit.min(self.last) });
+                let commit = self.commit.max(commit).min(self.last);
+                if index > commit {
+                    return Err(AppendProblem::Compaction { index, commit });
                 }
                 if offset > self.next_offset || (index == self.last && offset != self.next_offset) {
                     return Err(AppendProblem::Offset { index, found: offset, expected: self.next_offset });

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     Append, ClusterId, ConfState, EntryKind, Fetch, FetchFrom, FetchId, FlushSeq, GroupAppend, GroupId,
-    GroupState, HardState, Index, LogEntry, NodeId, Offset, ShardId, Term, TermRun, WallTime,
+    GroupState, HardState, Index, LogChange, LogEntry, LogStart, NodeId, Offset, ShardId, Term, TermRun,
+    WallTime,
 };
 use iroh_raft_storage::{DataFolder, FolderIdentity, LogReader, OpenShard, ShardOptions, StorageError};
 
@@ -111,38 +112,66 @@ pub(crate) struct Model {
 pub(crate) struct ModelGroup {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
+    pub(crate) start: LogStart,
+    /// The entries after the start.
     pub(crate) entries: Vec<LogEntry>,
-    /// Offset at which each entry begins, and the one after the last.
-    pub(crate) offsets: Vec<u64>,
+    /// Offset after each of them.
+    pub(crate) ends: Vec<u64>,
 }
 
 impl ModelGroup {
     pub(crate) fn last(&self) -> u64 {
-        self.entries.len() as u64
+        self.start.index.0 + self.entries.len() as u64
     }
 
+    /// Offset at which an entry begins.
     pub(crate) fn offset_at(&self, index: u64) -> u64 {
-        self.offsets.get(index as usize - 1).copied().unwrap_or_else(|| self.next_offset())
+        match (index - 1).checked_sub(self.start.index.0 + 1) {
+            None => self.start.offset.0,
+            Some(before) => self.ends.get(before as usize).copied().unwrap_or_else(|| self.next_offset()),
+        }
     }
 
     pub(crate) fn next_offset(&self) -> u64 {
-        self.offsets.last().copied().unwrap_or(0)
+        self.ends.last().copied().unwrap_or(self.start.offset.0)
+    }
+
+    /// The place after which an entry of the log comes.
+    pub(crate) fn place_of(&self, index: u64) -> LogStart {
+        let at = index.checked_sub(self.start.index.0 + 1);
+        let term = at.map_or(self.start.term, |at| self.entries[at as usize].term);
+        LogStart { index: Index(index), term, offset: Offset(self.offset_at(index + 1)) }
+    }
+
+    fn change(&mut self, change: LogChange) {
+        match change {
+            LogChange::CompactTo(start) if start.index <= self.start.index => {}
+            LogChange::CompactTo(start) => {
+                let count = (start.index.0 - self.start.index.0) as usize;
+                self.entries.drain(..count);
+                self.ends.drain(..count);
+                self.start = start;
+            }
+            LogChange::StartAfter(start) => {
+                self.entries.clear();
+                self.ends.clear();
+                self.start = start;
+            }
+            LogChange::Remove => *self = ModelGroup::default(),
+        }
     }
 
     fn take(&mut self, entry: &LogEntry) {
-        if self.offsets.is_empty() {
-            self.offsets.push(0);
-        }
-        let at = entry.index.0 as usize;
-        self.entries.truncate(at - 1);
-        self.offsets.truncate(at);
+        let kept = (entry.index.0 - 1 - self.start.index.0) as usize;
+        self.entries.truncate(kept);
+        self.ends.truncate(kept);
         let records = match entry.kind {
             EntryKind::Normal if !entry.data.is_empty() => {
                 u64::from(iroh_raft_core::batch::Batch::parse(&entry.data).unwrap().count())
             }
             _ => 0,
         };
-        self.offsets.push(self.next_offset() + records);
+        self.ends.push(self.next_offset() + records);
         self.entries.push(entry.clone());
     }
 
@@ -162,6 +191,15 @@ impl Model {
         self.last_seq = append.seq.0;
         for part in &append.groups {
             let group = self.groups.entry(part.group).or_default();
+            if let Some(change) = part.change {
+                group.change(change);
+                let is_all =
+                    part.hard_state.is_none() && part.conf_state.is_none() && part.entries.is_empty();
+                if change == LogChange::Remove && is_all {
+                    self.groups.remove(&part.group);
+                    continue;
+                }
+            }
             part.entries.iter().for_each(|entry| group.take(entry));
             group.hard_state = part.hard_state.unwrap_or(group.hard_state);
             if let Some(conf_state) = &part.conf_state {
@@ -170,13 +208,13 @@ impl Model {
         }
     }
 
-    /// Holds what recovery found against the model, with the whole log in the tail.
+    /// Holds what recovery found against the model.
     pub(crate) fn check(&self, shard: &OpenShard) {
         assert_eq!(shard.last_seq.0, self.last_seq, "last flush");
         assert_eq!(shard.groups.len(), self.groups.len(), "number of groups");
         for (state, (group, model)) in shard.groups.iter().zip(&self.groups) {
             self.check_group(state, *group, model);
-            assert_eq!(state.tail, model.entries, "tail of group {group}");
+            assert!(model.entries.ends_with(&state.tail), "tail of group {group}");
             self.check_reads(&shard.reader, *group);
         }
     }
@@ -186,6 +224,8 @@ impl Model {
         assert_eq!(state.hard_state, model.hard_state, "hard state of group {group}");
         assert_eq!(state.conf_state, model.conf_state, "conf state of group {group}");
         assert!(state.is_durable);
+        assert_eq!(state.damage, None, "group {group}");
+        assert_eq!(state.start, model.start, "start of group {group}");
         assert_eq!(state.last.0, model.last(), "last index of group {group}");
         assert_eq!(state.next_offset.0, model.next_offset(), "next offset of group {group}");
         assert_eq!(state.term_runs, model.term_runs(), "terms of group {group}");
@@ -205,8 +245,8 @@ impl Model {
             assert!(!few.is_empty() && model.entries[at..].starts_with(&few));
             assert!(few[1..].iter().all(|entry| entry.data.is_empty()));
         }
-        for record in 0..model.next_offset() {
-            let at = model.offsets.iter().rposition(|offset| *offset <= record).unwrap();
+        for record in model.start.offset.0..model.next_offset() {
+            let at = model.ends.partition_point(|end| *end <= record);
             let read = reader.read(&fetch(group, FetchFrom::Offset(Offset(record)), last, usize::MAX));
             assert_eq!(read.unwrap(), model.entries[at..], "record {record} of group {group}");
         }
@@ -229,8 +269,8 @@ pub(crate) fn blocks_in(journal: &[u8], seq: u64) -> (Vec<usize>, usize) {
     for at in 0..journal.len().saturating_sub(64) {
         let header = &journal[at..at + 64];
         if header.starts_with(b"IRJB") && header[32..40] == seq.to_le_bytes() {
-            let length = u64::from_le_bytes(header[40..48].try_into().unwrap()) as usize;
-            bytes = length;
+            let length = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap()) as usize;
+            bytes = 64 + length(48) + length(52);
             found.push(at);
         }
     }

@@ -37,7 +37,7 @@ fn shortened(model: &Model) -> Model {
     for (group, state) in &model.groups {
         let mut state = state.clone();
         state.entries.pop();
-        state.offsets.pop();
+        state.ends.pop();
         shorter.groups.insert(*group, state);
     }
     shorter

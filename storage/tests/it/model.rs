@@ -3,7 +3,7 @@
 //! proptest prints the failing case in its smallest form and stores its seed under
 //! `proptest-regressions`, from where it is run first ever after.
 
-use iroh_raft_core::{Append, GroupAppend, GroupId};
+use iroh_raft_core::{Append, GroupAppend, GroupId, Index, LogChange, LogStart, Offset, Term};
 use iroh_raft_storage::{DataFolder, OpenShard};
 use proptest::prelude::*;
 
@@ -17,14 +17,29 @@ struct PartPlan {
     back: u64,
     /// Records of each new entry; `None` for a conf change.
     entries: Vec<Option<u64>>,
-    has_hard_state: bool,
+    /// How far the commit index goes towards the end of the log, if there is a hard state.
+    commit: Option<u64>,
     has_conf_state: bool,
+    change: Option<ChangePlan>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum ChangePlan {
+    /// So many entries from the front of the log, if that many are committed.
+    Compact(u64),
+    /// So far past the end of the log.
+    StartAfter(u64),
+    Remove,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     /// One commit of several flushes.
     Flush(Vec<Vec<PartPlan>>),
+    /// What is committed in the oldest blocks goes to the log file.
+    Move,
+    /// The log file gives back the space it does not need.
+    Compact,
     /// Stop in order, start again.
     Reopen,
     /// The process is killed; what it had written stays.
@@ -33,16 +48,28 @@ enum Step {
     KillBeforeMark,
 }
 
+fn change() -> impl Strategy<Value = Option<ChangePlan>> {
+    prop_oneof![
+        20 => Just(None),
+        4 => (0_u64..6).prop_map(|count| Some(ChangePlan::Compact(count))),
+        1 => (1_u64..5).prop_map(|past| Some(ChangePlan::StartAfter(past))),
+        1 => Just(Some(ChangePlan::Remove)),
+    ]
+}
+
 fn part() -> impl Strategy<Value = PartPlan> {
-    let entries = prop::collection::vec(prop_oneof![8 => (0_u64..4).prop_map(Some), 1 => Just(None)], 0..5);
+    let records = prop_oneof![8 => (0_u64..4).prop_map(Some), 1 => Just(Some(300)), 1 => Just(None)];
+    let entries = prop::collection::vec(records, 0..5);
     let back = prop_oneof![3 => Just(0_u64), 2 => 1_u64..12];
-    (0_u64..4, back, entries, any::<bool>(), prop::bool::weighted(0.1)).prop_map(
-        |(group, back, entries, has_hard_state, has_conf_state)| PartPlan {
+    let commit = prop::option::of(0_u64..8);
+    (0_u64..4, back, entries, commit, prop::bool::weighted(0.1), change()).prop_map(
+        |(group, back, entries, commit, has_conf_state, change)| PartPlan {
             group: group + 1,
             back,
             entries,
-            has_hard_state,
+            commit,
             has_conf_state,
+            change,
         },
     )
 }
@@ -51,6 +78,8 @@ fn step() -> impl Strategy<Value = Step> {
     let flush = prop::collection::vec(prop::collection::vec(part(), 0..4), 1..4);
     prop_oneof![
         12 => flush.prop_map(Step::Flush),
+        4 => Just(Step::Move),
+        1 => Just(Step::Compact),
         1 => Just(Step::Reopen),
         1 => Just(Step::Kill),
         1 => Just(Step::KillBeforeMark),
@@ -78,10 +107,34 @@ fn make_batch(model: &mut Model, flushes: &[Vec<PartPlan>]) -> Vec<Append> {
 }
 
 fn make_part(model: &Model, plan: &PartPlan, term: u64) -> GroupAppend {
-    let known = model.groups.get(&GroupId(plan.group)).cloned().unwrap_or_default();
-    let kept = known.last().saturating_sub(plan.back);
-    let mut offset = known.offset_at(kept + 1);
+    let mut known = model.groups.get(&GroupId(plan.group)).cloned().unwrap_or_default();
     let mut part = entries_only(plan.group, Vec::new());
+    part.change = plan.change.and_then(|change| match change {
+        ChangePlan::Compact(count) => {
+            let index = (known.start.index.0 + count).min(known.hard_state.commit.0).min(known.last());
+            (index >= known.start.index.0).then(|| LogChange::CompactTo(known.place_of(index)))
+        }
+        ChangePlan::StartAfter(past) => {
+            let index = Index(known.last().max(known.hard_state.commit.0) + past);
+            Some(LogChange::StartAfter(LogStart {
+                index,
+                term: Term(term),
+                offset: Offset(known.next_offset() + past),
+            }))
+        }
+        ChangePlan::Remove => Some(LogChange::Remove),
+    });
+    match part.change {
+        Some(LogChange::StartAfter(start)) => {
+            known = ModelGroup { start, hard_state: known.hard_state, ..ModelGroup::default() };
+        }
+        Some(LogChange::Remove) => known = ModelGroup::default(),
+        _ => {}
+    }
+    // What is committed stays.
+    let floor = known.hard_state.commit.0.max(known.start.index.0).min(known.last());
+    let kept = known.last().saturating_sub(plan.back).max(floor);
+    let mut offset = known.offset_at(kept + 1);
     for (index, records) in (kept + 1..).zip(&plan.entries) {
         part.entries.push(match records {
             Some(records) => entry(index, term, offset, *records),
@@ -89,7 +142,12 @@ fn make_part(model: &Model, plan: &PartPlan, term: u64) -> GroupAppend {
         });
         offset += records.unwrap_or(0);
     }
-    part.hard_state = plan.has_hard_state.then(|| hard_state(term, kept));
+    let last = part.entries.last().map_or(known.last(), |entry| entry.index.0);
+    let is_new = matches!(part.change, Some(LogChange::Remove | LogChange::StartAfter(_)));
+    part.hard_state =
+        plan.commit.or(is_new.then_some(0)).filter(|_| !part.entries.is_empty() || !is_new).map(|commit| {
+            hard_state(term, (known.hard_state.commit.0.max(known.start.index.0) + commit).min(last))
+        });
     part.conf_state = plan.has_conf_state.then(|| conf_state(&[term, plan.group]));
     part
 }
@@ -138,6 +196,20 @@ fn run(steps: &[Step]) {
                     model.check_reads(&shard.reader, *group);
                 }
             }
+            Step::Move => {
+                let shard = &mut node.open.as_mut().unwrap().1;
+                shard.mover.run_once().unwrap();
+                for group in model.groups.keys() {
+                    model.check_reads(&shard.reader, *group);
+                }
+            }
+            Step::Compact => {
+                let shard = &mut node.open.as_mut().unwrap().1;
+                shard.mover.compact().unwrap();
+                for group in model.groups.keys() {
+                    model.check_reads(&shard.reader, *group);
+                }
+            }
             Step::Reopen => {
                 node.open = None;
                 model.check(node.start());
@@ -161,7 +233,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_history_is_found_again(steps in prop::collection::vec(step(), 1..24)) {
+    fn any_history_is_found_again(steps in prop::collection::vec(step(), 1..40)) {
         run(&steps);
     }
 }
