@@ -29,6 +29,7 @@ use crate::mover_thread::{MoverFailure, MoverLine, MoverPort};
 use crate::reader_thread::{self, ReaderPort};
 use crate::state_machine::MachineFactory;
 use crate::stats::ShardCounters;
+use crate::writer_thread::WriterPort;
 use crate::{awake, membarrier, mover_thread, preflight, writer_thread};
 
 /// Flushes a shard may have on their way to the disk; more wait in the shard, and proposals are
@@ -216,16 +217,16 @@ impl Starting<'_> {
             writer: writer_doorbell.clone(),
             failure: failure.clone(),
         });
-        let writer = writer_thread::spawn(
-            shard_id,
-            open.writer,
-            append_queue,
-            writer_doorbell.clone(),
-            written_results,
-            MoverLine { due, failure },
-            self.threads.stop.clone(),
-            counters.clone(),
-        )?;
+        let port_of_writer = WriterPort {
+            shard: shard_id,
+            writer: open.writer,
+            queue: append_queue,
+            doorbell: writer_doorbell.clone(),
+            results: written_results,
+            mover: MoverLine { due, failure },
+            counters: counters.clone(),
+        };
+        let writer = writer_thread::spawn(port_of_writer, self.threads.stop.clone())?;
         self.threads.helpers.push((format!("writer-{shard_id}"), writer));
         self.threads.doorbells.push(writer_doorbell);
 

@@ -39,33 +39,30 @@ pub(crate) fn thread_waker() -> Waker {
     Waker::from(Arc::new(ThreadWaker(std::thread::current())))
 }
 
+/// A shard's writer, and how its shard and its mover are heard and answered.
+#[derive(Debug)]
+pub(crate) struct WriterPort {
+    pub(crate) shard: ShardId,
+    pub(crate) writer: JournalWriter,
+    pub(crate) queue: Consumer<Append>,
+    /// Rung by the shard and by the mover.
+    pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) results: Producer<Written>,
+    pub(crate) mover: MoverLine,
+    pub(crate) counters: Arc<ShardCounters>,
+}
+
 /// Starts the writer thread of a shard. It ends once `stop` is set and its ring is empty.
-pub(crate) fn spawn(
-    shard: ShardId,
-    writer: JournalWriter,
-    queue: Consumer<Append>,
-    doorbell: Arc<Doorbell>,
-    results: Producer<Written>,
-    mover: MoverLine,
-    stop: Arc<AtomicBool>,
-    counters: Arc<ShardCounters>,
-) -> Result<JoinHandle<()>, EngineError> {
-    let name = format!("writer-{shard}");
+pub(crate) fn spawn(port: WriterPort, stop: Arc<AtomicBool>) -> Result<JoinHandle<()>, EngineError> {
+    let name = format!("writer-{}", port.shard);
     std::thread::Builder::new()
         .name(name.clone())
-        .spawn(move || run(writer, &queue, &doorbell, &results, &mover, &stop, &counters))
+        .spawn(move || run(port, &stop))
         .map_err(|source| EngineError::Thread { name, source })
 }
 
-fn run(
-    mut writer: JournalWriter,
-    queue: &Consumer<Append>,
-    doorbell: &Doorbell,
-    results: &Producer<Written>,
-    mover: &MoverLine,
-    stop: &AtomicBool,
-    counters: &ShardCounters,
-) {
+fn run(port: WriterPort, stop: &AtomicBool) {
+    let WriterPort { shard: _, mut writer, queue, doorbell, results, mover, counters } = port;
     let waker = thread_waker();
     let mut batch = Vec::new();
     loop {

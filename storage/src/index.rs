@@ -61,7 +61,7 @@ impl Index {
         match change {
             LogChange::CompactTo(_) => self.compacted.extend(void.into_iter().map(|span| (group, span))),
             LogChange::StartAfter(_) => {
-                self.resets.push(Reset { seq, group, is_removed: false, blocks: void })
+                self.resets.push(Reset { seq, group, is_removed: false, blocks: void });
             }
             LogChange::Remove => {
                 self.groups.remove(&group);

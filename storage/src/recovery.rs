@@ -288,7 +288,7 @@ impl Scan {
             return rolled_back(moved.seq, at_moved);
         }
         // A mark older than the chain's beginning has nothing left to compare with.
-        let is_older = keys.first().is_some() && acknowledged.seq.0 + 1 < oldest.0;
+        let is_older = !keys.is_empty() && acknowledged.seq.0 + 1 < oldest.0;
         if acknowledged != at_mark && !is_older {
             return rolled_back(acknowledged.seq, at_mark);
         }
