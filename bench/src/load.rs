@@ -1,5 +1,7 @@
 //! The work: flushes of records, made from a fixed seed.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use iroh_raft_core::batch::{BATCH_HEADER_BYTES, RecordBlock, encode_batch};
 use iroh_raft_core::{
@@ -72,12 +74,6 @@ impl Source {
     /// A source that begins with flush 1. Equal seeds give equal records.
     #[must_use]
     pub fn new(load: Load, seed: u64) -> Source {
-        Source::after(load, seed, 0)
-    }
-
-    /// A source that goes on after flush `seq`.
-    #[must_use]
-    pub fn after(load: Load, seed: u64, seq: u64) -> Source {
         let mut random = SmallRng::seed_from_u64(seed);
         let mut batch = |_| {
             // Incompressible: what compresses would be written faster by whoever compresses.
@@ -86,7 +82,7 @@ impl Source {
             encode_batch(Offset(0), WallTime(0), std::iter::once(&RecordBlock::from_records(&records)))
         };
         let batches = (0..load.groups).map(&mut batch).collect();
-        Source { load, batches, seq, retention: None, compacted: 0 }
+        Source { load, batches, seq: 0, retention: None, compacted: 0 }
     }
 
     /// Compacts what is older than `bytes` of payload, a sixteenth of it at a time.
@@ -95,6 +91,11 @@ impl Source {
         let kept = bytes.div_ceil(self.load.payload_bytes()).max(1);
         self.retention = Some((kept, (kept / 16).max(1)));
         self
+    }
+
+    /// Goes on after flush `seq`, which a log that was opened again has.
+    pub fn skip_to(&mut self, seq: u64) {
+        self.seq = seq;
     }
 
     /// The shape of its flushes.
@@ -137,11 +138,11 @@ impl Source {
         with_base(Bytes::copy_from_slice(batch), (index - 1) * self.load.entry_records)
     }
 
-    /// Checksum over the entries of all groups in the flushes up to `count`: what reading them back
-    /// has to give.
+    /// Checksum over the entries of all groups at these indexes: what reading them back has to give.
     #[must_use]
-    pub fn checksum(&self, count: u64) -> u32 {
-        let entries = (1..=self.load.groups).flat_map(|group| (1..=count).map(move |index| (group, index)));
+    pub fn checksum(&self, indexes: RangeInclusive<u64>) -> u32 {
+        let entries =
+            (1..=self.load.groups).flat_map(|group| indexes.clone().map(move |index| (group, index)));
         entries.fold(0, |sum, (group, index)| crc32c::crc32c_append(sum, &self.entry_data(group, index)))
     }
 }

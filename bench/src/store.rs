@@ -1,5 +1,6 @@
 //! Our storage as the engine runs it: the writer on the calling thread, the mover on another.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -216,17 +217,18 @@ impl Store {
         }
     }
 
-    /// Reads the first `count` entries of every group back, compares them with what the source made,
-    /// and returns their checksum.
+    /// Reads the entries of every group at these indexes back, compares them with what the source
+    /// made, and returns their checksum.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn read_back(&self, source: &Source, count: u64) -> Result<u32, StoreError> {
+    pub fn read_back(&self, source: &Source, indexes: RangeInclusive<u64>) -> Result<u32, StoreError> {
+        let (first, last) = indexes.into_inner();
         let mut sum = 0;
         for group in 1..=source.load().groups {
-            let mut index = 1;
-            while index <= count {
-                for entry in read(&self.reader, group, index, count, READ_BYTES)? {
+            let mut index = first;
+            while index <= last {
+                for entry in read(&self.reader, group, index, last, READ_BYTES)? {
                     if entry.index != Index(index) || entry.data != source.entry_data(group, index) {
                         return Err(StoreError::Content { group, index });
                     }
@@ -323,8 +325,8 @@ mod tests {
         }
         store.drain().unwrap();
         assert!(store.moves() > 0 && store.first_move().is_some());
-        assert_eq!(store.read_back(&source, 200).unwrap(), source.checksum(200));
+        assert_eq!(store.read_back(&source, 1..=200).unwrap(), source.checksum(1..=200));
         let wrong = Source::new(Load::new(4, 256, 64), 4);
-        assert!(matches!(store.read_back(&wrong, 1), Err(StoreError::Content { group: 1, index: 1 })));
+        assert!(matches!(store.read_back(&wrong, 1..=1), Err(StoreError::Content { group: 1, index: 1 })));
     }
 }
