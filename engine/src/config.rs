@@ -69,6 +69,9 @@ pub struct EngineConfig {
     pub ring_items_max: usize,
     /// How long a request of this process waits at most. Default 10 s.
     pub request_deadline: Duration,
+    /// Everything stored is read and verified once in this time, evenly spread over it. Default 7 days;
+    /// at least 1 s. Shorter: damage is found sooner, and the disk has more to read.
+    pub scrub_period: Duration,
     /// The durable log of each shard: bounds and caches. Its `tail_bytes` is set by the engine.
     pub storage: ShardOptions,
     /// Timing and memory of the Raft core; its node and seed are set by the engine.
@@ -121,6 +124,7 @@ impl EngineConfig {
             record_bytes_max: 1 << 20,
             ring_items_max: 4096,
             request_deadline: Duration::from_secs(10),
+            scrub_period: Duration::from_secs(7 * 24 * 3600),
             storage,
             core,
             limits: BridgeLimits::default(),
@@ -172,6 +176,12 @@ impl EngineConfig {
                     "{} is outside of 1 to {} (pending_bytes_max)",
                     self.record_bytes_max, self.core.pending_bytes_max
                 ),
+            );
+        }
+        if self.scrub_period < Duration::from_secs(1) {
+            return refuse(
+                "scrub_period",
+                format!("{:?} is too short: choose 1 s or longer", self.scrub_period),
             );
         }
         if self.ring_items_max == 0 {

@@ -28,6 +28,7 @@ use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_netbridge::wire::{ClientBody, ClientRequest, ReplyBody};
 
+use crate::mover_thread::Finding;
 use crate::reader_thread::Fetched;
 use crate::state_machine::{ApplyContext, Machine};
 use crate::stats::ShardCounters;
@@ -38,6 +39,8 @@ use outbox::Outbox;
 const BRIDGE_ITEMS_PER_TURN: usize = 256;
 /// Commands of this process taken in a turn.
 const COMMANDS_PER_TURN: usize = 4096;
+/// When a client should come again after there was hardly any space.
+const SPACE_RETRY_MS: u32 = 1000;
 /// When a client that was told Busy should come again.
 const BUSY_RETRY_MS: u32 = 5;
 /// Bytes of one answer to a read of records; the reader asks again from where it ends.
@@ -85,6 +88,7 @@ pub(crate) struct Driver {
     pub(crate) written: Consumer<Written>,
     pub(crate) fetches: Producer<Fetch>,
     pub(crate) fetched: Consumer<Fetched>,
+    pub(crate) findings: Consumer<Finding>,
     pub(crate) machines: BTreeMap<GroupId, Option<Box<dyn Machine>>>,
     pub(crate) counters: Arc<ShardCounters>,
     pub(crate) on_fenced: Box<dyn Fn(ShardId, iroh_raft_storage::StorageError)>,
@@ -114,6 +118,7 @@ struct Loop {
     hand_over: Option<oneshot::Sender<()>>,
     is_stopping: bool,
     is_fenced: bool,
+    is_space_low: bool,
 }
 
 impl Driver {
@@ -133,6 +138,7 @@ impl Driver {
             hand_over: None,
             is_stopping: false,
             is_fenced: false,
+            is_space_low: false,
             driver: self,
         };
         loop {
@@ -157,6 +163,7 @@ impl Loop {
         self.take_wall_clock();
         self.take_written();
         self.take_fetched();
+        self.take_findings();
         let mut loopback = std::mem::take(&mut self.loopback);
         loopback.drain(..).for_each(|input| self.step(input));
         self.loopback = loopback;
@@ -187,6 +194,10 @@ impl Loop {
                     self.step(Input::Persisted { seq });
                     self.outbox.release(seq);
                 }
+                Written::SpaceLow(is_low) => {
+                    self.is_space_low = is_low;
+                    tracing::warn!(shard = %self.driver.shard_id, is_low, "space on the disk");
+                }
                 Written::Failed(error) => {
                     self.is_fenced = true;
                     self.outbox.drop_gated();
@@ -212,6 +223,12 @@ impl Loop {
                 self.fetches_waiting.push_front(fetch);
                 break;
             }
+        }
+    }
+
+    fn take_findings(&mut self) {
+        while let Some(Finding { group, damage }) = self.driver.findings.pop() {
+            self.step(Input::Damaged { group, damage });
         }
     }
 
@@ -316,6 +333,9 @@ impl Loop {
         };
         if !self.appends_waiting.is_empty() {
             return Err(RequestError::Busy { reason: BusyReason::Writer, retry_after_ms: BUSY_RETRY_MS });
+        }
+        if self.is_space_low {
+            return Err(RequestError::Busy { reason: BusyReason::Space, retry_after_ms: SPACE_RETRY_MS });
         }
         let largest = block.largest();
         if largest > self.driver.record_bytes_max {
@@ -521,6 +541,7 @@ impl Loop {
             || !self.outputs.is_empty()
             || !self.driver.written.is_empty()
             || !self.driver.fetched.is_empty()
+            || !self.driver.findings.is_empty()
             || !self.driver.port.from_bridge.is_empty()
             || !self.driver.commands.is_empty()
     }

@@ -25,7 +25,7 @@ use crate::cpu::{self, CpuError};
 use crate::driver::{Closing, Driver};
 use crate::engine::{Engine, Executor, Failure, Inner, ShardHandle, Threads};
 use crate::error::EngineError;
-use crate::mover_thread::{MoverFailure, MoverLine, MoverPort};
+use crate::mover_thread::{MoverFailure, MoverLine, MoverPort, Scrub};
 use crate::reader_thread::{self, ReaderPort};
 use crate::state_machine::MachineFactory;
 use crate::stats::ShardCounters;
@@ -37,6 +37,8 @@ use crate::{awake, membarrier, mover_thread, preflight, writer_thread};
 const FLUSHES_IN_FLIGHT_MAX: usize = 4096;
 /// Fetches a shard may have open at the reader.
 const FETCHES_OPEN_MAX: usize = 1024;
+/// Findings of the scrub on their way to the shard; the scrub waits with more.
+const FINDINGS_WAITING_MAX: usize = 256;
 /// Requests of this process that wait for a shard's next turn; more are refused as busy.
 const COMMANDS_WAITING_MAX: usize = 8192;
 
@@ -198,9 +200,9 @@ impl Starting<'_> {
         let counters = Arc::new(ShardCounters::default());
         let writer_doorbell = Doorbell::new();
         let (appends, append_queue) = ring(FLUSHES_IN_FLIGHT_MAX, &writer_doorbell);
-        // More results than flushes can be under way: the writer always finds a place.
+        // Two results a flush at most, and more than can be under way: the writer always finds a place.
         let (written_results, written) =
-            ring(FLUSHES_IN_FLIGHT_MAX + writer_thread::APPENDS_PER_COMMIT_MAX, doorbell);
+            ring(2 * (FLUSHES_IN_FLIGHT_MAX + writer_thread::APPENDS_PER_COMMIT_MAX), doorbell);
         let (fetches, fetch_queue) = ring(FETCHES_OPEN_MAX, &self.reader_doorbell);
         let (answers, fetched) = ring(FETCHES_OPEN_MAX, doorbell);
         let (commands, command_queue) = ring(COMMANDS_WAITING_MAX, doorbell);
@@ -208,6 +210,7 @@ impl Starting<'_> {
         let is_closed = Arc::<AtomicBool>::default();
         self.handles.push(ShardHandle { commands, counters: counters.clone(), is_closed: is_closed.clone() });
         self.reader_ports.push(ReaderPort { reader: open.reader, fetches: fetch_queue, answers });
+        let (finding_sender, findings) = ring(FINDINGS_WAITING_MAX, doorbell);
         let (due, move_due) = ring(1, &self.mover_doorbell);
         let failure = Arc::<MoverFailure>::default();
         self.mover_ports.push(MoverPort {
@@ -216,6 +219,7 @@ impl Starting<'_> {
             due: move_due,
             writer: writer_doorbell.clone(),
             failure: failure.clone(),
+            scrub: Scrub::new(shard_id, open.scrubber, self.config.scrub_period, finding_sender),
         });
         let port_of_writer = WriterPort {
             shard: shard_id,
@@ -266,6 +270,7 @@ impl Starting<'_> {
                     written,
                     fetches,
                     fetched,
+                    findings,
                     machines: group_ids.into_iter().filter_map(made).collect::<BTreeMap<_, _>>(),
                     counters,
                     closing: Closing(is_closed),

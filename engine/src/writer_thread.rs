@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 use std::thread::{JoinHandle, Thread};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use iroh_raft_core::{Append, FlushSeq, ShardId};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
@@ -19,10 +19,14 @@ use crate::stats::ShardCounters;
 pub(crate) enum Written {
     /// Durable up to and including this flush.
     Upto(FlushSeq),
+    /// The medium has less room than it should, or enough again.
+    SpaceLow(bool),
     /// A write failed; there will be no other message.
     Failed(StorageError),
 }
 
+/// Pause between two looks at how much room is left, while there is little and nothing to write.
+const SPACE_LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Flushes that go into one transaction at most: bounds the memory of one commit.
 pub(crate) const APPENDS_PER_COMMIT_MAX: usize = 1024;
 
@@ -52,6 +56,14 @@ pub(crate) struct WriterPort {
     pub(crate) counters: Arc<ShardCounters>,
 }
 
+/// Sleeps until the calling thread is woken, or for so long.
+pub(crate) fn park(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => std::thread::park_timeout(pause),
+        None => std::thread::park(),
+    }
+}
+
 /// Starts the writer thread of a shard. It ends once `stop` is set and its ring is empty.
 pub(crate) fn spawn(port: WriterPort, stop: Arc<AtomicBool>) -> Result<JoinHandle<()>, EngineError> {
     let name = format!("writer-{}", port.shard);
@@ -65,6 +77,7 @@ fn run(port: WriterPort, stop: &AtomicBool) {
     let WriterPort { shard: _, mut writer, queue, doorbell, results, mover, counters } = port;
     let waker = thread_waker();
     let mut batch = Vec::new();
+    let mut is_space_low = false;
     loop {
         if let Some(error) = mover.failure.take() {
             // Never full: see below.
@@ -96,15 +109,25 @@ fn run(port: WriterPort, stop: &AtomicBool) {
                     return;
                 }
                 if !mover.failure.is_set() {
-                    std::thread::park();
+                    park(is_space_low.then_some(SPACE_LOOK_PAUSE));
                 }
             }
             doorbell.disarm();
-            continue;
+            if !is_space_low || !queue.is_empty() {
+                continue;
+            }
         }
         let started = Instant::now();
         let written = match writer.run_once(&batch) {
             Ok(report) => {
+                if report.is_space_low != is_space_low {
+                    is_space_low = report.is_space_low;
+                    // There is always room: see below.
+                    let _ = results.push(Written::SpaceLow(is_space_low));
+                }
+                if batch.is_empty() {
+                    continue;
+                }
                 ShardCounters::add(&counters.flushes, 1);
                 ShardCounters::add(&counters.flush_bytes, report.bytes as u64);
                 let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);

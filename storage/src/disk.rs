@@ -16,6 +16,10 @@ use rustix::fs::FallocateFlags;
 /// Holds a folder's exclusive lock while any clone lives.
 pub(crate) type FolderLock = Arc<dyn Any + Send + Sync>;
 
+/// Held by every open file of a shard: while any clone lives, the shard is open, and the folder locked.
+#[derive(Debug)]
+pub(crate) struct ShardLock(#[expect(dead_code, reason = "held, not looked at")] pub(crate) FolderLock);
+
 /// What a file of a shard is for: a medium may treat them differently.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FileKind {
@@ -43,6 +47,12 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// # Errors
     /// As the medium says, above all when there is no such space.
     fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()>;
+
+    /// Bytes that the medium of a folder still takes.
+    ///
+    /// # Errors
+    /// As the medium says.
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
 }
 
 /// The file system, through the page cache, synced with `fdatasync`.
@@ -65,6 +75,11 @@ impl Disk for FileDisk {
             Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             result => Ok(result?),
         }
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(folder)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 }
 

@@ -129,8 +129,8 @@ pub enum StorageError {
         /// Number of shards.
         shards: u16,
     },
-    /// The shard was opened before on this folder.
-    #[error("shard {shard} is open already: open the folder anew to open it again")]
+    /// The shard is open.
+    #[error("shard {shard} is open already: drop everything opened of it to open it again")]
     ShardTaken {
         /// The shard.
         shard: ShardId,
@@ -223,7 +223,9 @@ pub enum StorageError {
         source: Box<redb::Error>,
     },
     /// The medium is full: the writer is fenced.
-    #[error("no space is left for shard {shard}: make room, then open the shard again")]
+    #[error(
+        "no space is left for shard {shard}: it can be opened for reading; make room, then open it again"
+    )]
     NoSpace {
         /// The shard.
         shard: ShardId,

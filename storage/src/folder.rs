@@ -8,7 +8,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use iroh_raft_core::{BootEpoch, ClusterId, NodeId, ShardId};
@@ -17,11 +17,11 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::block::JournalIdentity;
 use crate::cursor::Cursor;
-use crate::disk::{Disk, FileDisk, FileKind, FolderLock};
+use crate::disk::{Disk, FileDisk, FileKind, FolderLock, ShardLock};
 use crate::error::{FileDamage, Result, StorageError};
 use crate::peers::PeerEpochs;
 use crate::redb_file::open_existing;
-use crate::shard::{self, JOURNAL, LOG, MARK, OpenShard, ShardOptions};
+use crate::shard::{self, JOURNAL, LOG, MARK, OpenShard, ReadShard, ShardOptions};
 use crate::small_file::{self, Kind, create_folder, io_error, sync_folder};
 
 const MANIFEST: &str = "manifest";
@@ -66,9 +66,70 @@ pub struct DataFolder {
     boot: Boot,
     is_new: bool,
     peers: Option<PeerEpochs>,
-    /// By shard: whether it was opened.
-    taken: Vec<bool>,
+    /// By shard: held by everything that was opened of it.
+    taken: Vec<Weak<ShardLock>>,
     lock: FolderLock,
+}
+
+/// A data folder that is looked at while no node runs on it. Nothing in it changes.
+#[derive(Debug)]
+pub struct OfflineFolder {
+    path: PathBuf,
+    disk: Arc<dyn Disk>,
+    identity: FolderIdentity,
+    storage: [u8; 16],
+    lock: FolderLock,
+}
+
+impl OfflineFolder {
+    /// Locks a folder that must be complete.
+    ///
+    /// # Errors
+    /// [`StorageError`], one variant for each thing that can be wrong with a folder.
+    pub fn open(path: impl AsRef<Path>) -> Result<OfflineFolder> {
+        let path = path.as_ref().to_owned();
+        if look(&path)? != FolderState::Complete {
+            return Err(StorageError::MissingManifest { path });
+        }
+        let lock = lock_folder(&path)?;
+        let (identity, storage) = read_manifest(&path)?;
+        Ok(OfflineFolder { path, disk: Arc::new(FileDisk), identity, storage, lock })
+    }
+
+    /// Whose folder it is.
+    #[must_use]
+    pub fn identity(&self) -> FolderIdentity {
+        self.identity
+    }
+
+    /// How often a node was started on it.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the file that says so is gone or damaged.
+    pub fn boot_epoch(&self) -> Result<BootEpoch> {
+        Ok(read_boot(&self.path.join(BOOT))?.epoch)
+    }
+
+    /// Number of peers whose boots are remembered.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the file that says so is gone or damaged.
+    pub fn peers(&self) -> Result<usize> {
+        Ok(PeerEpochs::load(self.path.join(PEERS), self.lock.clone())?.count())
+    }
+
+    /// Opens a shard to read it.
+    ///
+    /// # Errors
+    /// As [`DataFolder::open_shard`].
+    pub fn open_shard(&self, shard: ShardId) -> Result<ReadShard> {
+        if shard.0 >= self.identity.shards {
+            return Err(StorageError::NoSuchShard { shard, shards: self.identity.shards });
+        }
+        let identity = JournalIdentity { storage: self.storage, shard };
+        let lock = Arc::new(ShardLock(self.lock.clone()));
+        shard::open_for_reading(self.disk.as_ref(), &shard_folder(&self.path, shard), identity, &lock)
+    }
 }
 
 impl DataFolder {
@@ -112,7 +173,7 @@ impl DataFolder {
         check_files(&path, identity.shards, disk.as_ref())?;
         let peers = PeerEpochs::load(path.join(PEERS), lock.clone())?;
         let boot = next_boot(&path)?;
-        let taken = vec![false; usize::from(identity.shards)];
+        let taken = (0..identity.shards).map(|_| Weak::new()).collect();
         let is_new = state != FolderState::Complete;
         Ok(DataFolder { path, disk, storage, boot, is_new, peers: Some(peers), taken, lock })
     }
@@ -148,17 +209,30 @@ impl DataFolder {
     /// # Errors
     /// [`StorageError`]: damage and rollback by name, before anything is written.
     pub fn open_shard(&mut self, shard: ShardId, options: ShardOptions) -> Result<OpenShard> {
+        let (identity, folder, lock) = self.take(shard)?;
+        shard::open(&self.disk, &folder, identity, &options, &lock)
+    }
+
+    /// Opens a shard to read it only: its files stay as they are, whatever state they are in. That
+    /// works where there is no space left.
+    ///
+    /// # Errors
+    /// As [`open_shard`](DataFolder::open_shard).
+    pub fn open_shard_for_reading(&mut self, shard: ShardId) -> Result<ReadShard> {
+        let (identity, folder, lock) = self.take(shard)?;
+        shard::open_for_reading(self.disk.as_ref(), &folder, identity, &lock)
+    }
+
+    fn take(&mut self, shard: ShardId) -> Result<(JournalIdentity, PathBuf, Arc<ShardLock>)> {
         let shards = self.taken.len() as u16;
         let taken = self.taken.get_mut(usize::from(shard.0));
         let taken = taken.ok_or(StorageError::NoSuchShard { shard, shards })?;
-        if *taken {
+        if taken.strong_count() > 0 {
             return Err(StorageError::ShardTaken { shard });
         }
-        let identity = JournalIdentity { storage: self.storage, shard };
-        let folder = shard_folder(&self.path, shard);
-        let open = shard::open(self.disk.as_ref(), &folder, identity, &options, &self.lock)?;
-        *taken = true;
-        Ok(open)
+        let lock = Arc::new(ShardLock(self.lock.clone()));
+        *taken = Arc::downgrade(&lock);
+        Ok((JournalIdentity { storage: self.storage, shard }, shard_folder(&self.path, shard), lock))
     }
 }
 
@@ -229,7 +303,7 @@ fn create(path: &Path, identity: FolderIdentity, disk: &dyn Disk, lock: &FolderL
         let folder = shard_folder(path, shard);
         create_folder(&folder)?;
         let journal = JournalIdentity { storage, shard };
-        shard::create(disk, &folder, journal, lock)?;
+        shard::create(disk, &folder, journal, &Arc::new(ShardLock(lock.clone())))?;
         sync_folder(&folder)?;
     }
     PeerEpochs::create(&path.join(PEERS))?;
@@ -281,11 +355,7 @@ fn finish_creation(path: &Path) -> Result<()> {
 
 /// Compares the manifest with who we are; returns the storage id.
 fn check_manifest(path: &Path, expected: FolderIdentity) -> Result<[u8; 16]> {
-    let file = path.join(MANIFEST);
-    let payload = small_file::read(&file, MANIFEST_KIND)?
-        .ok_or_else(|| StorageError::MissingManifest { path: path.to_owned() })?;
-    let (found, storage) = parse_manifest(&payload)
-        .ok_or(StorageError::DamagedFile { path: file, damage: FileDamage::Content })?;
+    let (found, storage) = read_manifest(path)?;
     let path = path.to_owned();
     if found.cluster != expected.cluster {
         return Err(StorageError::WrongCluster { path, found: found.cluster, expected: expected.cluster });
@@ -297,6 +367,13 @@ fn check_manifest(path: &Path, expected: FolderIdentity) -> Result<[u8; 16]> {
         return Err(StorageError::WrongShardCount { path, found: found.shards, expected: expected.shards });
     }
     Ok(storage)
+}
+
+fn read_manifest(path: &Path) -> Result<(FolderIdentity, [u8; 16])> {
+    let file = path.join(MANIFEST);
+    let payload = small_file::read(&file, MANIFEST_KIND)?
+        .ok_or_else(|| StorageError::MissingManifest { path: path.to_owned() })?;
+    parse_manifest(&payload).ok_or(StorageError::DamagedFile { path: file, damage: FileDamage::Content })
 }
 
 fn parse_manifest(payload: &[u8]) -> Option<(FolderIdentity, [u8; 16])> {
@@ -326,14 +403,19 @@ fn check_files(path: &Path, shards: u16, disk: &dyn Disk) -> Result<()> {
 /// Counts this start, durably.
 fn next_boot(path: &Path) -> Result<Boot> {
     let file = path.join(BOOT);
-    let payload = small_file::read(&file, BOOT_KIND)?
-        .ok_or_else(|| StorageError::MissingBoot { path: file.clone() })?;
-    let epoch = parse_boot(&payload)
-        .and_then(|boot| boot.epoch.0.checked_add(1))
-        .ok_or_else(|| StorageError::DamagedFile { path: file.clone(), damage: FileDamage::Content })?;
+    let epoch = read_boot(&file)?.epoch.0.checked_add(1);
+    let epoch =
+        epoch.ok_or_else(|| StorageError::DamagedFile { path: file.clone(), damage: FileDamage::Content })?;
     let boot = Boot { epoch: BootEpoch(epoch), id: random_id()? };
     small_file::replace(&file, BOOT_KIND, &encode_boot(boot))?;
     Ok(boot)
+}
+
+fn read_boot(file: &Path) -> Result<Boot> {
+    let payload = small_file::read(file, BOOT_KIND)?
+        .ok_or_else(|| StorageError::MissingBoot { path: file.to_owned() })?;
+    let damage = FileDamage::Content;
+    parse_boot(&payload).ok_or_else(|| StorageError::DamagedFile { path: file.to_owned(), damage })
 }
 
 fn encode_boot(boot: Boot) -> Vec<u8> {

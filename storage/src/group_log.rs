@@ -206,6 +206,11 @@ impl GroupLog {
         self.cuts += 1;
     }
 
+    /// Blocks in the log file, oldest first.
+    pub(crate) fn cold(&self) -> impl Iterator<Item = &ColdSpan> {
+        self.cold.iter()
+    }
+
     /// Newest block in the log file.
     pub(crate) fn cold_back(&self) -> Option<&ColdSpan> {
         self.cold.back()

@@ -1,12 +1,13 @@
 //! The journal of a shard: a redb file with one block for each commit, cut into rows.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use iroh_raft_core::FlushSeq;
 use redb::{ReadOnlyTable, ReadTransaction, TableDefinition};
 
 use crate::block::{BlockError, BlockLengths, ChainEnd, JournalIdentity, NewBlock};
-use crate::disk::{Disk, FileKind, FolderLock};
+use crate::disk::{Disk, FileKind, ShardLock};
 use crate::error::{FileDamage, Result, StorageError};
 use crate::index::JournalBlock;
 use crate::mark::{seal_chain_end, unseal_chain_end};
@@ -102,7 +103,7 @@ impl Journal {
         disk: &dyn Disk,
         path: &Path,
         identity: JournalIdentity,
-        lock: FolderLock,
+        lock: Arc<ShardLock>,
     ) -> Result<()> {
         RedbFile::create(disk, path, FileKind::Journal, identity.shard, lock, |transaction| {
             let origin = seal_chain_end(ORIGIN_KIND, identity, ChainEnd::default());
@@ -155,6 +156,11 @@ impl Journal {
             removed.map_err(|error| error.opening(&journal.file.path, identity.shard))?;
         }
         Ok(journal)
+    }
+
+    /// Takes a candidate that is only going to be read.
+    pub(crate) fn keep(candidate: Candidate, identity: JournalIdentity) -> Journal {
+        Journal { file: candidate.keep(), identity }
     }
 
     /// Makes a block durable and removes void ones, in one transaction. `directory` is what

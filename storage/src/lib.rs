@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod check;
 mod cold_block;
 mod cursor;
 mod disk;
@@ -29,18 +30,22 @@ mod reader;
 mod recovery;
 mod redb_file;
 mod rows;
+mod scrub;
 mod shard;
 mod small_file;
+mod space;
 mod span_read;
 mod writer;
 
 pub use block::BlockError;
+pub use check::{CheckReport, DumpError, ShardCheck, check, dump};
 pub use disk::{Disk, FileDisk, FileKind};
 pub use error::{AffectedRange, AppendProblem, FileDamage, StorageError};
-pub use folder::{Boot, DataFolder, FolderIdentity};
+pub use folder::{Boot, DataFolder, FolderIdentity, OfflineFolder};
 pub use mover::{MoveReport, Mover};
 pub use peers::PeerEpochs;
 pub use reader::LogReader;
 pub use recovery::RecoveryReport;
-pub use shard::{OpenShard, ShardOptions};
+pub use scrub::{Damage, DamagePlace, ScrubReport, Scrubber};
+pub use shard::{OpenShard, ReadShard, ShardOptions};
 pub use writer::{FlushReport, JournalWriter};

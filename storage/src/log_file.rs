@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 
 use iroh_raft_core::{GroupId, Index, TermRun};
 use redb::{ReadableTable, TableDefinition};
 
 use crate::block::{ChainEnd, JournalIdentity};
 use crate::cold_block::{GroupRow, IndexRow, NewColdBlock};
-use crate::disk::{Disk, FileKind, FolderLock};
+use crate::disk::{Disk, FileKind, ShardLock};
 use crate::error::{Result, StorageError};
 use crate::group_log::{ColdSpan, GroupLog};
 use crate::mark::{seal_chain_end, unseal_chain_end};
@@ -78,7 +79,7 @@ impl LogFile {
         disk: &dyn Disk,
         path: &Path,
         identity: JournalIdentity,
-        lock: FolderLock,
+        lock: Arc<ShardLock>,
     ) -> Result<()> {
         RedbFile::create(disk, path, FileKind::Log, identity.shard, lock, |transaction| {
             let moved = seal_chain_end(MOVED_KIND, identity, ChainEnd::default());

@@ -39,6 +39,11 @@ impl PeerEpochs {
         small_file::replace(path, KIND, &encode(&BTreeMap::new()))
     }
 
+    /// Number of peers that were ever seen.
+    pub(crate) fn count(&self) -> usize {
+        self.seen.len()
+    }
+
     /// Takes note of a peer's boot. What is new is on stable storage when this returns.
     ///
     /// # Errors

@@ -46,14 +46,27 @@ pub(crate) struct Recovered {
     pub(crate) report: RecoveryReport,
 }
 
-/// Reads both files through, and accepts them if they hold all that was acknowledged.
-pub(crate) fn recover(
+/// Both files of a shard, read through and found to hold all that was acknowledged. Nothing of them
+/// was changed so far.
+#[derive(Debug)]
+pub(crate) struct Examined {
+    journal: Candidate,
+    log: Candidate,
+    identity: JournalIdentity,
+    scan: Scan,
+    tails: HashMap<GroupId, Vec<LogEntry>>,
+    report: RecoveryReport,
+    began: Instant,
+}
+
+/// Reads both files through.
+pub(crate) fn examine(
     journal: Candidate,
     log: Candidate,
     identity: JournalIdentity,
     acknowledged: ChainEnd,
     tail_bytes: usize,
-) -> Result<Recovered> {
+) -> Result<Examined> {
     let began = Instant::now();
     Journal::check_origin(&journal, identity)?;
     let stored = LogFile::load(&log, identity)?;
@@ -69,19 +82,44 @@ pub(crate) fn recover(
         Ok(Ok((scan, tails)))
     });
     let (scan, tails) = read.map_err(opening)??;
-    let mut report = RecoveryReport {
+    let report = RecoveryReport {
         blocks: scan.index.blocks.len() as u64,
         bytes: scan.index.blocks.iter().map(|block| u64::from(block.bytes)).sum(),
         torn: u64::from(has_fallen_back) + u64::from(scan.is_torn),
         acknowledged: acknowledged.seq,
         ..RecoveryReport::default()
     };
-    let log = LogFile { file: log.accept()?, identity };
-    let journal = Journal::accept(journal, identity, &scan.void)?;
+    Ok(Examined { journal, log, identity, scan, tails, report, began })
+}
+
+impl Examined {
+    /// Takes the files over, to be written from now on: what was cut or is void goes.
+    pub(crate) fn accept(self) -> Result<Recovered> {
+        let log = LogFile { file: self.log.accept()?, identity: self.identity };
+        let journal = Journal::accept(self.journal, self.identity, &self.scan.void)?;
+        Ok(recovered(journal, log, self.scan, self.tails, self.report, self.began))
+    }
+
+    /// Takes the files to be read only: they stay as they are on the disk.
+    pub(crate) fn keep(self) -> Recovered {
+        let log = LogFile { file: self.log.keep(), identity: self.identity };
+        let journal = Journal::keep(self.journal, self.identity);
+        recovered(journal, log, self.scan, self.tails, self.report, self.began)
+    }
+}
+
+fn recovered(
+    journal: Journal,
+    log: LogFile,
+    scan: Scan,
+    tails: HashMap<GroupId, Vec<LogEntry>>,
+    mut report: RecoveryReport,
+    began: Instant,
+) -> Recovered {
     let end = scan.end;
     let (index, groups) = scan.into_states(tails);
     report.duration = began.elapsed();
-    Ok(Recovered { journal, log, end, index, groups, report })
+    Recovered { journal, log, end, index, groups, report }
 }
 
 /// What is known of a group beside its place in the index.

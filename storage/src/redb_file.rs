@@ -13,7 +13,7 @@ use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase, StorageBackend, WriteTransaction,
 };
 
-use crate::disk::{Disk, FileKind, FolderLock, HoldingBackend};
+use crate::disk::{Disk, FileKind, HoldingBackend, ShardLock};
 use crate::error::{FileDamage, Result, StorageError};
 use crate::small_file::io_error;
 
@@ -83,8 +83,8 @@ pub(crate) struct RedbFile {
     /// Always there, except while it is closed or compacted.
     db: RwLock<Option<Database>>,
     pub(crate) path: PathBuf,
-    /// The folder's lock is held as long as any file of it is open.
-    _lock: FolderLock,
+    /// The shard is taken as long as any file of it is open.
+    _lock: Arc<ShardLock>,
 }
 
 /// A file that was opened and not yet accepted: nothing was written to the disk so far.
@@ -103,7 +103,7 @@ impl RedbFile {
         path: &Path,
         kind: FileKind,
         shard: ShardId,
-        lock: FolderLock,
+        lock: Arc<ShardLock>,
         fill: impl FnOnce(&WriteTransaction) -> Result<(), RedbFailure>,
     ) -> Result<()> {
         let backend = disk.open(path, kind, true).map_err(io_error("create", path))?;
@@ -129,7 +129,7 @@ impl RedbFile {
         kind: FileKind,
         shard: ShardId,
         cache_bytes: usize,
-        lock: FolderLock,
+        lock: Arc<ShardLock>,
     ) -> Result<Candidate> {
         let backend = open_existing(disk, path, kind)?;
         let holding = HoldingBackend::new(backend);
@@ -204,6 +204,12 @@ impl Candidate {
     pub(crate) fn accept(self) -> Result<RedbFile> {
         self.holding.release().map_err(io_error("write", &self.file.path))?;
         Ok(self.file)
+    }
+
+    /// A file that is only going to be read: what redb writes when it opens and closes it stays in
+    /// memory.
+    pub(crate) fn keep(self) -> RedbFile {
+        self.file
     }
 }
 

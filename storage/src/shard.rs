@@ -6,7 +6,7 @@ use std::sync::Arc;
 use iroh_raft_core::{FlushSeq, GroupState};
 
 use crate::block::JournalIdentity;
-use crate::disk::{Disk, FileKind, FolderLock};
+use crate::disk::{Disk, FileKind, ShardLock};
 use crate::error::Result;
 use crate::index::SharedIndex;
 use crate::journal::Journal;
@@ -14,9 +14,11 @@ use crate::log_file::LogFile;
 use crate::mark::Mark;
 use crate::mover::Mover;
 use crate::reader::LogReader;
-use crate::recovery::{RecoveryReport, recover};
+use crate::recovery::{Examined, RecoveryReport, examine};
 use crate::redb_file::RedbFile;
+use crate::scrub::Scrubber;
 use crate::small_file::io_error;
+use crate::space::Space;
 use crate::writer::{Bounds, JournalWriter};
 
 pub(crate) const JOURNAL: &str = "journal.redb";
@@ -40,6 +42,9 @@ pub struct ShardOptions {
     /// Memory for redb's cache of the log file, in bytes. Default 64 MiB. Higher: old entries are read
     /// from memory more often.
     pub log_cache_bytes: usize,
+    /// Free bytes of the medium below which new work is refused: what was taken on before still has to
+    /// be flushed and moved. Default 768 MiB: a journal twice, and some more. Higher: earlier.
+    pub free_bytes_min: u64,
     /// Disk space reserved for the journal at start, in bytes; 0 for none. Default 0. Higher: space
     /// is known to be there, and growing within it costs the file system less.
     pub preallocate_bytes: u64,
@@ -54,6 +59,7 @@ impl Default for ShardOptions {
             move_bytes: 32 << 20,
             journal_cache_bytes: 320 << 20,
             log_cache_bytes: 64 << 20,
+            free_bytes_min: 768 << 20,
             preallocate_bytes: 0,
             tail_bytes: 64 << 20,
         }
@@ -70,6 +76,8 @@ pub struct OpenShard {
     pub mover: Mover,
     /// Reads entries back.
     pub reader: LogReader,
+    /// Verifies what is stored, a little at a time.
+    pub scrubber: Scrubber,
     /// Every group that was ever flushed and not removed, in order of id. `has_state_machine` is
     /// false: it is not the disk that knows.
     pub groups: Vec<GroupState>,
@@ -84,47 +92,99 @@ pub(crate) fn create(
     disk: &dyn Disk,
     folder: &Path,
     identity: JournalIdentity,
-    lock: &FolderLock,
+    lock: &Arc<ShardLock>,
 ) -> Result<()> {
     Journal::create(disk, &folder.join(JOURNAL), identity, lock.clone())?;
     LogFile::create(disk, &folder.join(LOG), identity, lock.clone())?;
     Mark::create(disk, &folder.join(MARK), identity)
 }
 
+/// A shard that is only read: nothing of its files changes.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ReadShard {
+    /// Reads entries.
+    pub reader: LogReader,
+    /// Verifies everything stored.
+    pub scrubber: Scrubber,
+    /// As in [`OpenShard`], without entries in memory.
+    pub groups: Vec<GroupState>,
+    /// Newest durable flush.
+    pub last_seq: FlushSeq,
+    /// What recovery would find.
+    pub report: RecoveryReport,
+}
+
 /// Opens a shard and recovers its groups.
 pub(crate) fn open(
-    disk: &dyn Disk,
+    disk: &Arc<dyn Disk>,
     folder: &Path,
     identity: JournalIdentity,
     options: &ShardOptions,
-    lock: &FolderLock,
+    lock: &Arc<ShardLock>,
 ) -> Result<OpenShard> {
-    let shard = identity.shard;
-    let journal_path = folder.join(JOURNAL);
-    let (mark, acknowledged) = Mark::open(disk, &folder.join(MARK), identity)?;
-    let open_file =
-        |path: &Path, kind, cache_bytes| RedbFile::open(disk, path, kind, shard, cache_bytes, lock.clone());
-    let journal = open_file(&journal_path, FileKind::Journal, options.journal_cache_bytes)?;
-    let log = open_file(&folder.join(LOG), FileKind::Log, options.log_cache_bytes)?;
-    let recovered = recover(journal, log, identity, acknowledged, options.tail_bytes)?;
+    let (examined, mark) = examine_shard(disk.as_ref(), folder, identity, options, lock)?;
+    let recovered = examined.accept()?;
     if options.preallocate_bytes > 0 {
+        let journal_path = folder.join(JOURNAL);
         let reserved = disk.reserve(&journal_path, options.preallocate_bytes);
         reserved.map_err(io_error("reserve space for", &journal_path))?;
     }
     let report = recovered.report;
-    let label = shard.to_string();
+    let label = identity.shard.to_string();
     metrics::gauge!("storage_recovery_ms", "shard" => label.clone()).set(report.duration.as_secs_f64() * 1e3);
     metrics::counter!("storage_torn_count", "shard" => label).increment(report.torn);
     let journal = Arc::new(recovered.journal);
     let log = Arc::new(recovered.log);
     let index = Arc::new(SharedIndex::new(recovered.index));
     let bounds = Bounds { journal_bytes_max: options.journal_bytes_max, move_bytes: options.move_bytes };
+    let space = Space::new(disk.clone(), folder, options.free_bytes_min);
     Ok(OpenShard {
-        writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end, bounds),
+        writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end, bounds, space),
         mover: Mover::new(journal.clone(), log.clone(), index.clone(), options.move_bytes),
+        scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
         reader: LogReader::new(journal, log, index),
         groups: recovered.groups,
         last_seq: recovered.end.seq,
         report,
     })
+}
+
+/// Opens a shard to read it, whatever state a crash left it in.
+pub(crate) fn open_for_reading(
+    disk: &dyn Disk,
+    folder: &Path,
+    identity: JournalIdentity,
+    lock: &Arc<ShardLock>,
+) -> Result<ReadShard> {
+    let options = ShardOptions { tail_bytes: 0, ..ShardOptions::default() };
+    let (examined, _) = examine_shard(disk, folder, identity, &options, lock)?;
+    let recovered = examined.keep();
+    let journal = Arc::new(recovered.journal);
+    let log = Arc::new(recovered.log);
+    let index = Arc::new(SharedIndex::new(recovered.index));
+    Ok(ReadShard {
+        scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
+        reader: LogReader::new(journal, log, index),
+        groups: recovered.groups,
+        last_seq: recovered.end.seq,
+        report: recovered.report,
+    })
+}
+
+fn examine_shard(
+    disk: &dyn Disk,
+    folder: &Path,
+    identity: JournalIdentity,
+    options: &ShardOptions,
+    lock: &Arc<ShardLock>,
+) -> Result<(Examined, Mark)> {
+    let shard = identity.shard;
+    let (mark, acknowledged) = Mark::open(disk, &folder.join(MARK), identity)?;
+    let open_file = |name: &str, kind, cache_bytes| {
+        RedbFile::open(disk, &folder.join(name), kind, shard, cache_bytes, lock.clone())
+    };
+    let journal = open_file(JOURNAL, FileKind::Journal, options.journal_cache_bytes)?;
+    let log = open_file(LOG, FileKind::Log, options.log_cache_bytes)?;
+    Ok((examine(journal, log, identity, acknowledged, options.tail_bytes)?, mark))
 }

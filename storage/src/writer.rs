@@ -17,6 +17,7 @@ use crate::group_log::Span;
 use crate::index::{Index as ShardIndex, JournalBlock, SharedIndex};
 use crate::journal::Journal;
 use crate::mark::Mark;
+use crate::space::Space;
 use crate::span_read::{ReadSpanError, read_span};
 
 /// Void blocks that are removed together when they are small: they share pages.
@@ -42,6 +43,8 @@ pub struct FlushReport {
     pub is_move_due: bool,
     /// Whether the journal has reached its bound: the mover has to run before the next flush.
     pub is_full: bool,
+    /// Whether the medium has less room than it should: new work is to be refused until it has more.
+    pub is_space_low: bool,
 }
 
 /// Sizes that the writer goes by.
@@ -59,6 +62,7 @@ pub struct JournalWriter {
     mark: Mark,
     end: ChainEnd,
     bounds: Bounds,
+    space: Space,
     is_fenced: bool,
     /// Blocks that nobody needs and that are still in the file.
     void: VecDeque<JournalBlock>,
@@ -114,6 +118,7 @@ impl JournalWriter {
         mark: Mark,
         end: ChainEnd,
         bounds: Bounds,
+        space: Space,
     ) -> JournalWriter {
         let shard = journal.identity.shard.to_string();
         let numbers = Numbers {
@@ -130,6 +135,7 @@ impl JournalWriter {
             mark,
             end,
             bounds,
+            space,
             is_fenced: false,
             void,
             directory: Vec::new(),
@@ -144,7 +150,7 @@ impl JournalWriter {
     }
 
     /// Makes all these flushes durable in one commit with one sync: all of them or none. Blocks
-    /// until the medium has them. An empty batch does nothing.
+    /// until the medium has them. An empty batch writes nothing and answers how things stand.
     ///
     /// # Errors
     /// Any error fences the writer for good: nothing more is written, every later call answers
@@ -182,6 +188,7 @@ impl JournalWriter {
                 duration: Duration::ZERO,
                 is_move_due: self.bounds.is_move_due(&index),
                 is_full: self.bounds.is_full(&index),
+                is_space_low: self.space.look(),
             });
         };
         let (oldest, carried) = self.take_carried()?;
@@ -221,8 +228,10 @@ impl JournalWriter {
         self.numbers.flush_us.record(duration.as_secs_f64() * 1e6);
         self.numbers.flush_records.record(plan.records as f64);
         self.numbers.flush_bytes.record(bytes as f64);
-        let records = plan.records;
-        Ok(FlushReport { last, flushes: batch.len(), records, bytes, duration, is_move_due, is_full })
+        let (flushes, records) = (batch.len(), plan.records);
+        // What is flushed is written once more when it moves.
+        let is_space_low = self.space.after_write(2 * bytes as u64);
+        Ok(FlushReport { last, flushes, records, bytes, duration, is_move_due, is_full, is_space_low })
     }
 
     /// The first flush that is needed from now on, and what of the blocks before it has to go on

@@ -28,6 +28,9 @@ pub enum BusyReason {
     /// The log writer is behind by as much as it may be.
     #[error("the log writer is behind")]
     Writer,
+    /// The disk has hardly any space left; what is under way still fits.
+    #[error("the disk is nearly full: make room on it")]
+    Space,
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,

@@ -307,6 +307,14 @@ pub enum Input {
     /// A write or an fsync failed. The shard fences itself for good: it steps down, acknowledges
     /// nothing more and refuses work until restart.
     PersistFailed,
+    /// A scrub found stored entries of a group damaged: its replica is taken out, as if it had read
+    /// them itself.
+    Damaged {
+        /// The group.
+        group: GroupId,
+        /// The entries.
+        damage: LogDamage,
+    },
     /// Entries that [`Outputs::fetches`] asked for.
     Fetched {
         /// The fetch that is answered.

@@ -12,10 +12,11 @@ use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::group::{BUSY_RETRY_MS, Replica, Turn};
 use crate::ids::{FlushSeq, GroupId, NodeId, Timestamp, WallTime};
 use crate::io::{
-    Event, FetchError, FetchId, GroupState, GroupStatus, Input, LogEntry, Outputs, PeerMessage, Reply, Role,
-    ShardConfig, Token,
+    Event, FetchError, FetchId, GroupState, GroupStatus, Input, LogDamage, LogEntry, Outputs, PeerMessage,
+    Reply, Role, ShardConfig, Token,
 };
 use crate::loading::{Loading, Step};
+use crate::log_window::Inconsistent;
 use crate::read_index::Read;
 use crate::records::RecordRead;
 use crate::validate::Refusal;
@@ -142,6 +143,7 @@ impl Shard {
             }
             Input::Persisted { seq } => self.handle_persisted(now, seq, out),
             Input::PersistFailed => self.handle_persist_failed(now, out),
+            Input::Damaged { group, damage } => self.handle_damaged(group, damage, out),
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
                 self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
@@ -239,6 +241,17 @@ impl Shard {
         self.is_fenced = true;
         self.flushes.clear();
         out.events.push(Event::Fenced);
+    }
+
+    fn handle_damaged(&mut self, group: GroupId, damage: LogDamage, out: &mut Outputs) {
+        let Some(at) = self.position(group) else { return };
+        if let Some(replica) = self.members[at].live() {
+            self.window_bytes -= replica.window_bytes();
+        }
+        if !matches!(self.members[at], Member::Out(_)) {
+            let LogDamage { first, last } = damage;
+            self.quarantine(at, Inconsistent::Damaged { first, last }.to_string(), out);
+        }
     }
 
     fn handle_unreachable(&mut self, now: Timestamp, node: NodeId, out: &mut Outputs) {
@@ -521,6 +534,7 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Message(_)
         | Input::Persisted { .. }
         | Input::PersistFailed
+        | Input::Damaged { .. }
         | Input::Fetched { .. }
         | Input::Applied { .. }
         | Input::Unreachable { .. }

@@ -84,6 +84,7 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Ring => 3,
         BusyReason::Writer => 4,
         BusyReason::Credit => 5,
+        BusyReason::Space => 6,
     }
 }
 
@@ -94,6 +95,7 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         3 => Ok(BusyReason::Ring),
         4 => Ok(BusyReason::Writer),
         5 => Ok(BusyReason::Credit),
+        6 => Ok(BusyReason::Space),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

@@ -197,6 +197,11 @@ fn introduction() -> Introduction {
     }
 }
 
+/// Failures that came to the format after its first fixtures were stored.
+fn later_failures() -> Vec<RequestError> {
+    vec![RequestError::Busy { reason: BusyReason::Space, retry_after_ms: 6 }]
+}
+
 /// One failure of each kind.
 pub(crate) fn failures() -> Vec<RequestError> {
     vec![
@@ -297,6 +302,8 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     replies.extend(
         failures().into_iter().zip(20..).map(|(error, number)| reply(number, ReplyBody::Failed(error))),
     );
+    let later = later_failures().into_iter().zip(1..);
+    let later = later.map(|(error, number)| reply(number, ReplyBody::Failed(error))).collect();
     vec![
         ("peer-election", Content::Peer(Lane::Election, on(Lane::Election))),
         ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
@@ -314,6 +321,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
             ]),
         ),
         ("reply", Content::Replies(replies)),
+        ("reply-later", Content::Replies(later)),
         ("handshake-hello", Content::Handshake(Handshake::Hello(introduction()))),
         ("handshake-welcome", Content::Handshake(Handshake::Welcome(introduction()))),
         (

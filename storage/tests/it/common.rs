@@ -21,6 +21,7 @@ pub(crate) const OPTIONS: ShardOptions = ShardOptions {
     move_bytes: 16 << 10,
     journal_cache_bytes: 1 << 20,
     log_cache_bytes: 1 << 20,
+    free_bytes_min: 0,
     preallocate_bytes: 0,
     tail_bytes: 1 << 20,
 };

@@ -1,5 +1,6 @@
 //! Tests of the durable log over real files and real redb.
 
+mod care;
 mod common;
 mod crash_images;
 mod damage;

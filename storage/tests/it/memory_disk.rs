@@ -106,6 +106,10 @@ impl Disk for MemoryDisk {
         Ok(Box::new(MemoryFile { disk: self.clone(), path: path.to_owned() }))
     }
 
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     fn reserve(&self, _path: &Path, _bytes: u64) -> io::Result<()> {
         Ok(())
     }

@@ -283,6 +283,22 @@ fn a_damaged_or_missing_log_takes_the_group_out() {
 }
 
 #[test]
+fn damage_that_a_scrub_found_takes_the_group_out() {
+    let mut fixture = Fixture::new(vec![lone(1), lone(2)]);
+    (0..40).for_each(|_| fixture.turn());
+    let damage = LogDamage { first: Index(1), last: Index(1) };
+    fixture.step(Input::Damaged { group: GroupId(1), damage });
+    fixture.step(Input::Damaged { group: GroupId(1), damage });
+    fixture.step(Input::Damaged { group: GroupId(9), damage });
+    fixture.turn();
+    let out: Vec<u64> = fixture.quarantined().into_iter().map(|(group, _)| group).collect();
+    assert_eq!(out, [1]);
+    let refused = fixture.propose(1, 1);
+    assert_eq!(fixture.error(refused), RequestError::Quarantined);
+    assert_eq!(fixture.shard.status(GroupId(2)).unwrap().role, Role::Leader);
+}
+
+#[test]
 fn settings_that_cannot_work_are_refused() {
     let good = || ShardConfig::new(NodeId(1), 0);
     let refused = |config: &ShardConfig, states| {
