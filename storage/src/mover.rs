@@ -27,6 +27,9 @@ use crate::rows::stored_bytes;
 const BLOCK_DATA_BYTES: usize = 252 << 10;
 /// Compacted blocks that are removed with a move, beside as many bytes as it adds.
 const GARBAGE_BYTES: u64 = 16 << 20;
+/// Readings of one move. A flush carries on what the move before left behind once, so that a second
+/// reading sees it; another flush may have been on its way with what was left before that.
+const TRIES_MAX: u32 = 4;
 
 /// What one move did.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -144,9 +147,35 @@ impl Mover {
         if keys.is_empty() && self.index.lock().compacted.is_empty() {
             return Ok(MoveReport::default());
         }
+        let mut tries = 0;
+        let mut report = loop {
+            tries += 1;
+            match self.try_move(moved_before, &keys)? {
+                Ok(report) => break report,
+                // What the last move left behind was carried into a block that this read is too old
+                // to see. Nothing was written yet.
+                Err(damage) if damage.error == BlockError::Chain && tries < TRIES_MAX => {}
+                Err(damage) => return Err(damage.into_storage(shard)),
+            }
+        };
+        report.blocks = keys.len();
+        report.duration = began.elapsed();
+        self.numbers.move_count.increment(1);
+        self.numbers.move_us.record(report.duration.as_secs_f64() * 1e6);
+        self.numbers.move_bytes.increment(report.bytes);
+        Ok(report)
+    }
+
+    /// One reading of the chosen blocks, and the commit of what they hold.
+    fn try_move(
+        &self,
+        moved_before: ChainEnd,
+        keys: &[FlushSeq],
+    ) -> Result<Result<MoveReport, Damage>> {
+        let shard = self.journal.identity.shard;
         let journal = self.journal.clone();
         let moved = journal.read(|blocks| {
-            let mut source = match SourceBlocks::load(blocks, &journal, &keys)? {
+            let mut source = match SourceBlocks::load(blocks, &journal, keys)? {
                 Ok(source) => source,
                 Err(damage) => return Ok(Err(damage)),
             };
@@ -157,16 +186,10 @@ impl Mover {
             }
             Ok(source.gather(&wanted).map(|groups| self.commit(moved, wanted, &groups)))
         });
-        let mut report = match moved.map_err(|error| error.running(shard))? {
-            Ok(report) => report.map_err(|error| error.running(shard))?,
-            Err(damage) => return Err(damage.into_storage(shard)),
-        };
-        report.blocks = keys.len();
-        report.duration = began.elapsed();
-        self.numbers.move_count.increment(1);
-        self.numbers.move_us.record(report.duration.as_secs_f64() * 1e6);
-        self.numbers.move_bytes.increment(report.bytes);
-        Ok(report)
+        match moved.map_err(|error| error.running(shard))? {
+            Ok(report) => Ok(Ok(report.map_err(|error| error.running(shard))?)),
+            Err(damage) => Ok(Err(damage)),
+        }
     }
 
     /// The oldest blocks that are not moved, about as many bytes as one move takes.

@@ -159,7 +159,7 @@ pub fn child(run: &Run, args: &ChildArgs) -> Result<()> {
         }
         (Who::RaftEngine, Some(bytes)) => {
             let mut peer = Peer::open(&args.path, 2 * bytes)?;
-            fill(load, run.seed, bytes, |flush| Ok(peer.flush(flush).map(drop)?))
+            fill(load, run.seed, bytes, |flush| peer.flush(flush).map(drop))
         }
         (Who::Ours, None) => {
             let mut source = Source::new(load, run.seed);
