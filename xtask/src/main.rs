@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask test [--quick]` and `cargo xtask lint`.
+//! The project's own commands: `cargo xtask test [--quick]`, `cargo xtask lint` and `cargo xtask bench`.
 //!
 //! Each runs every step even after one has failed, says at the end what failed, and exits 0 only
 //! when nothing did.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod deps;
 mod lint;
 mod step;
@@ -11,11 +12,14 @@ mod test;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask test [--quick] | cargo xtask lint
+const USAGE: &str =
+    "usage: cargo xtask test [--quick] | cargo xtask lint | cargo xtask bench storage --json FILE [--long]
 
   test           all tests, doc tests included; the last line says how many passed and failed
   test --quick   unit tests only, with few cases for each property test
-  lint           formatting, clippy, rustdoc, dependency rules, licences; warnings are errors";
+  lint           formatting, clippy, rustdoc, dependency rules, licences; warnings are errors
+  bench storage  our storage, raft-engine and bare files in the same run; writes the figures to FILE.
+                 The short form takes a few minutes and 25 GB of disk, --long half an hour";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -24,6 +28,8 @@ fn main() -> ExitCode {
         ["test"] => test::run(false),
         ["test", "--quick"] => test::run(true),
         ["lint"] => lint::run(),
+        ["bench", "storage", "--json", json] => bench::storage(json, false),
+        ["bench", "storage", "--json", json, "--long"] => bench::storage(json, true),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             true
