@@ -174,7 +174,7 @@ impl Flush<'_> {
 
     /// The flush as our storage takes it.
     #[must_use]
-    pub fn to_append(&self) -> Append {
+    pub fn to_append(self) -> Append {
         let change = self.compact_to.map(|index| {
             let offset = Offset(index * self.load.entry_records);
             LogChange::CompactTo(LogStart { index: Index(index), term: TERM, offset })
