@@ -32,7 +32,7 @@ use crate::mover_thread::Finding;
 use crate::reader_thread::Fetched;
 use crate::state_machine::{ApplyContext, Machine};
 use crate::stats::ShardCounters;
-use crate::writer_thread::Written;
+use crate::writer_thread::{Queued, Written};
 use outbox::Outbox;
 
 /// Items taken from the bridge in a turn, so that a turn stays short.
@@ -84,7 +84,7 @@ pub(crate) struct Driver {
     /// Before `commands`: dropped first, also by a panic, so that no caller waits for a dead shard.
     pub(crate) closing: Closing,
     pub(crate) commands: Consumer<Command>,
-    pub(crate) appends: Producer<Append>,
+    pub(crate) appends: Producer<Queued>,
     pub(crate) written: Consumer<Written>,
     pub(crate) fetches: Producer<Fetch>,
     pub(crate) fetched: Consumer<Fetched>,
@@ -107,7 +107,7 @@ struct Loop {
     open: Open,
     /// Flushes that found the writer's ring full, in order. While there is one, proposals are
     /// refused as busy; what peers send stays bounded by their windows.
-    appends_waiting: VecDeque<Append>,
+    appends_waiting: VecDeque<Queued>,
     /// Flushes handed to the writer and not yet known durable; at most the ring's bound.
     persisted: FlushSeq,
     /// Fetches that found the reader's ring full; bounded by the groups' open fetches.
@@ -206,9 +206,9 @@ impl Loop {
                 }
             }
         }
-        while let Some(append) = self.appends_waiting.pop_front() {
-            if let Err(append) = self.driver.appends.push(append) {
-                self.appends_waiting.push_front(append);
+        while let Some(queued) = self.appends_waiting.pop_front() {
+            if let Err(queued) = self.driver.appends.push(queued) {
+                self.appends_waiting.push_front(queued);
                 break;
             }
         }
@@ -401,10 +401,11 @@ impl Loop {
         if self.is_fenced {
             return;
         }
+        let queued = Queued { append, at: Instant::now() };
         if !self.appends_waiting.is_empty() {
-            self.appends_waiting.push_back(append);
-        } else if let Err(append) = self.driver.appends.push(append) {
-            self.appends_waiting.push_back(append);
+            self.appends_waiting.push_back(queued);
+        } else if let Err(queued) = self.driver.appends.push(queued) {
+            self.appends_waiting.push_back(queued);
         }
     }
 

@@ -43,12 +43,19 @@ pub(crate) fn thread_waker() -> Waker {
     Waker::from(Arc::new(ThreadWaker(std::thread::current())))
 }
 
+/// A flush on its way to the writer.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) append: Append,
+    pub(crate) at: Instant,
+}
+
 /// A shard's writer, and how its shard and its mover are heard and answered.
 #[derive(Debug)]
 pub(crate) struct WriterPort {
     pub(crate) shard: ShardId,
     pub(crate) writer: JournalWriter,
-    pub(crate) queue: Consumer<Append>,
+    pub(crate) queue: Consumer<Queued>,
     /// Rung by the shard and by the mover.
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) results: Producer<Written>,
@@ -74,6 +81,7 @@ pub(crate) fn spawn(port: WriterPort, stop: Arc<AtomicBool>) -> Result<JoinHandl
 }
 
 fn run(port: WriterPort, stop: &AtomicBool) {
+    let queue_us = metrics::histogram!("storage_queue_us", "shard" => port.shard.to_string());
     let WriterPort { shard: _, mut writer, queue, doorbell, results, mover, counters } = port;
     let waker = thread_waker();
     let mut batch = Vec::new();
@@ -98,8 +106,9 @@ fn run(port: WriterPort, stop: &AtomicBool) {
             }
         }
         while batch.len() < APPENDS_PER_COMMIT_MAX
-            && let Some(append) = queue.pop()
+            && let Some(Queued { append, at }) = queue.pop()
         {
+            queue_us.record(at.elapsed().as_secs_f64() * 1e6);
             batch.push(append);
         }
         if batch.is_empty() {

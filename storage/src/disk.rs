@@ -6,7 +6,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::backends::FileBackend;
@@ -101,6 +101,7 @@ struct HoldingInner {
     disk: Box<dyn StorageBackend>,
     is_holding: AtomicBool,
     held: Mutex<Held>,
+    written: AtomicU64,
 }
 
 /// A backend that holds changes back in memory until it is told to let them go.
@@ -117,6 +118,7 @@ impl HoldingBackend {
             disk,
             is_holding: AtomicBool::new(true),
             held: Mutex::default(),
+            written: AtomicU64::new(0),
         }))
     }
 
@@ -135,6 +137,11 @@ impl HoldingBackend {
         }
         self.0.is_holding.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Bytes written to the medium since nothing is held back.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.0.written.load(Ordering::Relaxed)
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -218,6 +225,7 @@ impl StorageBackend for HoldingBackend {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         if !self.is_holding() {
+            self.0.written.fetch_add(data.len() as u64, Ordering::Relaxed);
             return self.0.disk.write(offset, data);
         }
         self.held().changes.push(Change::Write(offset, data.to_vec()));

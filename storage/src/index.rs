@@ -38,6 +38,10 @@ pub(crate) struct Index {
     pub(crate) left: Vec<GroupId>,
     /// Stored bytes of the blocks that are not moved.
     pub(crate) unmoved_bytes: u64,
+    /// Bytes of the log file's blocks, those included that wait to be removed.
+    pub(crate) log_bytes: u64,
+    /// Bytes of all blocks flushed since the shard was opened.
+    pub(crate) flushed_bytes: u64,
     /// Bytes from which on a move is worth a try again, after one that could not do much.
     pub(crate) move_after_bytes: u64,
     /// Blocks of the log file that were compacted away.

@@ -26,7 +26,7 @@ const ORIGIN_KIND: Kind = Kind { magic: *b"IRAFTJRN", version: 2 };
 /// An open journal. Reading and writing may happen at once, from different threads.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    file: RedbFile,
+    pub(crate) file: RedbFile,
     pub(crate) identity: JournalIdentity,
 }
 

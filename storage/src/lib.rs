@@ -25,6 +25,7 @@ mod journal;
 mod log_file;
 mod mark;
 mod mover;
+mod numbers;
 mod peers;
 mod reader;
 mod recovery;

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iroh_raft_core::{FlushSeq, GroupId, Index, Offset, ShardId};
-use metrics::{Counter, Histogram};
 
 use crate::block::{Block, BlockError, ChainEnd, EntryRows, offset_after};
 use crate::cold_block::{GroupRow, NewColdBlock};
@@ -20,6 +19,7 @@ use crate::group_log::{ColdSpan, Span};
 use crate::index::{Reset, SharedIndex};
 use crate::journal::{Blocks, Journal, RawBlock};
 use crate::log_file::{Garbage, LogFile, MovedGroup};
+use crate::numbers::MoverNumbers;
 use crate::redb_file::RedbFailure;
 use crate::rows::stored_bytes;
 
@@ -58,14 +58,7 @@ pub struct Mover {
     index: Arc<SharedIndex>,
     move_bytes: u64,
     is_fenced: bool,
-    numbers: Numbers,
-}
-
-#[derive(Debug)]
-struct Numbers {
-    move_count: Counter,
-    move_us: Histogram,
-    move_bytes: Counter,
+    numbers: MoverNumbers,
 }
 
 /// What is going to be moved of a group.
@@ -97,12 +90,7 @@ impl Mover {
         index: Arc<SharedIndex>,
         move_bytes: u64,
     ) -> Mover {
-        let shard = journal.identity.shard.to_string();
-        let numbers = Numbers {
-            move_count: metrics::counter!("storage_move_count", "shard" => shard.clone()),
-            move_us: metrics::histogram!("storage_move_us", "shard" => shard.clone()),
-            move_bytes: metrics::counter!("storage_move_bytes", "shard" => shard),
-        };
+        let numbers = MoverNumbers::new(journal.identity.shard);
         Mover { journal, log, index, move_bytes, is_fenced: false, numbers }
     }
 
@@ -160,18 +148,17 @@ impl Mover {
         };
         report.blocks = keys.len();
         report.duration = began.elapsed();
-        self.numbers.move_count.increment(1);
-        self.numbers.move_us.record(report.duration.as_secs_f64() * 1e6);
-        self.numbers.move_bytes.increment(report.bytes);
+        self.numbers.moved(report.duration, report.bytes);
+        let (log_bytes, flushed_bytes) = {
+            let index = self.index.lock();
+            (index.log_bytes, index.flushed_bytes)
+        };
+        self.numbers.stand(&self.journal, &self.log, log_bytes, flushed_bytes);
         Ok(report)
     }
 
     /// One reading of the chosen blocks, and the commit of what they hold.
-    fn try_move(
-        &self,
-        moved_before: ChainEnd,
-        keys: &[FlushSeq],
-    ) -> Result<Result<MoveReport, Damage>> {
+    fn try_move(&self, moved_before: ChainEnd, keys: &[FlushSeq]) -> Result<Result<MoveReport, Damage>> {
         let shard = self.journal.identity.shard;
         let journal = self.journal.clone();
         let moved = journal.read(|blocks| {
@@ -244,7 +231,9 @@ impl Mover {
             self.log.commit_move(moved, groups, Garbage { groups: &removed_groups, blocks: &garbage })?;
         let entries =
             groups.iter().flat_map(|group| &group.blocks).map(|block| block.rows.len() as u64).sum();
+        let removed_bytes: u64 = garbage.iter().map(|(_, span)| u64::from(span.bytes)).sum();
         let mut index = self.index.lock();
+        index.log_bytes = (index.log_bytes + bytes).saturating_sub(removed_bytes);
         let is_newer = moved.seq > index.moved.seq;
         if is_newer {
             let freed = index

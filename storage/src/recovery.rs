@@ -228,6 +228,9 @@ impl Scan {
     fn take_stored(&mut self, stored: StoredLog) {
         self.index.moved = stored.moved;
         self.index.compacted = stored.compacted;
+        let waiting = self.index.compacted.iter().map(|(_, span)| span);
+        let needed = stored.groups.values().flat_map(|stored| stored.log.cold());
+        self.index.log_bytes = needed.chain(waiting).map(|span| u64::from(span.bytes)).sum();
         for (group, stored) in stored.groups {
             self.groups.insert(
                 group,

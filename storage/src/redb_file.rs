@@ -83,6 +83,7 @@ pub(crate) struct RedbFile {
     /// Always there, except while it is closed or compacted.
     db: RwLock<Option<Database>>,
     pub(crate) path: PathBuf,
+    backend: HoldingBackend,
     /// The shard is taken as long as any file of it is open.
     _lock: Arc<ShardLock>,
 }
@@ -93,7 +94,6 @@ pub(crate) struct Candidate {
     pub(crate) file: RedbFile,
     /// Whether redb dropped its newest commit, whose bytes were not those it had written.
     pub(crate) has_fallen_back: bool,
-    holding: HoldingBackend,
 }
 
 impl RedbFile {
@@ -110,7 +110,7 @@ impl RedbFile {
         let holding = HoldingBackend::new(backend);
         holding.release().map_err(io_error("write", path))?;
         let made = guarded(|| {
-            let db = Builder::new().set_cache_size(1 << 20).create_with_backend(holding)?;
+            let db = Builder::new().set_cache_size(1 << 20).create_with_backend(holding.clone())?;
             let mut transaction = db.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
             fill(&transaction)?;
@@ -118,7 +118,8 @@ impl RedbFile {
             Ok(db)
         });
         let db = made.map_err(|error| error.opening(path, shard))?;
-        drop(RedbFile { db: RwLock::new(Some(db)), path: path.to_owned(), _lock: lock });
+        let (db, path) = (RwLock::new(Some(db)), path.to_owned());
+        drop(RedbFile { db, path, backend: holding, _lock: lock });
         Ok(())
     }
 
@@ -147,8 +148,20 @@ impl RedbFile {
             Ok(builder.create_with_backend(holding.clone())?)
         });
         let db = opened.map_err(|error| error.opening(path, shard))?;
-        let file = RedbFile { db: RwLock::new(Some(db)), path: path.to_owned(), _lock: lock };
-        Ok(Candidate { file, has_fallen_back: fell_back.load(Ordering::Relaxed), holding })
+        let (db, path) = (RwLock::new(Some(db)), path.to_owned());
+        let file = RedbFile { db, path, backend: holding, _lock: lock };
+        Ok(Candidate { file, has_fallen_back: fell_back.load(Ordering::Relaxed) })
+    }
+
+    /// Bytes that redb wrote to the medium since the file was opened.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.backend.written_bytes()
+    }
+
+    /// Pages found in redb's cache and pages read from the file, since it was opened.
+    pub(crate) fn cache_hits(&self) -> Option<(u64, u64)> {
+        let stats = self.db().as_ref()?.cache_stats();
+        Some((stats.read_hits() + stats.write_hits(), stats.read_misses() + stats.write_misses()))
     }
 
     fn db(&self) -> RwLockReadGuard<'_, Option<Database>> {
@@ -202,7 +215,7 @@ impl Drop for RedbFile {
 impl Candidate {
     /// Lets redb write from now on.
     pub(crate) fn accept(self) -> Result<RedbFile> {
-        self.holding.release().map_err(io_error("write", &self.file.path))?;
+        self.file.backend.release().map_err(io_error("write", &self.file.path))?;
         Ok(self.file)
     }
 

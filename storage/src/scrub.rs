@@ -13,6 +13,7 @@ use crate::group_log::{ColdSpan, Span};
 use crate::index::SharedIndex;
 use crate::journal::{Blocks, Journal};
 use crate::log_file::LogFile;
+use crate::numbers::ScrubNumbers;
 use crate::redb_file::RedbFailure;
 use crate::span_read::read_span;
 
@@ -81,6 +82,7 @@ pub struct Scrubber {
     index: Arc<SharedIndex>,
     identity: JournalIdentity,
     position: Position,
+    numbers: ScrubNumbers,
 }
 
 #[derive(Debug)]
@@ -95,17 +97,16 @@ enum Position {
 impl Scrubber {
     pub(crate) fn new(journal: Arc<Journal>, log: Arc<LogFile>, index: Arc<SharedIndex>) -> Scrubber {
         let identity = journal.identity;
-        Scrubber { journal, log, index, identity, position: Position::Begin }
+        let numbers = ScrubNumbers::new(identity.shard);
+        Scrubber { journal, log, index, identity, position: Position::Begin, numbers }
     }
 
-    /// Bytes that a whole round reads, as of now.
+    /// Bytes that a whole round reads, as of now; a little less where some wait to be removed.
     #[must_use]
     pub fn round_bytes(&self) -> u64 {
         let index = self.index.lock();
         let journal: u64 = index.blocks.iter().map(|block| u64::from(block.bytes)).sum();
-        let log: u64 =
-            index.groups.values().flat_map(|log| log.cold()).map(|span| u64::from(span.bytes)).sum();
-        journal + log
+        journal + index.log_bytes
     }
 
     /// Verifies the next blocks, about `bytes_max` bytes, at least one. Blocks on the disk.
@@ -113,7 +114,7 @@ impl Scrubber {
     /// # Errors
     /// [`StorageError::Journal`](crate::StorageError::Journal) and
     /// [`StorageError::JournalPanicked`](crate::StorageError::JournalPanicked) when a file could not
-    /// be read at all. The same step is tried again by the next call.
+    /// be read at all. The next call begins a new round.
     pub fn step(&mut self, bytes_max: u64) -> Result<ScrubReport> {
         let mut report = ScrubReport::default();
         let shard = self.identity.shard;
@@ -130,6 +131,7 @@ impl Scrubber {
             };
             self.position = stepped.map_err(|error| error.running(shard))?;
         }
+        self.numbers.stepped(report.bytes, report.damage.len());
         Ok(report)
     }
 

@@ -13,6 +13,7 @@ use crate::journal::Journal;
 use crate::log_file::LogFile;
 use crate::mark::Mark;
 use crate::mover::Mover;
+use crate::numbers;
 use crate::reader::LogReader;
 use crate::recovery::{Examined, RecoveryReport, examine};
 use crate::redb_file::RedbFile;
@@ -131,9 +132,7 @@ pub(crate) fn open(
         reserved.map_err(io_error("reserve space for", &journal_path))?;
     }
     let report = recovered.report;
-    let label = identity.shard.to_string();
-    metrics::gauge!("storage_recovery_ms", "shard" => label.clone()).set(report.duration.as_secs_f64() * 1e3);
-    metrics::counter!("storage_torn_count", "shard" => label).increment(report.torn);
+    numbers::recovered(identity.shard, &report);
     let journal = Arc::new(recovered.journal);
     let log = Arc::new(recovered.log);
     let index = Arc::new(SharedIndex::new(recovered.index));

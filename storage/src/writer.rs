@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iroh_raft_core::{Append, FlushSeq, GroupAppend, GroupId, Index, LogChange, LogStart, Offset, Term};
-use metrics::{Counter, Gauge, Histogram};
 
 use crate::block::{
     self, BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, ChainEnd, NewBlock, NewPart, OffsetError, PartPlace,
@@ -17,6 +16,7 @@ use crate::group_log::Span;
 use crate::index::{Index as ShardIndex, JournalBlock, SharedIndex};
 use crate::journal::Journal;
 use crate::mark::Mark;
+use crate::numbers::WriterNumbers;
 use crate::space::Space;
 use crate::span_read::{ReadSpanError, read_span};
 
@@ -68,7 +68,7 @@ pub struct JournalWriter {
     void: VecDeque<JournalBlock>,
     /// Reused by every call.
     directory: Vec<u8>,
-    numbers: Numbers,
+    numbers: WriterNumbers,
 }
 
 /// What a flush does to the index, worked out before anything is written.
@@ -102,15 +102,6 @@ struct GroupEnd {
     commit: Index,
 }
 
-#[derive(Debug)]
-struct Numbers {
-    flush_count: Counter,
-    flush_us: Histogram,
-    flush_records: Histogram,
-    flush_bytes: Histogram,
-    journal_bytes: Gauge,
-}
-
 impl JournalWriter {
     pub(crate) fn new(
         journal: Arc<Journal>,
@@ -120,14 +111,7 @@ impl JournalWriter {
         bounds: Bounds,
         space: Space,
     ) -> JournalWriter {
-        let shard = journal.identity.shard.to_string();
-        let numbers = Numbers {
-            flush_count: metrics::counter!("storage_flush_count", "shard" => shard.clone()),
-            flush_us: metrics::histogram!("storage_flush_us", "shard" => shard.clone()),
-            flush_records: metrics::histogram!("storage_flush_records", "shard" => shard.clone()),
-            flush_bytes: metrics::histogram!("storage_flush_bytes", "shard" => shard.clone()),
-            journal_bytes: metrics::gauge!("storage_journal_bytes", "shard" => shard),
-        };
+        let numbers = WriterNumbers::new(journal.identity.shard);
         let void = VecDeque::new();
         JournalWriter {
             journal,
@@ -224,10 +208,8 @@ impl JournalWriter {
             carried.into_iter().zip(&places).map(|(carried, place)| carried.span(last, *place)).collect();
         let new = JournalBlock { end, bytes: bytes as u32 };
         let (is_move_due, is_full) = self.publish(new, oldest, carried, batch, &plan.spans);
-        self.numbers.flush_count.increment(1);
-        self.numbers.flush_us.record(duration.as_secs_f64() * 1e6);
-        self.numbers.flush_records.record(plan.records as f64);
-        self.numbers.flush_bytes.record(bytes as f64);
+        let unmoved_bytes = self.index.lock().unmoved_bytes;
+        self.numbers.flushed(duration, plan.records, bytes, unmoved_bytes);
         let (flushes, records) = (batch.len(), plan.records);
         // What is flushed is written once more when it moves.
         let is_space_low = self.space.after_write(2 * bytes as u64);
@@ -438,7 +420,7 @@ impl JournalWriter {
                 log.conf_state.clone_from(conf_state);
             }
         }
-        self.numbers.journal_bytes.set(index.unmoved_bytes as f64);
+        index.flushed_bytes += u64::from(block.bytes);
         (self.bounds.is_move_due(&index), self.bounds.is_full(&index))
     }
 
