@@ -22,7 +22,7 @@ fn folder() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
 }
 
-fn open(load: Load, hash: &mut u32) -> (TempDir, Store, Source) {
+fn open(load: Load, hash: &mut u32) -> (Store, Source, TempDir) {
     let folder = folder();
     let options = ShardOptions::default();
     let mut store = Store::open(folder.path(), Arc::new(FileDisk), options).expect("a shard");
@@ -32,7 +32,7 @@ fn open(load: Load, hash: &mut u32) -> (TempDir, Store, Source) {
     }
     let sum = store.read_back(&source, 1..=2).expect("what was written");
     *hash = crc32c::crc32c_append(*hash, &sum.to_le_bytes());
-    (folder, store, source)
+    (store, source, folder)
 }
 
 fn flush(criterion: &mut Criterion) {
@@ -50,7 +50,7 @@ fn flush(criterion: &mut Criterion) {
             // Made by the first call: a run that picks one benchmark makes nothing for the others.
             let mut ours = None;
             group.bench_function(format!("{groups}_groups"), |bencher| {
-                let (_, store, source) = ours.get_or_insert_with(|| open(load, &mut hash));
+                let (store, source, _) = ours.get_or_insert_with(|| open(load, &mut hash));
                 bencher.iter_custom(|count| {
                     let flush = |_| {
                         let flushed = store.flush(source.next_flush()).expect("a flush");
@@ -62,11 +62,11 @@ fn flush(criterion: &mut Criterion) {
             drop(ours);
             let mut bare = None;
             group.bench_function(format!("{groups}_groups_bare"), |bencher| {
-                let (_, bare) = bare.get_or_insert_with(|| {
+                let (bare, _) = bare.get_or_insert_with(|| {
                     let folder = folder();
                     let bytes = load.entry_bytes() as usize;
                     let bare = Bare::create(&folder.path().join("bare"), BareKind::Append, bytes);
-                    (folder, bare.expect("a file"))
+                    (bare.expect("a file"), folder)
                 });
                 bencher.iter_custom(|count| (0..count).map(|_| bare.flush().expect("a flush")).sum());
             });

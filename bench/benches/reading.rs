@@ -23,7 +23,7 @@ fn folder() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
 }
 
-fn make(is_moved: bool, hash: &mut u32) -> (TempDir, Store) {
+fn make(is_moved: bool, hash: &mut u32) -> (Store, TempDir) {
     let folder = folder();
     let options = ShardOptions::default();
     let mut store = Store::open(folder.path(), Arc::new(FileDisk), options).expect("a shard");
@@ -37,7 +37,7 @@ fn make(is_moved: bool, hash: &mut u32) -> (TempDir, Store) {
     }
     let sum = store.read_back(&source, 1..=FLUSHES).expect("what was written");
     *hash = crc32c::crc32c_append(*hash, &sum.to_le_bytes());
-    (folder, store)
+    (store, folder)
 }
 
 fn reading(criterion: &mut Criterion) {
@@ -54,7 +54,7 @@ fn reading(criterion: &mut Criterion) {
         let mut made = None;
         let (mut at_group, mut at_index) = (1, 1);
         group.bench_function(name, |bencher| {
-            let (_, store) = made.get_or_insert_with(|| make(is_moved, &mut hash));
+            let (store, _) = made.get_or_insert_with(|| make(is_moved, &mut hash));
             let reader = store.reader();
             bencher.iter(|| {
                 let entries = read(&reader, at_group, at_index, FLUSHES, READ_BYTES).expect("entries");
@@ -69,11 +69,11 @@ fn reading(criterion: &mut Criterion) {
     let mut made = None;
     let mut at = 0;
     group.bench_function("bare", |bencher| {
-        let (_, file) = made.get_or_insert_with(|| {
+        let (file, _) = made.get_or_insert_with(|| {
             let folder = folder();
             let path = folder.path().join("bare");
             fs::write(&path, vec![0x5a; (FLUSHES * LOAD.payload_bytes()) as usize]).expect("a file");
-            (folder, File::open(&path).expect("the file"))
+            (File::open(&path).expect("the file"), folder)
         });
         bencher.iter(|| {
             let mut bytes = vec![0; READ_BYTES];

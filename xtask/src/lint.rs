@@ -30,6 +30,7 @@ pub(crate) fn run() -> bool {
     check("clippy", clippy(&["--workspace"], "clippy"));
     check("clippy, no network", clippy(&NO_NETWORK, "clippy, rings and frames without the endpoint"));
     check("documentation", documentation());
+    check("comparison", comparison());
     if failed.is_empty() {
         println!("lint: clean");
         return true;
@@ -50,6 +51,15 @@ fn clippy(packages: &[&str], name: &str) -> bool {
 fn documentation() -> bool {
     let mut command = step::cargo(&["doc", "--locked", "--workspace", "--no-deps"]);
     step::run("documentation", command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Format and clippy of bench/compare, which is no part of the workspace.
+fn comparison() -> bool {
+    let manifest = "bench/compare/Cargo.toml";
+    let mut format = step::cargo(&["fmt", "--manifest-path", manifest, "--check"]);
+    let mut clippy = step::comparison(&["clippy", "--all-targets"]);
+    step::run("format, comparison", &mut format)
+        & step::run("clippy, comparison", clippy.args(["--", "-D", "warnings"]))
 }
 
 /// Licences, sources and banned crates, by cargo-deny.

@@ -29,7 +29,9 @@ fn main() -> ExitCode {
         ["test", "--quick"] => test::run(true),
         ["lint"] => lint::run(),
         ["bench", "storage", "--json", json] => bench::storage(json, false),
-        ["bench", "storage", "--json", json, "--long"] => bench::storage(json, true),
+        ["bench", "storage", "--long", "--json", json] | ["bench", "storage", "--json", json, "--long"] => {
+            bench::storage(json, true)
+        }
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             true

@@ -20,6 +20,19 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// A `cargo` command for bench/compare, which is no part of the workspace, in the same target folder.
+pub(crate) fn comparison(args: &[&str]) -> Command {
+    let mut command = cargo(args);
+    command.args(["--locked", "--manifest-path", "bench/compare/Cargo.toml", "--target-dir"]);
+    command.arg(target_folder());
+    command
+}
+
+/// Where cargo builds the workspace.
+pub(crate) fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |folder| root().join(folder))
+}
+
 /// Whether `cargo <name>` is installed.
 pub(crate) fn has_cargo_command(name: &str) -> bool {
     let asked = cargo(&[name, "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();

@@ -39,6 +39,7 @@ pub(crate) fn run(is_quick: bool) -> bool {
     totals += counted("tests", &mut units);
     if !is_quick {
         totals += counted("doc tests", &mut step::cargo(&["test", "--workspace", "--doc", "--no-fail-fast"]));
+        totals += counted("tests of the comparison", &mut step::comparison(&["test", "--no-fail-fast"]));
     }
     println!("{} passed, {} failed", totals.passed, totals.failed);
     totals.failed == 0
