@@ -126,10 +126,9 @@ impl FileNumbers {
     fn read(&self, file: &RedbFile) -> u64 {
         let written = file.written_bytes();
         self.written_bytes.absolute(written);
-        if let Some((hits, misses)) = file.cache_hits() {
-            self.cache_hit_count.absolute(hits);
-            self.cache_miss_count.absolute(misses);
-        }
+        let (hits, misses) = file.cache_hits();
+        self.cache_hit_count.absolute(hits);
+        self.cache_miss_count.absolute(misses);
         written
     }
 }

@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use iroh_raft_core::ShardId;
@@ -86,6 +86,9 @@ pub(crate) struct RedbFile {
     backend: HoldingBackend,
     /// The shard is taken as long as any file of it is open.
     _lock: Arc<ShardLock>,
+    /// Pages found in redb's cache and pages read from the file, as of the last write.
+    cache_hits: AtomicU64,
+    cache_misses: AtomicU64,
 }
 
 /// A file that was opened and not yet accepted: nothing was written to the disk so far.
@@ -97,6 +100,16 @@ pub(crate) struct Candidate {
 }
 
 impl RedbFile {
+    fn new(
+        db: RwLock<Option<Database>>,
+        path: PathBuf,
+        backend: HoldingBackend,
+        lock: Arc<ShardLock>,
+    ) -> RedbFile {
+        let (cache_hits, cache_misses) = (AtomicU64::new(0), AtomicU64::new(0));
+        RedbFile { db, path, backend, _lock: lock, cache_hits, cache_misses }
+    }
+
     /// Creates a durable file with what `fill` puts into it.
     pub(crate) fn create(
         disk: &dyn Disk,
@@ -119,7 +132,7 @@ impl RedbFile {
         });
         let db = made.map_err(|error| error.opening(path, shard))?;
         let (db, path) = (RwLock::new(Some(db)), path.to_owned());
-        drop(RedbFile { db, path, backend: holding, _lock: lock });
+        drop(RedbFile::new(db, path, holding, lock));
         Ok(())
     }
 
@@ -149,7 +162,7 @@ impl RedbFile {
         });
         let db = opened.map_err(|error| error.opening(path, shard))?;
         let (db, path) = (RwLock::new(Some(db)), path.to_owned());
-        let file = RedbFile { db, path, backend: holding, _lock: lock };
+        let file = RedbFile::new(db, path, holding, lock);
         Ok(Candidate { file, has_fallen_back: fell_back.load(Ordering::Relaxed) })
     }
 
@@ -158,10 +171,9 @@ impl RedbFile {
         self.backend.written_bytes()
     }
 
-    /// Pages found in redb's cache and pages read from the file, since it was opened.
-    pub(crate) fn cache_hits(&self) -> Option<(u64, u64)> {
-        let stats = self.db().as_ref()?.cache_stats();
-        Some((stats.read_hits() + stats.write_hits(), stats.read_misses() + stats.write_misses()))
+    /// Pages found in redb's cache and pages read from the file, from opening to the last write.
+    pub(crate) fn cache_hits(&self) -> (u64, u64) {
+        (self.cache_hits.load(Ordering::Relaxed), self.cache_misses.load(Ordering::Relaxed))
     }
 
     fn db(&self) -> RwLockReadGuard<'_, Option<Database>> {
@@ -181,6 +193,11 @@ impl RedbFile {
             transaction.set_durability(Durability::Immediate)?;
             transaction.set_quick_repair(commit == Commit::QuickRepair);
             let made = change(&transaction)?;
+            // Only while nobody else can write: redb counts a write's hit before the write, and
+            // panics over the difference in between (4.4.0, in builds that check for overflow).
+            let stats = db.cache_stats();
+            self.cache_hits.store(stats.read_hits() + stats.write_hits(), Ordering::Relaxed);
+            self.cache_misses.store(stats.read_misses() + stats.write_misses(), Ordering::Relaxed);
             transaction.commit()?;
             Ok(made)
         })
