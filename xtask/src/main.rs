@@ -19,7 +19,7 @@ const USAGE: &str =
   test --quick   unit tests only, with few cases for each property test
   lint           formatting, clippy, rustdoc, dependency rules, licences; warnings are errors
   bench storage  our storage, raft-engine and bare files in the same run; writes the figures to FILE.
-                 The short form takes a few minutes and 25 GB of disk, --long half an hour";
+                 The short form takes 3 minutes and 30 GB of disk, --long half an hour";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
