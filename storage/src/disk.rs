@@ -155,7 +155,7 @@ impl HoldingBackend {
 }
 
 /// Copies the part of `data`, which stands at `offset`, that overlaps `out`, which stands at `at`.
-fn overlay(at: u64, out: &mut [u8], offset: u64, data: &[u8]) {
+pub(crate) fn overlay(at: u64, out: &mut [u8], offset: u64, data: &[u8]) {
     let start = at.max(offset);
     let end = (at + out.len() as u64).min(offset + data.len() as u64);
     if start < end {

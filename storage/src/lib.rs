@@ -10,12 +10,13 @@
 //!
 //! It never retries a failed write, never repairs by guessing, and never writes to a folder that it
 //! refuses.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod block;
 mod check;
 mod cold_block;
 mod cursor;
+mod direct;
 mod disk;
 mod error;
 mod folder;
@@ -26,6 +27,7 @@ mod log_file;
 mod mark;
 mod mover;
 mod numbers;
+mod pages;
 mod peers;
 mod reader;
 mod recovery;
@@ -40,6 +42,7 @@ mod writer;
 
 pub use block::BlockError;
 pub use check::{CheckReport, DumpError, ShardCheck, check, dump};
+pub use direct::DirectDisk;
 pub use disk::{Disk, FileDisk, FileKind};
 pub use error::{AffectedRange, AppendProblem, FileDamage, StorageError};
 pub use folder::{Boot, DataFolder, FolderIdentity, OfflineFolder};

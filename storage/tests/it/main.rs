@@ -1,9 +1,11 @@
 //! Tests of the durable log over real files and real redb.
 
 mod care;
+mod carry;
 mod common;
 mod crash_images;
 mod damage;
+mod direct;
 mod fence;
 mod fixture;
 mod folder;
