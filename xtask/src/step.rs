@@ -23,7 +23,7 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 /// A `cargo` command for bench/compare, which is no part of the workspace, in the same target folder.
 pub(crate) fn comparison(args: &[&str]) -> Command {
     let mut command = cargo(args);
-    command.args(["--locked", "--manifest-path", "bench/compare/Cargo.toml", "--target-dir"]);
+    command.args(["--manifest-path", "bench/compare/Cargo.toml", "--target-dir"]);
     command.arg(target_folder());
     command
 }

@@ -2,6 +2,7 @@
 
 mod care;
 mod carry;
+mod carry;
 mod common;
 mod crash_images;
 mod damage;
