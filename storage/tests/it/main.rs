@@ -2,7 +2,6 @@
 
 mod care;
 mod carry;
-mod carry;
 mod common;
 mod crash_images;
 mod damage;
