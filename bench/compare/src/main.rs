@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use iroh_raft_storage::{Disk, FileDisk};
+use iroh_raft_storage::{DirectDisk, Disk, FileDisk};
 use serde_json::{Value, json};
 
 use crate::error::{BenchError, Result};
@@ -63,6 +63,8 @@ struct Args {
 enum Backend {
     /// Through the page cache.
     Buffered,
+    /// Past the page cache, all writes of a commit at once.
+    Direct,
 }
 
 #[derive(Subcommand, Debug)]
@@ -137,6 +139,7 @@ fn run(args: Args) -> Result<()> {
 fn disk(backend: Backend) -> Arc<dyn Disk> {
     match backend {
         Backend::Buffered => Arc::new(FileDisk),
+        Backend::Direct => Arc::new(DirectDisk),
     }
 }
 
