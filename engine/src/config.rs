@@ -7,7 +7,7 @@ use std::time::Duration;
 use iroh_raft_core::{ClusterId, FlushSeq, GroupId, NodeId, Shard, ShardConfig, Timestamp};
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::bridge::BridgeLimits;
-use iroh_raft_storage::ShardOptions;
+use iroh_raft_storage::{BackendChoice, BackendKind, ShardOptions};
 
 use crate::error::EngineError;
 
@@ -69,6 +69,9 @@ pub struct EngineConfig {
     pub ring_items_max: usize,
     /// How long a request of this process waits at most. Default 10 s.
     pub request_deadline: Duration,
+    /// How the shards' files are written. Default: what a calibration at the first start finds best
+    /// (about a second, once); for tests and development through the page cache.
+    pub backend: BackendChoice,
     /// Everything stored is read and verified once in this time, evenly spread over it. Default 7 days;
     /// at least 1 s. Shorter: damage is found sooner, and the disk has more to read.
     pub scrub_period: Duration,
@@ -91,6 +94,7 @@ impl EngineConfig {
     ) -> EngineConfig {
         let mut core = ShardConfig::new(node, 0);
         let mut pinning = Pinning::Unpinned;
+        let mut backend = BackendChoice::Fixed(BackendKind::Buffered);
         let mut storage = ShardOptions {
             journal_bytes_max: 64 << 20,
             move_bytes: 16 << 20,
@@ -106,6 +110,7 @@ impl EngineConfig {
             Preset::Testing => core.window_bytes_max = 16 << 20,
             Preset::Production => {
                 pinning = Pinning::Auto;
+                backend = BackendChoice::Auto;
                 storage = ShardOptions::default();
             }
         }
@@ -124,6 +129,7 @@ impl EngineConfig {
             record_bytes_max: 1 << 20,
             ring_items_max: 4096,
             request_deadline: Duration::from_secs(10),
+            backend,
             scrub_period: Duration::from_secs(7 * 24 * 3600),
             storage,
             core,

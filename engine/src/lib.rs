@@ -36,6 +36,7 @@ pub use iroh_raft_core::{GroupId, GroupStatus, NodeId, Offset, RequestError, Ret
 pub use iroh_raft_netbridge as net;
 pub use iroh_raft_netbridge::identity::{EndpointId, Identity};
 pub use iroh_raft_netbridge::port::Rights;
+pub use iroh_raft_storage as storage;
 pub use state_machine::{ApplyContext, Message, StateMachine};
 
 /// Everything a first program needs.

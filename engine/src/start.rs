@@ -57,6 +57,11 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
 
     let identity = FolderIdentity { cluster: config.cluster, node: config.node, shards: config.shards };
     let mut folder = DataFolder::open(&config.data_dir, identity)?;
+    let (backend, calibration) = folder.choose_backend(config.backend)?;
+    match calibration {
+        Some(calibration) => tracing::info!(%backend, %calibration, "files are written by calibration"),
+        None => tracing::info!(%backend, "files are written as set"),
+    }
     let key = Identity::load_or_create(config.key_file())?;
     let mut opened = Vec::new();
     for shard in 0..config.shards {

@@ -16,6 +16,7 @@ use rand::TryRngCore;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::block::JournalIdentity;
+use crate::calibrate::{self, BackendChoice, BackendKind, Calibration};
 use crate::cursor::Cursor;
 use crate::disk::{Disk, FileDisk, FileKind, FolderLock, ShardLock};
 use crate::error::{FileDamage, Result, StorageError};
@@ -147,6 +148,19 @@ impl DataFolder {
     /// as it was.
     pub fn open(path: impl AsRef<Path>, identity: FolderIdentity) -> Result<DataFolder> {
         DataFolder::open_on(path, identity, Arc::new(FileDisk))
+    }
+
+    /// Chooses how the shards' files are written from now on, whatever wrote them before; returns the
+    /// backend, and what was measured if that decided it. The first automatic choice in a folder
+    /// measures for about a second, and is kept.
+    ///
+    /// # Errors
+    /// [`StorageError`] when it cannot be measured or stored. That a file system cannot do what was
+    /// chosen is said when a shard is opened.
+    pub fn choose_backend(&mut self, choice: BackendChoice) -> Result<(BackendKind, Option<Calibration>)> {
+        let (kind, calibration) = calibrate::choose(choice, &self.path)?;
+        self.disk = calibrate::disk_of(kind);
+        Ok((kind, calibration))
     }
 
     /// As [`open`](DataFolder::open), with the journals on another disk.

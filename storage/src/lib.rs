@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod block;
+mod calibrate;
 mod check;
 mod cold_block;
 mod cursor;
@@ -41,6 +42,7 @@ mod span_read;
 mod writer;
 
 pub use block::BlockError;
+pub use calibrate::{BackendChoice, BackendKind, Calibration, CommitTimes, UnknownBackend};
 pub use check::{CheckReport, DumpError, ShardCheck, check, dump};
 pub use direct::DirectDisk;
 pub use disk::{Disk, FileDisk, FileKind};
