@@ -48,6 +48,9 @@ struct Args {
     /// Bytes retained when reopening is measured.
     #[arg(long)]
     reopen_bytes: Option<u64>,
+    /// Bytes of the journal that our storage moves at a time; its default if not given.
+    #[arg(long)]
+    move_bytes: Option<u64>,
     /// Seed of the records.
     #[arg(long, default_value_t = 20_240_229)]
     seed: u64,
@@ -105,6 +108,7 @@ fn run(args: Args) -> Result<()> {
         _ => Sizes::short(),
     };
     sizes.reopen_bytes = args.reopen_bytes.unwrap_or(sizes.reopen_bytes);
+    sizes.move_bytes = args.move_bytes.unwrap_or(sizes.move_bytes);
     let disk = disk(args.backend);
     let backend = args.backend.to_possible_value().map_or_else(String::new, |value| value.get_name().into());
     if let Some(Inner::Child(child)) = &args.command {
