@@ -13,12 +13,14 @@ mod report;
 mod sizes;
 mod subject;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand, ValueEnum};
-use iroh_raft_storage::{DirectDisk, Disk, FileDisk};
+use clap::{Parser, Subcommand};
+use iroh_raft_bench::store::StoreError;
+use iroh_raft_core::{ClusterId, NodeId};
+use iroh_raft_storage::{BackendChoice, BackendKind, DataFolder, DirectDisk, Disk, FileDisk, FolderIdentity};
 use serde_json::{Value, json};
 
 use crate::error::{BenchError, Result};
@@ -54,20 +56,11 @@ struct Args {
     /// Seed of the records.
     #[arg(long, default_value_t = 20_240_229)]
     seed: u64,
-    /// How our storage writes its files.
-    #[arg(long, value_enum, default_value = "buffered")]
-    backend: Backend,
+    /// How our storage writes its files: auto (what it chooses itself, here), buffered or direct.
+    #[arg(long, default_value = "auto")]
+    backend: BackendChoice,
     #[command(subcommand)]
     command: Option<Inner>,
-}
-
-/// How our storage writes its files.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Backend {
-    /// Through the page cache.
-    Buffered,
-    /// Past the page cache, all writes of a commit at once.
-    Direct,
 }
 
 #[derive(Subcommand, Debug)]
@@ -109,9 +102,8 @@ fn run(args: Args) -> Result<()> {
     };
     sizes.reopen_bytes = args.reopen_bytes.unwrap_or(sizes.reopen_bytes);
     sizes.move_bytes = args.move_bytes.unwrap_or(sizes.move_bytes);
-    let disk = disk(args.backend);
-    let backend = args.backend.to_possible_value().map_or_else(String::new, |value| value.get_name().into());
     if let Some(Inner::Child(child)) = &args.command {
+        let (disk, backend) = backend(args.backend, &child.path)?;
         let run = Run { folder: child.path.clone(), sizes, disk, backend, seed: args.seed };
         return reopen::child(&run, child);
     }
@@ -121,6 +113,7 @@ fn run(args: Args) -> Result<()> {
     }
     std::fs::create_dir_all(&args.folder)?;
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&args.folder)?;
+    let (disk, backend) = backend(args.backend, &folder.path().join("calibration"))?;
     let run = Run { folder: folder.path().to_owned(), sizes, disk, backend, seed: args.seed };
     let mut report = Report::default();
     println!("{} form, {} backend, seed {}", run.sizes.name, run.backend, run.seed);
@@ -140,11 +133,25 @@ fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn disk(backend: Backend) -> Arc<dyn Disk> {
-    match backend {
-        Backend::Buffered => Arc::new(FileDisk),
-        Backend::Direct => Arc::new(DirectDisk),
-    }
+/// The disk for a choice, and its name. Measured in `folder` if it is not fixed.
+fn backend(choice: BackendChoice, folder: &Path) -> Result<(Arc<dyn Disk>, String)> {
+    let kind = match choice {
+        BackendChoice::Fixed(kind) => kind,
+        BackendChoice::Auto => {
+            let identity = FolderIdentity { cluster: ClusterId([1; 16]), node: NodeId(1), shards: 1 };
+            let mut folder = DataFolder::open(folder, identity).map_err(StoreError::from)?;
+            let (kind, calibration) = folder.choose_backend(choice).map_err(StoreError::from)?;
+            if let Some(calibration) = calibration {
+                println!("calibration: {calibration:?}");
+            }
+            kind
+        }
+    };
+    let disk: Arc<dyn Disk> = match kind {
+        BackendKind::Buffered => Arc::new(FileDisk),
+        BackendKind::Direct => Arc::new(DirectDisk),
+    };
+    Ok((disk, kind.to_string()))
 }
 
 /// What it ran on.
