@@ -310,13 +310,13 @@ impl GroupRow {
 }
 
 /// Adds a checksum to a small row: redb verifies none when it reads.
-fn sealed(mut row: Vec<u8>) -> Vec<u8> {
+pub(crate) fn sealed(mut row: Vec<u8>) -> Vec<u8> {
     let checksum = crc32c::crc32c(&row);
     row.extend_from_slice(&checksum.to_le_bytes());
     row
 }
 
-fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
+pub(crate) fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
     let (body, checksum) = bytes.split_last_chunk::<4>()?;
     (crc32c::crc32c(body) == u32::from_le_bytes(*checksum)).then_some(body)
 }

@@ -17,6 +17,7 @@ use crate::index::{Index as ShardIndex, JournalBlock};
 use crate::journal::{Blocks, Journal, RawBlock};
 use crate::log_file::{LogFile, StoredLog};
 use crate::redb_file::{Candidate, RedbFailure};
+use crate::snapshot::StoredSnapshots;
 use crate::span_read::read_span;
 
 /// What opening a shard found.
@@ -43,6 +44,7 @@ pub(crate) struct Recovered {
     pub(crate) end: ChainEnd,
     pub(crate) index: ShardIndex,
     pub(crate) groups: Vec<GroupState>,
+    pub(crate) snapshots: StoredSnapshots,
     pub(crate) report: RecoveryReport,
 }
 
@@ -55,6 +57,7 @@ pub(crate) struct Examined {
     identity: JournalIdentity,
     scan: Scan,
     tails: HashMap<GroupId, Vec<LogEntry>>,
+    snapshots: StoredSnapshots,
     report: RecoveryReport,
     began: Instant,
 }
@@ -70,6 +73,7 @@ pub(crate) fn examine(
     let began = Instant::now();
     Journal::check_origin(&journal, identity)?;
     let stored = LogFile::load(&log, identity)?;
+    let snapshots = StoredSnapshots::load(&log, &log.file.path, identity.shard)?;
     let path = journal.file.path.clone();
     let opening = |error: RedbFailure| error.opening(&path, identity.shard);
     let has_fallen_back = journal.has_fallen_back;
@@ -89,37 +93,40 @@ pub(crate) fn examine(
         acknowledged: acknowledged.seq,
         ..RecoveryReport::default()
     };
-    Ok(Examined { journal, log, identity, scan, tails, report, began })
+    Ok(Examined { journal, log, identity, scan, tails, snapshots, report, began })
 }
 
 impl Examined {
     /// Takes the files over, to be written from now on: what was cut or is void goes.
     pub(crate) fn accept(self) -> Result<Recovered> {
-        let log = LogFile { file: self.log.accept()?, identity: self.identity };
-        let journal = Journal::accept(self.journal, self.identity, &self.scan.void)?;
-        Ok(recovered(journal, log, self.scan, self.tails, self.report, self.began))
+        let identity = self.identity;
+        self.take(
+            |log| Ok(LogFile { file: log.accept()?, identity }),
+            |journal, void| Journal::accept(journal, identity, void),
+        )
     }
 
     /// Takes the files to be read only: they stay as they are on the disk.
-    pub(crate) fn keep(self) -> Recovered {
-        let log = LogFile { file: self.log.keep(), identity: self.identity };
-        let journal = Journal::keep(self.journal, self.identity);
-        recovered(journal, log, self.scan, self.tails, self.report, self.began)
+    pub(crate) fn keep(self) -> Result<Recovered> {
+        let identity = self.identity;
+        self.take(
+            |log| Ok(LogFile { file: log.keep(), identity }),
+            |journal, _| Ok(Journal::keep(journal, identity)),
+        )
     }
-}
 
-fn recovered(
-    journal: Journal,
-    log: LogFile,
-    scan: Scan,
-    tails: HashMap<GroupId, Vec<LogEntry>>,
-    mut report: RecoveryReport,
-    began: Instant,
-) -> Recovered {
-    let end = scan.end;
-    let (index, groups) = scan.into_states(tails);
-    report.duration = began.elapsed();
-    Recovered { journal, log, end, index, groups, report }
+    fn take(
+        self,
+        log: impl FnOnce(Candidate) -> Result<LogFile>,
+        journal: impl FnOnce(Candidate, &[FlushSeq]) -> Result<Journal>,
+    ) -> Result<Recovered> {
+        let log = log(self.log)?;
+        let journal = journal(self.journal, &self.scan.void)?;
+        let end = self.scan.end;
+        let (index, groups) = self.scan.into_states(self.tails);
+        let report = RecoveryReport { duration: self.began.elapsed(), ..self.report };
+        Ok(Recovered { journal, log, end, index, groups, snapshots: self.snapshots, report })
+    }
 }
 
 /// What is known of a group beside its place in the index.

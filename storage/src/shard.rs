@@ -19,6 +19,7 @@ use crate::recovery::{Examined, RecoveryReport, examine};
 use crate::redb_file::RedbFile;
 use crate::scrub::Scrubber;
 use crate::small_file::io_error;
+use crate::snapshot::SnapshotStore;
 use crate::space::Space;
 use crate::writer::{Bounds, JournalWriter};
 
@@ -79,6 +80,8 @@ pub struct OpenShard {
     pub reader: LogReader,
     /// Verifies what is stored, a little at a time.
     pub scrubber: Scrubber,
+    /// The groups' snapshots.
+    pub snapshots: SnapshotStore,
     /// Every group that was ever flushed and not removed, in order of id. `has_state_machine` is
     /// false: it is not the disk that knows.
     pub groups: Vec<GroupState>,
@@ -108,6 +111,8 @@ pub struct ReadShard {
     pub reader: LogReader,
     /// Verifies everything stored.
     pub scrubber: Scrubber,
+    /// The groups' snapshots; nothing may be written to them.
+    pub snapshots: SnapshotStore,
     /// As in [`OpenShard`], without entries in memory.
     pub groups: Vec<GroupState>,
     /// Newest durable flush.
@@ -142,6 +147,7 @@ pub(crate) fn open(
         writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end, bounds, space),
         mover: Mover::new(journal.clone(), log.clone(), index.clone(), options.move_bytes),
         scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
+        snapshots: SnapshotStore::new(log.clone(), recovered.snapshots),
         reader: LogReader::new(journal, log, index),
         groups: recovered.groups,
         last_seq: recovered.end.seq,
@@ -158,12 +164,13 @@ pub(crate) fn open_for_reading(
 ) -> Result<ReadShard> {
     let options = ShardOptions { tail_bytes: 0, ..ShardOptions::default() };
     let (examined, _) = examine_shard(disk, folder, identity, &options, lock)?;
-    let recovered = examined.keep();
+    let recovered = examined.keep()?;
     let journal = Arc::new(recovered.journal);
     let log = Arc::new(recovered.log);
     let index = Arc::new(SharedIndex::new(recovered.index));
     Ok(ReadShard {
         scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
+        snapshots: SnapshotStore::new(log.clone(), recovered.snapshots),
         reader: LogReader::new(journal, log, index),
         groups: recovered.groups,
         last_seq: recovered.end.seq,

@@ -12,3 +12,4 @@ mod folder;
 mod memory_disk;
 mod model;
 mod recovery;
+mod snapshot;
