@@ -4,11 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use iroh_raft_core::batch::BATCH_HEADER_BYTES;
 use iroh_raft_core::{ClusterId, FlushSeq, GroupId, NodeId, Shard, ShardConfig, Timestamp};
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::bridge::BridgeLimits;
+use iroh_raft_netbridge::wire::FrameLimits;
 use iroh_raft_storage::{BackendChoice, BackendKind, ShardOptions};
 
+use crate::driver::outbox::FRAME_BYTES_TARGET;
 use crate::error::EngineError;
 
 /// A set of settings for a purpose.
@@ -97,7 +100,7 @@ impl EngineConfig {
         let mut backend = BackendChoice::Fixed(BackendKind::Buffered);
         let mut storage = ShardOptions {
             journal_bytes_max: 64 << 20,
-            move_bytes: 16 << 20,
+            move_bytes: 8 << 20,
             journal_cache_bytes: 80 << 20,
             log_cache_bytes: 16 << 20,
             ..ShardOptions::default()
@@ -143,6 +146,13 @@ impl EngineConfig {
         self.key_file.clone().unwrap_or_else(|| self.data_dir.join("key"))
     }
 
+    /// Largest block of records: what may be pending, and what fits into a frame between nodes beside
+    /// the other messages that it may carry.
+    pub(crate) fn block_bytes_max(&self) -> usize {
+        let frame = FrameLimits::PEER.payload_bytes_max as usize - FRAME_BYTES_TARGET;
+        self.core.pending_bytes_max.min(frame - BATCH_HEADER_BYTES)
+    }
+
     /// Checks everything that can be checked without touching the machine.
     ///
     /// # Errors
@@ -175,14 +185,13 @@ impl EngineConfig {
                 );
             }
         }
-        if self.record_bytes_max == 0 || self.record_bytes_max > self.core.pending_bytes_max {
-            return refuse(
-                "record_bytes_max",
-                format!(
-                    "{} is outside of 1 to {} (pending_bytes_max)",
-                    self.record_bytes_max, self.core.pending_bytes_max
-                ),
+        let block_bytes_max = self.block_bytes_max();
+        if self.record_bytes_max == 0 || self.record_bytes_max > block_bytes_max {
+            let problem = format!(
+                "{} is outside of 1 to {block_bytes_max} (pending_bytes_max, and what a frame takes)",
+                self.record_bytes_max
             );
+            return refuse("record_bytes_max", problem);
         }
         if self.scrub_period < Duration::from_secs(1) {
             return refuse(

@@ -4,7 +4,7 @@
 //! only when the flush it waits for is durable; every request gets exactly one answer.
 //! It never blocks: the disk is behind two rings, the network behind two more.
 
-mod outbox;
+pub(crate) mod outbox;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -26,19 +26,25 @@ use iroh_raft_core::{
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
-use iroh_raft_netbridge::wire::{ClientBody, ClientRequest, ReplyBody};
+use iroh_raft_netbridge::wire::{ClientBody, ClientRequest, FrameLimits, ReplyBody};
 
 use crate::mover_thread::Finding;
 use crate::reader_thread::Fetched;
 use crate::state_machine::{ApplyContext, Machine};
 use crate::stats::ShardCounters;
 use crate::writer_thread::{Queued, Written};
-use outbox::Outbox;
+use outbox::{FRAME_BYTES_TARGET, Outbox};
 
 /// Items taken from the bridge in a turn, so that a turn stays short.
 const BRIDGE_ITEMS_PER_TURN: usize = 256;
 /// Commands of this process taken in a turn.
 const COMMANDS_PER_TURN: usize = 4096;
+/// Largest answer to a client: what a frame takes beside the other answers that it may carry.
+const ANSWER_BYTES_MAX: usize = FrameLimits::REPLY.payload_bytes_max as usize - FRAME_BYTES_TARGET;
+/// Largest block of responses: lengths in it have 32 bits.
+const BLOCK_BYTES_MAX: usize = 1 << 30;
+/// Bytes of the length in front of each response.
+const LENGTH_BYTES: usize = 4;
 /// When a client should come again after there was hardly any space.
 const SPACE_RETRY_MS: u32 = 1000;
 /// When a client that was told Busy should come again.
@@ -201,6 +207,7 @@ impl Loop {
                 Written::Failed(error) => {
                     self.is_fenced = true;
                     self.outbox.drop_gated();
+                    self.appends_waiting.clear();
                     self.step(Input::PersistFailed);
                     (self.driver.on_fenced)(self.driver.shard_id, error);
                 }
@@ -236,6 +243,8 @@ impl Loop {
         for _ in 0..BRIDGE_ITEMS_PER_TURN {
             let Some(item) = self.driver.port.from_bridge.pop() else { break };
             match item {
+                // What comes now would be flushed and answered without end; to the peers this node is gone.
+                ToShard::Peer { .. } if self.is_stopping => {}
                 ToShard::Peer { frame, .. } => {
                     for message in frame.messages() {
                         self.step(Input::Message(message));
@@ -310,6 +319,10 @@ impl Loop {
                 self.answer_query(token, group, None, &query);
             }
             ClientBody::Query { is_linearizable: true, query } => {
+                if self.open.queries.contains_key(&token) {
+                    let what = "a request number that is still open";
+                    return self.answer(token, group, ReplyBody::Failed(RequestError::Invalid { what }));
+                }
                 self.open.queries.insert(token, query);
                 self.step(Input::Read { token, group, deadline });
             }
@@ -331,6 +344,9 @@ impl Loop {
         let too_large = |bytes: usize, bytes_max: usize| {
             Err(RequestError::TooLarge { bytes: bytes as u64, bytes_max: bytes_max as u64 })
         };
+        if self.is_fenced {
+            return Err(RequestError::Fenced);
+        }
         if !self.appends_waiting.is_empty() {
             return Err(RequestError::Busy { reason: BusyReason::Writer, retry_after_ms: BUSY_RETRY_MS });
         }
@@ -460,6 +476,22 @@ impl Loop {
 
     fn answer(&mut self, token: Token, group: GroupId, body: ReplyBody) {
         if token.origin != 0 {
+            let bytes = match &body {
+                ReplyBody::Responses { responses, .. } => responses.as_bytes().len(),
+                ReplyBody::Answer { answer, .. } => answer.len(),
+                _ => 0,
+            };
+            let body = match body {
+                _ if bytes <= ANSWER_BYTES_MAX => body,
+                // What was applied stays applied.
+                ReplyBody::Responses { .. } => {
+                    ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None })
+                }
+                _ => {
+                    let (bytes, bytes_max) = (bytes as u64, ANSWER_BYTES_MAX as u64);
+                    ReplyBody::Failed(RequestError::TooLarge { bytes, bytes_max })
+                }
+            };
             self.outbox.push_reply(token, group, body);
         } else if let Some(call) = self.open.calls.try_remove(token.request as usize) {
             // The caller may have stopped waiting.
@@ -489,6 +521,14 @@ impl Loop {
         match responses {
             Ok(responses) => {
                 for (responses, waiter) in responses.iter().zip(&waiters) {
+                    if responses.iter().map(|response| response.len() + LENGTH_BYTES).sum::<usize>()
+                        > BLOCK_BYTES_MAX
+                    {
+                        // No answer is that long; the commands are applied.
+                        let error = RequestError::OutcomeUnknown { leader: None };
+                        self.answer(waiter.token, group, ReplyBody::Failed(error));
+                        continue;
+                    }
                     let body = ReplyBody::Responses {
                         first: waiter.first,
                         index: waiter.index,

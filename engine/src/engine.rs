@@ -334,14 +334,22 @@ impl Engine {
         let Some(shard) = self.inner.shards.get(usize::from(shard.0)) else {
             return Err(RequestError::UnknownGroup);
         };
-        let (reply, answer) = oneshot::channel();
+        if shard.is_closed.load(Ordering::SeqCst) {
+            return Err(RequestError::ShuttingDown);
+        }
+        let (reply, mut answer) = oneshot::channel();
         let command = Command::Request { group, deadline: self.inner.request_deadline, body, reply };
         if shard.commands.push(command).is_err() {
             return Err(RequestError::Busy { reason: BusyReason::Ring, retry_after_ms: BUSY_RETRY_MS });
         }
-        // The shard sets it before it empties the ring for the last time.
+        // The shard sets it before it empties the ring for the last time: it may have taken this one,
+        // or left it there for good.
         if shard.is_closed.load(Ordering::SeqCst) {
-            return Err(RequestError::ShuttingDown);
+            return match answer.try_recv() {
+                Ok(Some(ReplyBody::Failed(error))) => Err(error),
+                Ok(Some(body)) => Ok(body),
+                Ok(None) | Err(oneshot::Canceled) => Err(RequestError::OutcomeUnknown { leader: None }),
+            };
         }
         match answer.await {
             Ok(ReplyBody::Failed(error)) => Err(error),

@@ -10,8 +10,9 @@ use iroh_raft_core::{GroupId, LogDamage, ShardId};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::{Mover, Scrubber, StorageError};
 
+use crate::engine::Failure;
 use crate::error::EngineError;
-use crate::writer_thread::{park, thread_waker};
+use crate::writer_thread::{park, spawn_helper, thread_waker};
 
 /// Bytes that are verified at a time: short enough for a move not to wait for it.
 const SCRUB_STEP_BYTES: u64 = 1 << 20;
@@ -135,12 +136,9 @@ pub(crate) fn spawn(
     ports: Vec<MoverPort>,
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    failure: Arc<Failure>,
 ) -> Result<JoinHandle<()>, EngineError> {
-    let name = String::from("mover");
-    std::thread::Builder::new()
-        .name(name.clone())
-        .spawn(move || run(ports, &doorbell, &stop))
-        .map_err(|source| EngineError::Thread { name, source })
+    spawn_helper("mover".into(), failure, move || run(ports, &doorbell, &stop))
 }
 
 fn run(mut ports: Vec<MoverPort>, doorbell: &Doorbell, stop: &AtomicBool) {

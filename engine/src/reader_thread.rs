@@ -9,8 +9,9 @@ use iroh_raft_core::{Fetch, FetchError, FetchId, GroupId, LogEntry};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::LogReader;
 
+use crate::engine::Failure;
 use crate::error::EngineError;
-use crate::writer_thread::thread_waker;
+use crate::writer_thread::{spawn_helper, thread_waker};
 
 /// Pause before a full answer ring is tried again.
 const FULL_PAUSE: Duration = Duration::from_micros(100);
@@ -36,12 +37,9 @@ pub(crate) fn spawn(
     ports: Vec<ReaderPort>,
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    failure: Arc<Failure>,
 ) -> Result<JoinHandle<()>, EngineError> {
-    let name = String::from("reader");
-    std::thread::Builder::new()
-        .name(name.clone())
-        .spawn(move || run(&ports, &doorbell, &stop))
-        .map_err(|source| EngineError::Thread { name, source })
+    spawn_helper("reader".into(), failure, move || run(&ports, &doorbell, &stop))
 }
 
 fn run(ports: &[ReaderPort], doorbell: &Doorbell, stop: &AtomicBool) {

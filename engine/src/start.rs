@@ -146,11 +146,11 @@ struct Epochs(iroh_raft_storage::PeerEpochs);
 impl PeerEpochs for Epochs {
     fn observe(&mut self, node: NodeId, epoch: BootEpoch, boot_id: [u8; 16]) -> Result<(), EpochRefusal> {
         self.0.observe(node, epoch, boot_id).map_err(|error| match error {
-            iroh_raft_storage::StorageError::PeerRolledBack { seen, .. } => EpochRefusal { seen },
+            iroh_raft_storage::StorageError::PeerRolledBack { seen, .. } => EpochRefusal::RolledBack { seen },
             other => {
                 // It could not be remembered durably: refusing keeps the promise, the peer dials again.
                 tracing::error!(%node, error = %other, "a peer's boot epoch could not be stored");
-                EpochRefusal { seen: epoch }
+                EpochRefusal::NotStored
             }
         })
     }
@@ -235,7 +235,7 @@ impl Starting<'_> {
             mover: MoverLine { due, failure },
             counters: counters.clone(),
         };
-        let writer = writer_thread::spawn(port_of_writer, self.threads.stop.clone())?;
+        let writer = writer_thread::spawn(port_of_writer, self.threads.stop.clone(), self.failure.clone())?;
         self.threads.helpers.push((format!("writer-{shard_id}"), writer));
         self.threads.doorbells.push(writer_doorbell);
 
@@ -250,7 +250,7 @@ impl Starting<'_> {
         let (failure, lost) = (self.failure.clone(), self.failure.clone());
         let machines = self.machines.clone();
         let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
-        let block_bytes_max = self.config.core.pending_bytes_max;
+        let block_bytes_max = self.config.block_bytes_max();
         let doorbell = doorbell.clone();
         let (ready, running) = mpsc::channel();
         let name = format!("shard-{shard_id}");
@@ -304,7 +304,12 @@ impl Starting<'_> {
 
     fn start_reader(&mut self) -> Result<(), EngineError> {
         let ports = std::mem::take(&mut self.reader_ports);
-        let reader = reader_thread::spawn(ports, self.reader_doorbell.clone(), self.threads.stop.clone())?;
+        let reader = reader_thread::spawn(
+            ports,
+            self.reader_doorbell.clone(),
+            self.threads.stop.clone(),
+            self.failure.clone(),
+        )?;
         self.threads.helpers.push(("reader".into(), reader));
         self.threads.doorbells.push(self.reader_doorbell.clone());
         Ok(())
@@ -312,7 +317,12 @@ impl Starting<'_> {
 
     fn start_mover(&mut self) -> Result<(), EngineError> {
         let ports = std::mem::take(&mut self.mover_ports);
-        let mover = mover_thread::spawn(ports, self.mover_doorbell.clone(), self.threads.stop.clone())?;
+        let mover = mover_thread::spawn(
+            ports,
+            self.mover_doorbell.clone(),
+            self.threads.stop.clone(),
+            self.failure.clone(),
+        )?;
         self.threads.helpers.push(("mover".into(), mover));
         self.threads.doorbells.push(self.mover_doorbell.clone());
         Ok(())

@@ -1,5 +1,6 @@
 //! The thread around a shard's journal writer: group commit over everything that is queued.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
@@ -10,6 +11,7 @@ use iroh_raft_core::{Append, FlushSeq, ShardId};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::{JournalWriter, StorageError};
 
+use crate::engine::Failure;
 use crate::error::EngineError;
 use crate::mover_thread::MoverLine;
 use crate::stats::ShardCounters;
@@ -29,6 +31,14 @@ pub(crate) enum Written {
 const SPACE_LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Flushes that go into one transaction at most: bounds the memory of one commit.
 pub(crate) const APPENDS_PER_COMMIT_MAX: usize = 1024;
+
+/// Bytes of entries from which on a transaction takes no further flush. One flush alone is bounded
+/// by what peers and clients may have under way.
+const COMMIT_BYTES: usize = 16 << 20;
+
+fn data_bytes(append: &Append) -> usize {
+    append.groups.iter().flat_map(|part| &part.entries).map(|entry| entry.data.len()).sum()
+}
 
 struct ThreadWaker(Thread);
 
@@ -72,12 +82,28 @@ pub(crate) fn park(pause: Option<Duration>) {
 }
 
 /// Starts the writer thread of a shard. It ends once `stop` is set and its ring is empty.
-pub(crate) fn spawn(port: WriterPort, stop: Arc<AtomicBool>) -> Result<JoinHandle<()>, EngineError> {
-    let name = format!("writer-{}", port.shard);
-    std::thread::Builder::new()
-        .name(name.clone())
-        .spawn(move || run(port, &stop))
-        .map_err(|source| EngineError::Thread { name, source })
+pub(crate) fn spawn(
+    port: WriterPort,
+    stop: Arc<AtomicBool>,
+    failure: Arc<Failure>,
+) -> Result<JoinHandle<()>, EngineError> {
+    spawn_helper(format!("writer-{}", port.shard), failure, move || run(port, &stop))
+}
+
+/// Starts a thread whose panic is the node's failure: others would wait for it for ever.
+pub(crate) fn spawn_helper(
+    name: String,
+    failure: Arc<Failure>,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, EngineError> {
+    let lost = name.clone();
+    let guarded = move || {
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            failure.set(EngineError::Panicked { name: lost });
+        }
+    };
+    let spawned = std::thread::Builder::new().name(name.clone()).spawn(guarded);
+    spawned.map_err(|source| EngineError::Thread { name, source })
 }
 
 fn run(port: WriterPort, stop: &AtomicBool) {
@@ -105,9 +131,12 @@ fn run(port: WriterPort, stop: &AtomicBool) {
                 continue;
             }
         }
+        let mut bytes = 0;
         while batch.len() < APPENDS_PER_COMMIT_MAX
+            && bytes < COMMIT_BYTES
             && let Some(Queued { append, at }) = queue.pop()
         {
+            bytes += data_bytes(&append);
             queue_us.record(at.elapsed().as_secs_f64() * 1e6);
             batch.push(append);
         }

@@ -32,12 +32,18 @@ pub use stats::BridgeStats;
 pub(crate) use hub::Hub;
 pub(crate) use stats::Counters;
 
-/// A peer's start is older than one that was seen before.
+/// Why a peer's start is not accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("a later start of the node was seen: {seen}")]
-pub struct EpochRefusal {
-    /// The latest start that was seen.
-    pub seen: BootEpoch,
+pub enum EpochRefusal {
+    /// It is older than one that was seen before. The peer must not run.
+    #[error("a later start of the node was seen: {seen}")]
+    RolledBack {
+        /// The latest start that was seen.
+        seen: BootEpoch,
+    },
+    /// It cannot be remembered now. The peer may try again.
+    #[error("the start of the node cannot be remembered now")]
+    NotStored,
 }
 
 /// Remembers the starts of the other nodes, durably: a node that comes back with an older start
@@ -47,7 +53,8 @@ pub trait PeerEpochs {
     /// per new connection, on the bridge thread: a short blocking write is fine.
     ///
     /// # Errors
-    /// [`EpochRefusal`] when a later start was seen, or this start with another number.
+    /// [`EpochRefusal`] when a later start was seen, or this start with another number; or when it
+    /// could not be stored.
     fn observe(&mut self, node: NodeId, epoch: BootEpoch, boot_id: [u8; 16]) -> Result<(), EpochRefusal>;
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::allow::PeerAddress;
-use crate::bridge::{BridgeConfig, BridgeError, Hub};
+use crate::bridge::{BridgeConfig, BridgeError, EpochRefusal, Hub};
 use crate::close::{CloseCode, refusal_of};
 use crate::endpoint::{ALPN_PEER, address_of};
 use crate::introduce::{self, HandshakeFailure, close_for, judge, refuse};
@@ -306,9 +306,10 @@ fn admit(
             .then_some(Refusal::Shards { offered: other.shards, supported: own.shards }))
         .or_else(|| {
             let observed = hub.epochs().observe(node, other.boot_epoch, other.boot_id);
-            observed
-                .err()
-                .map(|refused| Refusal::RolledBack { seen: refused.seen, offered: other.boot_epoch })
+            observed.err().map(|refused| match refused {
+                EpochRefusal::RolledBack { seen } => Refusal::RolledBack { seen, offered: other.boot_epoch },
+                EpochRefusal::NotStored => Refusal::Busy,
+            })
         });
     match refusal {
         Some(refusal) => {

@@ -190,7 +190,7 @@ pub(crate) struct IndexRow {
 }
 
 impl IndexRow {
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self, group: GroupId) -> Vec<u8> {
         let mut row = vec![0; 48 + 16 * self.term_runs.len() + 8 * self.conf_changes.len()];
         let small =
             |count: usize| u32::try_from(count).expect("a block below 1 GiB has fewer than 2^32 entries");
@@ -211,12 +211,12 @@ impl IndexRow {
         for index in &self.conf_changes {
             pen.u64(index.0);
         }
-        sealed(row)
+        sealed(&[group.0, self.span.first.0], row)
     }
 
     /// Reads a row; `None` if it is not what was written.
-    pub(crate) fn parse(first: Index, bytes: &[u8]) -> Option<IndexRow> {
-        let mut cursor = Cursor::new(unsealed(bytes)?);
+    pub(crate) fn parse(group: GroupId, first: Index, bytes: &[u8]) -> Option<IndexRow> {
+        let mut cursor = Cursor::new(unsealed(&[group.0, first.0], bytes)?);
         let last = Index(cursor.u64()?);
         let base = Offset(cursor.u64()?);
         let end = Offset(cursor.u64()?);
@@ -269,7 +269,7 @@ impl GroupRow {
         }
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self, group: GroupId) -> Vec<u8> {
         let mut row = vec![0; 8 + 24 + 16 + 24 + conf_state_bytes(&self.conf_state)];
         let mut pen = Pen::new(&mut row);
         pen.u16(LOG_VERSION);
@@ -282,12 +282,12 @@ impl GroupRow {
         pen.u64(self.moved_end.0);
         encode_hard_state(&mut pen, self.hard_state);
         encode_conf_state(&mut pen, &self.conf_state);
-        sealed(row)
+        sealed(&[group.0], row)
     }
 
     /// Reads a row; `None` if it is not what was written.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<GroupRow> {
-        let mut cursor = Cursor::new(unsealed(bytes)?);
+    pub(crate) fn parse(group: GroupId, bytes: &[u8]) -> Option<GroupRow> {
+        let mut cursor = Cursor::new(unsealed(&[group.0], bytes)?);
         let version = cursor.u16()?;
         let reserved = cursor.u16()?;
         let checksum = cursor.u32()?;
@@ -309,14 +309,20 @@ impl GroupRow {
     }
 }
 
-/// Adds a checksum to a small row: redb verifies none when it reads.
-pub(crate) fn sealed(mut row: Vec<u8>) -> Vec<u8> {
-    let checksum = crc32c::crc32c(&row);
+/// Adds a checksum to a small row, of its key as well: redb verifies none when it reads.
+pub(crate) fn sealed(key: &[u64], mut row: Vec<u8>) -> Vec<u8> {
+    let checksum = crc32c::crc32c_append(key_checksum(key), &row);
     row.extend_from_slice(&checksum.to_le_bytes());
     row
 }
 
-pub(crate) fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
+fn key_checksum(key: &[u64]) -> u32 {
+    key.iter().fold(0, |checksum, part| crc32c::crc32c_append(checksum, &part.to_le_bytes()))
+}
+
+/// The row that was sealed under that key; `None` if it was another row, or key.
+pub(crate) fn unsealed<'b>(key: &[u64], bytes: &'b [u8]) -> Option<&'b [u8]> {
     let (body, checksum) = bytes.split_last_chunk::<4>()?;
-    (crc32c::crc32c(body) == u32::from_le_bytes(*checksum)).then_some(body)
+    let expected = crc32c::crc32c_append(key_checksum(key), body);
+    (expected == u32::from_le_bytes(*checksum)).then_some(body)
 }

@@ -69,7 +69,7 @@ pub(crate) struct StoredGroup {
 pub(crate) struct StoredLog {
     pub(crate) moved: ChainEnd,
     pub(crate) groups: BTreeMap<GroupId, StoredGroup>,
-    /// Blocks that were compacted away, or belong to no group, and are still there.
+    /// Blocks that were compacted away, and are still there.
     pub(crate) compacted: VecDeque<(GroupId, ColdSpan)>,
 }
 
@@ -107,13 +107,17 @@ impl LogFile {
             for row in transaction.open_table(GROUP)?.iter()? {
                 let (group, row) = row?;
                 // Without its row nothing of the group can be believed, its vote least of all.
-                let Some(row) = GroupRow::parse(row.value()) else { return Ok(false) };
-                log.groups.insert(GroupId(group.value()), StoredGroup::new(row));
+                let group = GroupId(group.value());
+                let Some(row) = GroupRow::parse(group, row.value()) else { return Ok(false) };
+                log.groups.insert(group, StoredGroup::new(row));
             }
             for row in transaction.open_table(INDEX)?.iter()? {
                 let (key, row) = row?;
-                let (group, first) = key.value();
-                log.take_index_row(GroupId(group), Index(first), IndexRow::parse(Index(first), row.value()));
+                let (group, first) = (GroupId(key.value().0), Index(key.value().1));
+                let row = IndexRow::parse(group, first, row.value());
+                if !log.take_index_row(group, first, row) {
+                    return Ok(false);
+                }
             }
             Ok(true)
         });
@@ -154,11 +158,11 @@ impl LogFile {
                     let key = |row| (group.0, block.first.0, row);
                     rows::insert(&mut log, block.bytes(), key, pieces)?;
                     let index_row = block.index_row(row.checksum, checksum);
-                    index.insert((group.0, block.first.0), index_row.encode().as_slice())?;
+                    index.insert((group.0, block.first.0), index_row.encode(group).as_slice())?;
                     (row.checksum, row.moved, row.moved_end) = (checksum, block.last(), block.end);
                     new.push(index_row.span);
                 }
-                rows.insert(group.0, row.encode().as_slice())?;
+                rows.insert(group.0, row.encode(group).as_slice())?;
                 spans.push(new);
             }
             let moved = seal_chain_end(MOVED_KIND, self.identity, moved);
@@ -254,22 +258,22 @@ impl StoredGroup {
 }
 
 impl StoredLog {
-    fn take_index_row(&mut self, group: GroupId, first: Index, row: Option<IndexRow>) {
-        let stored = self.groups.get_mut(&group);
-        match (stored, row) {
-            (Some(stored), None) => {
+    /// Takes a row of the index; false if it is of a group that is not there. A group's row goes with
+    /// its last blocks, in one commit.
+    fn take_index_row(&mut self, group: GroupId, first: Index, row: Option<IndexRow>) -> bool {
+        let Some(stored) = self.groups.get_mut(&group) else { return false };
+        match row {
+            None => {
                 let last = stored.log.moved().max(first);
                 stored.note_damage(first, last);
             }
-            (Some(stored), Some(row)) => {
+            Some(row) => {
                 let span = row.span;
                 if !stored.take(row) {
                     self.compacted.push_back((group, span));
                 }
             }
-            (None, Some(row)) => self.compacted.push_back((group, row.span)),
-            // Nothing is known of it and nobody asks for it.
-            (None, None) => {}
         }
+        true
     }
 }

@@ -34,7 +34,7 @@ pub struct ShardOptions {
     /// there. Default 256 MiB. Higher: longer bursts at full speed, a longer recovery. What is not
     /// committed stays in the journal whatever this says.
     pub journal_bytes_max: u64,
-    /// Bytes of the journal that are moved to the log file at a time. Default 32 MiB. Higher: larger
+    /// Bytes of the journal that are moved to the log file at a time. Default 8 MiB. Higher: larger
     /// blocks of each group and fewer commits, but more memory and longer stretches of work beside
     /// the flushes.
     pub move_bytes: u64,
@@ -58,7 +58,7 @@ impl Default for ShardOptions {
     fn default() -> ShardOptions {
         ShardOptions {
             journal_bytes_max: 256 << 20,
-            move_bytes: 32 << 20,
+            move_bytes: 8 << 20,
             journal_cache_bytes: 320 << 20,
             log_cache_bytes: 64 << 20,
             free_bytes_min: 768 << 20,

@@ -150,7 +150,9 @@ impl StoredSnapshots {
             for definition in [PUBLISHED, STAGED] {
                 let Some(table) = existing(transaction.open_table(definition))? else { continue };
                 for row in table.iter()? {
-                    needed.extend(SnapshotMeta::parse(row?.1.value()).map(|meta| meta.number));
+                    let (group, row) = row?;
+                    let meta = SnapshotMeta::parse(GroupId(group.value()), row.value());
+                    needed.extend(meta.map(|meta| meta.number));
                 }
             }
             let next_number = needed.last().map_or(1, |number: &u64| number.saturating_add(1));
@@ -235,12 +237,12 @@ impl SnapshotStore {
     ) -> Result<Option<SnapshotMeta>> {
         let row = self.read(|transaction| {
             let Some(table) = existing(transaction.open_table(definition))? else { return Ok(None) };
-            Ok(table.get(group.0)?.map(|row| SnapshotMeta::parse(row.value())))
+            Ok(table.get(group.0)?.map(|row| SnapshotMeta::parse(group, row.value())))
         })?;
         match row {
             None => Ok(None),
-            Some(Some(meta)) if meta.group == group => Ok(Some(meta)),
-            Some(_) => Err(SnapshotError::DamagedHead { group }),
+            Some(Some(meta)) => Ok(Some(meta)),
+            Some(None) => Err(SnapshotError::DamagedHead { group }),
         }
     }
 
@@ -304,7 +306,7 @@ impl SnapshotStore {
             table.remove(staged.group.0)?;
             let mut table = transaction.open_table(PUBLISHED)?;
             let before = table.insert(staged.group.0, staged.encode().as_slice())?;
-            Ok(Some(before.and_then(|row| SnapshotMeta::parse(row.value()))))
+            Ok(Some(before.and_then(|row| SnapshotMeta::parse(staged.group, row.value()))))
         })?;
         match published {
             Some(before) => {
@@ -326,7 +328,9 @@ impl SnapshotStore {
             for definition in tables {
                 let mut table = transaction.open_table(*definition)?;
                 let row = table.remove(group.0)?;
-                numbers.extend(row.and_then(|row| SnapshotMeta::parse(row.value())).map(|meta| meta.number));
+                numbers.extend(
+                    row.and_then(|row| SnapshotMeta::parse(group, row.value())).map(|meta| meta.number),
+                );
             }
             Ok(numbers)
         })?;
@@ -408,7 +412,7 @@ fn is_row(
     meta: &SnapshotMeta,
 ) -> std::result::Result<bool, RedbFailure> {
     let row = table.get(meta.group.0)?;
-    Ok(row.is_some_and(|row| SnapshotMeta::parse(row.value()).as_ref() == Some(meta)))
+    Ok(row.is_some_and(|row| SnapshotMeta::parse(meta.group, row.value()).as_ref() == Some(meta)))
 }
 
 fn replaced(meta: &SnapshotMeta) -> SnapshotError {

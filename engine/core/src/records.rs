@@ -63,26 +63,27 @@ impl RecordReads {
         });
     }
 
-    /// Answers every read that begins within fetched entries. Returns whether the first one did.
+    /// Answers every read that begins within fetched entries. Returns whether they hold the record that
+    /// they were fetched for; whoever wanted it may be gone by now.
     pub(crate) fn handle_fetched(
         &mut self,
         mut entries: Vec<LogEntry>,
+        wanted: Offset,
         end: Offset,
         replies: &mut Vec<Reply>,
     ) -> bool {
         entries.retain(|entry| !entry.data.is_empty());
         let headers: Option<Vec<_>> = entries.iter().map(header_of).collect();
         let Some(headers) = headers else { return false };
-        let Some(first) = self.waiting.front().map(|read| read.token) else { return true };
+        let position = |from| headers.iter().position(|header| header.base <= from && from < header.end());
         let group = self.group;
         self.waiting.retain(|read| {
-            let at = headers.iter().position(|header| header.base <= read.from && read.from < header.end());
-            let Some(at) = at else { return true };
+            let Some(at) = position(read.from) else { return true };
             let found = limited(entries.iter().skip(at), read.bytes_max).cloned().collect();
             replies.push(Reply::Records { token: read.token, group, from: read.from, entries: found, end });
             false
         });
-        self.waiting.front().is_none_or(|read| read.token != first)
+        position(wanted).is_some()
     }
 
     pub(crate) fn fail_all(&mut self, error: &RequestError, replies: &mut Vec<Reply>) {

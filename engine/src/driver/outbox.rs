@@ -13,7 +13,10 @@ use iroh_raft_netbridge::wire::{ClientReply, Lane, PeerFrameBuilder, ReplyBody, 
 use crate::stats::ShardCounters;
 
 /// A frame is closed when it holds this much: larger ones would hold up the lane and the receiver.
-const FRAME_BYTES_TARGET: usize = 1 << 20;
+pub(crate) const FRAME_BYTES_TARGET: usize = 1 << 20;
+
+/// Emptied builders of answers that are kept for the next turns.
+const SPARE_REPLIES_MAX: usize = 64;
 
 struct OpenFrame {
     to: NodeId,
@@ -29,8 +32,10 @@ pub(super) struct Outbox {
     spare: Vec<PeerFrameBuilder>,
     gated: VecDeque<(FlushSeq, ToBridge)>,
     ready: VecDeque<ToBridge>,
-    /// Answers of this turn. A client has at most as many as it has requests open.
+    /// Answers of this turn, by connection. A client has at most as many as it has requests open.
     replies: BTreeMap<u64, ReplyFrameBuilder>,
+    /// Emptied, for the next ones.
+    spare_replies: Vec<ReplyFrameBuilder>,
 }
 
 impl Outbox {
@@ -42,6 +47,7 @@ impl Outbox {
             gated: VecDeque::new(),
             ready: VecDeque::new(),
             replies: BTreeMap::new(),
+            spare_replies: Vec::new(),
         }
     }
 
@@ -64,7 +70,8 @@ impl Outbox {
 
     /// Adds an answer for a client.
     pub(super) fn push_reply(&mut self, token: Token, group: GroupId, body: ReplyBody) {
-        let builder = self.replies.entry(token.origin).or_default();
+        let spare = &mut self.spare_replies;
+        let builder = self.replies.entry(token.origin).or_insert_with(|| spare.pop().unwrap_or_default());
         builder.push(ClientReply { request: token.request, group, body });
         if builder.bytes() >= FRAME_BYTES_TARGET {
             let frame = builder.finish(self.shard);
@@ -72,7 +79,7 @@ impl Outbox {
         }
     }
 
-    /// Drops the buffers of a connection that is gone.
+    /// Drops the answers to a connection that is gone.
     pub(super) fn forget_client(&mut self, connection: u64) {
         self.replies.remove(&connection);
     }
@@ -109,10 +116,13 @@ impl Outbox {
         for frame in std::mem::take(&mut self.open) {
             self.close(frame);
         }
-        for (connection, builder) in &mut self.replies {
+        for (connection, mut builder) in std::mem::take(&mut self.replies) {
             if !builder.is_empty() {
                 let frame = builder.finish(self.shard);
-                self.ready.push_back(ToBridge::Client { connection: *connection, frame });
+                self.ready.push_back(ToBridge::Client { connection, frame });
+            }
+            if self.spare_replies.len() < SPARE_REPLIES_MAX {
+                self.spare_replies.push(builder);
             }
         }
         let mut lost = BTreeSet::new();

@@ -99,7 +99,7 @@ impl PeerEpochs for Epochs {
         let mut seen = self.0.lock().unwrap();
         match seen.get(&node) {
             Some((newest, id)) if epoch < *newest || (epoch == *newest && boot_id != *id) => {
-                Err(EpochRefusal { seen: *newest })
+                Err(EpochRefusal::RolledBack { seen: *newest })
             }
             _ => {
                 seen.insert(node, (epoch, boot_id));

@@ -39,12 +39,11 @@ impl SnapshotMeta {
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut row = vec![0; 64 + conf_state_bytes(&self.head.conf_state)];
+        let mut row = vec![0; 56 + conf_state_bytes(&self.head.conf_state)];
         let mut pen = Pen::new(&mut row);
         pen.u16(VERSION);
         pen.u16(0);
         pen.u32(self.chunks);
-        pen.u64(self.group.0);
         pen.u64(self.head.index.0);
         pen.u64(self.head.term.0);
         pen.u64(self.head.offset.0);
@@ -54,15 +53,14 @@ impl SnapshotMeta {
         pen.u32(0);
         encode_conf_state(&mut pen, &self.head.conf_state);
         assert!(pen.is_full(), "the size of a row is computed from its fields");
-        sealed(row)
+        sealed(&[self.group.0], row)
     }
 
     /// Reads a row; `None` if it is not what was written.
-    pub(super) fn parse(bytes: &[u8]) -> Option<SnapshotMeta> {
-        let mut cursor = Cursor::new(unsealed(bytes)?);
+    pub(super) fn parse(group: GroupId, bytes: &[u8]) -> Option<SnapshotMeta> {
+        let mut cursor = Cursor::new(unsealed(&[group.0], bytes)?);
         let (version, zero) = (cursor.u16()?, cursor.u16()?);
         let chunks = cursor.u32()?;
-        let group = GroupId(cursor.u64()?);
         let (index, term) = (Index(cursor.u64()?), Term(cursor.u64()?));
         let offset = Offset(cursor.u64()?);
         let (number, body_bytes) = (cursor.u64()?, cursor.u64()?);

@@ -124,6 +124,64 @@ fn each_flipped_byte_of_the_last_block_is_cut_if_it_was_never_acknowledged() {
     assert_eq!(open(&path).unwrap().1.last_seq, FlushSeq(3));
 }
 
+/// redb verifies no page when it reads: a key that is not the one written must be noticed by its row.
+#[test]
+fn a_row_under_another_key_is_never_taken_for_that_ones() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let (folder, mut shard) = open(&path).unwrap();
+    for seq in 1..=3 {
+        let parts = [1, 2].map(|group| iroh_raft_core::GroupAppend {
+            hard_state: Some(hard_state(4, seq)),
+            ..entries_only(group, vec![entry(seq, 1, seq - 1, 1)])
+        });
+        shard.writer.run_once(&[append(seq, parts.to_vec())]).unwrap();
+    }
+    // A third group that has voted, and nothing else.
+    let part =
+        iroh_raft_core::GroupAppend { hard_state: Some(hard_state(7, 0)), ..entries_only(3, Vec::new()) };
+    shard.writer.run_once(&[append(4, vec![part])]).unwrap();
+    while shard.mover.run_once().unwrap().blocks > 0 {}
+    drop((folder, shard));
+    let log = path.join("shard-0/log.redb");
+    let whole = fs::read(&log).unwrap();
+    let groups: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("group");
+    let index: TableDefinition<'static, (u64, u64), &'static [u8]> = TableDefinition::new("index");
+    for (group, other) in [(1, 5), (2, 4), (3, 6), (3, 11)] {
+        fs::write(&log, &whole).unwrap();
+        let db = Database::open(&log).unwrap();
+        let transaction = db.begin_write().unwrap();
+        {
+            let mut table = transaction.open_table(groups).unwrap();
+            let row = table.remove(group).unwrap().unwrap().value().to_vec();
+            table.insert(other, row.as_slice()).unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(db);
+        assert!(matches!(refused(&path), StorageError::DamagedFile { .. }));
+    }
+    for (key, other) in [((1, 1), (1, 2)), ((2, 1), (3, 1)), ((2, 1), (9, 1))] {
+        fs::write(&log, &whole).unwrap();
+        let db = Database::open(&log).unwrap();
+        let transaction = db.begin_write().unwrap();
+        {
+            let mut table = transaction.open_table(index).unwrap();
+            let row = table.remove(key).unwrap().unwrap().value().to_vec();
+            table.insert(other, row.as_slice()).unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(db);
+        // Of a group that is there it takes that group out; of none, everything.
+        if other.0 == 9 {
+            assert!(matches!(refused(&path), StorageError::DamagedFile { .. }));
+        } else {
+            let (_folder, shard) = open(&path).unwrap();
+            let damaged = shard.groups.iter().find(|state| state.group == GroupId(key.0)).unwrap();
+            assert_eq!(damaged.damage, Some(LogDamage { first: Index(1), last: Index(3) }));
+        }
+    }
+}
+
 #[test]
 fn bits_that_rot_in_the_file_after_a_kill_never_shorten_what_was_acknowledged() {
     let temporary = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Applies, reads and fetches of a replica: what follows from a commit index that moved.
 
-use super::{FetchId, Index, MISSING_MAX, Replica, Turn};
+use super::{FetchId, Index, MISSING_MAX, Offset, Replica, Turn};
 use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry};
 use crate::log_window::Wanted;
 
@@ -9,7 +9,7 @@ use crate::log_window::Wanted;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Purpose {
     Apply,
-    Records,
+    Records { from: Offset },
     Send { from: Index },
 }
 
@@ -67,10 +67,11 @@ impl Replica {
     fn serve_records(&mut self, turn: &mut Turn<'_>) {
         let window = self.raw.store();
         self.records.serve(window, self.commit, self.commit_end, &mut turn.out.replies);
-        let is_busy = self.is_fetching(Purpose::Records) || self.is_paused_by_missing;
+        let is_open = self.fetches.values().any(|purpose| matches!(purpose, Purpose::Records { .. }));
+        let is_busy = is_open || self.is_paused_by_missing;
         if let Some(read) = self.records.front().filter(|_| !is_busy) {
             let (from, bytes_max) = (read.from, read.bytes_max);
-            self.fetch(turn, Purpose::Records, FetchFrom::Offset(from), self.commit, bytes_max);
+            self.fetch(turn, Purpose::Records { from }, FetchFrom::Offset(from), self.commit, bytes_max);
         }
     }
 
@@ -122,9 +123,9 @@ impl Replica {
         let is_committed = entries.last().is_some_and(|entry| entry.index <= self.commit);
         if !is_committed || !self.raw.store().contains(&entries) {
             self.broken = Some("the durable log gave back entries that are not those of this log".to_owned());
-        } else if purpose == Purpose::Records {
-            let is_served = self.records.handle_fetched(entries, self.commit_end, &mut turn.out.replies);
-            if !is_served {
+        } else if let Purpose::Records { from } = purpose {
+            let is_right = self.records.handle_fetched(entries, from, self.commit_end, &mut turn.out.replies);
+            if !is_right {
                 self.broken = Some("the durable log gave back other records than asked for".to_owned());
             }
         } else if entries[0].index == self.applied.next() {

@@ -282,6 +282,43 @@ fn a_damaged_or_missing_log_takes_the_group_out() {
     }
 }
 
+/// The reader was slow: who asked first is gone, and who asked next wants something else.
+#[test]
+fn fetched_records_that_nobody_waits_for_are_no_damage() {
+    let (mut state, entries) = with_short_tail();
+    state.hard_state.commit = Index(10);
+    let mut fixture = Fixture::led(vec![state]);
+    let read = |fixture: &mut Fixture, request: u64, from: u64, patience: Duration| {
+        let token = Token { origin: 8, request };
+        let deadline = fixture.now.after(patience);
+        let (group, from) = (GroupId(1), Offset(from));
+        fixture.step(Input::ReadRecords { token, group, from, bytes_max: 1, deadline });
+        token
+    };
+    let short = fixture.shard.config.tick;
+    let hasty = read(&mut fixture, 1, 0, short);
+    let patient = read(&mut fixture, 2, 5, Duration::from_secs(60));
+    fixture.step(Input::EndTurn);
+    let first = fixture.out.fetches.pop().unwrap();
+    assert_eq!(first.from, FetchFrom::Offset(Offset(0)));
+    (0..3).for_each(|_| fixture.turn());
+    assert_eq!(fixture.error(hasty), RequestError::Timeout);
+    fixture.step(Input::Fetched { id: first.id, group: first.group, result: Ok(entries[..2].to_vec()) });
+    fixture.turn();
+    assert!(fixture.quarantined().is_empty());
+    let second = fixture.out.fetches.pop().unwrap();
+    assert_eq!(second.from, FetchFrom::Offset(Offset(5)));
+    fixture.step(Input::Fetched { id: second.id, group: second.group, result: Ok(entries[5..6].to_vec()) });
+    assert!(matches!(fixture.answer(patient), Some(Ok(Reply::Records { from: Offset(5), .. }))));
+    // Other records than those asked for are damage all the same.
+    read(&mut fixture, 3, 1, Duration::from_secs(60));
+    fixture.turn();
+    let third = fixture.out.fetches.pop().unwrap();
+    fixture.step(Input::Fetched { id: third.id, group: third.group, result: Ok(entries[5..6].to_vec()) });
+    fixture.turn();
+    assert_eq!(fixture.quarantined().len(), 1);
+}
+
 #[test]
 fn damage_that_a_scrub_found_takes_the_group_out() {
     let mut fixture = Fixture::new(vec![lone(1), lone(2)]);
