@@ -138,7 +138,7 @@ pub(crate) fn choose(choice: BackendChoice, folder: &Path) -> Result<(BackendKin
         // It is a measurement, and can be taken again.
         Ok(None) | Err(StorageError::DamagedFile { .. }) => {
             let calibration = calibrate(folder)?;
-            small_file::replace(&folder.join(FILE), KIND, &encode(calibration))?;
+            small_file::replace(&FileDisk, &folder.join(FILE), KIND, &encode(calibration))?;
             tracing::info!(folder = %folder.display(), %calibration, "calibrated");
             calibration
         }
@@ -149,7 +149,7 @@ pub(crate) fn choose(choice: BackendChoice, folder: &Path) -> Result<(BackendKin
 
 fn load(folder: &Path) -> Result<Option<Calibration>> {
     let path = folder.join(FILE);
-    let Some(payload) = small_file::read(&path, KIND)? else { return Ok(None) };
+    let Some(payload) = small_file::read(&FileDisk, &path, KIND)? else { return Ok(None) };
     let damage = FileDamage::Content;
     parse(&payload).map(Some).ok_or(StorageError::DamagedFile { path, damage })
 }

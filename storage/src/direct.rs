@@ -21,7 +21,7 @@ use io_uring::{IoUring, opcode, types};
 use redb::StorageBackend;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use crate::disk::{Disk, FileDisk, FileKind, overlay};
+use crate::disk::{Disk, FileDisk, FileKind, FolderLock, overlay};
 use crate::pages::{PAGE_BYTES, Pages};
 
 /// Pages of a journal's arena: a large commit goes in one piece.
@@ -59,6 +59,34 @@ impl Disk for DirectDisk {
 
     fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
         FileDisk.free_bytes(folder)
+    }
+
+    fn read(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+        FileDisk.read(path, bytes_max)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        FileDisk.replace(path, bytes)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        FileDisk.remove(path)
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        FileDisk.names(folder)
+    }
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.create_folder(path)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.sync_folder(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<FolderLock> {
+        FileDisk.lock(path)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, FlockOperation, flock};
 
 /// Holds a folder's exclusive lock while any clone lives.
-pub(crate) type FolderLock = Arc<dyn Any + Send + Sync>;
+pub type FolderLock = Arc<dyn Any + Send + Sync>;
 
 /// Held by every open file of a shard: while any clone lives, the shard is open, and the folder locked.
 #[derive(Debug)]
@@ -31,10 +31,10 @@ pub enum FileKind {
     Mark,
 }
 
-/// Opens the files that the writer writes while it runs: each shard's journal and its mark.
+/// A medium with folders and files: everything that a data folder needs of one.
 ///
-/// The small files of the folder (manifest, boot, peers) are written by other means: they change
-/// only at start and when peers appear.
+/// The files of a shard are opened and written in place. Small files (manifest, boot, peers) are read
+/// and replaced as a whole.
 pub trait Disk: fmt::Debug + Send + Sync {
     /// Opens a file for reading and writing. With `is_new` it must not exist yet, and is empty.
     ///
@@ -53,6 +53,50 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// # Errors
     /// As the medium says.
     fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
+
+    /// The first bytes of a file, at most `bytes_max`.
+    ///
+    /// # Errors
+    /// As the medium says; `NotFound` means what it says.
+    fn read(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>>;
+
+    /// Puts a small file in place of the one there, if any. After a crash it is the old or the new one;
+    /// once this returns it is the new one, also after a power cut.
+    ///
+    /// # Errors
+    /// As the medium says.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+
+    /// Removes a file, for good once this returns.
+    ///
+    /// # Errors
+    /// As the medium says; `NotFound` means what it says.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// The names in a folder, in any order.
+    ///
+    /// # Errors
+    /// As the medium says; `NotFound` means what it says.
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>>;
+
+    /// Makes a folder, and those above it, so that they outlast a power cut. One that exists is fine.
+    ///
+    /// # Errors
+    /// As the medium says.
+    fn create_folder(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a folder outlast a power cut.
+    ///
+    /// # Errors
+    /// As the medium says.
+    fn sync_folder(&self, path: &Path) -> io::Result<()>;
+
+    /// Takes the exclusive lock of a folder, with a file of that name in it. Held as long as any clone
+    /// of what is returned lives.
+    ///
+    /// # Errors
+    /// As the medium says; `WouldBlock` if it is held.
+    fn lock(&self, path: &Path) -> io::Result<FolderLock>;
 }
 
 /// The file system, through the page cache, synced with `fdatasync`.
@@ -80,6 +124,60 @@ impl Disk for FileDisk {
     fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(folder)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn read(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(bytes_max as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let temporary = path.with_extension("tmp");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        self.sync_folder(parent(path))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)?;
+        self.sync_folder(parent(path))
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+        fs::read_dir(folder)?.map(name).collect()
+    }
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        if path.is_dir() || path.as_os_str().is_empty() {
+            return Ok(());
+        }
+        self.create_folder(parent(path))?;
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => self.sync_folder(parent(path)),
+        }
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<FolderLock> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Arc::new(file))
+    }
+}
+
+/// The folder that a name stands in.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 

@@ -5,7 +5,6 @@
 //! ours. The manifest is written last and `creating` is removed after it, so no crash makes one look
 //! like another.
 
-use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -13,7 +12,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use iroh_raft_core::{BootEpoch, ClusterId, NodeId, ShardId};
 use rand::TryRngCore;
-use rustix::fs::{FlockOperation, flock};
 
 use crate::block::JournalIdentity;
 use crate::calibrate::{self, BackendChoice, BackendKind, Calibration};
@@ -23,7 +21,7 @@ use crate::error::{FileDamage, Result, StorageError};
 use crate::peers::PeerEpochs;
 use crate::redb_file::open_existing;
 use crate::shard::{self, JOURNAL, LOG, MARK, OpenShard, ReadShard, ShardOptions};
-use crate::small_file::{self, Kind, create_folder, io_error, sync_folder};
+use crate::small_file::{self, Kind, io_error};
 
 const MANIFEST: &str = "manifest";
 const LOCK: &str = "lock";
@@ -89,12 +87,13 @@ impl OfflineFolder {
     /// [`StorageError`], one variant for each thing that can be wrong with a folder.
     pub fn open(path: impl AsRef<Path>) -> Result<OfflineFolder> {
         let path = path.as_ref().to_owned();
-        if look(&path)? != FolderState::Complete {
+        let disk = Arc::new(FileDisk);
+        if look(disk.as_ref(), &path)? != FolderState::Complete {
             return Err(StorageError::MissingManifest { path });
         }
-        let lock = lock_folder(&path)?;
-        let (identity, storage) = read_manifest(&path)?;
-        Ok(OfflineFolder { path, disk: Arc::new(FileDisk), identity, storage, lock })
+        let lock = lock_folder(disk.as_ref(), &path)?;
+        let (identity, storage) = read_manifest(disk.as_ref(), &path)?;
+        Ok(OfflineFolder { path, disk, identity, storage, lock })
     }
 
     /// Whose folder it is.
@@ -108,7 +107,7 @@ impl OfflineFolder {
     /// # Errors
     /// [`StorageError`] when the file that says so is gone or damaged.
     pub fn boot_epoch(&self) -> Result<BootEpoch> {
-        Ok(read_boot(&self.path.join(BOOT))?.epoch)
+        Ok(read_boot(self.disk.as_ref(), &self.path.join(BOOT))?.epoch)
     }
 
     /// Number of peers whose boots are remembered.
@@ -116,7 +115,7 @@ impl OfflineFolder {
     /// # Errors
     /// [`StorageError`] when the file that says so is gone or damaged.
     pub fn peers(&self) -> Result<usize> {
-        Ok(PeerEpochs::load(self.path.join(PEERS), self.lock.clone())?.count())
+        Ok(PeerEpochs::load(self.disk.clone(), self.path.join(PEERS), self.lock.clone())?.count())
     }
 
     /// Opens a shard to read it.
@@ -174,19 +173,19 @@ impl DataFolder {
     ) -> Result<DataFolder> {
         let path = path.as_ref().to_owned();
         check_identity(identity)?;
-        create_folder(&path)?;
+        disk.create_folder(&path).map_err(io_error("create", &path))?;
         // Before the lock file is made: a foreign folder stays as it was.
-        let state = look(&path)?;
-        let lock = lock_folder(&path)?;
-        let state = if state == FolderState::Complete { state } else { look(&path)? };
+        let state = look(disk.as_ref(), &path)?;
+        let lock = lock_folder(disk.as_ref(), &path)?;
+        let state = if state == FolderState::Complete { state } else { look(disk.as_ref(), &path)? };
         if state != FolderState::Complete {
-            create(&path, identity, disk.as_ref(), &lock)?;
+            create(disk.as_ref(), &path, identity, &lock)?;
         }
-        let storage = check_manifest(&path, identity)?;
-        finish_creation(&path)?;
-        check_files(&path, identity.shards, disk.as_ref())?;
-        let peers = PeerEpochs::load(path.join(PEERS), lock.clone())?;
-        let boot = next_boot(&path)?;
+        let storage = check_manifest(disk.as_ref(), &path, identity)?;
+        finish_creation(disk.as_ref(), &path)?;
+        check_files(disk.as_ref(), &path, identity.shards)?;
+        let peers = PeerEpochs::load(disk.clone(), path.join(PEERS), lock.clone())?;
+        let boot = next_boot(disk.as_ref(), &path)?;
         let taken = (0..identity.shards).map(|_| Weak::new()).collect();
         let is_new = state != FolderState::Complete;
         Ok(DataFolder { path, disk, storage, boot, is_new, peers: Some(peers), taken, lock })
@@ -271,20 +270,18 @@ fn check_identity(identity: FolderIdentity) -> Result<()> {
 }
 
 /// Tells what a folder is, from the names in it.
-fn look(path: &Path) -> Result<FolderState> {
+fn look(disk: &dyn Disk, path: &Path) -> Result<FolderState> {
     let mut is_half_made = false;
     let mut foreign = None;
     let mut has_parts = false;
-    for entry in fs::read_dir(path).map_err(io_error("list", path))? {
-        let name = entry.map_err(io_error("list", path))?.file_name();
-        let name = name.to_string_lossy();
-        match name.as_ref() {
+    for name in disk.names(path).map_err(io_error("list", path))? {
+        match name.as_str() {
             MANIFEST => return Ok(FolderState::Complete),
             CREATING => is_half_made = true,
             BOOT | PEERS => has_parts = true,
             name if name.starts_with("shard-") => has_parts = true,
             name if TOLERATED.contains(&name) => {}
-            name => foreign = Some(name.to_owned()),
+            _ => foreign = Some(name),
         }
     }
     if is_half_made {
@@ -297,31 +294,29 @@ fn look(path: &Path) -> Result<FolderState> {
     }
 }
 
-fn lock_folder(path: &Path) -> Result<FolderLock> {
+fn lock_folder(disk: &dyn Disk, path: &Path) -> Result<FolderLock> {
     let name = path.join(LOCK);
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&name);
-    let file = file.map_err(io_error("open", &name))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Arc::new(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(StorageError::InUse { path: path.to_owned() }),
-        Err(error) => Err(io_error("lock", &name)(error.into())),
-    }
+    disk.lock(&name).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => StorageError::InUse { path: path.to_owned() },
+        _ => io_error("lock", &name)(error),
+    })
 }
 
 /// Makes a folder, or makes it again after a crash. The manifest comes last.
-fn create(path: &Path, identity: FolderIdentity, disk: &dyn Disk, lock: &FolderLock) -> Result<()> {
-    small_file::replace(&path.join(CREATING), CREATING_KIND, &[])?;
-    clear_half_made(path)?;
+fn create(disk: &dyn Disk, path: &Path, identity: FolderIdentity, lock: &FolderLock) -> Result<()> {
+    small_file::replace(disk, &path.join(CREATING), CREATING_KIND, &[])?;
+    clear_half_made(disk, path)?;
     let storage = random_id()?;
     for shard in (0..identity.shards).map(ShardId) {
         let folder = shard_folder(path, shard);
-        create_folder(&folder)?;
+        disk.create_folder(&folder).map_err(io_error("create", &folder))?;
         let journal = JournalIdentity { storage, shard };
         shard::create(disk, &folder, journal, &Arc::new(ShardLock(lock.clone())))?;
-        sync_folder(&folder)?;
+        disk.sync_folder(&folder).map_err(io_error("sync", &folder))?;
     }
-    PeerEpochs::create(&path.join(PEERS))?;
+    PeerEpochs::create(disk, &path.join(PEERS))?;
     small_file::replace(
+        disk,
         &path.join(BOOT),
         BOOT_KIND,
         &encode_boot(Boot { epoch: BootEpoch(0), id: [0; 16] }),
@@ -334,42 +329,35 @@ fn create(path: &Path, identity: FolderIdentity, disk: &dyn Disk, lock: &FolderL
     payload.extend_from_slice(&u64::try_from(created.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
     payload.extend_from_slice(&identity.shards.to_le_bytes());
     payload.extend_from_slice(&[0; 6]);
-    small_file::replace(&path.join(MANIFEST), MANIFEST_KIND, &payload)
+    small_file::replace(disk, &path.join(MANIFEST), MANIFEST_KIND, &payload)
 }
 
 /// Removes what an interrupted creation left. Only names that creation makes.
-fn clear_half_made(path: &Path) -> Result<()> {
+fn clear_half_made(disk: &dyn Disk, path: &Path) -> Result<()> {
     let mut left = vec![path.join(PEERS), path.join(BOOT)];
-    for entry in fs::read_dir(path).map_err(io_error("list", path))? {
-        let entry = entry.map_err(io_error("list", path))?;
-        if entry.file_name().to_string_lossy().starts_with("shard-") {
-            left.extend([JOURNAL, LOG, MARK].map(|name| entry.path().join(name)));
+    for name in disk.names(path).map_err(io_error("list", path))? {
+        if name.starts_with("shard-") {
+            left.extend([JOURNAL, LOG, MARK].map(|file| path.join(&name).join(file)));
         }
     }
-    for file in left {
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", &file)(error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+    left.iter().try_for_each(|file| remove_if_there(disk, file))
 }
 
 /// The manifest is in place: the folder is complete.
-fn finish_creation(path: &Path) -> Result<()> {
-    let creating = path.join(CREATING);
-    match fs::remove_file(&creating) {
-        Ok(()) => sync_folder(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(io_error("remove", &creating)(error)),
+fn finish_creation(disk: &dyn Disk, path: &Path) -> Result<()> {
+    remove_if_there(disk, &path.join(CREATING))
+}
+
+fn remove_if_there(disk: &dyn Disk, file: &Path) -> Result<()> {
+    match disk.remove(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", file)(error)),
+        _ => Ok(()),
     }
 }
 
 /// Compares the manifest with who we are; returns the storage id.
-fn check_manifest(path: &Path, expected: FolderIdentity) -> Result<[u8; 16]> {
-    let (found, storage) = read_manifest(path)?;
+fn check_manifest(disk: &dyn Disk, path: &Path, expected: FolderIdentity) -> Result<[u8; 16]> {
+    let (found, storage) = read_manifest(disk, path)?;
     let path = path.to_owned();
     if found.cluster != expected.cluster {
         return Err(StorageError::WrongCluster { path, found: found.cluster, expected: expected.cluster });
@@ -383,9 +371,9 @@ fn check_manifest(path: &Path, expected: FolderIdentity) -> Result<[u8; 16]> {
     Ok(storage)
 }
 
-fn read_manifest(path: &Path) -> Result<(FolderIdentity, [u8; 16])> {
+fn read_manifest(disk: &dyn Disk, path: &Path) -> Result<(FolderIdentity, [u8; 16])> {
     let file = path.join(MANIFEST);
-    let payload = small_file::read(&file, MANIFEST_KIND)?
+    let payload = small_file::read(disk, &file, MANIFEST_KIND)?
         .ok_or_else(|| StorageError::MissingManifest { path: path.to_owned() })?;
     parse_manifest(&payload).ok_or(StorageError::DamagedFile { path: file, damage: FileDamage::Content })
 }
@@ -403,7 +391,7 @@ fn parse_manifest(payload: &[u8]) -> Option<(FolderIdentity, [u8; 16])> {
 }
 
 /// Looks whether every shard's files are there, before anything is written.
-fn check_files(path: &Path, shards: u16, disk: &dyn Disk) -> Result<()> {
+fn check_files(disk: &dyn Disk, path: &Path, shards: u16) -> Result<()> {
     for shard in (0..shards).map(ShardId) {
         let folder = shard_folder(path, shard);
         for (name, kind) in [(JOURNAL, FileKind::Journal), (LOG, FileKind::Log)] {
@@ -415,18 +403,18 @@ fn check_files(path: &Path, shards: u16, disk: &dyn Disk) -> Result<()> {
 }
 
 /// Counts this start, durably.
-fn next_boot(path: &Path) -> Result<Boot> {
+fn next_boot(disk: &dyn Disk, path: &Path) -> Result<Boot> {
     let file = path.join(BOOT);
-    let epoch = read_boot(&file)?.epoch.0.checked_add(1);
+    let epoch = read_boot(disk, &file)?.epoch.0.checked_add(1);
     let epoch =
         epoch.ok_or_else(|| StorageError::DamagedFile { path: file.clone(), damage: FileDamage::Content })?;
     let boot = Boot { epoch: BootEpoch(epoch), id: random_id()? };
-    small_file::replace(&file, BOOT_KIND, &encode_boot(boot))?;
+    small_file::replace(disk, &file, BOOT_KIND, &encode_boot(boot))?;
     Ok(boot)
 }
 
-fn read_boot(file: &Path) -> Result<Boot> {
-    let payload = small_file::read(file, BOOT_KIND)?
+fn read_boot(disk: &dyn Disk, file: &Path) -> Result<Boot> {
+    let payload = small_file::read(disk, file, BOOT_KIND)?
         .ok_or_else(|| StorageError::MissingBoot { path: file.to_owned() })?;
     let damage = FileDamage::Content;
     parse_boot(&payload).ok_or_else(|| StorageError::DamagedFile { path: file.to_owned(), damage })

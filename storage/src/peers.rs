@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use iroh_raft_core::{BootEpoch, NodeId};
 
 use crate::cursor::Cursor;
-use crate::disk::FolderLock;
+use crate::disk::{Disk, FolderLock};
 use crate::error::{FileDamage, Result, StorageError};
 use crate::small_file::{self, Kind};
 
@@ -20,23 +21,24 @@ const KIND: Kind = Kind { magic: *b"IRAFTPEE", version: 1 };
 /// was restored from an old copy repeats an epoch with another id, or offers a lower one.
 #[derive(Debug)]
 pub struct PeerEpochs {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     seen: BTreeMap<NodeId, (BootEpoch, [u8; 16])>,
     _lock: FolderLock,
 }
 
 impl PeerEpochs {
-    pub(crate) fn load(path: PathBuf, lock: FolderLock) -> Result<PeerEpochs> {
-        let payload =
-            small_file::read(&path, KIND)?.ok_or_else(|| StorageError::MissingFile { path: path.clone() })?;
+    pub(crate) fn load(disk: Arc<dyn Disk>, path: PathBuf, lock: FolderLock) -> Result<PeerEpochs> {
+        let payload = small_file::read(disk.as_ref(), &path, KIND)?
+            .ok_or_else(|| StorageError::MissingFile { path: path.clone() })?;
         let damaged = || StorageError::DamagedFile { path: path.clone(), damage: FileDamage::Content };
         let seen = parse(&payload).ok_or_else(damaged)?;
-        Ok(PeerEpochs { path, seen, _lock: lock })
+        Ok(PeerEpochs { disk, path, seen, _lock: lock })
     }
 
     /// Writes the file of a node that has seen nobody.
-    pub(crate) fn create(path: &std::path::Path) -> Result<()> {
-        small_file::replace(path, KIND, &encode(&BTreeMap::new()))
+    pub(crate) fn create(disk: &dyn Disk, path: &std::path::Path) -> Result<()> {
+        small_file::replace(disk, path, KIND, &encode(&BTreeMap::new()))
     }
 
     /// Number of peers that were ever seen.
@@ -62,7 +64,7 @@ impl PeerEpochs {
             return Err(StorageError::PeersFull { max: PEERS_MAX });
         }
         let before = self.seen.insert(node, (epoch, boot_id));
-        small_file::replace(&self.path, KIND, &encode(&self.seen)).inspect_err(|_| {
+        small_file::replace(self.disk.as_ref(), &self.path, KIND, &encode(&self.seen)).inspect_err(|_| {
             match before {
                 Some(before) => self.seen.insert(node, before),
                 None => self.seen.remove(&node),

@@ -3,17 +3,17 @@
 //! Envelope: magic (8), version (u16), zero (u16), payload length (u32), payload, CRC-32C of all
 //! before it (u32). It stays the same in every version, so that a newer file is told from damage.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use crate::cursor::Cursor;
+use crate::disk::Disk;
 use crate::error::{FileDamage, Result, StorageError};
 
 const HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
 /// No small file is larger than this.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// A kind of small file.
 #[derive(Clone, Copy, Debug)]
@@ -85,15 +85,13 @@ pub(crate) fn unseal_error(path: &Path, kind: Kind, error: UnsealError) -> Stora
 }
 
 /// Reads a file's payload; `None` if there is no such file.
-pub(crate) fn read(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+pub(crate) fn read(disk: &dyn Disk, path: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
+    let bytes = match disk.read(path, FILE_BYTES_MAX + 1) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("open", path)(error)),
+        Err(error) => return Err(io_error("read", path)(error)),
     };
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
+    if bytes.len() > FILE_BYTES_MAX {
         let damage = FileDamage::Length { bytes: bytes.len() as u64 };
         return Err(StorageError::DamagedFile { path: path.to_owned(), damage });
     }
@@ -103,42 +101,6 @@ pub(crate) fn read(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
 
 /// Puts a file in place of the one there, if any: after a crash it is the old or the new one, and
 /// once this returns it is the new one.
-pub(crate) fn replace(path: &Path, kind: Kind, payload: &[u8]) -> Result<()> {
-    let temporary = temporary_of(path);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&temporary)
-        .map_err(io_error("create", &temporary))?;
-    file.write_all(&seal(kind, payload)).map_err(io_error("write", &temporary))?;
-    file.sync_all().map_err(io_error("sync", &temporary))?;
-    fs::rename(&temporary, path).map_err(io_error("replace", path))?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
-}
-
-/// Where [`replace`] writes first.
-pub(crate) fn temporary_of(path: &Path) -> PathBuf {
-    path.with_extension("tmp")
-}
-
-/// Makes the names in a folder durable.
-pub(crate) fn sync_folder(path: &Path) -> Result<()> {
-    let folder = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync", folder))
-}
-
-/// Creates a folder, and those above it, so that they outlast a power cut. One that exists is fine.
-pub(crate) fn create_folder(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let parent = path.parent().unwrap_or(Path::new("."));
-    if !parent.as_os_str().is_empty() {
-        create_folder(parent)?;
-    }
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("create", path)(error)),
-        _ => sync_folder(parent),
-    }
+pub(crate) fn replace(disk: &dyn Disk, path: &Path, kind: Kind, payload: &[u8]) -> Result<()> {
+    disk.replace(path, &seal(kind, payload)).map_err(io_error("replace", path))
 }

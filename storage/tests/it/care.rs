@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use iroh_raft_core::{FetchError, FetchFrom, FlushSeq, GroupAppend, GroupId, Index, LogDamage, ShardId};
+use iroh_raft_storage::fault::FaultDisk;
 use iroh_raft_storage::{
     AffectedRange, BlockError, DamagePlace, DataFolder, Disk, FileDisk, FileKind, OfflineFolder, OpenShard,
     ScrubReport, Scrubber, StorageError, check, dump,
@@ -14,7 +15,7 @@ use iroh_raft_storage::{
 use redb::{Database, ReadableTable, StorageBackend, TableDefinition};
 
 use crate::common::*;
-use crate::memory_disk::{Fault, MemoryDisk};
+use crate::folder_of_files;
 
 const LOG: TableDefinition<'static, (u64, u64, u16), &'static [u8]> = TableDefinition::new("log");
 const JOURNAL: TableDefinition<'static, (u64, u16), &'static [u8]> = TableDefinition::new("blocks");
@@ -218,6 +219,8 @@ impl Disk for Narrow {
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
         Ok(self.0.load(Ordering::Relaxed))
     }
+
+    folder_of_files!();
 }
 
 #[test]
@@ -253,19 +256,31 @@ fn little_room_is_said_while_there_is_still_some() {
 
 #[test]
 fn a_full_medium_leaves_a_shard_that_reads_and_one_that_writes_again_when_told() {
-    let temporary = tempfile::tempdir().unwrap();
-    let disk = MemoryDisk::default();
-    let mut folder = DataFolder::open_on(temporary.path(), IDENTITY, Arc::new(disk.clone())).unwrap();
+    let large = |seq: u64| GroupAppend {
+        hard_state: Some(hard_state(1, seq)),
+        ..entries_only(1, vec![entry(seq, 1, (seq - 1) * 500, 500)])
+    };
+    let disk = FaultDisk::default();
+    let mut folder = DataFolder::open_on("/node", IDENTITY, Arc::new(disk.clone())).unwrap();
     let mut shard = folder.open_shard(ShardId(0), OPTIONS).unwrap();
     let mut model = Model::default();
     for seq in 1..=2 {
-        let append = append(seq, vec![committed(1, seq)]);
+        let append = append(seq, vec![large(seq)]);
         shard.writer.run_once(std::slice::from_ref(&append)).unwrap();
         model.take(&append);
     }
-    disk.state().fault = Some((Fault::Enospc, 0));
-    let third = append(3, vec![committed(1, 3)]);
-    let error = shard.writer.run_once(std::slice::from_ref(&third)).unwrap_err();
+    // No byte more than there are: the next time that the file grows it fails.
+    let files = disk.files();
+    disk.set_capacity(Some(files.values().map(|file| file.len() as u64).sum()));
+    let mut seq = 3;
+    let error = loop {
+        let append = append(seq, vec![large(seq)]);
+        match shard.writer.run_once(std::slice::from_ref(&append)) {
+            Ok(_) => model.take(&append),
+            Err(error) => break error,
+        }
+        seq += 1;
+    };
     assert!(matches!(error, StorageError::NoSpace { .. }), "{error}");
     // Nothing of it is open twice.
     let taken = folder.open_shard_for_reading(ShardId(0)).unwrap_err();
@@ -273,20 +288,23 @@ fn a_full_medium_leaves_a_shard_that_reads_and_one_that_writes_again_when_told()
     drop(shard);
 
     // There is still no room: reading needs none.
-    let files = disk.state().files.clone();
+    let files = disk.files();
     let mut reading = folder.open_shard_for_reading(ShardId(0)).unwrap();
-    assert_eq!(reading.last_seq, FlushSeq(2));
-    model.check_reads(&reading.reader, GroupId(1));
+    assert_eq!(reading.last_seq, FlushSeq(seq - 1));
+    assert_eq!(reading.groups[0].last, Index(seq - 1));
+    let read = fetch(GroupId(1), FetchFrom::Index(Index(1)), Index(1), usize::MAX);
+    assert_eq!(reading.reader.read(&read).unwrap(), model.groups[&GroupId(1)].entries[..1]);
     assert_eq!(round(&mut reading.scrubber).damage, []);
     drop(reading);
-    assert_eq!(disk.state().files, files);
+    assert!(disk.files() == files);
 
     // There is room again, and somebody says so.
-    disk.state().fault = None;
+    disk.set_capacity(None);
     let mut shard = folder.open_shard(ShardId(0), OPTIONS).unwrap();
     model.check(&shard);
-    shard.writer.run_once(std::slice::from_ref(&third)).unwrap();
-    model.take(&third);
+    let next = append(seq, vec![large(seq)]);
+    shard.writer.run_once(std::slice::from_ref(&next)).unwrap();
+    model.take(&next);
     drop(shard);
     model.check(&folder.open_shard(ShardId(0), OPTIONS).unwrap());
 }

@@ -14,6 +14,7 @@ use iroh_raft_storage::{DataFolder, Disk, FileDisk, FileKind, ShardOptions};
 use redb::{BackendError, StorageBackend};
 
 use crate::common::{IDENTITY, append, entry, fetch, hard_state};
+use crate::folder_of_files;
 
 const GROUP: GroupId = GroupId(7);
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -49,6 +50,8 @@ impl Disk for StoppingDisk {
     fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()> {
         FileDisk.reserve(path, bytes)
     }
+
+    folder_of_files!();
 }
 
 impl StorageBackend for StoppingFile {

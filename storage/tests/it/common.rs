@@ -13,6 +13,40 @@ use iroh_raft_core::{
 };
 use iroh_raft_storage::{DataFolder, FolderIdentity, LogReader, OpenShard, ShardOptions, StorageError};
 
+/// The rest of a `Disk` whose folders are those of the file system.
+#[macro_export]
+macro_rules! folder_of_files {
+    () => {
+        fn read(&self, path: &std::path::Path, bytes_max: usize) -> std::io::Result<Vec<u8>> {
+            iroh_raft_storage::FileDisk.read(path, bytes_max)
+        }
+
+        fn replace(&self, path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+            iroh_raft_storage::FileDisk.replace(path, bytes)
+        }
+
+        fn remove(&self, path: &std::path::Path) -> std::io::Result<()> {
+            iroh_raft_storage::FileDisk.remove(path)
+        }
+
+        fn names(&self, folder: &std::path::Path) -> std::io::Result<Vec<String>> {
+            iroh_raft_storage::FileDisk.names(folder)
+        }
+
+        fn create_folder(&self, path: &std::path::Path) -> std::io::Result<()> {
+            iroh_raft_storage::FileDisk.create_folder(path)
+        }
+
+        fn sync_folder(&self, path: &std::path::Path) -> std::io::Result<()> {
+            iroh_raft_storage::FileDisk.sync_folder(path)
+        }
+
+        fn lock(&self, path: &std::path::Path) -> std::io::Result<iroh_raft_storage::FolderLock> {
+            iroh_raft_storage::FileDisk.lock(path)
+        }
+    };
+}
+
 pub(crate) const IDENTITY: FolderIdentity =
     FolderIdentity { cluster: ClusterId([7; 16]), node: NodeId(3), shards: 1 };
 

@@ -4,17 +4,16 @@
 use std::sync::Arc;
 
 use iroh_raft_core::ShardId;
+use iroh_raft_storage::fault::{Fault, FaultDisk, Operation, Trouble};
 use iroh_raft_storage::{DataFolder, StorageError};
 
 use crate::common::*;
-use crate::memory_disk::{Fault, MemoryDisk};
 
 /// Commits two flushes, lets the third fail at its `changes`-th change of a file, and starts again.
 /// Returns whether the fault struck.
-fn run(fault: Fault, changes: usize) -> bool {
-    let temporary = tempfile::tempdir().unwrap();
-    let path = temporary.path();
-    let disk = MemoryDisk::default();
+fn run(trouble: Trouble, changes: u64) -> bool {
+    let path = std::path::Path::new("/node");
+    let disk = FaultDisk::default();
     let mut folder = DataFolder::open_on(path, IDENTITY, Arc::new(disk.clone())).unwrap();
     let mut shard = folder.open_shard(ShardId(0), OPTIONS).unwrap();
     let mut model = Model::default();
@@ -24,18 +23,18 @@ fn run(fault: Fault, changes: usize) -> bool {
         shard.writer.run_once(std::slice::from_ref(&append)).unwrap();
         model.take(&append);
     }
-    disk.state().fault = Some((fault, changes));
+    disk.plant(Fault { kind: None, operation: Operation::Change, after: changes, times: 1, trouble });
     let third = append(3, vec![part(3)]);
     let result = shard.writer.run_once(std::slice::from_ref(&third));
-    disk.state().fault = None;
+    disk.heal();
     let struck = result.is_err();
     if let Err(error) = result {
-        match (fault, &error) {
-            (Fault::Panic, StorageError::JournalPanicked { .. }) => {}
+        match (trouble, &error) {
+            (Trouble::Panic, StorageError::JournalPanicked { .. }) => {}
             // The last write of a commit is the mark's, and not redb's.
-            (Fault::Enospc, StorageError::NoSpace { .. } | StorageError::Io { .. }) => {}
-            (Fault::Eio, StorageError::Journal { .. } | StorageError::Io { .. }) => {}
-            _ => panic!("{fault:?} at change {changes}: {error}"),
+            (Trouble::NoSpace, StorageError::NoSpace { .. } | StorageError::Io { .. }) => {}
+            (Trouble::Eio | Trouble::Short, StorageError::Journal { .. } | StorageError::Io { .. }) => {}
+            _ => panic!("{trouble:?} at change {changes}: {error}"),
         }
         assert_eq!(shard.writer.last_seq().0, 2);
         // The disk is well again, and the writer stays fenced.
@@ -58,9 +57,9 @@ fn run(fault: Fault, changes: usize) -> bool {
 
 #[test]
 fn a_fault_at_each_change_of_a_commit_fences_the_writer() {
-    for fault in [Fault::Eio, Fault::Enospc, Fault::Panic] {
+    for trouble in [Trouble::Eio, Trouble::NoSpace, Trouble::Panic, Trouble::Short] {
         let mut changes = 0;
-        while run(fault, changes) {
+        while run(trouble, changes) {
             changes += 1;
         }
         assert!(changes > 3, "a commit writes its page, its header, a sync and the mark");

@@ -9,7 +9,6 @@ mod direct;
 mod fence;
 mod fixture;
 mod folder;
-mod memory_disk;
 mod model;
 mod recovery;
 mod snapshot;

@@ -11,20 +11,20 @@ use crate::common::*;
 
 /// What one group does in one flush.
 #[derive(Clone, Debug)]
-struct PartPlan {
-    group: u64,
+pub(crate) struct PartPlan {
+    pub(crate) group: u64,
     /// How many of the last entries are voided.
-    back: u64,
+    pub(crate) back: u64,
     /// Records of each new entry; `None` for a conf change.
-    entries: Vec<Option<u64>>,
+    pub(crate) entries: Vec<Option<u64>>,
     /// How far the commit index goes towards the end of the log, if there is a hard state.
-    commit: Option<u64>,
-    has_conf_state: bool,
-    change: Option<ChangePlan>,
+    pub(crate) commit: Option<u64>,
+    pub(crate) has_conf_state: bool,
+    pub(crate) change: Option<ChangePlan>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum ChangePlan {
+pub(crate) enum ChangePlan {
     /// So many entries from the front of the log, if that many are committed.
     Compact(u64),
     /// So far past the end of the log.
@@ -87,7 +87,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Turns plans into flushes that continue the model, and lets the model take them.
-fn make_batch(model: &mut Model, flushes: &[Vec<PartPlan>]) -> Vec<Append> {
+pub(crate) fn make_batch(model: &mut Model, flushes: &[Vec<PartPlan>]) -> Vec<Append> {
     let mut batch = Vec::new();
     for plans in flushes {
         let seq = model.last_seq + 1;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use iroh_raft_core::{GroupId, Index, Offset, ShardId, Term};
+use iroh_raft_storage::fault::{FaultDisk, Files};
 use iroh_raft_storage::snapshot::SNAPSHOT_CHUNK_BYTES;
 use iroh_raft_storage::{DataFolder, OpenShard, SnapshotError, SnapshotHead, SnapshotMeta, SnapshotStore};
 use rand::rngs::SmallRng;
@@ -12,7 +13,6 @@ use rand::{Rng, SeedableRng};
 use redb::{Database, ReadableTable, TableDefinition};
 
 use crate::common::*;
-use crate::memory_disk::{Event, Files, MemoryDisk, apply};
 
 const GROUP: GroupId = GroupId(7);
 const CHUNKS: TableDefinition<'static, (u64, u32, u16), &'static [u8]> =
@@ -236,24 +236,23 @@ fn damage_is_named() {
 /// Killed at every write and every sync while one snapshot takes another's place.
 #[test]
 fn a_crash_at_any_point_leaves_the_one_before_or_the_new_one() {
-    let temporary = tempfile::tempdir().unwrap();
-    let path = temporary.path();
-    let disk = MemoryDisk::default();
+    let path = Path::new("/node");
+    let disk = FaultDisk::default();
     let mut folder = DataFolder::open_on(path, IDENTITY, Arc::new(disk.clone())).unwrap();
     let shard = folder.open_shard(ShardId(0), OPTIONS).unwrap();
     let bodies = [body(1, 300_000), body(2, 18 * SNAPSHOT_CHUNK_BYTES + 9)];
     write(&shard.snapshots, GROUP, 1, &bodies[0]);
-    let start = disk.state().files.clone();
-    let events_before = disk.state().events.len();
+    let start = disk.files();
+    drop(disk.take_events());
     write(&shard.snapshots, GROUP, 2, &bodies[1]);
     while shard.snapshots.collect(1 << 20).unwrap().is_more {}
     drop((folder, shard));
-    let events: Vec<Event> = disk.state().events[events_before..].to_vec();
+    let events = disk.take_events();
     let mut files: Files = start;
     let (mut seen, mut resumed) = (Vec::new(), 0);
     for at in 0..=events.len() {
         let mut folder =
-            DataFolder::open_on(path, IDENTITY, Arc::new(MemoryDisk::with(files.clone()))).unwrap();
+            DataFolder::open_on(path, IDENTITY, Arc::new(FaultDisk::with(files.clone(), 0))).unwrap();
         let shard: OpenShard = folder.open_shard(ShardId(0), OPTIONS).unwrap();
         let meta = shard.snapshots.latest(GROUP).unwrap().unwrap();
         let index = meta.head.index.0;
@@ -270,7 +269,7 @@ fn a_crash_at_any_point_leaves_the_one_before_or_the_new_one() {
         }
         while shard.snapshots.collect(u64::MAX).unwrap().is_more {}
         if let Some(event) = events.get(at) {
-            apply(&mut files, event);
+            event.apply(&mut files);
         }
     }
     assert!(seen.contains(&1) && seen.contains(&2) && resumed > 0);
