@@ -162,7 +162,7 @@ pub enum Trouble {
     NoSpace,
     /// A panic; nothing is done.
     Panic,
-    /// A part of a write is done, then EIO.
+    /// Half of a write is done, then EIO; of anything else nothing.
     Short,
     /// It says it is done, and is not.
     Lost,
@@ -351,6 +351,7 @@ impl State {
                 self.done(Event::Write { path, offset, data });
                 Err(io::Error::from_raw_os_error(EIO))
             }
+            (Some(Trouble::Short), _) => Err(io::Error::from_raw_os_error(EIO)),
             (Some(Trouble::Misdirected), Event::Write { path, offset, data }) => {
                 let len = self.files[&path].len() as u64;
                 let pages = (len.saturating_sub(data.len() as u64) / PAGE_BYTES).max(1);

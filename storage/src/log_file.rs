@@ -9,7 +9,7 @@ use iroh_raft_core::{GroupId, Index, TermRun};
 use redb::{ReadableTable, TableDefinition};
 
 use crate::block::{ChainEnd, JournalIdentity};
-use crate::cold_block::{GroupRow, IndexRow, NewColdBlock};
+use crate::cold_block::{GroupRow, IndexRow, NewColdBlock, sealed, unsealed};
 use crate::disk::{Disk, FileKind, ShardLock};
 use crate::error::{Result, StorageError};
 use crate::group_log::{ColdSpan, GroupLog};
@@ -28,6 +28,9 @@ const GROUP: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new
 const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
 /// Name of the row that says whose log this is and up to where the journal was moved here.
 const MOVED: &str = "moved";
+/// Name of the row with the sum of the checksums of all rows of `group`: none of them is an older one
+/// that a lost write left there, and none is gone.
+const GROUPS: &str = "groups";
 const MOVED_KIND: Kind = Kind { magic: *b"IRAFTLOG", version: 1 };
 
 /// An open log file.
@@ -83,7 +86,9 @@ impl LogFile {
     ) -> Result<()> {
         RedbFile::create(disk, path, FileKind::Log, identity.shard, lock, |transaction| {
             let moved = seal_chain_end(MOVED_KIND, identity, ChainEnd::default());
-            transaction.open_table(META)?.insert(MOVED, moved.as_slice())?;
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(MOVED, moved.as_slice())?;
+            meta.insert(GROUPS, GroupsSum::default().encode().as_slice())?;
             transaction.open_table(LOG)?;
             transaction.open_table(INDEX)?;
             transaction.open_table(GROUP)?;
@@ -104,12 +109,19 @@ impl LogFile {
         let moved = moved.map_err(|error| error.at(path, MOVED_KIND))?;
         let mut log = StoredLog { moved, groups: BTreeMap::new(), compacted: VecDeque::new() };
         let loaded = candidate.file.read(|transaction| {
+            let meta = transaction.open_table(META)?;
+            let sum = meta.get(GROUPS)?.and_then(|row| GroupsSum::parse(row.value()));
+            let mut found = GroupsSum::default();
             for row in transaction.open_table(GROUP)?.iter()? {
                 let (group, row) = row?;
                 // Without its row nothing of the group can be believed, its vote least of all.
                 let group = GroupId(group.value());
+                found.add(row.value());
                 let Some(row) = GroupRow::parse(group, row.value()) else { return Ok(false) };
                 log.groups.insert(group, StoredGroup::new(row));
+            }
+            if sum != Some(found) {
+                return Ok(false);
             }
             for row in transaction.open_table(INDEX)?.iter()? {
                 let (key, row) = row?;
@@ -139,13 +151,17 @@ impl LogFile {
             let mut log = transaction.open_table(LOG)?;
             let mut index = transaction.open_table(INDEX)?;
             let mut rows = transaction.open_table(GROUP)?;
+            let mut meta = transaction.open_table(META)?;
+            // Compared when the file was opened, and sealed.
+            let sum = meta.get(GROUPS)?.and_then(|row| GroupsSum::parse(row.value()));
+            let mut sum = sum.ok_or_else(|| redb::StorageError::Corrupted("no sum of the groups".into()))?;
             for (group, span) in garbage.blocks {
                 let key = |row| (group.0, span.first.0, row);
                 rows::remove(&mut log, span.bytes as usize, key)?;
                 index.remove((group.0, span.first.0))?;
             }
             for group in garbage.groups {
-                rows.remove(group.0)?;
+                sum.remove(rows.remove(group.0)?.as_ref().map(|row| row.value()));
             }
             let mut spans = Vec::with_capacity(groups.len());
             for moved in groups {
@@ -162,11 +178,14 @@ impl LogFile {
                     (row.checksum, row.moved, row.moved_end) = (checksum, block.last(), block.end);
                     new.push(index_row.span);
                 }
-                rows.insert(group.0, row.encode(group).as_slice())?;
+                let row = row.encode(group);
+                sum.remove(rows.insert(group.0, row.as_slice())?.as_ref().map(|row| row.value()));
+                sum.add(&row);
                 spans.push(new);
             }
             let moved = seal_chain_end(MOVED_KIND, self.identity, moved);
-            transaction.open_table(META)?.insert(MOVED, moved.as_slice())?;
+            meta.insert(MOVED, moved.as_slice())?;
+            meta.insert(GROUPS, sum.encode().as_slice())?;
             Ok(spans)
         })
     }
@@ -189,6 +208,33 @@ impl LogFile {
             }
             Ok(())
         })
+    }
+}
+
+/// The sum of the checksums of the groups' rows.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct GroupsSum(u64);
+
+impl GroupsSum {
+    /// A row ends with its checksum.
+    fn of(row: &[u8]) -> u64 {
+        row.last_chunk().map_or(0, |checksum| u64::from(u32::from_le_bytes(*checksum)))
+    }
+
+    fn add(&mut self, row: &[u8]) {
+        self.0 = self.0.wrapping_add(GroupsSum::of(row));
+    }
+
+    fn remove(&mut self, row: Option<&[u8]>) {
+        self.0 = self.0.wrapping_sub(row.map_or(0, GroupsSum::of));
+    }
+
+    fn encode(self) -> Vec<u8> {
+        sealed(&[], self.0.to_le_bytes().to_vec())
+    }
+
+    fn parse(row: &[u8]) -> Option<GroupsSum> {
+        unsealed(&[], row)?.try_into().ok().map(|sum| GroupsSum(u64::from_le_bytes(sum)))
     }
 }
 

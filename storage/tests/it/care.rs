@@ -234,15 +234,7 @@ fn little_room_is_said_while_there_is_still_some() {
     let mut seq = 0;
     let mut flush = |bytes: usize| {
         seq += 1;
-        let record = vec![0; bytes];
-        let block = iroh_raft_core::batch::RecordBlock::from_records(&[record]);
-        let data = iroh_raft_core::batch::encode_batch(
-            iroh_raft_core::Offset(seq - 1),
-            iroh_raft_core::WallTime(1),
-            [block].iter(),
-        );
-        let mut entry = entry(seq, 1, seq - 1, 0);
-        entry.data = data;
+        let entry = large_entry(seq, bytes);
         shard.writer.run_once(&[append(seq, vec![entries_only(1, vec![entry])])]).unwrap().is_space_low
     };
     assert!(!flush(1));
@@ -258,7 +250,7 @@ fn little_room_is_said_while_there_is_still_some() {
 fn a_full_medium_leaves_a_shard_that_reads_and_one_that_writes_again_when_told() {
     let large = |seq: u64| GroupAppend {
         hard_state: Some(hard_state(1, seq)),
-        ..entries_only(1, vec![entry(seq, 1, (seq - 1) * 500, 500)])
+        ..entries_only(1, vec![large_entry(seq, 100_000)])
     };
     let disk = FaultDisk::default();
     let mut folder = DataFolder::open_on("/node", IDENTITY, Arc::new(disk.clone())).unwrap();

@@ -113,6 +113,13 @@ pub(crate) fn entry(index: u64, term: u64, base: u64, records: u64) -> LogEntry 
     LogEntry { index: Index(index), term: Term(term), kind: EntryKind::Normal, data }
 }
 
+/// An entry of term 1 with one record, of which the entries before have one each.
+pub(crate) fn large_entry(index: u64, bytes: usize) -> LogEntry {
+    let block = RecordBlock::from_records(&[vec![7; bytes]]);
+    let data = encode_batch(Offset(index - 1), WallTime(1), [block].iter());
+    LogEntry { index: Index(index), term: Term(1), kind: EntryKind::Normal, data }
+}
+
 /// A membership change. Storage does not look into its data.
 pub(crate) fn conf_change(index: u64, term: u64) -> LogEntry {
     let data = Bytes::from_static(b"change");

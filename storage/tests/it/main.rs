@@ -6,6 +6,7 @@ mod common;
 mod crash_images;
 mod damage;
 mod direct;
+mod faults;
 mod fence;
 mod fixture;
 mod folder;
