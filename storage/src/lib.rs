@@ -22,6 +22,8 @@ mod disk;
 mod error;
 pub mod fault;
 mod folder;
+#[doc(hidden)]
+pub mod fuzzing;
 mod group_log;
 mod index;
 mod journal;

@@ -10,6 +10,7 @@ mod faults;
 mod fence;
 mod fixture;
 mod folder;
+mod fuzz;
 mod model;
 mod recovery;
 mod snapshot;
