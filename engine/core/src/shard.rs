@@ -476,7 +476,12 @@ impl Said {
         }
         out.append.take_if(|append| append.groups.is_empty());
         out.sends.truncate(self.sends);
-        out.applies.truncate(self.applies);
+        // Whoever waits for a command's response is told that there will be none.
+        for apply in out.applies.drain(self.applies..) {
+            let error = RequestError::OutcomeUnknown { leader: None };
+            let failed = |token| Reply::Failed { token, group: apply.group, error: error.clone() };
+            out.replies.extend(apply.waiters.iter().map(|waiter| failed(waiter.token)));
+        }
         out.fetches.truncate(self.fetches);
     }
 }

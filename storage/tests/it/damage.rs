@@ -9,6 +9,8 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 
 use crate::common::*;
 
+type GroupRows<'t> = redb::Table<'t, u64, &'static [u8]>;
+
 /// Small blocks have one row, number 0.
 const JOURNAL: TableDefinition<'static, (u64, u16), &'static [u8]> = TableDefinition::new("blocks");
 
@@ -189,7 +191,7 @@ fn an_older_row_of_a_group_is_not_taken_for_the_newest() {
     let path = temporary.path().join("node");
     let groups: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("group");
     let log = path.join("shard-0/log.redb");
-    let rows = |change: &dyn Fn(&mut redb::Table<'_, u64, &'static [u8]>)| {
+    let rows = |change: &dyn Fn(&mut GroupRows<'_>)| {
         let db = Database::open(&log).unwrap();
         let transaction = db.begin_write().unwrap();
         change(&mut transaction.open_table(groups).unwrap());
