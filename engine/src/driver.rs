@@ -45,10 +45,6 @@ const ANSWER_BYTES_MAX: usize = FrameLimits::REPLY.payload_bytes_max as usize - 
 const BLOCK_BYTES_MAX: usize = 1 << 30;
 /// Bytes of the length in front of each response.
 const LENGTH_BYTES: usize = 4;
-/// When a client should come again after there was hardly any space.
-const SPACE_RETRY_MS: u32 = 1000;
-/// When a client that was told Busy should come again.
-const BUSY_RETRY_MS: u32 = 5;
 /// Bytes of one answer to a read of records; the reader asks again from where it ends.
 const READ_BYTES_MAX: usize = 4 << 20;
 /// Longest deadline a client can ask for.
@@ -348,10 +344,10 @@ impl Loop {
             return Err(RequestError::Fenced);
         }
         if !self.appends_waiting.is_empty() {
-            return Err(RequestError::Busy { reason: BusyReason::Writer, retry_after_ms: BUSY_RETRY_MS });
+            return Err(RequestError::busy(BusyReason::Writer));
         }
         if self.is_space_low {
-            return Err(RequestError::Busy { reason: BusyReason::Space, retry_after_ms: SPACE_RETRY_MS });
+            return Err(RequestError::busy(BusyReason::Space));
         }
         let largest = block.largest();
         if largest > self.driver.record_bytes_max {

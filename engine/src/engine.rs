@@ -25,8 +25,6 @@ use crate::stats::{ShardCounters, ShardStats};
 
 /// Time that a dropped engine takes to stop in order.
 const DROP_DEADLINE: Duration = Duration::from_secs(5);
-/// When a caller that was told Busy should come again.
-const BUSY_RETRY_MS: u32 = 5;
 
 /// Where records went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -340,7 +338,7 @@ impl Engine {
         let (reply, mut answer) = oneshot::channel();
         let command = Command::Request { group, deadline: self.inner.request_deadline, body, reply };
         if shard.commands.push(command).is_err() {
-            return Err(RequestError::Busy { reason: BusyReason::Ring, retry_after_ms: BUSY_RETRY_MS });
+            return Err(RequestError::busy(BusyReason::Ring));
         }
         // The shard sets it before it empties the ring for the last time: it may have taken this one,
         // or left it there for good.

@@ -22,8 +22,6 @@ use crate::port::{Rights, ToShard};
 use crate::wire::handshake::Refusal;
 use crate::wire::{ClientFrame, ClientReply, HEADER_BYTES, OutFrame, ReplyBody, ReplyFrameBuilder};
 
-/// When a request that met a full ring should come again.
-const RETRY_AFTER_MS: u32 = 5;
 /// Time for a client to take the last answers when the node shuts down.
 const LAST_ANSWERS_DEADLINE: Duration = Duration::from_millis(200);
 
@@ -178,9 +176,8 @@ async fn read_requests(hub: &Hub, link: &ClientLink, stream: &mut RecvStream) ->
         let count = frame.len();
         let open = link.requests.load(Ordering::Relaxed) + count;
         let bytes = link.request_bytes.load(Ordering::Relaxed);
-        let busy = |reason| RequestError::Busy { reason, retry_after_ms: RETRY_AFTER_MS };
         if open > limits.client_requests_max || bytes > limits.client_request_bytes_max {
-            link.fail(hub, &frame, header.destination_shard, &busy(BusyReason::Credit));
+            link.fail(hub, &frame, header.destination_shard, &RequestError::busy(BusyReason::Credit));
             continue;
         }
         let Some(port) = hub.port(header.destination_shard) else {
@@ -191,7 +188,7 @@ async fn read_requests(hub: &Hub, link: &ClientLink, stream: &mut RecvStream) ->
         let item = ToShard::Client { connection: link.number, rights: link.rights, frame };
         if let Err(ToShard::Client { frame, .. }) = port.push(item) {
             link.requests.store(open - count, Ordering::Relaxed);
-            link.fail(hub, &frame, header.destination_shard, &busy(BusyReason::Ring));
+            link.fail(hub, &frame, header.destination_shard, &RequestError::busy(BusyReason::Ring));
         }
     }
 }

@@ -1,12 +1,13 @@
-//! The durable log of a node: one journal per shard on redb, and the folder around them.
+//! The durable log of a node: a journal and a log file per shard, both on redb, and the folder around them.
 //!
 //! There are no threads here. A [`JournalWriter`] is called by whoever owns it and makes everything
-//! it is given durable in one commit with one sync; a [`JournalReader`] reads old entries beside it.
+//! it is given durable in one commit with one sync; a [`Mover`] takes what is committed from there to
+//! the log file; a [`LogReader`] reads old entries beside both; a [`Scrubber`] verifies what is stored.
 //!
 //! Invariants: what [`JournalWriter::run_once`] reported is found at every later start, or the start
-//! fails and says why; entries and hard states of one flush are found together or not at all; no
-//! folder is mistaken for an empty one, another one or a newer one; nothing read is used before its
-//! checksum held.
+//! fails and says why, or the group whose entries are damaged is named and nothing of it is served;
+//! entries and hard states of one flush are found together or not at all; no folder is mistaken for an
+//! empty one, another one or an older one; nothing read is used before its checksum held.
 //!
 //! It never retries a failed write, never repairs by guessing, and never writes to a folder that it
 //! refuses.

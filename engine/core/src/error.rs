@@ -103,6 +103,13 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// A queue is full: when to come again follows from how long such a thing stays full.
+    #[must_use]
+    pub fn busy(reason: BusyReason) -> RequestError {
+        let retry_after_ms = if reason == BusyReason::Space { 1000 } else { 5 };
+        RequestError::Busy { reason, retry_after_ms }
+    }
+
     /// Whether trying again can help.
     #[must_use]
     pub fn retry(&self) -> Retry {

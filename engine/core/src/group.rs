@@ -31,8 +31,6 @@ use crate::validate::{self, GroupView, LogView};
 use ready::Persistence;
 use serve::Purpose;
 
-/// When a client that was told to wait should come again.
-pub(crate) const BUSY_RETRY_MS: u32 = 5;
 /// Data of a received entry below this is copied: a slice would keep its whole frame in memory.
 const COPY_BYTES_MAX: usize = 4 << 10;
 /// Fetches of one purpose that may come back without an entry, a tick apart, before the log counts
@@ -274,7 +272,7 @@ impl Replica {
         } else if propose.deadline <= turn.now {
             RequestError::Timeout
         } else if self.pending.bytes() + bytes > bytes_max {
-            RequestError::Busy { reason: BusyReason::PendingBytes, retry_after_ms: BUSY_RETRY_MS }
+            RequestError::busy(BusyReason::PendingBytes)
         } else {
             self.pending.push(propose);
             self.is_dirty = true;
@@ -290,7 +288,7 @@ impl Replica {
         } else if read.deadline <= turn.now {
             RequestError::Timeout
         } else if self.reads.count() >= turn.config.reads_waiting_max {
-            RequestError::Busy { reason: BusyReason::Reads, retry_after_ms: BUSY_RETRY_MS }
+            RequestError::busy(BusyReason::Reads)
         } else {
             self.reads.push(read);
             self.is_dirty = true;
@@ -304,7 +302,7 @@ impl Replica {
         let error = if read.deadline <= turn.now {
             RequestError::Timeout
         } else if self.records.count() >= turn.config.reads_waiting_max {
-            RequestError::Busy { reason: BusyReason::Reads, retry_after_ms: BUSY_RETRY_MS }
+            RequestError::busy(BusyReason::Reads)
         } else {
             self.records.push(read);
             self.is_dirty = true;

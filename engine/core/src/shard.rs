@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::error::{BusyReason, ConfigError, RequestError};
-use crate::group::{BUSY_RETRY_MS, Replica, Turn};
+use crate::group::{Replica, Turn};
 use crate::ids::{FlushSeq, GroupId, NodeId, Timestamp, WallTime};
 use crate::io::{
     Event, FetchError, FetchId, GroupState, GroupStatus, Input, LogDamage, LogEntry, Outputs, PeerMessage,
@@ -207,9 +207,7 @@ impl Shard {
         let error = match self.position(group).map(|at| (at, &self.members[at])) {
             Some((at, Member::Live(_))) => return self.call(now, at, out, call),
             Some((_, Member::Out(_))) => RequestError::Quarantined,
-            Some((_, Member::Loading(_))) => {
-                RequestError::Busy { reason: BusyReason::Reads, retry_after_ms: BUSY_RETRY_MS }
-            }
+            Some((_, Member::Loading(_))) => RequestError::busy(BusyReason::Reads),
             None => RequestError::UnknownGroup,
         };
         out.replies.push(Reply::Failed { token, group, error });

@@ -161,12 +161,6 @@ impl ClientFrame {
         let requests = archive::reaccess::<ArchivedDescriptors>(&self.archive).requests.iter();
         requests.map(move |descriptor| archive::checked(read(descriptor, &mut payload)))
     }
-
-    /// Number and group of each request, for refusing them all without looking at their payloads.
-    pub fn request_ids(&self) -> impl Iterator<Item = (u64, GroupId)> + '_ {
-        let requests = archive::reaccess::<ArchivedDescriptors>(&self.archive).requests.iter();
-        requests.map(|descriptor| (descriptor.request.to_native(), GroupId(descriptor.group.to_native())))
-    }
 }
 
 fn read(

@@ -162,7 +162,7 @@ fn requests_that_cannot_be_taken_say_why() {
     let held = fixture.propose(1, 500);
     let busy = fixture.propose(1, 500);
     let reason = BusyReason::PendingBytes;
-    assert_eq!(fixture.error(busy), RequestError::Busy { reason, retry_after_ms: BUSY_RETRY_MS });
+    assert_eq!(fixture.error(busy), RequestError::busy(reason));
     fixture.turn();
     assert!(matches!(fixture.answer(held), Some(Ok(Reply::Appended { count: 1, .. }))));
     let (group, token) = (GroupId(1), Token { origin: 5, request: 5 });
