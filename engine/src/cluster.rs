@@ -16,7 +16,7 @@ use crate::config::{EngineConfig, Pinning, Preset};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::start::start;
-use crate::state_machine::{DecodeError, Machine, MachineFactory, Message, StateMachine};
+use iroh_raft_driver::state_machine::{DecodeError, Machine, MachineFactory, Message, StateMachine};
 
 /// Time that [`RaftCluster::shutdown`] takes at most.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);

@@ -11,8 +11,8 @@ use iroh_raft_netbridge::bridge::BridgeLimits;
 use iroh_raft_netbridge::wire::FrameLimits;
 use iroh_raft_storage::{BackendChoice, BackendKind, ShardOptions};
 
-use crate::driver::outbox::FRAME_BYTES_TARGET;
 use crate::error::EngineError;
+use iroh_raft_driver::FRAME_BYTES_TARGET;
 
 /// A set of settings for a purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]

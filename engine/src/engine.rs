@@ -19,9 +19,9 @@ use iroh_raft_netbridge::ring::{Doorbell, Producer};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use iroh_raft_storage::DataFolder;
 
-use crate::driver::Command;
 use crate::error::EngineError;
-use crate::stats::{ShardCounters, ShardStats};
+use iroh_raft_driver::lines::Command;
+use iroh_raft_driver::stats::{ShardCounters, ShardStats};
 
 /// Time that a dropped engine takes to stop in order.
 const DROP_DEADLINE: Duration = Duration::from_secs(5);

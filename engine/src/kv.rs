@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::state_machine::{ApplyContext, Message, StateMachine};
+use iroh_raft_driver::state_machine::{ApplyContext, Message, StateMachine};
 
 /// A change of the store.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Clone, PartialEq, Eq, Debug)]
@@ -124,7 +124,7 @@ mod tests {
     use iroh_raft_core::{GroupId, Index, Offset, WallTime};
 
     use super::*;
-    use crate::state_machine::Machine;
+    use iroh_raft_driver::state_machine::Machine;
 
     fn apply(store: &mut KeyValue, command: &KvCommand) -> KvResponse {
         let context = ApplyContext { group: GroupId(1), index: Index(1), offset: Offset(0), at: WallTime(0) };

@@ -23,8 +23,6 @@ mod mover_thread;
 mod preflight;
 mod reader_thread;
 mod start;
-pub mod state_machine;
-pub mod stats;
 mod writer_thread;
 
 pub use cluster::{ClusterError, LogOnly, RaftCluster, RaftClusterBuilder, cluster_id};
@@ -33,11 +31,12 @@ pub use engine::{Appended, Engine, EngineStats, Records};
 pub use error::EngineError;
 pub use iroh_raft_core as core;
 pub use iroh_raft_core::{GroupId, GroupStatus, NodeId, Offset, RequestError, Retry, Role};
+pub use iroh_raft_driver::state_machine::{self, ApplyContext, Message, StateMachine};
+pub use iroh_raft_driver::stats;
 pub use iroh_raft_netbridge as net;
 pub use iroh_raft_netbridge::identity::{EndpointId, Identity};
 pub use iroh_raft_netbridge::port::Rights;
 pub use iroh_raft_storage as storage;
-pub use state_machine::{ApplyContext, Message, StateMachine};
 
 /// Everything a first program needs.
 pub mod prelude {

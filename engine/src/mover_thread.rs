@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use iroh_raft_core::{GroupId, LogDamage, ShardId};
+use iroh_raft_core::{LogDamage, ShardId};
+use iroh_raft_driver::lines::Finding;
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::{Mover, Scrubber, StorageError};
 
@@ -18,13 +19,6 @@ use crate::writer_thread::{park, spawn_helper, thread_waker};
 const SCRUB_STEP_BYTES: u64 = 1 << 20;
 /// Shortest pause between two steps of a scrub: an almost empty shard is not read over and over.
 const SCRUB_PAUSE_MIN: Duration = Duration::from_millis(100);
-
-/// Damage that a scrub found, for the group's shard.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Finding {
-    pub(crate) group: GroupId,
-    pub(crate) damage: LogDamage,
-}
 
 /// A mover's failure, for its shard's writer: a journal that cannot be moved cannot go on.
 #[derive(Debug, Default)]

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use iroh_raft_core::{Fetch, FetchError, FetchId, GroupId, LogEntry};
+use iroh_raft_core::Fetch;
+use iroh_raft_driver::lines::Fetched;
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::LogReader;
 
@@ -15,14 +16,6 @@ use crate::writer_thread::{spawn_helper, thread_waker};
 
 /// Pause before a full answer ring is tried again.
 const FULL_PAUSE: Duration = Duration::from_micros(100);
-
-/// An answered fetch.
-#[derive(Debug)]
-pub(crate) struct Fetched {
-    pub(crate) id: FetchId,
-    pub(crate) group: GroupId,
-    pub(crate) result: Result<Vec<LogEntry>, FetchError>,
-}
 
 /// One shard's fetches and where their answers go.
 #[derive(Debug)]

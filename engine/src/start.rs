@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Instant;
 
 use futures_util::FutureExt;
 use glommio::{LocalExecutorBuilder, Placement};
@@ -12,6 +11,8 @@ use iroh_raft_core::{
     BootEpoch, ConfState, GroupId, GroupState, HardState, Index, NodeId, Offset, Shard, ShardId, Timestamp,
     shard_of,
 };
+use iroh_raft_driver::lines::Closing;
+use iroh_raft_driver::{Driver, DriverParts};
 use iroh_raft_netbridge::bridge::{Bridge, BridgeConfig, EpochRefusal, PeerEpochs};
 use iroh_raft_netbridge::identity::Identity;
 use iroh_raft_netbridge::port::{ShardPort, port_pair};
@@ -22,15 +23,15 @@ use rand::{RngCore, SeedableRng};
 
 use crate::config::{EngineConfig, Pinning};
 use crate::cpu::{self, CpuError};
-use crate::driver::{Closing, Driver};
+use crate::driver;
 use crate::engine::{Engine, Executor, Failure, Inner, ShardHandle, Threads};
 use crate::error::EngineError;
 use crate::mover_thread::{MoverFailure, MoverLine, MoverPort, Scrub};
 use crate::reader_thread::{self, ReaderPort};
-use crate::state_machine::MachineFactory;
-use crate::stats::ShardCounters;
 use crate::writer_thread::WriterPort;
 use crate::{awake, membarrier, mover_thread, preflight, writer_thread};
+use iroh_raft_driver::state_machine::MachineFactory;
+use iroh_raft_driver::stats::ShardCounters;
 
 /// Flushes a shard may have on their way to the disk; more wait in the shard, and proposals are
 /// refused as busy until the disk has caught up.
@@ -260,15 +261,13 @@ impl Starting<'_> {
             .io_memory(preflight::EXECUTOR_IO_BYTES)
             .preempt_timer(awake::PREEMPT_TIMER)
             .spawn(move || async move {
-                let made = |group: GroupId| machines(group).map(|machine| (group, Some(machine)));
-                let driver = Driver {
+                let made = |group: GroupId| machines(group).map(|machine| (group, machine));
+                let driver = Driver::new(DriverParts {
                     shard_id,
                     node,
                     shard,
-                    origin: Instant::now(),
                     record_bytes_max,
                     block_bytes_max,
-                    doorbell,
                     port,
                     commands: command_queue,
                     appends,
@@ -282,11 +281,12 @@ impl Starting<'_> {
                     on_fenced: Box::new(move |shard, source| {
                         failure.set(EngineError::Fenced { shard, source });
                     }),
-                };
+                    observer: None,
+                });
                 let _ = ready.send(());
                 glommio::spawn_local(awake::keep_awake()).detach();
                 // A panic here is a bug of ours; the shard is lost, and the node says so.
-                if AssertUnwindSafe(driver.run()).catch_unwind().await.is_err() {
+                if AssertUnwindSafe(driver::run(driver, doorbell)).catch_unwind().await.is_err() {
                     lost.set(EngineError::Panicked { name: lost_name });
                 }
                 drop(ready);

@@ -7,25 +7,15 @@ use std::task::{Wake, Waker};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use iroh_raft_core::{Append, FlushSeq, ShardId};
+use iroh_raft_core::{Append, ShardId};
+use iroh_raft_driver::lines::{Queued, Written};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
-use iroh_raft_storage::{JournalWriter, StorageError};
+use iroh_raft_storage::JournalWriter;
 
 use crate::engine::Failure;
 use crate::error::EngineError;
 use crate::mover_thread::MoverLine;
-use crate::stats::ShardCounters;
-
-/// What the writer tells its shard.
-#[derive(Debug)]
-pub(crate) enum Written {
-    /// Durable up to and including this flush.
-    Upto(FlushSeq),
-    /// The medium has less room than it should, or enough again.
-    SpaceLow(bool),
-    /// A write failed; there will be no other message.
-    Failed(StorageError),
-}
+use iroh_raft_driver::stats::ShardCounters;
 
 /// Pause between two looks at how much room is left, while there is little and nothing to write.
 const SPACE_LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -51,13 +41,6 @@ impl Wake for ThreadWaker {
 /// A waker of the calling thread.
 pub(crate) fn thread_waker() -> Waker {
     Waker::from(Arc::new(ThreadWaker(std::thread::current())))
-}
-
-/// A flush on its way to the writer.
-#[derive(Debug)]
-pub(crate) struct Queued {
-    pub(crate) append: Append,
-    pub(crate) at: Instant,
 }
 
 /// A shard's writer, and how its shard and its mover are heard and answered.

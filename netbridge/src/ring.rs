@@ -172,6 +172,12 @@ impl<T> Producer<T> {
         self.shared.queue.len()
     }
 
+    /// Items that the ring takes before it is full, unless its consumer makes more room.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.shared.queue.capacity() - self.shared.queue.len()
+    }
+
     /// Whether the ring is empty now.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rand::TryRngCore;
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 use rustix::fs::{FallocateFlags, FlockOperation, flock};
@@ -97,6 +98,16 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// # Errors
     /// As the medium says; `WouldBlock` if it is held.
     fn lock(&self, path: &Path) -> io::Result<FolderLock>;
+
+    /// Sixteen bytes that nobody else draws.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn random_id(&self) -> io::Result<[u8; 16]> {
+        let mut id = [0; 16];
+        rand::rngs::OsRng.try_fill_bytes(&mut id).map_err(io::Error::other)?;
+        Ok(id)
+    }
 }
 
 /// The file system, through the page cache, synced with `fdatasync`.
@@ -106,6 +117,12 @@ pub struct FileDisk;
 impl Disk for FileDisk {
     fn open(&self, path: &Path, _: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
         let file = OpenOptions::new().read(true).write(true).create_new(is_new).open(path)?;
+        if !is_new {
+            // After a write that failed, the page cache may hold what the medium never got, and take it for
+            // written: what recovery reads must come from the medium.
+            file.sync_data()?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        }
         let backend = FileBackend::new(file).map_err(|error| match error {
             redb::DatabaseError::Storage(redb::StorageError::Io(error)) => error,
             other => io::Error::other(other),
@@ -153,7 +170,12 @@ impl Disk for FileDisk {
 
     fn create_folder(&self, path: &Path) -> io::Result<()> {
         if path.is_dir() || path.as_os_str().is_empty() {
-            return Ok(());
+            // Whoever made it may have been stopped before this; if it was somebody else, perhaps so that we
+            // may not look there, it is theirs to care for.
+            return match self.sync_folder(parent(path)) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                result => result,
+            };
         }
         self.create_folder(parent(path))?;
         match fs::create_dir(path) {
@@ -247,6 +269,15 @@ impl HoldingBackend {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads what there is; beyond the end of the file there are zeros.
+    fn read_upto_end(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let left = self.0.disk.len()?.saturating_sub(offset);
+        let stored = usize::try_from(left).unwrap_or(usize::MAX).min(out.len());
+        let (there, beyond) = out.split_at_mut(stored);
+        beyond.fill(0);
+        if there.is_empty() { Ok(()) } else { self.0.disk.read(offset, there) }
+    }
+
     fn is_holding(&self) -> bool {
         self.0.is_holding.load(Ordering::Acquire)
     }
@@ -275,14 +306,15 @@ impl StorageBackend for HoldingBackend {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         if !self.is_holding() {
-            return self.0.disk.read(offset, out);
+            return match self.0.disk.read(offset, out) {
+                // Only a damaged page points there. redb latches on an error of a read, and everything else
+                // in the file would be out of reach too; what is no page it finds out by itself.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.read_upto_end(offset, out),
+                result => result,
+            };
         }
         let held = self.held();
         let disk_len = self.0.disk.len()?;
-        let len = held.len.unwrap_or(disk_len);
-        if offset.saturating_add(out.len() as u64) > len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
         let stored = usize::try_from(disk_len.saturating_sub(offset)).unwrap_or(usize::MAX).min(out.len());
         let (on_disk, beyond) = out.split_at_mut(stored);
         beyond.fill(0);

@@ -70,15 +70,9 @@ impl Event {
     /// Does it to files.
     pub fn apply(&self, files: &mut Files) {
         match self {
-            Event::Write { path, offset, data } => {
-                let file = files.entry(path.clone()).or_default();
-                let (start, end) = (*offset as usize, *offset as usize + data.len());
-                if file.len() < end {
-                    file.resize(end, 0);
-                }
-                file[start..end].copy_from_slice(data);
+            Event::Write { path, .. } | Event::SetLen { path, .. } => {
+                change_bytes(files.entry(path.clone()).or_default(), self);
             }
-            Event::SetLen { path, len } => files.entry(path.clone()).or_default().resize(*len as usize, 0),
             Event::Replace { path, bytes } => drop(files.insert(path.clone(), bytes.clone())),
             Event::Remove { path } => drop(files.remove(path)),
             Event::Sync { .. } | Event::Note(_) => {}
@@ -168,6 +162,9 @@ pub enum Trouble {
     Lost,
     /// A write lands on another page of the file.
     Misdirected,
+    /// The power goes in the middle of it: it may be done, in part or not at all, and nothing is ever done
+    /// or answered after it. See [`FaultDisk::restart`].
+    Cut,
     /// It is done, after so many microseconds; they are only counted.
     Stall {
         /// Microseconds.
@@ -190,10 +187,54 @@ pub struct Fault {
     pub trouble: Trouble,
 }
 
+/// A file, as whoever has it open sees it, and what of it a power cut cannot take.
+#[derive(Default, Debug)]
+struct Stored {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    /// Pages that the medium has given out; a longer file has holes.
+    pages: BTreeSet<u64>,
+    /// On a lasting disk: what is on the medium for good, and the changes that are not.
+    durable: Vec<u8>,
+    loose: Vec<Event>,
+}
+
+impl Stored {
+    fn apply(&mut self, event: &Event) {
+        change_bytes(&mut self.bytes, event);
+        if let Event::SetLen { len, .. } = event {
+            self.pages.split_off(&len.div_ceil(PAGE_BYTES));
+        }
+    }
+
+    fn make_durable(&mut self) {
+        self.loose.drain(..).for_each(|event| change_bytes(&mut self.durable, &event));
+    }
+}
+
+/// Writes to a file, or changes its length.
+fn change_bytes(file: &mut Vec<u8>, event: &Event) {
+    match event {
+        Event::Write { offset, data, .. } => {
+            let (start, end) = (*offset as usize, *offset as usize + data.len());
+            if file.len() < end {
+                file.resize(end, 0);
+            }
+            file[start..end].copy_from_slice(data);
+        }
+        Event::SetLen { len, .. } => file.resize(*len as usize, 0),
+        _ => {}
+    }
+}
+
+fn pages_of(offset: u64, len: u64) -> std::ops::Range<u64> {
+    offset / PAGE_BYTES..(offset + len).div_ceil(PAGE_BYTES)
+}
+
 #[derive(Debug)]
 struct State {
-    files: Files,
-    kinds: BTreeMap<PathBuf, FileKind>,
+    files: Vec<Stored>,
+    by_path: BTreeMap<PathBuf, usize>,
     folders: BTreeSet<PathBuf>,
     locks: BTreeMap<PathBuf, Weak<dyn std::any::Any + Send + Sync>>,
     events: Vec<Event>,
@@ -202,6 +243,9 @@ struct State {
     stalled_us: u64,
     struck: u64,
     random: SmallRng,
+    /// It keeps what is durable and what is not, instead of everything that was done.
+    is_lasting: bool,
+    is_dead: bool,
 }
 
 /// The disk. Clones are the same one.
@@ -211,7 +255,7 @@ pub struct FaultDisk(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct FaultFile {
     disk: FaultDisk,
-    path: PathBuf,
+    at: usize,
     kind: FileKind,
 }
 
@@ -226,9 +270,14 @@ impl FaultDisk {
     #[must_use]
     pub fn with(files: Files, seed: u64) -> FaultDisk {
         let folders = files.keys().flat_map(|path| path.ancestors().skip(1)).map(Path::to_owned).collect();
+        let by_path = files.keys().cloned().zip(0..).collect();
+        let stored = |(path, bytes): (PathBuf, Vec<u8>)| {
+            let pages = pages_of(0, bytes.len() as u64).collect();
+            Stored { path, durable: bytes.clone(), bytes, pages, loose: Vec::new() }
+        };
         FaultDisk(Arc::new(Mutex::new(State {
-            files,
-            kinds: BTreeMap::new(),
+            files: files.into_iter().map(stored).collect(),
+            by_path,
             folders,
             locks: BTreeMap::new(),
             events: Vec::new(),
@@ -237,7 +286,54 @@ impl FaultDisk {
             stalled_us: 0,
             struck: 0,
             random: SmallRng::seed_from_u64(seed),
+            is_lasting: false,
+            is_dead: false,
         })))
+    }
+
+    /// An empty disk for a long run, which can be restarted.
+    #[must_use]
+    pub fn lasting(seed: u64) -> FaultDisk {
+        let disk = FaultDisk::with(Files::new(), seed);
+        disk.state().is_lasting = true;
+        disk
+    }
+
+    /// Whether it does nothing any more.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.state().is_dead
+    }
+
+    /// The same medium after its machine stopped; faults are gone, and this handle is dead. `power_cut`
+    /// draws what is left of what was not durable; without it, only the process is gone and all is there.
+    ///
+    /// # Panics
+    /// On a disk that is not [`lasting`](FaultDisk::lasting).
+    #[must_use]
+    pub fn restart(&self, power_cut: Option<u64>) -> FaultDisk {
+        let mut state = self.state();
+        assert!(state.is_lasting, "a disk made to last");
+        state.is_dead = true;
+        let disk = FaultDisk::lasting(state.random.random());
+        let mut restarted = disk.state();
+        restarted.by_path = state.by_path.clone();
+        restarted.folders = state.folders.clone();
+        restarted.capacity = state.capacity;
+        for (at, file) in (0..).zip(&mut state.files) {
+            let mut file = std::mem::take(file);
+            if let Some(seed) = power_cut {
+                let before = Files::from([(file.path.clone(), file.durable)]);
+                let after = after_power_cut(&before, &file.loose, seed.wrapping_add(at));
+                file.durable = after.into_values().next().unwrap_or_default();
+                file.bytes.clone_from(&file.durable);
+                file.pages.extend(pages_of(0, file.bytes.len() as u64));
+                file.loose.clear();
+            }
+            restarted.files.push(file);
+        }
+        drop(restarted);
+        disk
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -248,7 +344,9 @@ impl FaultDisk {
     /// What it holds now.
     #[must_use]
     pub fn files(&self) -> Files {
-        self.state().files.clone()
+        let state = self.state();
+        let bytes = |(path, at): (&PathBuf, &usize)| (path.clone(), state.files[*at].bytes.clone());
+        state.by_path.iter().map(bytes).collect()
     }
 
     /// What was done since this was last asked.
@@ -284,9 +382,23 @@ impl FaultDisk {
         self.state().stalled_us
     }
 
-    /// How many bytes all files together may have; `None` for any number.
+    /// How many bytes of pages all files together may take; `None` for any number.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
+    }
+
+    /// Bytes of the pages that all files take.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.state().used()
+    }
+
+    /// Every file with its length in bytes.
+    #[must_use]
+    pub fn lengths(&self) -> Vec<(PathBuf, usize)> {
+        let state = self.state();
+        let length = |(path, at): (&PathBuf, &usize)| (path.clone(), state.files[*at].bytes.len());
+        state.by_path.iter().map(length).collect()
     }
 
     /// Flips bits of a byte at rest.
@@ -294,13 +406,27 @@ impl FaultDisk {
     /// # Panics
     /// If there is no such byte.
     pub fn flip(&self, path: &Path, offset: usize, mask: u8) {
-        self.state().files.get_mut(path).expect("a file to be damaged")[offset] ^= mask;
+        let mut state = self.state();
+        let at = state.by_path[path];
+        let file = &mut state.files[at];
+        file.bytes[offset] ^= mask;
+        // What was read last time is what is on the medium, as far as it got there.
+        if let Some(byte) = file.durable.get_mut(offset) {
+            *byte ^= mask;
+        }
     }
 }
 
 impl State {
+    fn check_alive(&self) -> io::Result<()> {
+        if self.is_dead { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) }
+    }
+
     /// The fault that strikes this operation, if one does.
     fn trouble(&mut self, kind: FileKind, operation: Operation) -> Option<Trouble> {
+        if self.is_dead {
+            return Some(Trouble::Eio);
+        }
         let mut trouble = None;
         for fault in &mut self.faults {
             let is_change = fault.operation == Operation::Change && operation != Operation::Read;
@@ -321,74 +447,123 @@ impl State {
     }
 
     fn used(&self) -> u64 {
-        self.files.values().map(|file| file.len() as u64).sum()
+        self.files.iter().map(|file| file.pages.len() as u64 * PAGE_BYTES).sum()
     }
 
-    fn check_space(&self, path: &Path, len: u64) -> io::Result<()> {
-        let old = self.files.get(path).map_or(0, |file| file.len() as u64);
-        let used = self.used() - old + len;
-        match self.capacity {
-            Some(capacity) if len > old && used > capacity => Err(io::Error::from_raw_os_error(ENOSPC)),
-            _ => Ok(()),
+    /// Gives a file the pages that it has not got yet, if there are so many.
+    fn allocate(&mut self, at: usize, pages: std::ops::Range<u64>) -> io::Result<()> {
+        if let Some(capacity) = self.capacity {
+            let new = pages.clone().filter(|page| !self.files[at].pages.contains(page)).count() as u64;
+            if new > 0 && self.used() + new * PAGE_BYTES > capacity {
+                return Err(io::Error::from_raw_os_error(ENOSPC));
+            }
+        }
+        self.files[at].pages.extend(pages);
+        Ok(())
+    }
+
+    /// Does something to an open file.
+    fn done(&mut self, at: usize, event: Event) {
+        let file = &mut self.files[at];
+        file.apply(&event);
+        match (self.is_lasting, &event) {
+            (false, _) => self.events.push(event),
+            (true, Event::Sync { .. }) => file.make_durable(),
+            (true, _) => file.loose.push(event),
         }
     }
 
-    fn done(&mut self, event: Event) {
-        event.apply(&mut self.files);
-        self.events.push(event);
-    }
-
     /// Makes a change of an open file, or what a fault makes of it.
-    fn change(&mut self, kind: FileKind, operation: Operation, event: Event) -> io::Result<()> {
+    fn change(&mut self, at: usize, kind: FileKind, operation: Operation, event: Event) -> io::Result<()> {
         let trouble = self.trouble(kind, operation);
         match (trouble, event) {
+            (Some(Trouble::Eio | Trouble::Short), Event::Sync { .. }) => {
+                // What the kernel could not write it takes for written: no later sync tries it again.
+                self.files[at].loose.clear();
+                Err(io::Error::from_raw_os_error(EIO))
+            }
             (Some(Trouble::Eio), _) => Err(io::Error::from_raw_os_error(EIO)),
             (Some(Trouble::NoSpace), _) => Err(io::Error::from_raw_os_error(ENOSPC)),
             (Some(Trouble::Panic), _) => panic!("a fault of the test's disk"),
             (Some(Trouble::Lost), _) => Ok(()),
+            (Some(Trouble::Cut), event) => {
+                if self.is_lasting && !matches!(event, Event::Sync { .. }) {
+                    self.files[at].loose.push(event);
+                }
+                self.is_dead = true;
+                Err(io::Error::from_raw_os_error(EIO))
+            }
             (Some(Trouble::Short), Event::Write { path, offset, mut data }) => {
                 data.truncate(data.len() / 2);
-                self.done(Event::Write { path, offset, data });
+                self.done(at, Event::Write { path, offset, data });
                 Err(io::Error::from_raw_os_error(EIO))
             }
             (Some(Trouble::Short), _) => Err(io::Error::from_raw_os_error(EIO)),
             (Some(Trouble::Misdirected), Event::Write { path, offset, data }) => {
-                let len = self.files[&path].len() as u64;
+                let len = self.files[at].bytes.len() as u64;
                 let pages = (len.saturating_sub(data.len() as u64) / PAGE_BYTES).max(1);
                 let page = self.random.random_range(0..pages);
                 let other = if page == offset / PAGE_BYTES { (page + 1) % pages } else { page };
-                self.done(Event::Write { path, offset: other * PAGE_BYTES, data });
+                self.done(at, Event::Write { path, offset: other * PAGE_BYTES, data });
                 Ok(())
             }
             (trouble, event) => {
                 if let Some(Trouble::Stall { us }) = trouble {
                     self.stalled_us += us;
                 }
-                if let Event::SetLen { path, len } = &event {
-                    self.check_space(path, *len)?;
+                if let Event::Write { offset, data, .. } = &event {
+                    self.allocate(at, pages_of(*offset, data.len() as u64))?;
                 }
-                self.done(event);
+                self.done(at, event);
                 Ok(())
             }
         }
+    }
+
+    /// Puts a file there, whole and durable.
+    fn replace(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let at = self.by_path.get(path).copied().unwrap_or(self.files.len());
+        if at == self.files.len() {
+            self.files.push(Stored { path: path.to_owned(), ..Stored::default() });
+        }
+        self.allocate(at, pages_of(0, bytes.len() as u64))?;
+        self.by_path.insert(path.to_owned(), at);
+        let file = &mut self.files[at];
+        file.bytes = bytes.to_vec();
+        file.durable = bytes.to_vec();
+        file.loose.clear();
+        if !self.is_lasting {
+            self.events.push(Event::Replace { path: path.to_owned(), bytes: bytes.to_vec() });
+        }
+        Ok(())
     }
 }
 
 impl Disk for FaultDisk {
     fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
         let mut state = self.state();
-        match (state.files.contains_key(path), is_new) {
-            (true, true) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (false, false) => return Err(io::ErrorKind::NotFound.into()),
-            (false, true) => state.done(Event::Replace { path: path.to_owned(), bytes: Vec::new() }),
-            (true, false) => {}
+        state.check_alive()?;
+        match (state.by_path.get(path), is_new) {
+            (Some(_), true) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (None, false) => return Err(io::ErrorKind::NotFound.into()),
+            (None, true) => state.replace(path, &[])?,
+            (Some(&at), false) if state.is_lasting => {
+                // As the file system does it: synced, then read anew from the medium.
+                let file = &mut state.files[at];
+                file.make_durable();
+                file.bytes.clone_from(&file.durable);
+            }
+            (Some(_), false) => {}
         }
-        state.kinds.insert(path.to_owned(), kind);
-        Ok(Box::new(FaultFile { disk: self.clone(), path: path.to_owned(), kind }))
+        let at = state.by_path[path];
+        Ok(Box::new(FaultFile { disk: self.clone(), at, kind }))
     }
 
     fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()> {
-        self.state().check_space(path, bytes)
+        let mut state = self.state();
+        state.check_alive()?;
+        let at = *state.by_path.get(path).ok_or(io::ErrorKind::NotFound)?;
+        state.allocate(at, pages_of(0, bytes))
     }
 
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
@@ -398,23 +573,25 @@ impl Disk for FaultDisk {
 
     fn read(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
         let state = self.state();
-        let bytes = state.files.get(path).ok_or(io::ErrorKind::NotFound)?;
+        state.check_alive()?;
+        let bytes = &state.files[*state.by_path.get(path).ok_or(io::ErrorKind::NotFound)?].bytes;
         Ok(bytes.get(..bytes_max).unwrap_or(bytes).to_vec())
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.state();
-        state.check_space(path, bytes.len() as u64)?;
-        state.done(Event::Replace { path: path.to_owned(), bytes: bytes.to_vec() });
-        Ok(())
+        state.check_alive()?;
+        state.replace(path, bytes)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        if !state.files.contains_key(path) {
-            return Err(io::ErrorKind::NotFound.into());
+        state.check_alive()?;
+        let at = state.by_path.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        state.files[at] = Stored::default();
+        if !state.is_lasting {
+            state.events.push(Event::Remove { path: path.to_owned() });
         }
-        state.done(Event::Remove { path: path.to_owned() });
         Ok(())
     }
 
@@ -423,7 +600,7 @@ impl Disk for FaultDisk {
         if !state.folders.contains(folder) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let inside = state.files.keys().chain(&state.folders).filter(|path| path.parent() == Some(folder));
+        let inside = state.by_path.keys().chain(&state.folders).filter(|path| path.parent() == Some(folder));
         let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(inside.filter_map(name).collect())
     }
@@ -446,17 +623,23 @@ impl Disk for FaultDisk {
         state.locks.insert(path.to_owned(), Arc::downgrade(&lock));
         Ok(lock)
     }
+
+    fn random_id(&self) -> io::Result<[u8; 16]> {
+        Ok(self.state().random.random())
+    }
 }
 
 impl FaultFile {
-    fn change(&self, operation: Operation, event: Event) -> io::Result<()> {
-        self.disk.state().change(self.kind, operation, event)
+    fn change(&self, operation: Operation, event: impl FnOnce(PathBuf) -> Event) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let event = event(state.files[self.at].path.clone());
+        state.change(self.at, self.kind, operation, event)
     }
 }
 
 impl StorageBackend for FaultFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.state().files[&self.path].len() as u64)
+        Ok(self.disk.state().files[self.at].bytes.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -469,21 +652,20 @@ impl StorageBackend for FaultFile {
         }
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let to = from.saturating_add(out.len());
-        let stored = state.files[&self.path].get(from..to);
+        let stored = state.files[self.at].bytes.get(from..to);
         out.copy_from_slice(stored.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Operation::SetLen, Event::SetLen { path: self.path.clone(), len })
+        self.change(Operation::SetLen, |path| Event::SetLen { path, len })
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.change(Operation::Sync, Event::Sync { path: self.path.clone() })
+        self.change(Operation::Sync, |path| Event::Sync { path })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let event = Event::Write { path: self.path.clone(), offset, data: data.to_vec() };
-        self.change(Operation::Write, event)
+        self.change(Operation::Write, |path| Event::Write { path, offset, data: data.to_vec() })
     }
 }

@@ -11,7 +11,6 @@ use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use iroh_raft_core::{BootEpoch, ClusterId, NodeId, ShardId};
-use rand::TryRngCore;
 
 use crate::block::JournalIdentity;
 use crate::calibrate::{self, BackendChoice, BackendKind, Calibration};
@@ -306,7 +305,7 @@ fn lock_folder(disk: &dyn Disk, path: &Path) -> Result<FolderLock> {
 fn create(disk: &dyn Disk, path: &Path, identity: FolderIdentity, lock: &FolderLock) -> Result<()> {
     small_file::replace(disk, &path.join(CREATING), CREATING_KIND, &[])?;
     clear_half_made(disk, path)?;
-    let storage = random_id()?;
+    let storage = random_id(disk)?;
     for shard in (0..identity.shards).map(ShardId) {
         let folder = shard_folder(path, shard);
         disk.create_folder(&folder).map_err(io_error("create", &folder))?;
@@ -408,7 +407,7 @@ fn next_boot(disk: &dyn Disk, path: &Path) -> Result<Boot> {
     let epoch = read_boot(disk, &file)?.epoch.0.checked_add(1);
     let epoch =
         epoch.ok_or_else(|| StorageError::DamagedFile { path: file.clone(), damage: FileDamage::Content })?;
-    let boot = Boot { epoch: BootEpoch(epoch), id: random_id()? };
+    let boot = Boot { epoch: BootEpoch(epoch), id: random_id(disk)? };
     small_file::replace(disk, &file, BOOT_KIND, &encode_boot(boot))?;
     Ok(boot)
 }
@@ -430,10 +429,8 @@ fn parse_boot(payload: &[u8]) -> Option<Boot> {
     (cursor.left() == 0).then_some(boot)
 }
 
-fn random_id() -> Result<[u8; 16]> {
-    let mut id = [0; 16];
-    rand::rngs::OsRng.try_fill_bytes(&mut id).map_err(|_| StorageError::Random)?;
-    Ok(id)
+fn random_id(disk: &dyn Disk) -> Result<[u8; 16]> {
+    disk.random_id().map_err(|_| StorageError::Random)
 }
 
 fn shard_folder(path: &Path, shard: ShardId) -> PathBuf {

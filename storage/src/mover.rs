@@ -123,6 +123,9 @@ impl Mover {
             self.run_once()?;
         }
         let shard = self.journal.identity.shard;
+        if self.is_fenced {
+            return Err(StorageError::Fenced { shard });
+        }
         let compacted = self.log.file.compact();
         self.is_fenced = compacted.is_err();
         compacted.map_err(|error| error.running(shard))

@@ -44,7 +44,13 @@ impl RedbFailure {
     pub(crate) fn opening(self, path: &Path, shard: ShardId) -> StorageError {
         let path = path.to_owned();
         match self {
-            RedbFailure::Redb(source) => StorageError::DamagedJournal { path, source },
+            RedbFailure::Redb(source) => match *source {
+                // The medium's own; redb also says in this way what it makes of the content.
+                redb::Error::Io(error) if error.raw_os_error().is_some() => io_error("open", &path)(error),
+                // An earlier read of the same opening failed.
+                redb::Error::PreviousIo => StorageError::Journal { shard, source },
+                _ => StorageError::DamagedJournal { path, source },
+            },
             RedbFailure::Panicked => StorageError::JournalPanicked { shard },
         }
     }

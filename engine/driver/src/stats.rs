@@ -4,29 +4,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters of one shard since start. Relaxed: each is right, together they may be a turn apart.
 #[derive(Debug, Default)]
-pub(crate) struct ShardCounters {
-    pub(crate) turns: AtomicU64,
-    pub(crate) sleeps: AtomicU64,
-    pub(crate) requests: AtomicU64,
-    pub(crate) records_acked: AtomicU64,
-    pub(crate) busy: AtomicU64,
-    pub(crate) flushes: AtomicU64,
-    pub(crate) flush_bytes: AtomicU64,
-    pub(crate) flush_us_total: AtomicU64,
-    pub(crate) frames_sent: AtomicU64,
-    pub(crate) frames_dropped: AtomicU64,
-    pub(crate) leaderships_gained: AtomicU64,
-    pub(crate) groups_quarantined: AtomicU64,
-    pub(crate) messages_refused: AtomicU64,
+#[expect(missing_docs, reason = "each is what the field of ShardStats with its name says")]
+pub struct ShardCounters {
+    pub turns: AtomicU64,
+    pub sleeps: AtomicU64,
+    pub requests: AtomicU64,
+    pub records_acked: AtomicU64,
+    pub busy: AtomicU64,
+    pub flushes: AtomicU64,
+    pub flush_bytes: AtomicU64,
+    pub flush_us_total: AtomicU64,
+    pub frames_sent: AtomicU64,
+    pub frames_dropped: AtomicU64,
+    pub leaderships_gained: AtomicU64,
+    pub groups_quarantined: AtomicU64,
+    pub messages_refused: AtomicU64,
 }
 
 impl ShardCounters {
-    pub(crate) fn add(counter: &AtomicU64, by: u64) {
+    /// Adds to a counter that only the calling thread writes.
+    pub fn add(counter: &AtomicU64, by: u64) {
         // One thread writes each counter: a load and a store are enough, and cheaper than a lock prefix.
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
     }
 
-    pub(crate) fn snapshot(&self) -> ShardStats {
+    /// What they say now.
+    pub fn snapshot(&self) -> ShardStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ShardStats {
             turns: read(&self.turns),

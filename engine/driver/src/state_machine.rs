@@ -113,7 +113,7 @@ pub trait StateMachine: Send + 'static {
 }
 
 /// A state machine behind bytes, as the shard holds it.
-pub(crate) trait Machine: Send {
+pub trait Machine: Send {
     /// Whether bytes are a command: checked before they enter the log.
     fn is_command(&self, command: &[u8]) -> bool;
     /// Applies a command and returns the response's bytes; empty when `command` is not one.
@@ -145,4 +145,4 @@ impl<S: StateMachine> Machine for S {
 }
 
 /// Makes the state machine of a group; `None` for a group that is only a log.
-pub(crate) type MachineFactory = dyn Fn(GroupId) -> Option<Box<dyn Machine>> + Send + Sync;
+pub type MachineFactory = dyn Fn(GroupId) -> Option<Box<dyn Machine>> + Send + Sync;

@@ -13,7 +13,10 @@ use iroh_raft_netbridge::wire::{ClientReply, Lane, PeerFrameBuilder, ReplyBody, 
 use crate::stats::ShardCounters;
 
 /// A frame is closed when it holds this much: larger ones would hold up the lane and the receiver.
-pub(crate) const FRAME_BYTES_TARGET: usize = 1 << 20;
+pub const FRAME_BYTES_TARGET: usize = 1 << 20;
+
+/// Frames for peers that wait for a place in the bridge's ring at most; what comes then is dropped.
+const PEER_FRAMES_WAITING_MAX: usize = 64;
 
 /// Emptied builders of answers that are kept for the next turns.
 const SPARE_REPLIES_MAX: usize = 64;
@@ -25,17 +28,32 @@ struct OpenFrame {
     builder: PeerFrameBuilder,
 }
 
+/// A generator of numbers that need not be good, only not in step with anything (Knuth's MMIX).
+struct SmallDraw(u64);
+
+impl SmallDraw {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % below
+    }
+}
+
 pub(super) struct Outbox {
     shard: ShardId,
     open: Vec<OpenFrame>,
     /// Builders with warm buffers.
     spare: Vec<PeerFrameBuilder>,
     gated: VecDeque<(FlushSeq, ToBridge)>,
+    /// What may leave; the first `waiting` found the ring full in an earlier turn.
     ready: VecDeque<ToBridge>,
+    waiting: usize,
     /// Answers of this turn, by connection. A client has at most as many as it has requests open.
     replies: BTreeMap<u64, ReplyFrameBuilder>,
     /// Emptied, for the next ones.
     spare_replies: Vec<ReplyFrameBuilder>,
+    /// Says who goes first when not all fit. Drawn anew each time: whatever takes turns may do so in step
+    /// with the ticks, and then leave the same peer without heartbeats for ever.
+    draw: SmallDraw,
 }
 
 impl Outbox {
@@ -46,8 +64,10 @@ impl Outbox {
             spare: Vec::new(),
             gated: VecDeque::new(),
             ready: VecDeque::new(),
+            waiting: 0,
             replies: BTreeMap::new(),
             spare_replies: Vec::new(),
+            draw: SmallDraw(u64::from(shard.0)),
         }
     }
 
@@ -105,7 +125,7 @@ impl Outbox {
         !self.gated.is_empty()
     }
 
-    /// Whether the bridge's ring was full and answers wait for a place.
+    /// Whether the bridge's ring was full and something waits for a place.
     pub(super) fn is_blocked(&self) -> bool {
         !self.ready.is_empty()
     }
@@ -125,8 +145,15 @@ impl Outbox {
                 self.spare_replies.push(builder);
             }
         }
+        let room = ring.places() + PEER_FRAMES_WAITING_MAX;
+        if self.ready.len() > room {
+            // Those that wait already stay in front.
+            let new = self.ready.len() - self.waiting;
+            self.ready.make_contiguous()[self.waiting..].rotate_left(self.draw.next(new.max(1)));
+        }
         let mut lost = BTreeSet::new();
         let mut kept = VecDeque::new();
+        let mut peers_waiting = 0;
         let mut is_pushed = false;
         while let Some(item) = self.ready.pop_front() {
             let is_peer = matches!(item, ToBridge::Peer { .. });
@@ -135,13 +162,17 @@ impl Outbox {
                     is_pushed = true;
                     ShardCounters::add(&counters.frames_sent, u64::from(is_peer));
                 }
-                Err(ToBridge::Peer { to, .. }) => {
+                Err(ToBridge::Peer { to, .. }) if peers_waiting == PEER_FRAMES_WAITING_MAX => {
                     ShardCounters::add(&counters.frames_dropped, 1);
                     lost.insert(to);
                 }
-                Err(item) => kept.push_back(item),
+                Err(item) => {
+                    peers_waiting += usize::from(is_peer);
+                    kept.push_back(item);
+                }
             }
         }
+        self.waiting = kept.len();
         self.ready = kept;
         if is_pushed {
             ring.ring();

@@ -1,0 +1,556 @@
+//! The turn: feeds the core with what the rings hold, and carries out what it says.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_channel::oneshot;
+use iroh_raft_core::batch::RecordBlock;
+use iroh_raft_core::{
+    AnswerOn, Append, Apply, BusyReason, Event, Fetch, FlushSeq, GroupId, Index, Input, NodeId, Outputs,
+    Propose, Reply, RequestError, Role, Shard, ShardId, Timestamp, Token, WallTime,
+};
+use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
+use iroh_raft_netbridge::ring::{Consumer, Producer};
+use iroh_raft_netbridge::wire::{ClientBody, ClientRequest, FrameLimits, ReplyBody};
+use iroh_raft_storage::StorageError;
+
+use crate::lines::{Closing, Command, Fetched, Finding, Queued, Written};
+use crate::machines::Machines;
+use crate::outbox::{FRAME_BYTES_TARGET, Outbox};
+use crate::state_machine::Machine;
+use crate::stats::ShardCounters;
+
+/// Items taken from the bridge in a turn, so that a turn stays short.
+const BRIDGE_ITEMS_PER_TURN: usize = 256;
+/// Commands of this process taken in a turn.
+const COMMANDS_PER_TURN: usize = 4096;
+/// Largest answer to a client: what a frame takes beside the other answers that it may carry.
+const ANSWER_BYTES_MAX: usize = FrameLimits::REPLY.payload_bytes_max as usize - FRAME_BYTES_TARGET;
+/// Bytes of one answer to a read of records; the reader asks again from where it ends.
+const READ_BYTES_MAX: usize = 4 << 20;
+/// Pause before a full ring towards the bridge is looked at again.
+const BLOCKED_PAUSE: Duration = Duration::from_millis(1);
+/// Longest deadline a client can ask for.
+const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+
+/// Sees everything that goes into the core and comes out of it: a recorder, or a checker.
+pub trait Observer {
+    /// The core is about to take this.
+    fn input(&mut self, now: Timestamp, input: &Input);
+    /// A turn has ended with this to do.
+    fn turn(&mut self, now: Timestamp, shard: &Shard, outputs: &Outputs);
+}
+
+/// Everything a shard's turn works with.
+pub struct DriverParts {
+    /// Number of the shard.
+    pub shard_id: ShardId,
+    /// Its node.
+    pub node: NodeId,
+    /// Its core.
+    pub shard: Shard,
+    /// Bytes of one record at most.
+    pub record_bytes_max: usize,
+    /// Bytes of the records of one request at most.
+    pub block_bytes_max: usize,
+    /// The rings to and from the bridge.
+    pub port: ShardPort,
+    /// Before `commands`: dropped first, also by a panic, so that no caller waits for a dead shard.
+    pub closing: Closing,
+    /// Requests of this process.
+    pub commands: Consumer<Command>,
+    /// Flushes, to the writer.
+    pub appends: Producer<Queued>,
+    /// What the writer says; it has a place for each flush that can be under way.
+    pub written: Consumer<Written>,
+    /// Fetches, to the reader.
+    pub fetches: Producer<Fetch>,
+    /// Their answers.
+    pub fetched: Consumer<Fetched>,
+    /// What a scrub found.
+    pub findings: Consumer<Finding>,
+    /// The state machines, by group.
+    pub machines: BTreeMap<GroupId, Box<dyn Machine>>,
+    /// What is counted.
+    pub counters: Arc<ShardCounters>,
+    /// Called once when a write has failed.
+    pub on_fenced: Box<dyn Fn(ShardId, StorageError) + Send>,
+    /// Who watches, if anybody does.
+    pub observer: Option<Box<dyn Observer>>,
+}
+
+/// What a runtime does after a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Nothing: it was told to stop, and has.
+    Over,
+    /// Another turn, soon.
+    Again,
+    /// Sleep until the doorbell rings or this time comes. Arm the doorbell and ask
+    /// [`Driver::has_input`] once more before.
+    Sleep(Option<Timestamp>),
+}
+
+#[derive(Default)]
+struct Open {
+    calls: slab::Slab<oneshot::Sender<ReplyBody>>,
+    queries: HashMap<Token, Bytes>,
+}
+
+/// A shard with its rings. See the crate's documentation.
+pub struct Driver {
+    parts: DriverParts,
+    machines: Machines,
+    now: Timestamp,
+    outputs: Outputs,
+    outbox: Outbox,
+    open: Open,
+    /// Flushes that found the writer's ring full, in order. While there is one, proposals are
+    /// refused as busy; what peers send stays bounded by their windows.
+    appends_waiting: VecDeque<Queued>,
+    /// Flushes handed to the writer and not yet known durable; at most the ring's bound.
+    persisted: FlushSeq,
+    /// Fetches that found the reader's ring full; bounded by the groups' open fetches.
+    fetches_waiting: VecDeque<Fetch>,
+    /// Inputs that the driver itself makes: applied indexes.
+    loopback: Vec<Input>,
+    wall: WallTime,
+    hand_over: Option<oneshot::Sender<()>>,
+    is_stopping: bool,
+    is_fenced: bool,
+    is_space_low: bool,
+}
+
+impl Driver {
+    /// A driver before its first turn.
+    #[must_use]
+    pub fn new(mut parts: DriverParts) -> Driver {
+        Driver {
+            machines: Machines::new(std::mem::take(&mut parts.machines)),
+            now: Timestamp(0),
+            outputs: Outputs::default(),
+            outbox: Outbox::new(parts.shard_id),
+            open: Open::default(),
+            appends_waiting: VecDeque::new(),
+            persisted: FlushSeq(0),
+            fetches_waiting: VecDeque::new(),
+            loopback: Vec::new(),
+            wall: WallTime(0),
+            hand_over: None,
+            is_stopping: false,
+            is_fenced: false,
+            is_space_low: false,
+            parts,
+        }
+    }
+
+    /// One turn: takes what has arrived, lets the core work, and carries out what it says. `now` must not
+    /// run backwards; `wall` may.
+    pub fn turn(&mut self, now: Timestamp, wall: WallTime) -> Next {
+        ShardCounters::add(&self.parts.counters.turns, 1);
+        self.now = now;
+        if wall != self.wall {
+            self.wall = wall;
+            self.step(Input::Wall(wall));
+        }
+        self.take_written();
+        self.take_fetched();
+        self.take_findings();
+        let mut loopback = std::mem::take(&mut self.loopback);
+        loopback.drain(..).for_each(|input| self.step(input));
+        self.loopback = loopback;
+        self.take_from_bridge();
+        self.take_commands();
+        self.step(Input::EndTurn);
+        if let Some(observer) = &mut self.parts.observer {
+            observer.turn(now, &self.parts.shard, &self.outputs);
+        }
+        self.carry_out();
+        if self.is_stopping && self.is_drained() {
+            self.finish();
+            return Next::Over;
+        }
+        if self.has_input() {
+            return Next::Again;
+        }
+        ShardCounters::add(&self.parts.counters.sleeps, 1);
+        // A full ring towards the bridge is looked at again soon: its consumer does not ring back.
+        let retry = self.outbox.is_blocked().then(|| now.after(BLOCKED_PAUSE));
+        Next::Sleep([self.parts.shard.next_wakeup(), retry].into_iter().flatten().min())
+    }
+
+    fn step(&mut self, input: Input) {
+        if let Some(observer) = &mut self.parts.observer {
+            observer.input(self.now, &input);
+        }
+        self.parts.shard.step(self.now, input, &mut self.outputs);
+    }
+
+    fn take_written(&mut self) {
+        while let Some(written) = self.parts.written.pop() {
+            match written {
+                Written::Upto(seq) => {
+                    self.persisted = seq;
+                    self.step(Input::Persisted { seq });
+                    self.outbox.release(seq);
+                }
+                Written::SpaceLow(is_low) => {
+                    self.is_space_low = is_low;
+                    tracing::warn!(shard = %self.parts.shard_id, is_low, "space on the disk");
+                }
+                Written::Failed(error) => {
+                    self.is_fenced = true;
+                    self.outbox.drop_gated();
+                    self.appends_waiting.clear();
+                    self.step(Input::PersistFailed);
+                    (self.parts.on_fenced)(self.parts.shard_id, error);
+                }
+            }
+        }
+        while let Some(queued) = self.appends_waiting.pop_front() {
+            if let Err(queued) = self.parts.appends.push(queued) {
+                self.appends_waiting.push_front(queued);
+                break;
+            }
+        }
+    }
+
+    fn take_fetched(&mut self) {
+        while let Some(Fetched { id, group, result }) = self.parts.fetched.pop() {
+            self.step(Input::Fetched { id, group, result });
+        }
+        while let Some(fetch) = self.fetches_waiting.pop_front() {
+            if let Err(fetch) = self.parts.fetches.push(fetch) {
+                self.fetches_waiting.push_front(fetch);
+                break;
+            }
+        }
+    }
+
+    fn take_findings(&mut self) {
+        while let Some(Finding { group, damage }) = self.parts.findings.pop() {
+            self.step(Input::Damaged { group, damage });
+        }
+    }
+
+    fn take_from_bridge(&mut self) {
+        for _ in 0..BRIDGE_ITEMS_PER_TURN {
+            let Some(item) = self.parts.port.from_bridge.pop() else { break };
+            match item {
+                // What comes now would be flushed and answered without end; to the peers this node is gone.
+                ToShard::Peer { .. } if self.is_stopping => {}
+                ToShard::Peer { frame, .. } => {
+                    for message in frame.messages() {
+                        self.step(Input::Message(message));
+                    }
+                }
+                ToShard::Client { connection, rights, frame } => {
+                    for request in frame.requests() {
+                        self.handle_client(connection, rights, request);
+                    }
+                }
+                ToShard::ClientGone { connection } => self.outbox.forget_client(connection),
+                ToShard::Unreachable { node } => self.step(Input::Unreachable { node }),
+            }
+        }
+    }
+
+    fn take_commands(&mut self) {
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some(command) = self.parts.commands.pop() else { break };
+            match command {
+                Command::Request { group, deadline, body, reply } => {
+                    let request = self.open.calls.insert(reply) as u64;
+                    self.handle_request(Token { origin: 0, request }, group, deadline, body);
+                }
+                Command::Statuses(reply) => {
+                    // The asker may be gone: then nobody waits for it.
+                    let _ = reply.send(self.parts.shard.statuses().collect());
+                }
+                Command::HandOver(reply) => {
+                    let led: Vec<GroupId> = self.led_groups().collect();
+                    for group in led {
+                        self.step(Input::TransferLeader { group, to: None });
+                    }
+                    self.hand_over = Some(reply);
+                }
+                Command::Stop => self.is_stopping = true,
+            }
+        }
+    }
+
+    fn led_groups(&self) -> impl Iterator<Item = GroupId> {
+        let led = self.parts.shard.statuses().filter(|status| status.role == Role::Leader);
+        led.map(|status| status.group)
+    }
+
+    fn handle_client(&mut self, connection: u64, rights: Rights, request: ClientRequest) {
+        let token = Token { origin: connection, request: request.request };
+        let is_allowed = match request.body {
+            ClientBody::Append { .. } => rights.append,
+            ClientBody::Query { .. } | ClientBody::ReadRecords { .. } | ClientBody::Status => rights.read,
+        };
+        if is_allowed {
+            let deadline = Duration::from_millis(u64::from(request.deadline_ms));
+            self.handle_request(token, request.group, deadline, request.body);
+        } else {
+            self.answer(token, request.group, ReplyBody::Failed(RequestError::Denied));
+        }
+    }
+
+    fn handle_request(&mut self, token: Token, group: GroupId, deadline: Duration, body: ClientBody) {
+        ShardCounters::add(&self.parts.counters.requests, 1);
+        if self.is_stopping {
+            return self.answer(token, group, ReplyBody::Failed(RequestError::ShuttingDown));
+        }
+        let deadline = self.now.after(deadline.min(DEADLINE_MAX));
+        match body {
+            ClientBody::Append { block, answer } => match self.check_block(group, &block, answer) {
+                Ok(()) => self.step(Input::Propose(Propose { token, group, block, answer, deadline })),
+                Err(error) => self.answer(token, group, ReplyBody::Failed(error)),
+            },
+            ClientBody::Query { is_linearizable: false, query } => {
+                self.answer_query(token, group, None, &query);
+            }
+            ClientBody::Query { is_linearizable: true, query } => {
+                if self.open.queries.contains_key(&token) {
+                    let what = "a request number that is still open";
+                    return self.answer(token, group, ReplyBody::Failed(RequestError::Invalid { what }));
+                }
+                self.open.queries.insert(token, query);
+                self.step(Input::Read { token, group, deadline });
+            }
+            ClientBody::ReadRecords { from, bytes_max } => {
+                let bytes_max = (bytes_max as usize).min(READ_BYTES_MAX);
+                self.step(Input::ReadRecords { token, group, from, bytes_max, deadline });
+            }
+            ClientBody::Status => {
+                let body = match self.parts.shard.status(group) {
+                    Some(status) => ReplyBody::Status(status),
+                    None => ReplyBody::Failed(RequestError::UnknownGroup),
+                };
+                self.answer(token, group, body);
+            }
+        }
+    }
+
+    fn check_block(&self, group: GroupId, block: &RecordBlock, answer: AnswerOn) -> Result<(), RequestError> {
+        let too_large = |bytes: usize, bytes_max: usize| {
+            Err(RequestError::TooLarge { bytes: bytes as u64, bytes_max: bytes_max as u64 })
+        };
+        if self.is_fenced {
+            return Err(RequestError::Fenced);
+        }
+        if !self.appends_waiting.is_empty() {
+            return Err(RequestError::busy(BusyReason::Writer));
+        }
+        if self.is_space_low {
+            return Err(RequestError::busy(BusyReason::Space));
+        }
+        let largest = block.largest();
+        if largest > self.parts.record_bytes_max {
+            return too_large(largest, self.parts.record_bytes_max);
+        }
+        if block.as_bytes().len() > self.parts.block_bytes_max {
+            return too_large(block.as_bytes().len(), self.parts.block_bytes_max);
+        }
+        // A group that is not here has no state machine either; the core says which it is.
+        let is_unknown = answer == AnswerOn::Apply && self.parts.shard.status(group).is_none();
+        if is_unknown { Ok(()) } else { self.machines.check(group, block, answer) }
+    }
+
+    /// Says everything that the core wants done to whoever does it.
+    fn carry_out(&mut self) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        if let Some(append) = outputs.append.take() {
+            self.hand_to_writer(append);
+        }
+        for send in outputs.sends.drain(..) {
+            self.outbox.push(send.message, send.after.filter(|seq| *seq > self.persisted));
+        }
+        for fetch in outputs.fetches.drain(..) {
+            if let Err(fetch) = self.parts.fetches.push(fetch) {
+                self.fetches_waiting.push_back(fetch);
+            }
+        }
+        for apply in outputs.applies.drain(..) {
+            self.apply(apply);
+        }
+        for reply in outputs.replies.drain(..) {
+            self.handle_reply(reply);
+        }
+        for event in outputs.events.drain(..) {
+            self.report(event);
+        }
+        outputs.clear();
+        self.outputs = outputs;
+        let lost = self.outbox.flush(&self.parts.port.to_bridge, &self.parts.counters);
+        for node in lost {
+            self.step(Input::Unreachable { node });
+        }
+        if self.hand_over.is_some()
+            && self.led_groups().next().is_none()
+            && let Some(reply) = self.hand_over.take()
+        {
+            let _ = reply.send(());
+        }
+    }
+
+    fn hand_to_writer(&mut self, append: Append) {
+        if self.is_fenced {
+            return;
+        }
+        let queued = Queued { append, at: Instant::now() };
+        if !self.appends_waiting.is_empty() {
+            self.appends_waiting.push_back(queued);
+        } else if let Err(queued) = self.parts.appends.push(queued) {
+            self.appends_waiting.push_back(queued);
+        }
+    }
+
+    fn handle_reply(&mut self, reply: Reply) {
+        match reply {
+            Reply::Appended { token, group, first, count, index, term } => {
+                ShardCounters::add(&self.parts.counters.records_acked, u64::from(count));
+                self.answer(token, group, ReplyBody::Appended { first, count, index, term });
+            }
+            Reply::ReadReady { token, group, index } => {
+                if let Some(query) = self.open.queries.remove(&token) {
+                    self.answer_query(token, group, Some(index), &query);
+                }
+            }
+            Reply::Records { token, group, from, entries, end } => {
+                let batches = entries.into_iter().map(|entry| entry.data).collect();
+                self.answer(token, group, ReplyBody::Records { from, end, batches });
+            }
+            Reply::Failed { token, group, error } => {
+                self.open.queries.remove(&token);
+                if matches!(error, RequestError::Busy { .. }) {
+                    ShardCounters::add(&self.parts.counters.busy, 1);
+                }
+                self.answer(token, group, ReplyBody::Failed(error));
+            }
+        }
+    }
+
+    fn answer_query(&mut self, token: Token, group: GroupId, index: Option<Index>, query: &[u8]) {
+        let body = match self.parts.shard.status(group) {
+            Some(status) => match self.machines.query(group, query) {
+                Ok(answer) => {
+                    ReplyBody::Answer { index: index.unwrap_or(status.applied), answer: answer.into() }
+                }
+                Err(error) => ReplyBody::Failed(error),
+            },
+            None => ReplyBody::Failed(RequestError::UnknownGroup),
+        };
+        self.answer(token, group, body);
+    }
+
+    fn answer(&mut self, token: Token, group: GroupId, body: ReplyBody) {
+        if token.origin != 0 {
+            let bytes = match &body {
+                ReplyBody::Responses { responses, .. } => responses.as_bytes().len(),
+                ReplyBody::Answer { answer, .. } => answer.len(),
+                _ => 0,
+            };
+            let body = match body {
+                _ if bytes <= ANSWER_BYTES_MAX => body,
+                // What was applied stays applied.
+                ReplyBody::Responses { .. } => {
+                    ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None })
+                }
+                _ => {
+                    let (bytes, bytes_max) = (bytes as u64, ANSWER_BYTES_MAX as u64);
+                    ReplyBody::Failed(RequestError::TooLarge { bytes, bytes_max })
+                }
+            };
+            self.outbox.push_reply(token, group, body);
+        } else if let Some(call) = self.open.calls.try_remove(token.request as usize) {
+            // The caller may have stopped waiting.
+            let _ = call.send(body);
+        }
+    }
+
+    fn apply(&mut self, apply: Apply) {
+        let Some(last) = apply.entries.last().map(|entry| entry.index) else { return };
+        let answers = self.machines.apply(&apply);
+        for (body, waiter) in answers.into_iter().zip(&apply.waiters) {
+            if matches!(body, ReplyBody::Responses { .. }) {
+                ShardCounters::add(&self.parts.counters.records_acked, u64::from(waiter.count));
+            }
+            self.answer(waiter.token, apply.group, body);
+        }
+        self.loopback.push(Input::Applied { group: apply.group, index: last });
+    }
+
+    fn report(&mut self, event: Event) {
+        let counters = &self.parts.counters;
+        match event {
+            Event::LeaderChanged { group, term, leader } => {
+                if leader == Some(self.parts.node) {
+                    ShardCounters::add(&counters.leaderships_gained, 1);
+                }
+                tracing::debug!(%group, %term, ?leader, "leader changed");
+            }
+            Event::Quarantined { group, reason } => {
+                ShardCounters::add(&counters.groups_quarantined, 1);
+                tracing::error!(%group, reason, "group quarantined on this node; the others go on");
+            }
+            Event::MessageRefused { group, from, reason } => {
+                ShardCounters::add(&counters.messages_refused, 1);
+                tracing::warn!(%group, %from, ?reason, "message of a peer refused");
+            }
+            Event::Fenced => {
+                tracing::error!(shard = %self.parts.shard_id, "shard fenced after a failed write");
+            }
+        }
+    }
+
+    /// Whether something waits for a turn.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        !self.loopback.is_empty()
+            || !self.outputs.is_empty()
+            || !self.parts.written.is_empty()
+            || !self.parts.fetched.is_empty()
+            || !self.parts.findings.is_empty()
+            || !self.parts.port.from_bridge.is_empty()
+            || !self.parts.commands.is_empty()
+    }
+
+    /// Whether nothing is on its way to the disk and nobody waits for an answer to be sent.
+    fn is_drained(&self) -> bool {
+        let is_flushed = self.appends_waiting.is_empty() && self.parts.appends.is_empty();
+        self.is_fenced || (is_flushed && !self.outbox.is_gated())
+    }
+
+    /// Answers what is still open.
+    fn finish(&mut self) {
+        self.parts.closing.0.store(true, Ordering::SeqCst);
+        self.take_written();
+        self.take_commands();
+        self.carry_out();
+        for call in std::mem::take(&mut self.open.calls) {
+            let _ = call.1.send(ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None }));
+        }
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Driver")
+            .field("node", &self.parts.node)
+            .field("shard", &self.parts.shard_id)
+            .field("now", &self.now)
+            .field("next_wakeup", &self.parts.shard.next_wakeup())
+            .field("appends_waiting", &self.appends_waiting.len())
+            .field("fetches_waiting", &self.fetches_waiting.len())
+            .field("is_fenced", &self.is_fenced)
+            .finish_non_exhaustive()
+    }
+}

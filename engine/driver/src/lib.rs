@@ -1,0 +1,21 @@
+//! The turn of a shard: what stands between its core and its rings, whatever runtime calls it.
+//!
+//! glommio drives it in production, madsim in simulation, with the same rings, frames and state machines.
+//! A runtime's part is small: call [`Driver::turn`] with the time, then call it again or sleep, as it says.
+//!
+//! Invariants: `Persisted` reaches the core before peer messages of the same turn; a frame leaves
+//! only when the flush it waits for is durable; every request gets exactly one answer.
+//!
+//! It never blocks, sleeps or starts a thread, and reads no clock but the one that says how long a
+//! flush waited.
+#![forbid(unsafe_code)]
+
+mod driver;
+pub mod lines;
+mod machines;
+mod outbox;
+pub mod state_machine;
+pub mod stats;
+
+pub use driver::{Driver, DriverParts, Next, Observer};
+pub use outbox::FRAME_BYTES_TARGET;

@@ -1,0 +1,117 @@
+//! The state machines of a shard's groups: what a panic in one of them does, and whom it answers.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use iroh_raft_core::batch::{Batch, RecordBlock};
+use iroh_raft_core::{AnswerOn, Apply, GroupId, RequestError};
+use iroh_raft_netbridge::wire::ReplyBody;
+
+use crate::state_machine::{ApplyContext, Machine};
+
+/// Largest block of responses: lengths in it have 32 bits.
+const BLOCK_BYTES_MAX: usize = 1 << 30;
+/// Bytes of the length in front of each response.
+const LENGTH_BYTES: usize = 4;
+
+/// By group; `None` after a panic: what it would apply to is no longer known.
+pub(crate) struct Machines(BTreeMap<GroupId, Option<Box<dyn Machine>>>);
+
+impl Machines {
+    pub(crate) fn new(machines: BTreeMap<GroupId, Box<dyn Machine>>) -> Machines {
+        Machines(machines.into_iter().map(|(group, machine)| (group, Some(machine))).collect())
+    }
+
+    /// Whether records may enter the log of a group of this shard.
+    pub(crate) fn check(
+        &self,
+        group: GroupId,
+        block: &RecordBlock,
+        answer: AnswerOn,
+    ) -> Result<(), RequestError> {
+        let machine = match self.0.get(&group) {
+            Some(Some(machine)) => machine,
+            Some(None) => return Err(RequestError::Quarantined),
+            None if answer == AnswerOn::Apply => {
+                return Err(RequestError::Invalid { what: "a command for a group without a state machine" });
+            }
+            None => return Ok(()),
+        };
+        if block.records().all(|record| machine.is_command(record)) {
+            Ok(())
+        } else {
+            Err(RequestError::Invalid { what: "a record is not a command of the group's state machine" })
+        }
+    }
+
+    /// Asks the state machine of a group of this shard.
+    pub(crate) fn query(&self, group: GroupId, query: &[u8]) -> Result<Vec<u8>, RequestError> {
+        let invalid = |what| Err(RequestError::Invalid { what });
+        match self.0.get(&group) {
+            Some(Some(machine)) => match catch_unwind(AssertUnwindSafe(|| machine.query(query))) {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(_)) => invalid("not a query of the state machine"),
+                Err(_) => invalid("the state machine panicked over it"),
+            },
+            Some(None) => Err(RequestError::Quarantined),
+            None => invalid("a query to a group without a state machine"),
+        }
+    }
+
+    /// Applies committed entries; returns the answers to those who wait, in their order.
+    pub(crate) fn apply(&mut self, apply: &Apply) -> Vec<ReplyBody> {
+        // The commands are in the log: a retry would put them in twice, so their outcome is unknown, not
+        // refused.
+        let unknown = || ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None });
+        let Some(Some(machine)) = self.0.get_mut(&apply.group) else {
+            return apply.waiters.iter().map(|_| unknown()).collect();
+        };
+        let machine = machine.as_mut();
+        // What a panic left unfinished is not looked at again: the machine is dropped.
+        let Ok(responses) = catch_unwind(AssertUnwindSafe(|| responses_of(apply, machine))) else {
+            let upto = apply.entries.last().map(|entry| entry.index.0);
+            tracing::error!(group = %apply.group, ?upto, "the state machine panicked: it is taken out on this node");
+            self.0.insert(apply.group, None);
+            return apply.waiters.iter().map(|_| unknown()).collect();
+        };
+        let answer = |(responses, waiter): (&Vec<Vec<u8>>, &iroh_raft_core::Waiter)| {
+            let bytes: usize = responses.iter().map(|response| response.len() + LENGTH_BYTES).sum();
+            if bytes > BLOCK_BYTES_MAX {
+                // No answer is that long; the commands are applied.
+                return unknown();
+            }
+            ReplyBody::Responses {
+                first: waiter.first,
+                index: waiter.index,
+                term: waiter.term,
+                responses: RecordBlock::from_records(responses),
+            }
+        };
+        responses.iter().zip(&apply.waiters).map(answer).collect()
+    }
+}
+
+/// Applies the records of the entries and collects the responses that the waiters are for.
+fn responses_of(apply: &Apply, machine: &mut dyn Machine) -> Vec<Vec<Vec<u8>>> {
+    let waiters = &apply.waiters;
+    let mut answered: Vec<Vec<Vec<u8>>> = waiters.iter().map(|_| Vec::new()).collect();
+    let mut next = 0;
+    for entry in apply.entries.iter().filter(|entry| !entry.data.is_empty()) {
+        // Conf changes carry no batch; batches were checked when they entered the log.
+        let Ok(batch) = Batch::parse(&entry.data) else { continue };
+        for (offset, record) in batch.records() {
+            let context = ApplyContext { group: apply.group, index: entry.index, offset, at: batch.at() };
+            let response = machine.apply(context, record);
+            while waiters.get(next).is_some_and(|waiter| waiter.first.0 + u64::from(waiter.count) <= offset.0)
+            {
+                next += 1;
+            }
+            if let (Some(waiter), Some(responses)) = (waiters.get(next), answered.get_mut(next))
+                && waiter.first <= offset
+            {
+                responses.push(response);
+            }
+        }
+    }
+    answered
+}

@@ -1,0 +1,169 @@
+//! The command line: which seeds, and what is said about them.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+
+use crate::marks::Marks;
+use crate::plan::Plan;
+use crate::sim::{self, Outcome};
+
+/// Simulates clusters with faults, one run for each seed.
+#[derive(Parser, Debug)]
+struct Args {
+    /// Number of seeds.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// First seed.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Stop after so many minutes, whatever number of seeds has run.
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Run this seed alone, and tell what happened.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Run each seed twice and compare what the cores took and said.
+    #[arg(long)]
+    twice: bool,
+    /// Fail when something that the runs should have reached was not.
+    #[arg(long)]
+    marks: bool,
+    /// Runs at a time.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+#[derive(Default)]
+struct Totals {
+    runs: u64,
+    violations: u64,
+    marks: Marks,
+    elections: u64,
+    faults: u64,
+    disk_faults: u64,
+    power_cuts: u64,
+    partitions: u64,
+    acknowledged: u64,
+    operations: u64,
+    undecided: u64,
+    simulated: Duration,
+}
+
+impl Totals {
+    fn add(&mut self, outcome: &Outcome) {
+        self.runs += 1;
+        self.violations += u64::from(outcome.violation.is_some());
+        self.marks.merge(&outcome.marks);
+        self.elections += outcome.elections;
+        self.faults += outcome.faults;
+        self.disk_faults += outcome.disk_faults;
+        self.power_cuts += outcome.power_cuts;
+        self.partitions += outcome.partitions;
+        self.acknowledged += outcome.acknowledged;
+        self.operations += outcome.operations;
+        self.undecided += outcome.undecided;
+        self.simulated += outcome.simulated;
+    }
+}
+
+pub(crate) fn run() -> ExitCode {
+    let args = Args::parse();
+    if let Some(seed) = args.seed {
+        return run_one(seed);
+    }
+    // Panics inside redb are part of the storage's work with damaged files; others end a run as violations.
+    std::panic::set_hook(Box::new(|_| {}));
+    let started = Instant::now();
+    let limit = args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
+    let next = AtomicU64::new(args.from);
+    let end = args.from.saturating_add(args.seeds);
+    let is_over = AtomicBool::new(false);
+    let totals = Mutex::new(Totals::default());
+    std::thread::scope(|scope| {
+        for _ in 0..args.threads.max(1) {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) && limit.is_none_or(|limit| started.elapsed() < limit)
+                {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        return;
+                    }
+                    let plan = Plan::draw(seed);
+                    let outcome = sim::run(&plan, false);
+                    let mut is_same = true;
+                    if args.twice {
+                        let again = sim::run(&plan, false);
+                        is_same = again.digest == outcome.digest;
+                    }
+                    let mut totals = totals.lock().expect("no run panics");
+                    totals.add(&outcome);
+                    if !is_same {
+                        totals.violations += 1;
+                        println!("seed {seed}: two runs differ");
+                    }
+                    if let Some(violation) = &outcome.violation {
+                        println!("seed {seed}: {}: {}", violation.invariant, violation.what);
+                        println!("  replay: cargo xtask sim --seed {seed}");
+                        is_over.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let totals = totals.into_inner().expect("no run panics");
+    report(&totals, started.elapsed(), &args)
+}
+
+fn report(totals: &Totals, took: Duration, args: &Args) -> ExitCode {
+    for (mark, count) in totals.marks.iter() {
+        println!("  {count:>10} {mark}");
+    }
+    let missing = totals.marks.missing();
+    if !missing.is_empty() {
+        println!("never reached: {}", missing.join(", "));
+    }
+    let hours = totals.simulated.as_secs_f64() / 3600.0;
+    println!(
+        "{} seeds, {} violations, {} elections, {} faults ({} partitions, {} power cuts, {} of disks), \
+         {} acknowledged records, {} operations ({} registers undecided), {hours:.2} simulated hours in {:.1} minutes, {:.0} hours an hour",
+        totals.runs,
+        totals.violations,
+        totals.elections,
+        totals.faults,
+        totals.partitions,
+        totals.power_cuts,
+        totals.disk_faults,
+        totals.acknowledged,
+        totals.operations,
+        totals.undecided,
+        took.as_secs_f64() / 60.0,
+        hours / (took.as_secs_f64() / 3600.0),
+    );
+    let is_good = totals.violations == 0 && (!args.marks || missing.is_empty());
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_one(seed: u64) -> ExitCode {
+    let plan = Plan::draw(seed);
+    println!("{plan:#?}");
+    let outcome = sim::run(&plan, true);
+    outcome.told.iter().for_each(|line| println!("{line}"));
+    for (mark, count) in outcome.marks.iter() {
+        println!("  {count:>10} {mark}");
+    }
+    println!("digest {:016x}, {:.1} simulated seconds", outcome.digest, outcome.simulated.as_secs_f64());
+    match &outcome.violation {
+        Some(violation) => {
+            println!("seed {seed}: {}: {}", violation.invariant, violation.what);
+            ExitCode::FAILURE
+        }
+        None => {
+            println!("seed {seed}: no violation");
+            ExitCode::SUCCESS
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! What must hold in every run, checked as it goes. Each file says whose rule it checks.
+//!
+//! They see what goes into every core and what comes out of it, every message that leaves a node, and what
+//! recovery finds; they see it all at once, which no replica ever does.
+
+mod acknowledged;
+mod commits;
+mod durable;
+mod elections;
+pub(crate) mod linear;
+mod log;
+mod sent;
+mod trace;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use iroh_raft_core::{
+    Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, NodeId, Outputs,
+    PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp,
+};
+
+use crate::clock::elapsed;
+use crate::marks::Marks;
+use crate::plan::Plan;
+use acknowledged::Acknowledged;
+use commits::Commits;
+use durable::Durable;
+use elections::Elections;
+use log::Logs;
+use trace::Trace;
+
+pub(crate) use acknowledged::read as acknowledged_read;
+pub(crate) use log::record_hash;
+
+/// Lines that are kept of a run that is told.
+const TOLD_MAX: usize = 400;
+
+/// Term and content of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct EntryId {
+    pub(crate) term: Term,
+    pub(crate) hash: u64,
+}
+
+/// Something that must never happen.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    pub(crate) invariant: &'static str,
+    pub(crate) what: String,
+}
+
+/// The result of a check: what was seen, if it broke the rule.
+pub(crate) type Checked = Result<(), Violation>;
+
+/// Breaks a rule unless something holds.
+pub(crate) fn ensure(holds: bool, invariant: &'static str, what: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(Violation { invariant, what: what() }) }
+}
+
+/// All checkers together.
+pub(crate) struct Checks {
+    plan: Plan,
+    pub(crate) violation: Option<Violation>,
+    pub(crate) marks: Marks,
+    pub(crate) elected: u64,
+    pub(crate) trace: Trace,
+    durable: Durable,
+    elections: Elections,
+    logs: Logs,
+    pub(crate) commits: Commits,
+    pub(crate) acknowledged: Acknowledged,
+    /// How each replica stood at the end of its last turn.
+    statuses: BTreeMap<(NodeId, GroupId), GroupStatus>,
+    /// The last things that happened, if they are told.
+    told: Option<VecDeque<String>>,
+}
+
+impl Checks {
+    pub(crate) fn new(plan: &Plan, is_told: bool) -> Checks {
+        Checks {
+            plan: plan.clone(),
+            violation: None,
+            marks: Marks::default(),
+            elected: 0,
+            trace: Trace::default(),
+            durable: Durable::default(),
+            elections: Elections::default(),
+            logs: Logs::default(),
+            commits: Commits::default(),
+            acknowledged: Acknowledged::default(),
+            statuses: BTreeMap::new(),
+            told: is_told.then(VecDeque::new),
+        }
+    }
+
+    /// Keeps the first violation.
+    pub(crate) fn note(&mut self, checked: Checked) {
+        if let (Err(violation), None) = (checked, &self.violation) {
+            self.tell(|| format!("VIOLATION {}: {}", violation.invariant, violation.what));
+            self.violation = Some(violation);
+        }
+    }
+
+    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(told) = &mut self.told {
+            if told.len() == TOLD_MAX {
+                told.pop_front();
+            }
+            told.push_back(format!("{:>12.6} {}", elapsed().as_secs_f64(), line()));
+        }
+    }
+
+    pub(crate) fn told(&self) -> impl Iterator<Item = &str> {
+        self.told.iter().flatten().map(String::as_str)
+    }
+
+    /// A node's process ended.
+    pub(crate) fn stopped(&mut self, node: NodeId) {
+        self.statuses.retain(|(of, _), _| *of != node);
+    }
+
+    /// A shard was opened; these are the replicas that recovery found.
+    pub(crate) fn booted(&mut self, node: NodeId, shard: ShardId, last_seq: FlushSeq, found: &[GroupState]) {
+        self.tell(|| format!("node {node} shard {shard} starts after flush {last_seq}"));
+        let checked = self.durable.booted(node, shard, last_seq, found, &mut self.marks);
+        self.note(checked);
+        for state in found {
+            let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
+            self.logs.restart(node, state.group, entries);
+            let is_damaged = state.damage.is_some();
+            self.marks.add("group damaged at start", u64::from(is_damaged));
+            let checked =
+                ensure(!is_damaged || self.plan.liars.contains(&node), "damage has a cause", || {
+                    format!("node {node} finds {:?} damaged: {:?}", state.group, state.damage)
+                });
+            self.note(checked);
+            if !is_damaged {
+                let checked = state.tail.iter().try_for_each(|entry| self.logs.check(state.group, entry));
+                self.note(checked);
+            }
+        }
+        self.trace.booted(node, shard, last_seq, found);
+    }
+
+    /// A core is about to take an input.
+    pub(crate) fn input(&mut self, node: NodeId, shard: ShardId, now: Timestamp, input: &Input) {
+        match input {
+            Input::Persisted { seq } => {
+                let checked = self.durable.persisted(node, shard, *seq);
+                self.note(checked);
+            }
+            Input::Fetched { group, result: Ok(entries), .. } => {
+                self.marks.add("entries fetched from the disk", 1);
+                let checked = entries.iter().try_for_each(|entry| self.logs.check(*group, entry));
+                self.note(checked);
+            }
+            _ => {}
+        }
+        self.trace.input(node, shard, now, input);
+    }
+
+    /// A turn of a core has ended.
+    pub(crate) fn turn(
+        &mut self,
+        node: NodeId,
+        id: ShardId,
+        now: Timestamp,
+        shard: &Shard,
+        outputs: &Outputs,
+    ) {
+        self.trace.outputs(node, id, now, outputs);
+        if let Some(append) = &outputs.append {
+            for part in &append.groups {
+                let key = (node, part.group);
+                let status = shard.status(part.group);
+                let led = |status: Option<&GroupStatus>| {
+                    status.filter(|status| status.role == Role::Leader).map(|status| status.term)
+                };
+                let is_leader =
+                    led(status.as_ref()).is_some() && led(status.as_ref()) == led(self.statuses.get(&key));
+                self.tell(|| {
+                    let range = part.entries.first().zip(part.entries.last());
+                    let range = range.map(|(first, last)| (first.index.0, last.index.0, last.term.0));
+                    let (group, seq) = (part.group, append.seq);
+                    format!("node {node} group {group} flush {seq}: {:?} entries {range:?}", part.hard_state)
+                });
+                let checked = self.logs.appended(key, part, is_leader, &mut self.marks);
+                self.note(checked);
+            }
+            self.durable.handed_over(node, id, append);
+        }
+        for event in &outputs.events {
+            self.event(node, event);
+        }
+        for status in shard.statuses() {
+            self.status(node, status);
+        }
+        self.replies(node, outputs);
+    }
+
+    fn event(&mut self, node: NodeId, event: &Event) {
+        self.tell(|| format!("node {node}: {event:?}"));
+        match event {
+            Event::Quarantined { group, reason } => {
+                self.marks.add("group quarantined", 1);
+                // A log file that failed can no longer be read either; its shard is about to be fenced.
+                let has_cause = self.plan.liars.contains(&node) || *reason == FetchError::Io.to_string();
+                let checked = ensure(has_cause, "no quarantine without a cause", || {
+                    format!("node {node} took out group {group}: {reason}")
+                });
+                self.note(checked);
+            }
+            Event::MessageRefused { .. } => self.marks.add("message refused by the validator", 1),
+            Event::LeaderChanged { .. } | Event::Fenced => {}
+        }
+    }
+
+    fn status(&mut self, node: NodeId, status: GroupStatus) {
+        let group = status.group;
+        let before = self.statuses.get(&(node, group)).cloned();
+        if status.is_quarantined || before.as_ref() == Some(&status) {
+            return;
+        }
+        let log = self.logs.of(node, group);
+        let checked = self.commits.advanced(node, &status, before.as_ref(), log, &self.logs);
+        self.note(checked);
+        let was_leader =
+            before.as_ref().filter(|status| status.role == Role::Leader).map(|status| status.term);
+        let is_leader = (status.role == Role::Leader).then_some(status.term);
+        self.marks.add("leader stepped down", u64::from(was_leader.is_some() && is_leader != was_leader));
+        if let Some(term) = is_leader.filter(|_| is_leader != was_leader) {
+            self.tell(|| format!("node {node} leads group {group} in term {term}"));
+            self.elected += 1;
+            self.marks.add("leader elected", 1);
+            let checked = self.elections.elected(node, group, term).and_then(|()| {
+                let committed = self.commits.of(group);
+                log::is_complete(node, group, term, self.logs.of(node, group), committed)
+            });
+            self.note(checked);
+        }
+        self.statuses.insert((node, group), status);
+    }
+
+    fn replies(&mut self, node: NodeId, outputs: &Outputs) {
+        for reply in &outputs.replies {
+            if let Reply::Appended { group, index, term, .. } = reply {
+                let checked = self.acknowledgeable(node, *group, *index, *term);
+                self.note(checked);
+            }
+        }
+        for apply in &outputs.applies {
+            for waiter in &apply.waiters {
+                let checked = self.acknowledgeable(node, apply.group, waiter.index, waiter.term);
+                self.note(checked);
+            }
+            let checked =
+                apply.entries.iter().try_for_each(|entry| self.commits.applied(node, apply.group, entry));
+            self.note(checked);
+        }
+    }
+
+    fn acknowledgeable(&self, node: NodeId, group: GroupId, index: Index, term: Term) -> Checked {
+        let voters = &self.plan.group(group).voters;
+        let holders = voters.iter().filter(|voter| self.durable.holds(**voter, group, index, term)).count();
+        ensure(holders > voters.len() / 2, "acknowledged only when durable on a quorum", || {
+            format!(
+                "node {node} answers for entry {index} of term {term} of {group}, which {holders} of {voters:?} hold"
+            )
+        })
+    }
+
+    /// Messages leave a node.
+    pub(crate) fn sent(&mut self, messages: impl Iterator<Item = PeerMessage>) {
+        for message in messages {
+            let checked =
+                sent::check(&message, &self.durable).and_then(|()| self.elections.voted(&message)).and_then(
+                    |()| message.entries.iter().try_for_each(|entry| self.logs.check(message.group, entry)),
+                );
+            self.note(checked);
+        }
+    }
+}
+
+impl Checks {
+    /// How a replica stood at the end of its last turn; `None` when it does not run or was taken out.
+    pub(crate) fn status_of(&self, node: NodeId, group: GroupId) -> Option<&GroupStatus> {
+        self.statuses.get(&(node, group))
+    }
+}

@@ -1,0 +1,94 @@
+//! State machine safety: what is committed at an index is the same everywhere and for ever (Raft paper, figure 3
+//! and 5.4.3); a replica's commit index never falls while it runs; offsets of committed records are dense
+//! (this project's promise).
+
+use std::collections::BTreeMap;
+
+use iroh_raft_core::{GroupId, GroupStatus, Index, LogEntry, NodeId, Offset};
+
+use super::log::{Logs, id_of};
+use super::{Checked, EntryId, ensure};
+
+#[derive(Default, Debug)]
+struct Committed {
+    entries: Vec<EntryId>,
+    /// A hash of each record, by offset.
+    records: Vec<u64>,
+}
+
+#[derive(Default, Debug)]
+pub(crate) struct Commits {
+    groups: BTreeMap<GroupId, Committed>,
+}
+
+impl Commits {
+    pub(super) fn of(&self, group: GroupId) -> &[EntryId] {
+        self.groups.get(&group).map_or(&[], |committed| &committed.entries)
+    }
+
+    /// Hashes of the committed records of a group, by offset.
+    pub(crate) fn records(&self, group: GroupId) -> &[u64] {
+        self.groups.get(&group).map_or(&[], |committed| &committed.records)
+    }
+
+    /// Index up to which somebody knows of a commit.
+    pub(crate) fn last(&self, group: GroupId) -> Index {
+        Index(self.of(group).len() as u64)
+    }
+
+    /// A replica says how far it knows of commits.
+    pub(super) fn advanced(
+        &mut self,
+        node: NodeId,
+        status: &GroupStatus,
+        before: Option<&GroupStatus>,
+        log: &[EntryId],
+        logs: &Logs,
+    ) -> Checked {
+        let (group, commit) = (status.group, status.commit);
+        let from = before.map_or(Index(0), |before| before.commit);
+        ensure(commit >= from, "the commit index never falls", || {
+            format!("node {node} group {group}: from {from} to {commit}")
+        })?;
+        ensure(status.applied <= commit && commit <= status.last, "applied <= commit <= last", || {
+            format!("node {node}: {status:?}")
+        })?;
+        let committed = self.groups.entry(group).or_default();
+        for index in from.0..commit.0 {
+            let at = usize::try_from(index).expect("a short log");
+            let index = Index(index + 1);
+            let Some(entry) = log.get(at) else {
+                return ensure(false, "only what a replica has is committed there", || {
+                    format!("node {node} group {group}: entry {index} is not in its log")
+                });
+            };
+            match committed.entries.get(at) {
+                Some(known) => ensure(known == entry, "what is committed is the same everywhere", || {
+                    format!("node {node} group {group}: entry {index} is {entry:?}, committed was {known:?}")
+                })?,
+                None => {
+                    committed.entries.push(*entry);
+                    let known = logs.known(group, index, entry.term).expect("it is in a log");
+                    let end = Offset(committed.records.len() as u64);
+                    ensure(known.records.is_empty() || known.base == end, "offsets are dense", || {
+                        format!("group {group}: entry {index} begins at offset {}, {end} was due", known.base)
+                    })?;
+                    committed.records.extend(&known.records);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A state machine is given an entry.
+    pub(super) fn applied(&self, node: NodeId, group: GroupId, entry: &LogEntry) -> Checked {
+        let at = usize::try_from(entry.index.0 - 1).expect("a short log");
+        let known = self.of(group).get(at);
+        ensure(known == Some(&id_of(entry)), "only what is committed is applied", || {
+            format!(
+                "node {node} group {group} applies {} of {}; committed is {known:?}",
+                entry.index, entry.term
+            )
+        })
+    }
+}

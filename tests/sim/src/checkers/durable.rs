@@ -1,0 +1,162 @@
+//! What each disk must hold: every flush that was reported durable, whole, and found again at every start
+//! (this project's promise: "what `run_once` reported is found at every later start").
+
+use std::collections::{BTreeMap, VecDeque};
+
+use iroh_raft_core::{
+    Append, ConfState, FlushSeq, GroupId, GroupState, HardState, Index, NodeId, ShardId, Term,
+};
+
+use super::log::id_of;
+use super::{Checked, EntryId, ensure};
+use crate::marks::Marks;
+
+const FOUND_AGAIN: &str = "what was durable is found again";
+
+/// A replica on its disk.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Stored {
+    pub(super) hard_state: HardState,
+    conf_state: Option<ConfState>,
+    pub(super) entries: Vec<EntryId>,
+}
+
+#[derive(Debug)]
+struct Part {
+    group: GroupId,
+    hard_state: Option<HardState>,
+    conf_state: Option<ConfState>,
+    first: Index,
+    entries: Vec<EntryId>,
+}
+
+impl Stored {
+    fn take(&mut self, part: Part) {
+        self.hard_state = part.hard_state.unwrap_or(self.hard_state);
+        self.conf_state = part.conf_state.or(self.conf_state.take());
+        if !part.entries.is_empty() {
+            self.entries.truncate(usize::try_from(part.first.0 - 1).expect("a short log"));
+            self.entries.extend(part.entries);
+        }
+    }
+}
+
+#[derive(Default, Debug)]
+struct OneShard {
+    groups: BTreeMap<GroupId, Stored>,
+    persisted: FlushSeq,
+    /// Handed to the writer, and not yet known durable.
+    pending: VecDeque<(FlushSeq, Vec<Part>)>,
+}
+
+impl OneShard {
+    fn take_upto(&mut self, seq: FlushSeq) {
+        while self.pending.front().is_some_and(|(flush, _)| *flush <= seq) {
+            for part in self.pending.pop_front().expect("just seen").1 {
+                self.groups.entry(part.group).or_default().take(part);
+            }
+        }
+    }
+}
+
+#[derive(Default, Debug)]
+pub(super) struct Durable {
+    shards: BTreeMap<(NodeId, ShardId), OneShard>,
+    /// Where each replica is.
+    places: BTreeMap<(NodeId, GroupId), ShardId>,
+}
+
+impl Durable {
+    pub(super) fn handed_over(&mut self, node: NodeId, shard: ShardId, append: &Append) {
+        let part = |part: &iroh_raft_core::GroupAppend| Part {
+            group: part.group,
+            hard_state: part.hard_state,
+            conf_state: part.conf_state.clone(),
+            first: part.entries.first().map_or(Index(0), |entry| entry.index),
+            entries: part.entries.iter().map(id_of).collect(),
+        };
+        for part in &append.groups {
+            self.places.insert((node, part.group), shard);
+        }
+        let parts = append.groups.iter().map(part).collect();
+        self.shards.entry((node, shard)).or_default().pending.push_back((append.seq, parts));
+    }
+
+    pub(super) fn persisted(&mut self, node: NodeId, shard: ShardId, seq: FlushSeq) -> Checked {
+        let one = self.shards.entry((node, shard)).or_default();
+        let last = one.pending.back().map_or(one.persisted, |(last, _)| *last);
+        one.persisted = one.persisted.max(seq);
+        one.take_upto(seq);
+        ensure(seq <= last, "only what was handed over is reported durable", || {
+            format!("node {node} shard {shard} reports flush {seq}, the last one is {last}")
+        })
+    }
+
+    /// Compares what recovery found with what must be there.
+    pub(super) fn booted(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        last_seq: FlushSeq,
+        found: &[GroupState],
+        marks: &mut Marks,
+    ) -> Checked {
+        let one = self.shards.entry((node, shard)).or_default();
+        ensure(last_seq >= one.persisted, FOUND_AGAIN, || {
+            let persisted = one.persisted;
+            format!("node {node} shard {shard} is back at flush {last_seq}, {persisted} was reported durable")
+        })?;
+        one.take_upto(last_seq);
+        marks.add("torn flush dropped at start", u64::from(!one.pending.is_empty()));
+        one.pending.clear();
+        one.persisted = last_seq;
+        for (group, stored) in &one.groups {
+            let state = found.iter().find(|state| state.group == *group);
+            ensure(state.is_some(), FOUND_AGAIN, || format!("node {node} has lost group {group}"))?;
+            if let Some(state) = state.filter(|state| state.damage.is_none()) {
+                same(node, stored, state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node's disk holds of a group.
+    pub(super) fn of(&self, node: NodeId, group: GroupId) -> Option<&Stored> {
+        let shard = self.places.get(&(node, group))?;
+        self.shards.get(&(node, *shard))?.groups.get(&group)
+    }
+
+    pub(super) fn holds(&self, node: NodeId, group: GroupId, index: Index, term: Term) -> bool {
+        let stored = self.of(node, group).map_or(&[][..], |stored| &stored.entries);
+        let at = usize::try_from(index.0).expect("a short log").checked_sub(1);
+        at.and_then(|at| stored.get(at)).is_some_and(|entry| entry.term == term)
+    }
+}
+
+fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
+    let group = state.group;
+    ensure(state.hard_state == stored.hard_state, FOUND_AGAIN, || {
+        format!("node {node} group {group}: {:?} instead of {:?}", state.hard_state, stored.hard_state)
+    })?;
+    ensure(stored.conf_state.as_ref() == Some(&state.conf_state), FOUND_AGAIN, || {
+        format!("node {node} group {group}: {:?} instead of {:?}", state.conf_state, stored.conf_state)
+    })?;
+    let last = Index(stored.entries.len() as u64);
+    ensure(state.last == last, FOUND_AGAIN, || {
+        format!("node {node} group {group}: the log ends at {} instead of {last}", state.last)
+    })?;
+    let mut runs = Vec::new();
+    for (at, entry) in (1..).zip(&stored.entries) {
+        if runs.last().is_none_or(|run: &iroh_raft_core::TermRun| run.term != entry.term) {
+            runs.push(iroh_raft_core::TermRun { first: Index(at), term: entry.term });
+        }
+    }
+    ensure(state.term_runs == runs, FOUND_AGAIN, || {
+        format!("node {node} group {group}: terms {:?} instead of {runs:?}", state.term_runs)
+    })?;
+    let wrong = state.tail.iter().find(|entry| {
+        let at = usize::try_from(entry.index.0 - 1).expect("a short log");
+        stored.entries.get(at) != Some(&id_of(entry))
+    });
+    ensure(wrong.is_none(), FOUND_AGAIN, || format!("node {node} group {group}: another entry {wrong:?}"))
+}

@@ -1,0 +1,116 @@
+//! Log matching, leader append-only and leader completeness (Raft paper, figure 3; 5.3 and 5.4).
+
+use std::collections::BTreeMap;
+
+use iroh_raft_core::batch::Batch;
+use iroh_raft_core::{GroupAppend, GroupId, Index, LogEntry, NodeId, Offset, Term};
+
+use super::{Checked, EntryId, ensure};
+use crate::marks::Marks;
+
+/// An entry of a term at an index, whoever holds it.
+#[derive(Debug)]
+pub(super) struct Known {
+    id: EntryId,
+    /// Term of the entry before it, once somebody has appended it.
+    before: Option<Term>,
+    /// Its first record's offset and a hash of each record.
+    pub(super) base: Offset,
+    pub(super) records: Vec<u64>,
+}
+
+#[derive(Default, Debug)]
+pub(super) struct Logs {
+    known: BTreeMap<(GroupId, Index, Term), Known>,
+    /// Every replica's log with what is on its way to the disk.
+    logs: BTreeMap<(NodeId, GroupId), Vec<EntryId>>,
+}
+
+pub(super) fn id_of(entry: &LogEntry) -> EntryId {
+    EntryId { term: entry.term, hash: record_hash(&entry.data) << 2 | entry.kind as u64 }
+}
+
+/// A hash of a record, to compare it by.
+pub(crate) fn record_hash(record: &[u8]) -> u64 {
+    (record.len() as u64) << 32 | u64::from(crc32c::crc32c(record))
+}
+
+impl Logs {
+    pub(super) fn of(&self, node: NodeId, group: GroupId) -> &[EntryId] {
+        self.logs.get(&(node, group)).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn known(&self, group: GroupId, index: Index, term: Term) -> Option<&Known> {
+        self.known.get(&(group, index, term))
+    }
+
+    /// Whether an entry is the one that everybody has seen at its index and term.
+    pub(super) fn check(&mut self, group: GroupId, entry: &LogEntry) -> Checked {
+        let id = id_of(entry);
+        let known = self.known.entry((group, entry.index, entry.term)).or_insert_with(|| {
+            let batch = Batch::parse(&entry.data).ok();
+            let base = batch.as_ref().map_or(Offset(0), Batch::base);
+            let records = batch.iter().flat_map(Batch::records).map(|(_, record)| record_hash(record));
+            Known { id, before: None, base, records: records.collect() }
+        });
+        ensure(known.id == id, "entries of one index and term are the same", || {
+            format!("group {group}: two entries {} of term {}", entry.index, entry.term)
+        })
+    }
+
+    /// A replica appends entries. A leader only ever adds to its end.
+    pub(super) fn appended(
+        &mut self,
+        (node, group): (NodeId, GroupId),
+        part: &GroupAppend,
+        is_leader: bool,
+        marks: &mut Marks,
+    ) -> Checked {
+        let Some(first) = part.entries.first() else { return Ok(()) };
+        part.entries.iter().try_for_each(|entry| self.check(group, entry))?;
+        let log = self.logs.entry((node, group)).or_default();
+        let kept = usize::try_from(first.index.0).expect("a short log").saturating_sub(1);
+        ensure(kept <= log.len(), "logs have no gaps", || {
+            format!("node {node} group {group} goes on at {}, its log ends at {}", first.index, log.len())
+        })?;
+        ensure(!is_leader || kept == log.len(), "leaders only append", || {
+            format!("node {node} leads group {group} and overwrites its entry {}", first.index)
+        })?;
+        marks.add("follower's suffix cut", u64::from(kept < log.len()));
+        log.truncate(kept);
+        for entry in &part.entries {
+            let before = log.last().map_or(Term(0), |last| last.term);
+            log.push(id_of(entry));
+            let known = self.known.get_mut(&(group, entry.index, entry.term)).expect("checked above");
+            let known_before = *known.before.get_or_insert(before);
+            ensure(known_before == before, "logs that share an entry share all before it", || {
+                let (index, term) = (entry.index, entry.term);
+                format!(
+                    "node {node} group {group}: entry {index} of term {term} after terms {before} and {known_before}"
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A replica starts again with so many of its entries.
+    pub(super) fn restart(&mut self, node: NodeId, group: GroupId, entries: &[EntryId]) {
+        self.logs.insert((node, group), entries.to_vec());
+    }
+}
+
+/// A new leader has everything that was committed in earlier terms.
+pub(super) fn is_complete(
+    node: NodeId,
+    group: GroupId,
+    term: Term,
+    log: &[EntryId],
+    committed: &[EntryId],
+) -> Checked {
+    let lacking =
+        committed.iter().enumerate().find(|(at, entry)| entry.term < term && log.get(*at) != Some(entry));
+    ensure(lacking.is_none(), "leaders have all that is committed", || {
+        let index = lacking.map_or(0, |(at, _)| at + 1);
+        format!("node {node} leads group {group} in term {term} without committed entry {index}")
+    })
+}

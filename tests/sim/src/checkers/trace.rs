@@ -1,0 +1,94 @@
+//! A digest of everything that goes into the cores and comes out of them: two runs of a seed must have the same.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use iroh_raft_core::{
+    FlushSeq, GroupState, Input, LogEntry, NodeId, Outputs, PeerMessage, Reply, ShardId, Timestamp,
+};
+
+#[derive(Default)]
+pub(crate) struct Trace(DefaultHasher);
+
+impl Trace {
+    pub(crate) fn digest(&self) -> u64 {
+        self.0.finish()
+    }
+
+    pub(super) fn booted(&mut self, node: NodeId, shard: ShardId, last_seq: FlushSeq, found: &[GroupState]) {
+        (node, shard, last_seq).hash(&mut self.0);
+        for state in found {
+            (state.group, state.last, state.next_offset, state.damage.is_some()).hash(&mut self.0);
+        }
+    }
+
+    pub(super) fn input(&mut self, node: NodeId, shard: ShardId, now: Timestamp, input: &Input) {
+        (node, shard, now, std::mem::discriminant(input)).hash(&mut self.0);
+        match input {
+            Input::Wall(at) => at.hash(&mut self.0),
+            Input::Message(message) => self.message(message),
+            Input::Propose(propose) => {
+                (propose.token, propose.group, propose.deadline).hash(&mut self.0);
+                crc32c::crc32c(propose.block.as_bytes()).hash(&mut self.0);
+            }
+            Input::Read { token, group, deadline } => (token, group, deadline).hash(&mut self.0),
+            Input::ReadRecords { token, group, from, .. } => (token, group, from).hash(&mut self.0),
+            Input::Persisted { seq } => seq.hash(&mut self.0),
+            Input::Damaged { group, damage } => (group, damage.first, damage.last).hash(&mut self.0),
+            Input::Fetched { id, group, result } => {
+                (id, group, result.is_ok()).hash(&mut self.0);
+                result.iter().flatten().for_each(|entry| self.entry(entry));
+            }
+            Input::Applied { group, index } => (group, index).hash(&mut self.0),
+            Input::Unreachable { node } => node.hash(&mut self.0),
+            Input::TransferLeader { group, to } => (group, to).hash(&mut self.0),
+            Input::EndTurn | Input::PersistFailed => {}
+        }
+    }
+
+    pub(super) fn outputs(&mut self, node: NodeId, shard: ShardId, now: Timestamp, outputs: &Outputs) {
+        (node, shard, now).hash(&mut self.0);
+        if let Some(append) = &outputs.append {
+            append.seq.hash(&mut self.0);
+            for part in &append.groups {
+                let hard_state = part.hard_state.map(|state| (state.term, state.vote, state.commit));
+                (part.group, hard_state).hash(&mut self.0);
+                part.entries.iter().for_each(|entry| self.entry(entry));
+            }
+        }
+        for send in &outputs.sends {
+            send.after.hash(&mut self.0);
+            self.message(&send.message);
+        }
+        for apply in &outputs.applies {
+            (apply.group, apply.entries.len(), apply.waiters.len()).hash(&mut self.0);
+        }
+        for fetch in &outputs.fetches {
+            (fetch.id, fetch.group, fetch.to).hash(&mut self.0);
+        }
+        for reply in &outputs.replies {
+            std::mem::discriminant(reply).hash(&mut self.0);
+            match reply {
+                Reply::Appended { token, first, index, term, .. } => {
+                    (token, first, index, term).hash(&mut self.0)
+                }
+                Reply::ReadReady { token, index, .. } => (token, index).hash(&mut self.0),
+                Reply::Records { token, end, .. } => (token, end).hash(&mut self.0),
+                Reply::Failed { token, error, .. } => {
+                    (token, std::mem::discriminant(error)).hash(&mut self.0);
+                }
+            }
+        }
+        outputs.events.len().hash(&mut self.0);
+    }
+
+    fn message(&mut self, message: &PeerMessage) {
+        let PeerMessage { kind, group, from, to, term, log_term, index, commit, reject, .. } = message;
+        (kind, group, from, to, term, log_term, index, commit, reject).hash(&mut self.0);
+        (&message.context[..], message.reject_hint, message.entries.len()).hash(&mut self.0);
+        message.entries.iter().for_each(|entry| self.entry(entry));
+    }
+
+    fn entry(&mut self, entry: &LogEntry) {
+        (entry.index, entry.term, entry.kind, crc32c::crc32c(&entry.data)).hash(&mut self.0);
+    }
+}

@@ -1,0 +1,379 @@
+//! The clients: appends, commands, linearizable reads, reads of records and consumers that follow a log, over
+//! the real frames. A timeout is unknown, never failure.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_channel::oneshot;
+use iroh_raft_core::batch::{Batch, RecordBlock};
+use iroh_raft_core::{AnswerOn, BusyReason, GroupId, NodeId, Offset, RequestError, Retry, shard_of};
+use iroh_raft_netbridge::port::{Rights, ToShard};
+use iroh_raft_netbridge::wire::{
+    ClientBody, ClientFrame, ClientRequest, FrameLimits, OutFrame, ReplyBody, ReplyFrame, RequestFrameBuilder,
+};
+use madsim::task::{JoinHandle, spawn_local};
+use madsim::time::{sleep, timeout};
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use crate::checkers::linear::{Action, Operation};
+use crate::checkers::{acknowledged_read, ensure, record_hash};
+use crate::clock::elapsed;
+use crate::machine::{self, Change};
+use crate::network::{joined, parse};
+use crate::plan::{GroupPlan, within};
+use crate::sim::Shared;
+
+/// How long a client asks a node to work on a request, and how much longer it listens.
+const DEADLINE: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(1);
+/// Requests that a client has under way at most.
+const IN_FLIGHT_MAX: u32 = 8;
+/// Nodes that are asked before a client gives up on a request.
+const ATTEMPTS: u32 = 4;
+/// Registers in use at a time, and for how long: histories of one stay short.
+const REGISTERS: u32 = 3;
+const REGISTERS_FOR: Duration = Duration::from_secs(3);
+/// Bytes of one read at most.
+const READ_BYTES_MAX: u32 = 64 << 10;
+/// Groups that have a consumer following them.
+const TAILED_MAX: usize = 4;
+
+#[derive(Default, Debug)]
+pub(crate) struct Clients {
+    open: BTreeMap<u64, oneshot::Sender<ReplyBody>>,
+    requests: u64,
+    values: u64,
+    leaders: BTreeMap<GroupId, NodeId>,
+    /// Next record of each consumer.
+    pub(crate) tails: BTreeMap<GroupId, Offset>,
+    pub(crate) operations: u64,
+    pub(crate) is_over: bool,
+}
+
+/// No answer that says anything.
+#[derive(Clone, Debug)]
+pub(crate) enum Trouble {
+    /// It was not done, for certain.
+    Refused,
+    /// Nobody knows.
+    Unknown,
+}
+
+pub(crate) fn spawn(sim: &Shared) -> Vec<JoinHandle<()>> {
+    let writers = (0..sim.plan.writers).map(|_| spawn_local(run_writer(sim.clone())));
+    let tails =
+        sim.plan.groups.iter().take(TAILED_MAX).map(|group| spawn_local(run_tail(sim.clone(), group.id)));
+    writers.chain(tails).collect()
+}
+
+async fn run_writer(sim: Shared) {
+    let mut random = sim.random();
+    let in_flight = Rc::new(Cell::new(0u32));
+    loop {
+        sleep(within(&mut random, sim.plan.think)).await;
+        if sim.clients.borrow().is_over && in_flight.get() == 0 {
+            return;
+        }
+        if sim.clients.borrow().is_over || in_flight.get() == IN_FLIGHT_MAX {
+            continue;
+        }
+        in_flight.set(in_flight.get() + 1);
+        sim.clients.borrow_mut().operations += 1;
+        let (sim, in_flight, random) = (sim.clone(), in_flight.clone(), sim.random());
+        spawn_local(async move {
+            operate(&sim, random).await;
+            in_flight.set(in_flight.get() - 1);
+        });
+    }
+}
+
+async fn operate(sim: &Shared, mut random: SmallRng) {
+    // The first groups are asked more often.
+    let count = sim.plan.groups.len();
+    let at = random.random_range(0..count).min(random.random_range(0..count));
+    let group = sim.plan.groups[at].clone();
+    let dice = random.random_range(0..100);
+    match (group.has_machine, dice) {
+        (true, 0..40) => change(sim, &mut random, &group).await,
+        (true, 40..90) => query(sim, &mut random, &group).await,
+        (false, 0..80) => drop(append(sim, &mut random, &group).await),
+        _ => {
+            let end = sim.checks.borrow().commits.records(group.id).len() as u64;
+            let from = Offset(random.random_range(0..=end));
+            let node = *pick(&mut random, &group.voters);
+            let bytes_max = random.random_range(1..=READ_BYTES_MAX);
+            let _ = read(sim, &mut random, node, group.id, from, bytes_max).await;
+        }
+    }
+}
+
+fn pick<'a, T>(random: &mut SmallRng, from: &'a [T]) -> &'a T {
+    &from[random.random_range(0..from.len())]
+}
+
+/// Asks one node.
+pub(crate) async fn call(
+    sim: &Shared,
+    random: &mut SmallRng,
+    node: NodeId,
+    group: GroupId,
+    body: ClientBody,
+) -> Result<ReplyBody, Trouble> {
+    let (sender, receiver) = oneshot::channel();
+    let request = {
+        let mut clients = sim.clients.borrow_mut();
+        clients.requests += 1;
+        let request = clients.requests;
+        clients.open.insert(request, sender);
+        request
+    };
+    let mut builder = RequestFrameBuilder::default();
+    let deadline_ms = u32::try_from(DEADLINE.as_millis()).expect("a short deadline");
+    builder.push(&ClientRequest { request, group, deadline_ms, body });
+    let shard = shard_of(group, sim.plan.shards);
+    let bytes = joined(&builder.finish(shard));
+    sleep(within(random, sim.plan.delay)).await;
+    let refused = {
+        let nodes = sim.nodes.borrow();
+        match nodes.port(node, shard) {
+            None => true,
+            Some(port) => {
+                let (header, body) = parse(&bytes, &FrameLimits::REQUEST).expect("whole").expect("sound");
+                let frame = ClientFrame::decode(&header, body, &FrameLimits::REQUEST).expect("just made");
+                let rights = Rights { append: true, read: true };
+                port.push(ToShard::Client { connection: request, rights, frame }).is_err()
+            }
+        }
+    };
+    if refused {
+        // Nobody listens, or the server answers that its ring is full.
+        sim.clients.borrow_mut().open.remove(&request);
+        return Err(Trouble::Refused);
+    }
+    let answer = timeout(DEADLINE + SLACK, receiver).await;
+    sim.clients.borrow_mut().open.remove(&request);
+    match answer {
+        Ok(Ok(body)) => Ok(body),
+        _ => Err(Trouble::Unknown),
+    }
+}
+
+/// A node answers.
+pub(crate) fn answer(sim: &Shared, node: NodeId, connection: u64, frame: &OutFrame) {
+    let bytes = joined(frame);
+    let (header, body) = parse(&bytes, &FrameLimits::REPLY).expect("whole").expect("sound");
+    let replies = ReplyFrame::decode(&header, body, &FrameLimits::REPLY).expect("just made");
+    for reply in replies.replies() {
+        let checked = ensure(reply.request == connection, "answers go to who asked", || {
+            format!("node {node} answers {} on connection {connection}", reply.request)
+        });
+        sim.checks.borrow_mut().note(checked);
+        let sim = sim.clone();
+        spawn_local(async move {
+            let mut random = sim.random();
+            sleep(within(&mut random, sim.plan.delay)).await;
+            let waiting = sim.clients.borrow_mut().open.remove(&reply.request);
+            if let Some(waiting) = waiting {
+                // It may have stopped waiting at this very moment.
+                let _ = waiting.send(reply.body);
+            }
+        });
+    }
+}
+
+/// Asks for something that the leader has to do, wherever that is.
+async fn ask(
+    sim: &Shared,
+    random: &mut SmallRng,
+    group: &GroupPlan,
+    body: ClientBody,
+) -> Result<(Duration, ReplyBody), Trouble> {
+    let mut node = sim.clients.borrow().leaders.get(&group.id).copied();
+    for _ in 0..ATTEMPTS {
+        let asked = node.unwrap_or_else(|| *pick(random, &group.voters));
+        let called = elapsed();
+        let error = match call(sim, random, asked, group.id, body.clone()).await {
+            Ok(ReplyBody::Failed(error)) => error,
+            Ok(body) => {
+                sim.clients.borrow_mut().leaders.insert(group.id, asked);
+                return Ok((called, body));
+            }
+            Err(Trouble::Unknown) => {
+                sim.clients.borrow_mut().leaders.remove(&group.id);
+                return Err(Trouble::Unknown);
+            }
+            Err(Trouble::Refused) => RequestError::busy(BusyReason::Ring),
+        };
+        if error.retry() == Retry::OutcomeUnknown {
+            sim.mark("append unknown");
+            return Err(Trouble::Unknown);
+        }
+        node = match error {
+            RequestError::NotLeader { leader } => {
+                sim.mark("append refused: not the leader");
+                leader
+            }
+            RequestError::Busy { .. } => {
+                sim.mark("append refused: busy");
+                None
+            }
+            _ => None,
+        };
+        sim.clients.borrow_mut().leaders.remove(&group.id);
+        sleep(within(random, sim.plan.think)).await;
+    }
+    Err(Trouble::Refused)
+}
+
+/// Appends some records of its own.
+pub(crate) async fn append(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) -> Result<(), Trouble> {
+    let count = random.random_range(1..=8);
+    let records: Vec<Vec<u8>> = (0..count)
+        .map(|_| {
+            let mut record = unique(sim).to_le_bytes().to_vec();
+            record.resize(random.random_range(8..=sim.plan.record_bytes_max.max(8)), b'.');
+            record
+        })
+        .collect();
+    let block = RecordBlock::from_records(&records);
+    let body = ClientBody::Append { block, answer: AnswerOn::Commit };
+    match ask(sim, random, group, body).await? {
+        (_, ReplyBody::Appended { first, count, .. }) => {
+            let hashes: Vec<u64> = records.iter().map(|record| record_hash(record)).collect();
+            acknowledge(sim, group.id, first, count, &hashes);
+            sim.mark("append answered");
+            Ok(())
+        }
+        (_, other) => wrong(sim, group.id, &other),
+    }
+}
+
+fn acknowledge(sim: &Shared, group: GroupId, first: Offset, count: u32, hashes: &[u64]) {
+    let mut checks = sim.checks.borrow_mut();
+    let checks = &mut *checks;
+    let checked = ensure(count as usize == hashes.len(), "all records of a request or none", || {
+        format!("group {group}: {count} of {} records at {first}", hashes.len())
+    });
+    let checked = checked.and_then(|()| checks.acknowledged.appended(group, first, hashes, &checks.commits));
+    checks.note(checked);
+}
+
+fn wrong<T>(sim: &Shared, group: GroupId, body: &ReplyBody) -> Result<T, Trouble> {
+    let checked = ensure(false, "answers fit their requests", || format!("group {group}: {body:?}"));
+    sim.checks.borrow_mut().note(checked);
+    Err(Trouble::Refused)
+}
+
+fn unique(sim: &Shared) -> u64 {
+    let mut clients = sim.clients.borrow_mut();
+    clients.values += 1;
+    clients.values
+}
+
+fn register(random: &mut SmallRng) -> u32 {
+    let age = elapsed().as_millis() / REGISTERS_FOR.as_millis();
+    u32::try_from(age).expect("a short run") * REGISTERS + random.random_range(0..REGISTERS)
+}
+
+/// Writes or swaps a register.
+pub(crate) async fn change(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) {
+    let register = register(random);
+    let value = unique(sim);
+    let change = if random.random_bool(0.5) {
+        Change::Write { value }
+    } else {
+        Change::Swap { expected: random.random_range(value.saturating_sub(20)..value), value }
+    };
+    let command = machine::encode(register, change);
+    let block = RecordBlock::from_records(&[&command]);
+    let called = elapsed();
+    let body = ClientBody::Append { block, answer: AnswerOn::Apply };
+    let (called, before, returned) = match ask(sim, random, group, body).await {
+        Ok((called, ReplyBody::Responses { first, responses, .. })) => {
+            acknowledge(sim, group.id, first, responses.count(), &[record_hash(&command)]);
+            sim.mark("command answered");
+            let before = responses.records().next().and_then(machine::value_of);
+            (called, before, Some(elapsed()))
+        }
+        Ok((_, other)) => return drop(wrong::<()>(sim, group.id, &other)),
+        Err(Trouble::Refused) => return,
+        Err(Trouble::Unknown) => (called, None, None),
+    };
+    let operation = Operation { called, returned, action: Action::Change { change, before } };
+    sim.histories.borrow_mut().record(group.id, register, operation);
+}
+
+/// Reads a register, linearizably.
+async fn query(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) {
+    let register = register(random);
+    let query = Bytes::copy_from_slice(&register.to_le_bytes());
+    let body = ClientBody::Query { is_linearizable: true, query };
+    let Ok((called, answer)) = ask(sim, random, group, body).await else { return };
+    let ReplyBody::Answer { answer, .. } = answer else { return drop(wrong::<()>(sim, group.id, &answer)) };
+    let Some(value) = machine::value_of(&answer) else { return };
+    sim.mark("query answered");
+    let operation = Operation { called, returned: Some(elapsed()), action: Action::Read { value } };
+    sim.histories.borrow_mut().record(group.id, register, operation);
+}
+
+/// Reads records of one replica; returns the offset after them.
+pub(crate) async fn read(
+    sim: &Shared,
+    random: &mut SmallRng,
+    node: NodeId,
+    group: GroupId,
+    from: Offset,
+    bytes_max: u32,
+) -> Result<Offset, Trouble> {
+    let body = ClientBody::ReadRecords { from, bytes_max };
+    let batches = match call(sim, random, node, group, body).await? {
+        ReplyBody::Records { batches, .. } => batches,
+        ReplyBody::Failed(_) => return Err(Trouble::Refused),
+        other => return wrong(sim, group, &other),
+    };
+    sim.mark("records read");
+    let mut checks = sim.checks.borrow_mut();
+    let mut next = from;
+    for batch in &batches {
+        let batch = match Batch::parse(batch) {
+            Ok(batch) => batch,
+            Err(error) => {
+                checks.note(ensure(false, "records can be read", || format!("group {group}: {error}")));
+                return Err(Trouble::Refused);
+            }
+        };
+        for (offset, record) in batch.records() {
+            if offset < from {
+                continue;
+            }
+            let checked = ensure(offset == next, "records are read in order", || {
+                format!("group {group}: offset {offset} where {next} was due")
+            });
+            let checked =
+                checked.and_then(|()| acknowledged_read(group, offset, record_hash(record), &checks.commits));
+            checks.note(checked);
+            next = Offset(offset.0 + 1);
+        }
+    }
+    Ok(next)
+}
+
+/// Follows a group's records from the first to the last.
+async fn run_tail(sim: Shared, group: GroupId) {
+    let mut random = sim.random();
+    sim.clients.borrow_mut().tails.insert(group, Offset(0));
+    let voters = sim.plan.group(group).voters.clone();
+    while !sim.clients.borrow().is_over {
+        sleep(within(&mut random, sim.plan.think) * 4).await;
+        let from = sim.clients.borrow().tails[&group];
+        let node = *pick(&mut random, &voters);
+        let bytes_max = random.random_range(1..=READ_BYTES_MAX);
+        if let Ok(next) = read(&sim, &mut random, node, group, from, bytes_max).await {
+            sim.clients.borrow_mut().tails.insert(group, next);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! When the faults have stopped: everything must come back to life, and say the same everywhere.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use iroh_raft_core::{Index, NodeId, Offset, Role};
+use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
+use madsim::task::JoinHandle;
+use madsim::time::sleep;
+
+use crate::checkers::{Checked, ensure};
+use crate::clients;
+use crate::clock::elapsed;
+use crate::machine;
+use crate::node;
+use crate::plan::GroupPlan;
+use crate::sim::Shared;
+
+const ALIVE: &str = "alive after the faults";
+const SAME: &str = "replicas are the same at the end";
+/// Elections and restarts that a group may need to come back.
+const ELECTIONS: u32 = 40;
+/// What is left of stalls and late frames from before.
+const PATIENCE: Duration = Duration::from_secs(30);
+const READ_BYTES: u32 = 4 << 20;
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Ends a run; returns the number of registers whose history could not be decided.
+pub(crate) async fn run(sim: &Shared, clients: Vec<JoinHandle<()>>) -> u64 {
+    if sim.is_broken() {
+        return 0;
+    }
+    sim.tell(|| "the faults stop".into());
+    sim.network.borrow_mut().heal();
+    sim.clients.borrow_mut().is_over = true;
+    for id in sim.plan.node_ids() {
+        let nodes = sim.nodes.borrow();
+        nodes.disk(id).heal();
+        nodes.disk(id).set_capacity(None);
+        if let Some(handle) = nodes.handle(id) {
+            madsim::runtime::Handle::current().resume(handle.id());
+        }
+    }
+    for client in clients {
+        // They end within their deadlines.
+        let _ = client.await;
+    }
+    let result = settle(sim).await;
+    sim.checks.borrow_mut().note(result);
+    if sim.is_broken() {
+        return 0;
+    }
+    match sim.histories.borrow_mut().check() {
+        Ok(undecided) => undecided,
+        Err(violation) => {
+            sim.checks.borrow_mut().note(Err(violation));
+            0
+        }
+    }
+}
+
+async fn settle(sim: &Shared) -> Checked {
+    let patience = PATIENCE + sim.plan.election() * ELECTIONS;
+    let deadline = elapsed() + patience;
+    // Some are on their way up still; nodes that are down come back.
+    wait_until(sim, &sim.plan.groups[0], deadline, "nodes run", |sim| {
+        let ids: Vec<NodeId> = sim.plan.node_ids().collect();
+        ids.iter().for_each(|id| {
+            sim.nodes.borrow().disk(*id).heal();
+            node::boot(sim, *id);
+        });
+        ids.iter().all(|id| sim.nodes.borrow().is_up(*id) || sim.nodes.borrow().is_halted(*id))
+    })
+    .await?;
+    for group in &sim.plan.groups {
+        let deadline = elapsed() + patience;
+        wait_until(sim, group, deadline, "groups have leaders and converge", |sim| is_settled(sim, group))
+            .await?;
+        probe(sim, group, deadline).await?;
+        wait_until(sim, group, deadline, "groups converge after a write", |sim| is_settled(sim, group))
+            .await?;
+        audit(sim, group).await?;
+    }
+    Ok(())
+}
+
+async fn wait_until(
+    sim: &Shared,
+    group: &GroupPlan,
+    deadline: Duration,
+    what: &str,
+    mut holds: impl FnMut(&Shared) -> bool,
+) -> Checked {
+    while !holds(sim) && !sim.is_broken() {
+        ensure(elapsed() < deadline, ALIVE, || format!("never: {what}; {}", standing(sim, group)))?;
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+fn standing(sim: &Shared, group: &GroupPlan) -> String {
+    let checks = sim.checks.borrow();
+    let line = |node: &NodeId| {
+        let is_up = sim.nodes.borrow().is_up(*node);
+        format!("\n  node {node} (up: {is_up}): {:?}", checks.status_of(*node, group.id))
+    };
+    group.voters.iter().map(line).collect()
+}
+
+/// The replicas that take part: on nodes that run, and not taken out.
+fn healthy(sim: &Shared, group: &GroupPlan) -> Vec<NodeId> {
+    let checks = sim.checks.borrow();
+    group.voters.iter().copied().filter(|node| checks.status_of(*node, group.id).is_some()).collect()
+}
+
+fn is_settled(sim: &Shared, group: &GroupPlan) -> bool {
+    let nodes = healthy(sim, group);
+    let checks = sim.checks.borrow();
+    let statuses: Vec<_> = nodes.iter().filter_map(|node| checks.status_of(*node, group.id)).collect();
+    let leaders = statuses.iter().filter(|status| status.role == Role::Leader).count();
+    let first = statuses.first().map(|status| (status.term, status.commit, status.last));
+    let are_same = statuses.iter().all(|status| Some((status.term, status.commit, status.last)) == first);
+    let is_done = statuses.iter().all(|status| {
+        status.commit == status.last && (!group.has_machine || status.applied == status.commit)
+    });
+    let is_whole = first.is_some_and(|(_, commit, _)| commit == checks.commits.last(group.id));
+    nodes.len() > group.voters.len() / 2 && leaders == 1 && are_same && is_done && is_whole
+}
+
+/// A write succeeds.
+async fn probe(sim: &Shared, group: &GroupPlan, deadline: Duration) -> Checked {
+    let mut random = sim.random();
+    let before = sim.checks.borrow().acknowledged.count;
+    while sim.checks.borrow().acknowledged.count == before && !sim.is_broken() {
+        ensure(elapsed() < deadline, ALIVE, || {
+            format!("no write to group {} succeeds; {}", group.id, standing(sim, group))
+        })?;
+        if group.has_machine {
+            clients::change(sim, &mut random, group).await;
+        } else {
+            // Tried again until it works.
+            let _ = clients::append(sim, &mut random, group).await;
+        }
+    }
+    Ok(())
+}
+
+/// Every replica has every committed record, and the same state.
+async fn audit(sim: &Shared, group: &GroupPlan) -> Checked {
+    let mut deadline = elapsed() + PATIENCE;
+    let mut random = sim.random();
+    let committed = Offset(sim.checks.borrow().commits.records(group.id).len() as u64);
+    {
+        let checks = sim.checks.borrow();
+        checks.acknowledged.all_in(group.id, checks.commits.records(group.id))?;
+    }
+    let mut states: BTreeMap<Vec<u8>, NodeId> = BTreeMap::new();
+    for node in healthy(sim, group) {
+        let mut next = Offset(0);
+        let tail = sim.clients.borrow().tails.get(&group.id).copied();
+        // The consumer of the group goes on where it stood.
+        if let Some(tail) = tail.filter(|_| states.is_empty()) {
+            next = tail;
+        }
+        while next < committed && !sim.is_broken() {
+            let what = || format!("node {node} does not hand out group {} from {next}", group.id);
+            ensure(elapsed() < deadline, ALIVE, what)?;
+            if let Ok(after) = clients::read(sim, &mut random, node, group.id, next, READ_BYTES).await {
+                if after > next {
+                    deadline = elapsed() + PATIENCE;
+                }
+                next = after;
+            }
+        }
+        let state =
+            if group.has_machine { state_of(sim, group, node, deadline).await? } else { Bytes::new() };
+        states.insert(state.to_vec(), node);
+    }
+    ensure(states.len() <= 1, SAME, || {
+        let nodes: Vec<_> = states.values().collect();
+        format!("group {}: the state machines of {nodes:?} differ at {}", group.id, Index(committed.0))
+    })
+}
+
+async fn state_of(
+    sim: &Shared,
+    group: &GroupPlan,
+    node: NodeId,
+    deadline: Duration,
+) -> Result<Bytes, crate::checkers::Violation> {
+    let mut random = sim.random();
+    loop {
+        let body = ClientBody::Query { is_linearizable: false, query: Bytes::from_static(machine::ALL) };
+        if let Ok(ReplyBody::Answer { answer, .. }) =
+            clients::call(sim, &mut random, node, group.id, body).await
+        {
+            return Ok(answer);
+        }
+        ensure(elapsed() < deadline, ALIVE, || {
+            format!("node {node} does not answer for group {}", group.id)
+        })?;
+    }
+}

@@ -1,0 +1,79 @@
+//! What a run has reached: counted by name, so that a set of runs can tell what it never did.
+
+use std::collections::BTreeMap;
+
+/// Everything that a nightly set of runs must have reached at least once.
+pub(crate) const DECLARED: &[&str] = &[
+    "append answered",
+    "append refused: busy",
+    "append refused: not the leader",
+    "append unknown",
+    "boot failed: io",
+    "clock jumped",
+    "command answered",
+    "disk full",
+    "disk lies: bit flipped",
+    "disk lies: write lost",
+    "disk lies: write misdirected",
+    "disk stalled",
+    "entries fetched from the disk",
+    "entries moved to the log file",
+    "flush failed",
+    "follower's suffix cut",
+    "frame corrupted",
+    "frame delivered late after a restart",
+    "frame duplicated",
+    "frame lost",
+    "group damaged at start",
+    "group quarantined",
+    "leader elected",
+    "leader stepped down",
+    "leadership handed over",
+    "link cut one way",
+    "link slowed",
+    "message refused by the validator",
+    "node halted by damage",
+    "node killed",
+    "node paused",
+    "partition",
+    "power cut",
+    "power cut inside a commit",
+    "power cut of all nodes",
+    "query answered",
+    "records read",
+    "ring full towards a shard",
+    "scrub found damage",
+    "torn flush dropped at start",
+    "writer waited for the mover",
+];
+
+/// Counts by name.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Marks(BTreeMap<&'static str, u64>);
+
+impl Marks {
+    pub(crate) fn add(&mut self, mark: &'static str, count: u64) {
+        debug_assert!(DECLARED.contains(&mark), "{mark:?} is not declared");
+        if count > 0 {
+            *self.0.entry(mark).or_default() += count;
+        }
+    }
+
+    pub(crate) fn count(&self, mark: &str) -> u64 {
+        self.0.get(mark).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn merge(&mut self, other: &Marks) {
+        for (mark, count) in &other.0 {
+            *self.0.entry(mark).or_default() += count;
+        }
+    }
+
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        DECLARED.iter().copied().filter(|mark| self.count(mark) == 0).collect()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().map(|(mark, count)| (*mark, *count))
+    }
+}

@@ -1,0 +1,263 @@
+//! The faults: which one, where and for how long is drawn from the seed.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_channel::oneshot;
+use iroh_raft_core::NodeId;
+use iroh_raft_driver::lines::Command;
+use iroh_raft_storage::FileKind;
+use iroh_raft_storage::fault::{Fault, Operation, Trouble};
+use madsim::task::spawn_local;
+use madsim::time::sleep;
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use crate::clock::elapsed;
+use crate::node;
+use crate::plan::within;
+use crate::sim::Shared;
+
+/// How long a power cut that waits for a write waits at most.
+const CUT_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+const HOUR_MS: i64 = 3_600_000;
+
+/// What can go wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FaultKind {
+    Kill,
+    PowerCut,
+    PowerCutInCommit,
+    PowerCutOfAll,
+    Pause,
+    Partition,
+    OneWay,
+    SlowLink,
+    ClockJump,
+    DiskStall,
+    DiskError,
+    DiskFull,
+    LostWrite,
+    MisdirectedWrite,
+    BitFlip,
+    HandOver,
+}
+
+impl FaultKind {
+    pub(crate) const ALL: [FaultKind; 16] = [
+        FaultKind::Kill,
+        FaultKind::PowerCut,
+        FaultKind::PowerCutInCommit,
+        FaultKind::PowerCutOfAll,
+        FaultKind::Pause,
+        FaultKind::Partition,
+        FaultKind::OneWay,
+        FaultKind::SlowLink,
+        FaultKind::ClockJump,
+        FaultKind::DiskStall,
+        FaultKind::DiskError,
+        FaultKind::DiskFull,
+        FaultKind::LostWrite,
+        FaultKind::MisdirectedWrite,
+        FaultKind::BitFlip,
+        FaultKind::HandOver,
+    ];
+
+    pub(crate) fn weight(self) -> u32 {
+        match self {
+            FaultKind::Partition => 12,
+            FaultKind::Kill | FaultKind::PowerCutInCommit | FaultKind::OneWay => 8,
+            FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
+            FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
+            FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
+            FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::BitFlip => 2,
+        }
+    }
+
+    /// Whether the disk pretends: it may do so on few nodes only.
+    pub(crate) fn is_lie(self) -> bool {
+        matches!(self, FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::BitFlip)
+    }
+}
+
+/// Lets faults come until their time is over.
+pub(crate) async fn run(sim: &Shared) {
+    let mut random = sim.random();
+    loop {
+        sleep(within(&mut random, sim.plan.fault_every)).await;
+        if elapsed() >= sim.plan.chaos || sim.is_broken() {
+            return;
+        }
+        let weights: u32 = sim.plan.faults.iter().map(|(_, weight)| weight).sum();
+        if weights == 0 {
+            continue;
+        }
+        let mut at = random.random_range(0..weights);
+        let drawn = sim.plan.faults.iter().find(|(_, weight)| {
+            let is_it = at < *weight;
+            at = at.saturating_sub(*weight);
+            is_it
+        });
+        let (kind, _) = drawn.expect("the weights add up");
+        strike(sim, &mut random, *kind);
+    }
+}
+
+fn any_node(sim: &Shared, random: &mut SmallRng) -> NodeId {
+    NodeId(random.random_range(1..=sim.plan.nodes))
+}
+
+fn later(sim: &Shared, time: Duration, what: impl FnOnce(&Shared) + 'static) {
+    let sim = sim.clone();
+    spawn_local(async move {
+        sleep(time).await;
+        what(&sim);
+    });
+}
+
+fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
+    let node = any_node(sim, random);
+    sim.tell(|| format!("fault: {kind:?}"));
+    let short = within(random, (10_000, 500_000));
+    let long = within(random, (100_000, 5_000_000));
+    let down = if random.random_bool(0.5) { short } else { long };
+    match kind {
+        FaultKind::Kill => {
+            sim.mark("node killed");
+            node::kill(sim, node);
+            later(sim, down, move |sim| node::boot(sim, node));
+        }
+        FaultKind::PowerCut => {
+            sim.mark("power cut");
+            node::cut_power(sim, node);
+            later(sim, down, move |sim| node::boot(sim, node));
+        }
+        FaultKind::PowerCutInCommit => {
+            let after = random.random_range(0..60);
+            let trouble = Trouble::Cut;
+            let fault = Fault { kind: None, operation: Operation::Change, after, times: 1, trouble };
+            sim.nodes.borrow().disk(node).plant(fault);
+            let (sim, deadline) = (sim.clone(), elapsed() + CUT_WITHIN);
+            spawn_local(async move {
+                // A disk that was replaced meanwhile, by a kill or another cut, is dead too.
+                let disk = sim.nodes.borrow().disk(node);
+                while !disk.is_dead() && elapsed() < deadline {
+                    sleep(LOOK_EVERY).await;
+                }
+                sim.mark(if disk.is_dead() { "power cut inside a commit" } else { "power cut" });
+                node::cut_power(&sim, node);
+                later(&sim, down, move |sim| node::boot(sim, node));
+            });
+        }
+        FaultKind::PowerCutOfAll => {
+            sim.mark("power cut of all nodes");
+            for node in sim.plan.node_ids() {
+                node::cut_power(sim, node);
+                later(sim, within(random, (10_000, 2_000_000)), move |sim| node::boot(sim, node));
+            }
+        }
+        FaultKind::Pause => {
+            let Some(handle) = sim.nodes.borrow().handle(node) else { return };
+            sim.mark("node paused");
+            madsim::runtime::Handle::current().pause(handle.id());
+            later(sim, down, move |_| madsim::runtime::Handle::current().resume(handle.id()));
+        }
+        FaultKind::Partition => partition(sim, random, down),
+        FaultKind::OneWay => {
+            sim.mark("link cut one way");
+            let is_deaf = random.random_bool(0.5);
+            let only = random.random_bool(0.5).then(|| any_node(sim, random));
+            let others =
+                sim.plan.node_ids().filter(|other| *other != node && only.is_none_or(|only| only == *other));
+            let pairs = others.map(|other| if is_deaf { (other, node) } else { (node, other) });
+            cut(sim, pairs.collect(), down);
+        }
+        FaultKind::SlowLink => {
+            sim.mark("link slowed");
+            let (other, factor) = (any_node(sim, random), random.random_range(5..200));
+            sim.network.borrow_mut().slow(node, other, factor);
+            later(sim, down, move |sim| sim.network.borrow_mut().slow(node, other, 1));
+        }
+        FaultKind::ClockJump => {
+            sim.mark("clock jumped");
+            let by_ms = random.random_range(-HOUR_MS..=HOUR_MS);
+            sim.nodes.borrow().wall_offset_ms(node).fetch_add(by_ms, Ordering::Relaxed);
+        }
+        FaultKind::DiskStall => {
+            let us = random.random_range(50_000..3_000_000);
+            plant(sim, node, random, &[Operation::Sync, Operation::Write], Trouble::Stall { us });
+        }
+        FaultKind::DiskError => {
+            let trouble = *pick(random, &[Trouble::Eio, Trouble::Eio, Trouble::Short]);
+            plant(sim, node, random, &[Operation::Write, Operation::Sync, Operation::Change], trouble);
+        }
+        FaultKind::DiskFull => {
+            sim.mark("disk full");
+            let disk = sim.nodes.borrow().disk(node);
+            let used: u64 = disk.used_bytes();
+            disk.set_capacity(Some(used + random.random_range(0..512 << 10)));
+            // The medium outlives the process that met the end of it.
+            later(sim, long, move |sim| sim.nodes.borrow().disk(node).set_capacity(None));
+        }
+        FaultKind::LostWrite | FaultKind::MisdirectedWrite => {
+            let (mark, trouble) = match kind {
+                FaultKind::LostWrite => ("disk lies: write lost", Trouble::Lost),
+                _ => ("disk lies: write misdirected", Trouble::Misdirected),
+            };
+            sim.mark(mark);
+            let node = *pick(random, &sim.plan.liars);
+            plant(sim, node, random, &[Operation::Write], trouble);
+        }
+        FaultKind::BitFlip => flip(sim, random),
+        FaultKind::HandOver => {
+            let nodes = sim.nodes.borrow();
+            for commands in nodes.commands(node) {
+                let (sender, _) = oneshot::channel();
+                if commands.push(Command::HandOver(sender)).is_ok() {
+                    sim.mark("leadership handed over");
+                }
+            }
+        }
+    }
+}
+
+fn pick<'a, T>(random: &mut SmallRng, from: &'a [T]) -> &'a T {
+    &from[random.random_range(0..from.len())]
+}
+
+fn plant(sim: &Shared, node: NodeId, random: &mut SmallRng, on: &[Operation], trouble: Trouble) {
+    let kind = *pick(random, &[None, Some(FileKind::Journal), Some(FileKind::Journal), Some(FileKind::Log)]);
+    let (operation, after) = (*pick(random, on), random.random_range(0..30));
+    sim.nodes.borrow().disk(node).plant(Fault { kind, operation, after, times: 1, trouble });
+}
+
+fn flip(sim: &Shared, random: &mut SmallRng) {
+    let node = *pick(random, &sim.plan.liars);
+    let disk = sim.nodes.borrow().disk(node);
+    let files = disk.lengths();
+    let Some((path, length)) = files.get(random.random_range(0..files.len().max(1))) else { return };
+    if *length > 0 {
+        sim.mark("disk lies: bit flipped");
+        disk.flip(path, random.random_range(0..*length), 1 << random.random_range(0..8));
+    }
+}
+
+fn partition(sim: &Shared, random: &mut SmallRng, time: Duration) {
+    sim.mark("partition");
+    let side: Vec<bool> = sim.plan.node_ids().map(|_| random.random_bool(0.5)).collect();
+    let lone = any_node(sim, random);
+    let is_lone = random.random_bool(0.4);
+    let is_here = |node: NodeId| if is_lone { node == lone } else { side[node.0 as usize - 1] };
+    let all = || sim.plan.node_ids();
+    let pairs = all().flat_map(|one| all().map(move |other| (one, other)));
+    cut(sim, pairs.filter(|(one, other)| is_here(*one) != is_here(*other)).collect(), time);
+}
+
+/// Cuts links for a time, in the directions given.
+fn cut(sim: &Shared, pairs: Vec<(NodeId, NodeId)>, time: Duration) {
+    pairs.iter().for_each(|(from, to)| sim.network.borrow_mut().cut(*from, *to));
+    later(sim, time, move |sim| {
+        pairs.iter().for_each(|(from, to)| sim.network.borrow_mut().join(*from, *to));
+    });
+}

@@ -1,0 +1,347 @@
+//! The nodes: starting one on what its disk holds, killing it, cutting its power.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use iroh_raft_core::{
+    ClusterId, FlushSeq, GroupId, GroupState, Input, NodeId, Outputs, Shard, ShardConfig, ShardId, Timestamp,
+    shard_of,
+};
+use iroh_raft_driver::lines::{Closing, Command};
+use iroh_raft_driver::state_machine::Machine;
+use iroh_raft_driver::stats::ShardCounters;
+use iroh_raft_driver::{Driver, DriverParts, Observer};
+use iroh_raft_netbridge::port::{ToShard, port_pair};
+use iroh_raft_netbridge::ring::{Doorbell, Producer, ring};
+use iroh_raft_storage::fault::FaultDisk;
+use iroh_raft_storage::{DataFolder, FolderIdentity, OpenShard, StorageError};
+use rand::Rng;
+
+use crate::checkers::ensure;
+use crate::clock::NodeClock;
+use crate::machine::Registers;
+use crate::plan::Plan;
+use crate::sim::{ByNode, Shared};
+use crate::tasks;
+
+/// Time that a process takes to end after its shard has fenced itself, and to be started again.
+const RESTART_AFTER: Duration = Duration::from_millis(300);
+const FOLDER: &str = "/data";
+const CLUSTER: ClusterId = ClusterId([7; 16]);
+
+/// A machine: its disk stays, its processes come and go.
+struct OneNode {
+    disk: FaultDisk,
+    boots: u64,
+    process: Option<Process>,
+    drift_ppm: i64,
+    wall_offset_ms: Arc<AtomicI64>,
+    /// Its disk is damaged: it is not started again.
+    is_halted: bool,
+}
+
+struct Process {
+    handle: madsim::runtime::NodeHandle,
+    ports: Vec<Producer<ToShard>>,
+    commands: Vec<Producer<Command>>,
+    /// A shard has fenced itself: the process ends.
+    is_fenced: Arc<AtomicBool>,
+}
+
+pub(crate) struct Machines(ByNode<OneNode>);
+
+impl Machines {
+    pub(crate) fn new(plan: &Plan) -> Machines {
+        let one = |id: NodeId| {
+            let sign = if id.0 % 2 == 0 { 1 } else { -1 };
+            let node = OneNode {
+                disk: FaultDisk::lasting(plan.seed ^ id.0 << 32),
+                boots: 0,
+                process: None,
+                drift_ppm: sign * plan.drift_ppm,
+                wall_offset_ms: Arc::default(),
+                is_halted: false,
+            };
+            (id, node)
+        };
+        Machines(plan.node_ids().map(one).collect())
+    }
+
+    fn node(&self, id: NodeId) -> &OneNode {
+        &self.0[&id]
+    }
+
+    fn process(&self, id: NodeId) -> Option<&Process> {
+        self.node(id).process.as_ref()
+    }
+
+    pub(crate) fn boot_of(&self, id: NodeId) -> u64 {
+        self.node(id).boots
+    }
+
+    pub(crate) fn is_up(&self, id: NodeId) -> bool {
+        self.process(id).is_some()
+    }
+
+    pub(crate) fn is_halted(&self, id: NodeId) -> bool {
+        self.node(id).is_halted
+    }
+
+    pub(crate) fn disk(&self, id: NodeId) -> FaultDisk {
+        self.node(id).disk.clone()
+    }
+
+    pub(crate) fn wall_offset_ms(&self, id: NodeId) -> Arc<AtomicI64> {
+        self.node(id).wall_offset_ms.clone()
+    }
+
+    pub(crate) fn ports(&self, id: NodeId) -> &[Producer<ToShard>] {
+        self.process(id).map_or(&[], |process| &process.ports)
+    }
+
+    pub(crate) fn commands(&self, id: NodeId) -> &[Producer<Command>] {
+        self.process(id).map_or(&[], |process| &process.commands)
+    }
+
+    pub(crate) fn port(&self, id: NodeId, shard: ShardId) -> Option<&Producer<ToShard>> {
+        self.ports(id).get(usize::from(shard.0))
+    }
+
+    /// The process of a node, for madsim.
+    pub(crate) fn handle(&self, id: NodeId) -> Option<madsim::runtime::NodeHandle> {
+        self.process(id).map(|process| process.handle.clone())
+    }
+}
+
+/// Feeds the checkers of a run with what one shard takes and says.
+struct Watch {
+    sim: Shared,
+    node: NodeId,
+    shard: ShardId,
+}
+
+impl Observer for Watch {
+    fn input(&mut self, now: Timestamp, input: &Input) {
+        self.sim.checks.borrow_mut().input(self.node, self.shard, now, input);
+    }
+
+    fn turn(&mut self, now: Timestamp, shard: &Shard, outputs: &Outputs) {
+        self.sim.checks.borrow_mut().turn(self.node, self.shard, now, shard, outputs);
+    }
+}
+
+/// Starts a node on what its disk holds. One whose disk is damaged stays down for good.
+pub(crate) fn boot(sim: &Shared, id: NodeId) {
+    let (disk, clock) = {
+        let mut nodes = sim.nodes.borrow_mut();
+        let node = nodes.0.get_mut(&id).expect("a node of the plan");
+        if node.is_halted || node.process.is_some() {
+            return;
+        }
+        node.boots += 1;
+        (node.disk.clone(), NodeClock::new(node.drift_ppm, node.wall_offset_ms.clone()))
+    };
+    match open(sim, id, &disk) {
+        Ok((folder, opened)) => start(sim, id, &disk, &clock, folder, opened),
+        Err(error) if is_damage(&error) => {
+            sim.tell(|| format!("node {id} stays down: {error}"));
+            sim.mark("node halted by damage");
+            let checked = ensure(sim.plan.liars.contains(&id), "damage has a cause", || {
+                format!("node {id} does not start: {error}")
+            });
+            sim.checks.borrow_mut().note(checked);
+            sim.nodes.borrow_mut().0.get_mut(&id).expect("a node of the plan").is_halted = true;
+        }
+        Err(error) => {
+            sim.tell(|| format!("node {id} does not start: {error}"));
+            sim.mark("boot failed: io");
+        }
+    }
+}
+
+fn is_damage(error: &StorageError) -> bool {
+    matches!(
+        error,
+        StorageError::MissingManifest { .. }
+            | StorageError::MissingBoot { .. }
+            | StorageError::MissingJournal { .. }
+            | StorageError::MissingFile { .. }
+            | StorageError::DamagedFile { .. }
+            | StorageError::ForeignJournal { .. }
+            | StorageError::JournalRolledBack { .. }
+            | StorageError::DamagedJournal { .. }
+            | StorageError::Corrupt { .. }
+            | StorageError::LogRolledBack { .. }
+            | StorageError::JournalPanicked { .. }
+    )
+}
+
+fn open(sim: &Shared, id: NodeId, disk: &FaultDisk) -> Result<(DataFolder, Vec<OpenShard>), StorageError> {
+    let identity = FolderIdentity { cluster: CLUSTER, node: id, shards: sim.plan.shards };
+    let mut folder = DataFolder::open_on(Path::new(FOLDER), identity, Arc::new(disk.clone()))?;
+    let shards = (0..sim.plan.shards).map(ShardId);
+    let opened = shards.map(|shard| folder.open_shard(shard, sim.plan.storage.clone()));
+    let opened = opened.collect::<Result<Vec<_>, _>>()?;
+    Ok((folder, opened))
+}
+
+fn groups_of(sim: &Shared, id: NodeId, shard: ShardId, stored: Vec<GroupState>) -> Vec<GroupState> {
+    let mut groups: BTreeMap<GroupId, GroupState> =
+        stored.into_iter().map(|state| (state.group, state)).collect();
+    let here = sim.plan.groups.iter().filter(|group| group.voters.contains(&id));
+    for group in here.filter(|group| shard_of(group.id, sim.plan.shards) == shard) {
+        groups.entry(group.id).or_insert_with(|| group.fresh());
+    }
+    for state in groups.values_mut() {
+        state.has_state_machine = sim.plan.group(state.group).has_machine;
+    }
+    groups.into_values().collect()
+}
+
+fn start(
+    sim: &Shared,
+    id: NodeId,
+    disk: &FaultDisk,
+    clock: &NodeClock,
+    folder: DataFolder,
+    opened: Vec<OpenShard>,
+) {
+    let plan = &sim.plan;
+    let is_fenced = Arc::<AtomicBool>::default();
+    let bridge_bell = Doorbell::new();
+    let (mut ports, mut bridge_ports, mut running) = (Vec::new(), Vec::new(), Vec::new());
+    let mut command_senders = Vec::new();
+    for (shard_id, open) in (0..plan.shards).map(ShardId).zip(opened) {
+        let last_seq: FlushSeq = open.last_seq;
+        sim.checks.borrow_mut().booted(id, shard_id, last_seq, &open.groups);
+        let bell = Doorbell::new();
+        let writer_bell = Doorbell::new();
+        let (port, bridge_port) = port_pair(shard_id, plan.ring, &bell, &bridge_bell);
+        ports.push(bridge_port.to_shard.clone());
+        bridge_ports.push(bridge_port);
+        let (appends, append_queue) = ring(plan.flushes, &writer_bell);
+        let (results, written) = ring(2 * (plan.flushes + plan.commit), &bell);
+        let (reader_bell, mover_bell) = (Doorbell::new(), Doorbell::new());
+        let (fetches, fetch_queue) = ring(plan.fetches, &reader_bell);
+        let (answers, fetched) = ring(plan.fetches, &bell);
+        let (command_sender, commands) = ring(1, &bell);
+        command_senders.push(command_sender);
+        let (finding_sender, findings) = ring(1, &bell);
+        let (due, move_due) = ring(1, &mover_bell);
+        let groups = groups_of(sim, id, shard_id, open.groups);
+        let made = groups.iter().filter(|group| group.has_state_machine);
+        let machines = made.map(|group| (group.group, Box::<Registers>::default() as Box<dyn Machine>));
+        let machines = machines.collect();
+        let config = ShardConfig { node: id, seed: sim.random().random(), ..plan.core.clone() };
+        let shard = Shard::new(config, last_seq, groups, clock.now()).expect("a sound configuration");
+        let fenced = is_fenced.clone();
+        let driver = Driver::new(DriverParts {
+            shard_id,
+            node: id,
+            shard,
+            record_bytes_max: plan.record_bytes_max.max(64),
+            block_bytes_max: 4 << 20,
+            port,
+            closing: Closing(Arc::default()),
+            commands,
+            appends,
+            written,
+            fetches,
+            fetched,
+            findings,
+            machines,
+            counters: Arc::new(ShardCounters::default()),
+            on_fenced: Box::new(move |_, _| fenced.store(true, Ordering::Relaxed)),
+            observer: Some(Box::new(Watch { sim: sim.clone(), node: id, shard: shard_id })),
+        });
+        let (failure, moves) = (Rc::default(), Rc::default());
+        running.push(tasks::ShardTasks {
+            driver,
+            bell,
+            writer: tasks::WriterTask {
+                writer: open.writer,
+                queue: append_queue,
+                bell: writer_bell.clone(),
+                results,
+                due,
+                failure: Rc::clone(&failure),
+                moves: Rc::clone(&moves),
+            },
+            mover: tasks::MoverTask {
+                mover: open.mover,
+                scrubber: open.scrubber,
+                due: move_due,
+                bell: mover_bell,
+                writer: writer_bell,
+                failure,
+                findings: finding_sender,
+                moves,
+            },
+            reader: tasks::ReaderTask { reader: open.reader, queue: fetch_queue, bell: reader_bell, answers },
+        });
+    }
+    let bridge = tasks::BridgeTask { ports: bridge_ports, bell: bridge_bell };
+    let process = tasks::process(sim.clone(), id, clock.clone(), disk.clone(), folder, running, bridge);
+    FIRST_TASK.set(Some(Box::pin(process)));
+    let runtime = madsim::runtime::Handle::current();
+    let node = runtime.create_node().name(format!("node {id}"));
+    let node = node.init(|| FIRST_TASK.take().expect("set just before"));
+    let handle = node.build();
+    sim.nodes.borrow_mut().0.get_mut(&id).expect("a node of the plan").process =
+        Some(Process { handle, ports, commands: command_senders, is_fenced });
+}
+
+thread_local! {
+    /// What a new madsim node runs: it asks for it by a function that may hold nothing of this thread.
+    static FIRST_TASK: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>> = const { Cell::new(None) };
+}
+
+/// Ends a node's process at once; what it wrote is still in the page cache.
+pub(crate) fn kill(sim: &Shared, id: NodeId) {
+    stop(sim, id, None);
+}
+
+/// Takes a node's power: of what was not durable, any part may be left.
+pub(crate) fn cut_power(sim: &Shared, id: NodeId) {
+    let seed = sim.random().random();
+    stop(sim, id, Some(seed));
+}
+
+fn stop(sim: &Shared, id: NodeId, power_cut: Option<u64>) {
+    let process = {
+        let mut nodes = sim.nodes.borrow_mut();
+        let node = nodes.0.get_mut(&id).expect("a node of the plan");
+        // First, so that nothing of what the tasks do when they are dropped reaches the disk.
+        node.disk = node.disk.restart(power_cut);
+        node.process.take()
+    };
+    if let Some(process) = process {
+        madsim::runtime::Handle::current().kill(process.handle.id());
+        sim.checks.borrow_mut().stopped(id);
+        sim.tell(|| format!("node {id} stops{}", if power_cut.is_some() { " without power" } else { "" }));
+    }
+}
+
+/// Does what an operator's supervisor does: restarts processes that have fenced themselves.
+pub(crate) async fn supervise(sim: Shared) {
+    loop {
+        madsim::time::sleep(RESTART_AFTER).await;
+        for id in sim.plan.node_ids() {
+            let is_fenced = sim
+                .nodes
+                .borrow()
+                .process(id)
+                .is_some_and(|process| process.is_fenced.load(Ordering::Relaxed));
+            if is_fenced {
+                kill(&sim, id);
+                boot(&sim, id);
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What a run is made of: everything drawn from its seed before it begins.
+
+use std::time::Duration;
+
+use iroh_raft_core::{ConfState, GroupId, GroupState, HardState, Index, NodeId, Offset, ShardConfig};
+use iroh_raft_storage::ShardOptions;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::nemesis::FaultKind;
+
+/// A range in microseconds, both ends included.
+pub(crate) type Micros = (u64, u64);
+
+/// Draws from a range.
+pub(crate) fn within(random: &mut SmallRng, range: Micros) -> Duration {
+    Duration::from_micros(random.random_range(range.0..=range.1))
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct GroupPlan {
+    pub(crate) id: GroupId,
+    pub(crate) voters: Vec<NodeId>,
+    pub(crate) has_machine: bool,
+}
+
+impl GroupPlan {
+    /// Its replica before the first start.
+    pub(crate) fn fresh(&self) -> GroupState {
+        GroupState {
+            group: self.id,
+            hard_state: HardState::default(),
+            conf_state: ConfState { voters: self.voters.clone(), ..ConfState::default() },
+            is_durable: false,
+            start: Default::default(),
+            damage: None,
+            term_runs: Vec::new(),
+            last: Index(0),
+            next_offset: Offset(0),
+            tail: Vec::new(),
+            conf_changes: Vec::new(),
+            has_state_machine: self.has_machine,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) nodes: u64,
+    pub(crate) shards: u16,
+    pub(crate) groups: Vec<GroupPlan>,
+    pub(crate) core: ShardConfig,
+    pub(crate) storage: ShardOptions,
+    /// Places of the ring between bridge and shard, and of that of flushes.
+    pub(crate) ring: usize,
+    pub(crate) flushes: usize,
+    pub(crate) fetches: usize,
+    /// Flushes in one commit at most.
+    pub(crate) commit: usize,
+    pub(crate) delay: Micros,
+    /// Chances in a million, for each frame.
+    pub(crate) loss: u32,
+    pub(crate) duplicates: u32,
+    pub(crate) corruption: u32,
+    /// Whether frames of a lane overtake each other.
+    pub(crate) is_reordering: bool,
+    pub(crate) flush: Micros,
+    pub(crate) turn: Micros,
+    pub(crate) drift_ppm: i64,
+    pub(crate) writers: u64,
+    pub(crate) record_bytes_max: usize,
+    pub(crate) think: Micros,
+    /// How long faults come, and how often.
+    pub(crate) chaos: Duration,
+    pub(crate) fault_every: Micros,
+    pub(crate) faults: Vec<(FaultKind, u32)>,
+    /// Nodes whose disks may lie: so few that each group keeps a majority without them.
+    pub(crate) liars: Vec<NodeId>,
+}
+
+impl Plan {
+    pub(crate) fn draw(seed: u64) -> Plan {
+        let random = &mut SmallRng::seed_from_u64(seed ^ 0x706c_616e);
+        let nodes = *pick(random, &[3, 3, 3, 3, 4, 5, 5, 7]);
+        let count = *pick(random, &[1, 1, 2, 3, 4, 8, 16, 32]);
+        let groups = (1..=count).map(|id| draw_group(random, GroupId(id), nodes)).collect();
+        let tick_ms = *pick(random, &[10, 20, 20, 50]);
+        let base = *pick(random, &[50, 200, 1_000, 5_000]);
+        let liars =
+            if random.random_bool(0.3) { vec![NodeId(random.random_range(1..=nodes))] } else { vec![] };
+        let mut plan = Plan {
+            seed,
+            nodes,
+            shards: *pick(random, &[1, 1, 2, 3]),
+            groups,
+            core: draw_core(random, tick_ms),
+            storage: draw_storage(random),
+            ring: *pick(random, &[1, 4, 64, 1024]),
+            flushes: *pick(random, &[1, 2, 16, 256]),
+            fetches: *pick(random, &[1, 4, 64]),
+            commit: *pick(random, &[1, 4, 64]),
+            delay: (base, base * random.random_range(2..=10)),
+            loss: *pick(random, &[0, 0, 1_000, 50_000]),
+            duplicates: *pick(random, &[0, 0, 1_000, 50_000]),
+            corruption: *pick(random, &[0, 0, 500, 5_000]),
+            is_reordering: random.random_bool(0.5),
+            flush: *pick(random, &[(100, 500), (200, 2_000), (1_000, 20_000)]),
+            turn: *pick(random, &[(1, 20), (10, 200), (10, 2_000)]),
+            drift_ppm: *pick(random, &[0, 100, 10_000, 100_000]),
+            writers: random.random_range(2..=6),
+            record_bytes_max: *pick(random, &[64, 64, 512, 8_192, 65_536]),
+            think: *pick(random, &[(1_000, 10_000), (1_000, 20_000), (5_000, 100_000)]),
+            chaos: Duration::from_secs(random.random_range(10..=30)),
+            fault_every: *pick(random, &[(100_000, 1_000_000), (300_000, 2_000_000), (1_000_000, 6_000_000)]),
+            faults: Vec::new(),
+            liars,
+        };
+        plan.faults = FaultKind::ALL
+            .into_iter()
+            .filter(|kind| !kind.is_lie() || !plan.liars.is_empty())
+            .map(|kind| (kind, if random.random_bool(0.2) { 0 } else { kind.weight() }))
+            .collect();
+        plan
+    }
+
+    pub(crate) fn node_ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (1..=self.nodes).map(NodeId)
+    }
+
+    pub(crate) fn group(&self, id: GroupId) -> &GroupPlan {
+        self.groups.iter().find(|group| group.id == id).expect("a group of the plan")
+    }
+
+    /// Longest time in which a group without a leader finds one, when nothing fails.
+    pub(crate) fn election(&self) -> Duration {
+        self.core.tick * self.core.election_ticks.1
+    }
+}
+
+fn pick<'a, T>(random: &mut SmallRng, from: &'a [T]) -> &'a T {
+    &from[random.random_range(0..from.len())]
+}
+
+fn draw_group(random: &mut SmallRng, id: GroupId, nodes: u64) -> GroupPlan {
+    let count = if nodes >= 5 && random.random_bool(0.5) { 5 } else { 3 };
+    let mut voters: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
+    while voters.len() > count {
+        voters.remove(random.random_range(0..voters.len()));
+    }
+    GroupPlan { id, voters, has_machine: random.random_bool(0.5) }
+}
+
+fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {
+    let defaults = ShardConfig::new(NodeId(1), 0);
+    ShardConfig {
+        tick: Duration::from_millis(tick_ms),
+        entry_bytes_max: *pick(random, &[1 << 10, 16 << 10, 480 << 10]),
+        entry_records_max: *pick(random, &[1, 16, 16_384]),
+        pending_bytes_max: *pick(random, &[128 << 10, 1 << 20, 16 << 20]),
+        message_bytes_max: *pick(random, &[1 << 10, 32 << 10, 1 << 20]),
+        inflight_messages_max: *pick(random, &[1, 2, 16, 128]),
+        window_bytes_max: *pick(random, &[1, 16 << 10, 256 << 10, 64 << 20]),
+        apply_bytes_max: *pick(random, &[1, 4 << 10, 1 << 20]),
+        reads_waiting_max: *pick(random, &[1, 64, 65_536]),
+        ..defaults
+    }
+}
+
+fn draw_storage(random: &mut SmallRng) -> ShardOptions {
+    ShardOptions {
+        journal_bytes_max: *pick(random, &[64 << 10, 512 << 10, 8 << 20]),
+        move_bytes: *pick(random, &[8 << 10, 64 << 10, 1 << 20]),
+        journal_cache_bytes: 2 << 20,
+        log_cache_bytes: 1 << 20,
+        free_bytes_min: 256 << 10,
+        preallocate_bytes: 0,
+        tail_bytes: *pick(random, &[0, 16 << 10, 64 << 20]),
+    }
+}
