@@ -33,7 +33,7 @@ pub(crate) use acknowledged::read as acknowledged_read;
 pub(crate) use log::record_hash;
 
 /// Lines that are kept of a run that is told.
-const TOLD_MAX: usize = 400;
+const TOLD_MAX: usize = 2000;
 
 /// Term and content of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -218,6 +218,9 @@ impl Checks {
     fn status(&mut self, node: NodeId, status: GroupStatus) {
         let group = status.group;
         let before = self.statuses.get(&(node, group)).cloned();
+        if status.is_quarantined {
+            self.statuses.remove(&(node, group));
+        }
         if status.is_quarantined || before.as_ref() == Some(&status) {
             return;
         }
@@ -244,6 +247,10 @@ impl Checks {
     fn replies(&mut self, node: NodeId, outputs: &Outputs) {
         for reply in &outputs.replies {
             if let Reply::Appended { group, index, term, .. } = reply {
+                // A shard that is fenced in the same turn says no more how far it was.
+                let (from, log) = (self.commits.last(*group), self.logs.of(node, *group));
+                let checked = self.commits.reached(node, *group, from, *index, log, &self.logs);
+                self.note(checked);
                 let checked = self.acknowledgeable(node, *group, *index, *term);
                 self.note(checked);
             }

@@ -39,6 +39,8 @@ const REGISTERS: u32 = 3;
 const REGISTERS_FOR: Duration = Duration::from_secs(3);
 /// Bytes of one read at most.
 const READ_BYTES_MAX: u32 = 64 << 10;
+/// Records above this come in twos at most.
+const LARGE_BYTES: usize = 1 << 10;
 /// Groups that have a consumer following them.
 const TAILED_MAX: usize = 4;
 
@@ -231,7 +233,7 @@ async fn ask(
 
 /// Appends some records of its own.
 pub(crate) async fn append(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) -> Result<(), Trouble> {
-    let count = random.random_range(1..=8);
+    let count = random.random_range(1..=if sim.plan.record_bytes_max > LARGE_BYTES { 2 } else { 8 });
     let records: Vec<Vec<u8>> = (0..count)
         .map(|_| {
             let mut record = unique(sim).to_le_bytes().to_vec();
@@ -332,12 +334,16 @@ pub(crate) async fn read(
     let body = ClientBody::ReadRecords { from, bytes_max };
     let batches = match call(sim, random, node, group, body).await? {
         ReplyBody::Records { batches, .. } => batches,
-        ReplyBody::Failed(_) => return Err(Trouble::Refused),
+        ReplyBody::Failed(error) => {
+            sim.tell(|| format!("node {node} does not hand out records of group {group}: {error}"));
+            return Err(Trouble::Refused);
+        }
         other => return wrong(sim, group, &other),
     };
     sim.mark("records read");
     let mut checks = sim.checks.borrow_mut();
     let mut next = from;
+    checks.tell(|| format!("node {node} hands out {} batches of group {group} from {from}", batches.len()));
     for batch in &batches {
         let batch = match Batch::parse(batch) {
             Ok(batch) => batch,

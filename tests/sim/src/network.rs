@@ -76,7 +76,7 @@ impl Network {
 
 /// All bytes of a frame.
 pub(crate) fn joined(frame: &OutFrame) -> Vec<u8> {
-    frame.chunks.iter().flat_map(|chunk| chunk.iter().copied()).collect()
+    frame.chunks.concat()
 }
 
 /// Header and body of a frame, as a stream's reader sees them.

@@ -109,7 +109,7 @@ impl Plan {
             turn: *pick(random, &[(1, 20), (10, 200), (10, 2_000)]),
             drift_ppm: *pick(random, &[0, 100, 10_000, 100_000]),
             writers: random.random_range(2..=6),
-            record_bytes_max: *pick(random, &[64, 64, 512, 8_192, 65_536]),
+            record_bytes_max: *pick(random, &[64, 64, 64, 512, 512, 4_096, 32_768]),
             think: *pick(random, &[(1_000, 10_000), (1_000, 20_000), (5_000, 100_000)]),
             chaos: Duration::from_secs(random.random_range(10..=30)),
             fault_every: *pick(random, &[(100_000, 1_000_000), (300_000, 2_000_000), (1_000_000, 6_000_000)]),

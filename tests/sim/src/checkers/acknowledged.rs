@@ -53,6 +53,10 @@ pub(crate) fn read(group: GroupId, offset: Offset, hash: u64, commits: &Commits)
     let at = usize::try_from(offset.0).expect("a short log");
     let committed = commits.records(group).get(at);
     ensure(committed == Some(&hash), "readers see what is committed", || {
-        format!("group {group}: offset {offset} is read as {hash:x}, committed is {committed:x?}")
+        let end = commits.records(group).len();
+        format!(
+            "group {group}: offset {offset} is read as {hash:x}, committed is {committed:x?} (up to {end}, entry {})",
+            commits.last(group)
+        )
     })
 }

@@ -53,6 +53,19 @@ impl Commits {
         ensure(status.applied <= commit && commit <= status.last, "applied <= commit <= last", || {
             format!("node {node}: {status:?}")
         })?;
+        self.reached(node, group, from, commit, log, logs)
+    }
+
+    /// A replica says or shows that its entries up to one are committed.
+    pub(super) fn reached(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        from: Index,
+        commit: Index,
+        log: &[EntryId],
+        logs: &Logs,
+    ) -> Checked {
         let committed = self.groups.entry(group).or_default();
         for index in from.0..commit.0 {
             let at = usize::try_from(index).expect("a short log");

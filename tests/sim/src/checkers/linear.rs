@@ -57,20 +57,6 @@ impl Histories {
         Ok(undecided)
     }
 
-    pub(crate) fn check_final(&self, group: GroupId, register: u32, value: u64) -> Checked {
-        let wrote = |operation: &Operation| match operation.action {
-            Action::Change { change: Change::Write { value } | Change::Swap { value, .. }, .. } => {
-                Some(value)
-            }
-            Action::Read { .. } => None,
-        };
-        let operations = self.registers.get(&(group, register));
-        let is_known =
-            value == 0 || operations.into_iter().flatten().any(|operation| wrote(operation) == Some(value));
-        super::ensure(is_known, "registers hold what was written", || {
-            format!("group {group} register {register} holds {value}, which nobody wrote")
-        })
-    }
 }
 
 /// What a register holds after an action, if it can have happened to one that holds `value`.
