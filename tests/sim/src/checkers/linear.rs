@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use iroh_raft_core::GroupId;
 
-use super::{Checked, Violation};
+use super::Violation;
 use crate::machine::Change;
 
 /// What was done to a register, and what was answered; `None` while nobody knows.
@@ -56,7 +56,6 @@ impl Histories {
         }
         Ok(undecided)
     }
-
 }
 
 /// What a register holds after an action, if it can have happened to one that holds `value`.
