@@ -441,7 +441,10 @@ impl Scan {
             part.entries(data).try_fold(part.base, |at, entry| offset_after(entry.kind, entry.data, at).ok())
         });
         let Some(end) = end else {
-            recovering.note_damage(part.first.max(log.moved().next()), part.last());
+            let first = part.first.max(log.moved().next());
+            recovering.note_damage(first, part.last());
+            recovering.cut(first);
+            log.cut(first, part.base);
             return;
         };
         let floor = log.moved().next();
@@ -502,6 +505,10 @@ impl Scan {
         let mut states = Vec::with_capacity(self.groups.len());
         for (group, recovering) in self.groups {
             let log = index.group(group);
+            let unstored = [recovering.damage, recovering.gap].into_iter().flatten();
+            if let Some((_, last)) = unstored.max_by_key(|(_, last)| *last) {
+                log.note_lost(last);
+            }
             let damage = recovering.stored_damage.or(recovering.damage).or(recovering.gap);
             states.push(GroupState {
                 group,

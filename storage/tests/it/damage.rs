@@ -223,6 +223,36 @@ fn an_older_row_of_a_group_is_not_taken_for_the_newest() {
     assert!(open(&path).unwrap().1.groups.iter().all(|group| group.hard_state.term.0 == 2));
 }
 
+/// The mover goes on around a damaged group and the journal is voided behind it: what was lost must not
+/// look like the end of the log then.
+#[test]
+fn a_damaged_group_is_damaged_at_every_start() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let flush = |seq, groups: &[u64]| {
+        let part = |group: &u64| iroh_raft_core::GroupAppend {
+            hard_state: Some(hard_state(1, seq - 1)),
+            ..entries_only(*group, vec![entry(seq, 1, seq - 1, 1)])
+        };
+        append(seq, groups.iter().map(part).collect())
+    };
+    let (folder, mut shard) = open(&path).unwrap();
+    (1..=4).for_each(|seq| drop(shard.writer.run_once(&[flush(seq, &[1, 2])]).unwrap()));
+    drop((folder, shard));
+    let mut damaged = block(&path, 3);
+    let data = directory_bytes(&damaged);
+    damaged[data] ^= 1;
+    edit(&path, |table| drop(table.insert((3, 0), damaged.as_slice()).unwrap()));
+    for seq in 5..=8 {
+        let (_folder, mut shard) = open(&path).unwrap();
+        let damage = shard.groups[0].damage.unwrap_or_else(|| panic!("forgotten before flush {seq}"));
+        assert_eq!(damage.first, Index(3), "before flush {seq}");
+        assert_eq!((shard.groups[0].hard_state, shard.groups[1].damage), (hard_state(1, 3), None));
+        while shard.mover.run_once().unwrap().blocks > 0 {}
+        shard.writer.run_once(&[flush(seq, &[2])]).unwrap();
+    }
+}
+
 #[test]
 fn bits_that_rot_in_the_file_after_a_kill_never_shorten_what_was_acknowledged() {
     let temporary = tempfile::tempdir().unwrap();
