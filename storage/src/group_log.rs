@@ -63,7 +63,7 @@ pub(crate) struct GroupLog {
     /// Checksum of the newest block in the log file: what the next one follows.
     pub(crate) cold_checksum: u32,
     hot: VecDeque<Span>,
-    /// Last index that recovery found damaged or gone after the end of the log; 0 if there is none.
+    /// Last index that was durable and is damaged or gone, past the end of the log; 0 if there is none.
     lost: Index,
     next_offset: Offset,
     cuts: u64,
@@ -151,7 +151,6 @@ impl GroupLog {
             self.cuts += 1;
         }
         self.drop_hot_from(span.first);
-        self.lost = self.lost.min(Index(span.first.0 - 1));
         self.hot.push_back(span);
         self.next_offset = end;
     }
@@ -175,13 +174,22 @@ impl GroupLog {
         self.cuts += 1;
     }
 
-    /// Takes note of the last index that is damaged or gone.
-    pub(crate) fn note_lost(&mut self, last: Index) {
+    /// Last index that is damaged or gone, past the end of the log; 0 if there is none.
+    pub(crate) fn lost(&self) -> Index {
+        self.lost
+    }
+
+    pub(crate) fn set_lost(&mut self, last: Index) {
         self.lost = last;
     }
 
-    /// Last index that is moved, or damaged or gone: what the log file says was moved, so that it has to
-    /// miss what was lost at every start, also once the journal is past it.
+    /// The log file says more than it has: what follows this index was lost before it could be moved.
+    pub(crate) fn lose_after(&mut self, moved: Index) {
+        (self.lost, self.moved) = (self.moved, moved);
+    }
+
+    /// Last index that is moved or lost: what the log file says was moved. It misses what was lost at every
+    /// start then, also once the journal is past it.
     pub(crate) fn moved_or_lost(&self) -> Index {
         self.moved.max(self.lost)
     }

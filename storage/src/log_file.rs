@@ -284,8 +284,11 @@ impl StoredGroup {
     fn finish(&mut self) {
         let (start, moved) = (self.log.start(), self.log.moved());
         let newest = self.log.cold_back().copied();
-        let last = newest.map_or(start.index, |span| span.last);
-        if last < moved {
+        let (last, checksum) = newest.map_or((start.index, 0), |span| (span.last, span.checksum));
+        if last < moved && checksum == self.log.cold_checksum {
+            // No block is missing: the journal may still have what follows, or says what of it is damaged.
+            self.log.lose_after(last);
+        } else if last < moved {
             self.note_damage(last.next(), moved);
         } else if newest.is_some_and(|span| span.checksum != self.log.cold_checksum) {
             self.note_damage(start.index.next(), moved);
