@@ -159,7 +159,8 @@ impl<'a> ColdBlock<'a> {
         let is_named = first == span.first
             && base == span.base
             && checksum == span.checksum
-            && first.0.checked_add(u64::from(count)) == span.last.0.checked_add(1);
+            // The index after the last one must be representable too.
+            && first.0.checked_add(u64::from(count)).and_then(|end| end.checked_sub(1)) == Some(span.last.0);
         if !is_named {
             return Err(BlockError::Chain);
         }
@@ -248,6 +249,7 @@ impl IndexRow {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct GroupRow {
     pub(crate) start: LogStart,
+    /// Last index in the log file; past its last block if what follows there was lost.
     pub(crate) moved: Index,
     pub(crate) moved_end: Offset,
     /// Checksum of its newest block; 0 if it has none.
@@ -261,7 +263,7 @@ impl GroupRow {
     pub(crate) fn of(log: &GroupLog) -> GroupRow {
         GroupRow {
             start: log.start(),
-            moved: log.moved(),
+            moved: log.moved_or_lost(),
             moved_end: log.moved_end(),
             checksum: log.cold_checksum,
             hard_state: log.hard_state,

@@ -31,9 +31,9 @@ const PEERS: &str = "peers";
 /// bridge, and what a fresh file system has.
 const TOLERATED: [&str; 4] = [LOCK, "creating.tmp", "key", "lost+found"];
 
-const MANIFEST_KIND: Kind = Kind { magic: *b"IRAFTMAN", version: 1 };
+pub(crate) const MANIFEST_KIND: Kind = Kind { magic: *b"IRAFTMAN", version: 1 };
 const CREATING_KIND: Kind = Kind { magic: *b"IRAFTNEW", version: 1 };
-const BOOT_KIND: Kind = Kind { magic: *b"IRAFTBOO", version: 1 };
+pub(crate) const BOOT_KIND: Kind = Kind { magic: *b"IRAFTBOO", version: 1 };
 
 /// Whose folder it is. Written once, compared at every start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -377,7 +377,7 @@ fn read_manifest(disk: &dyn Disk, path: &Path) -> Result<(FolderIdentity, [u8; 1
     parse_manifest(&payload).ok_or(StorageError::DamagedFile { path: file, damage: FileDamage::Content })
 }
 
-fn parse_manifest(payload: &[u8]) -> Option<(FolderIdentity, [u8; 16])> {
+pub(crate) fn parse_manifest(payload: &[u8]) -> Option<(FolderIdentity, [u8; 16])> {
     let mut cursor = Cursor::new(payload);
     let cluster = ClusterId(cursor.array()?);
     let storage = cursor.array()?;
@@ -419,11 +419,11 @@ fn read_boot(disk: &dyn Disk, file: &Path) -> Result<Boot> {
     parse_boot(&payload).ok_or_else(|| StorageError::DamagedFile { path: file.to_owned(), damage })
 }
 
-fn encode_boot(boot: Boot) -> Vec<u8> {
+pub(crate) fn encode_boot(boot: Boot) -> Vec<u8> {
     [&boot.epoch.0.to_le_bytes()[..], &boot.id].concat()
 }
 
-fn parse_boot(payload: &[u8]) -> Option<Boot> {
+pub(crate) fn parse_boot(payload: &[u8]) -> Option<Boot> {
     let mut cursor = Cursor::new(payload);
     let boot = Boot { epoch: BootEpoch(cursor.u64()?), id: cursor.array()? };
     (cursor.left() == 0).then_some(boot)

@@ -63,6 +63,8 @@ pub(crate) struct GroupLog {
     /// Checksum of the newest block in the log file: what the next one follows.
     pub(crate) cold_checksum: u32,
     hot: VecDeque<Span>,
+    /// Last index that was durable and is damaged or gone, past the end of the log; 0 if there is none.
+    lost: Index,
     next_offset: Offset,
     cuts: u64,
 }
@@ -148,16 +150,48 @@ impl GroupLog {
         if span.first <= self.last() {
             self.cuts += 1;
         }
-        while self.hot.pop_back_if(|last| last.first >= span.first).is_some() {}
+        self.drop_hot_from(span.first);
+        self.hot.push_back(span);
+        self.next_offset = end;
+    }
+
+    fn drop_hot_from(&mut self, first: Index) {
+        while self.hot.pop_back_if(|last| last.first >= first).is_some() {}
         if let Some(last) = self.hot.back_mut()
-            && last.last() >= span.first
+            && last.last() >= first
         {
-            last.count = (span.first.0 - last.first.0) as u32;
+            last.count = (first.0 - last.first.0) as u32;
         }
         // What is left of it may all be moved.
         while self.hot.pop_back_if(|last| last.last() <= self.moved).is_some() {}
-        self.hot.push_back(span);
-        self.next_offset = end;
+    }
+
+    /// Ends the log before an index, which is not moved and begins at `base`: what replaced it and what
+    /// followed is damaged.
+    pub(crate) fn cut(&mut self, first: Index, base: Offset) {
+        self.drop_hot_from(first);
+        self.next_offset = if self.hot.is_empty() { self.moved_end } else { base.min(self.next_offset) };
+        self.cuts += 1;
+    }
+
+    /// Last index that is damaged or gone, past the end of the log; 0 if there is none.
+    pub(crate) fn lost(&self) -> Index {
+        self.lost
+    }
+
+    pub(crate) fn set_lost(&mut self, last: Index) {
+        self.lost = last;
+    }
+
+    /// The log file says more than it has: what follows this index was lost before it could be moved.
+    pub(crate) fn lose_after(&mut self, moved: Index) {
+        (self.lost, self.moved) = (self.moved, moved);
+    }
+
+    /// Last index that is moved or lost: what the log file says was moved. It misses what was lost at every
+    /// start then, also once the journal is past it.
+    pub(crate) fn moved_or_lost(&self) -> Index {
+        self.moved.max(self.lost)
     }
 
     /// Makes a change; returns the blocks of the log file that are void by it, at once or in time.
@@ -193,6 +227,7 @@ impl GroupLog {
     /// Begins anew after a place; what stands in the log file is not looked at.
     pub(crate) fn restart(&mut self, start: LogStart) {
         self.hot.clear();
+        self.lost = Index(0);
         self.start = start;
         (self.moved, self.moved_end, self.next_offset) = (start.index, start.offset, start.offset);
         self.cold_checksum = 0;

@@ -44,7 +44,7 @@ pub(crate) struct LogFile {
 #[derive(Debug)]
 pub(crate) struct MovedGroup<'a> {
     pub(crate) group: GroupId,
-    /// The group as it was before the move.
+    /// The group as it was before the move, with what was lost of it.
     pub(crate) row: GroupRow,
     pub(crate) blocks: Vec<NewColdBlock<'a>>,
 }
@@ -175,7 +175,8 @@ impl LogFile {
                     rows::insert(&mut log, block.bytes(), key, pieces)?;
                     let index_row = block.index_row(row.checksum, checksum);
                     index.insert((group.0, block.first.0), index_row.encode(group).as_slice())?;
-                    (row.checksum, row.moved, row.moved_end) = (checksum, block.last(), block.end);
+                    let moved = row.moved.max(block.last());
+                    (row.checksum, row.moved, row.moved_end) = (checksum, moved, block.end);
                     new.push(index_row.span);
                 }
                 let row = row.encode(group);
@@ -283,8 +284,11 @@ impl StoredGroup {
     fn finish(&mut self) {
         let (start, moved) = (self.log.start(), self.log.moved());
         let newest = self.log.cold_back().copied();
-        let last = newest.map_or(start.index, |span| span.last);
-        if last < moved {
+        let (last, checksum) = newest.map_or((start.index, 0), |span| (span.last, span.checksum));
+        if last < moved && checksum == self.log.cold_checksum {
+            // No block is missing: the journal may still have what follows, or says what of it is damaged.
+            self.log.lose_after(last);
+        } else if last < moved {
             self.note_damage(last.next(), moved);
         } else if newest.is_some_and(|span| span.checksum != self.log.cold_checksum) {
             self.note_damage(start.index.next(), moved);

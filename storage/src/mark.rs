@@ -17,7 +17,7 @@ use crate::disk::{Disk, FileKind};
 use crate::error::{FileDamage, Result, StorageError};
 use crate::small_file::{self, Kind, UnsealError, io_error};
 
-const KIND: Kind = Kind { magic: *b"IRAFTACK", version: 1 };
+pub(crate) const KIND: Kind = Kind { magic: *b"IRAFTACK", version: 1 };
 /// Distance of the slots: one sector each, which a disk writes whole.
 const SLOT_BYTES: usize = 512;
 const FILE_BYTES: u64 = 2 * SLOT_BYTES as u64;

@@ -67,6 +67,8 @@ struct Wanted {
     group: GroupId,
     incarnation: u64,
     row: GroupRow,
+    /// Last index that is moved; `row` may say more.
+    moved: Index,
     /// From the first entry that is not moved.
     spans: Vec<Span>,
     /// Last index to move; below the first span if nothing of it may move yet.
@@ -213,6 +215,7 @@ impl Mover {
                 group,
                 incarnation: log.incarnation,
                 row: GroupRow::of(log),
+                moved: log.moved(),
                 spans,
                 to,
                 left_bytes,
@@ -410,7 +413,7 @@ impl<'t> SourceBlocks<'t> {
             let mut head = [0; iroh_raft_core::batch::BATCH_HEADER_BYTES];
             let head = raw.head(range.clone(), &mut head);
             let end = offset_after(kind, head, offset).map_err(|_| BlockError::Content)?;
-            if index > wanted.row.moved.0 && index <= wanted.to.0 {
+            if index > wanted.moved.0 && index <= wanted.to.0 {
                 let block = cutter.block(Index(index), offset);
                 block.rows.push((term, bytes, kind));
                 block.data.extend(raw.pieces(range));

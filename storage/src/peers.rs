@@ -13,7 +13,7 @@ use crate::small_file::{self, Kind};
 
 /// Peers remembered at most. One more is refused with [`StorageError::PeersFull`].
 pub(crate) const PEERS_MAX: usize = 4096;
-const KIND: Kind = Kind { magic: *b"IRAFTPEE", version: 1 };
+pub(crate) const KIND: Kind = Kind { magic: *b"IRAFTPEE", version: 1 };
 
 /// Remembers the highest boot epoch of every peer, and refuses a peer that comes back older.
 ///
@@ -84,7 +84,7 @@ fn encode(seen: &BTreeMap<NodeId, (BootEpoch, [u8; 16])>) -> Vec<u8> {
     payload
 }
 
-fn parse(payload: &[u8]) -> Option<BTreeMap<NodeId, (BootEpoch, [u8; 16])>> {
+pub(crate) fn parse(payload: &[u8]) -> Option<BTreeMap<NodeId, (BootEpoch, [u8; 16])>> {
     let mut cursor = Cursor::new(payload);
     let count = usize::try_from(cursor.u64()?).ok()?;
     if count > PEERS_MAX || cursor.left() != count * 32 {

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use iroh_raft_core::{FlushSeq, GroupId, GroupState, Index, LogChange, LogDamage, LogEntry, TermRun};
 
 use crate::block::{Block, BlockError, ChainEnd, JournalIdentity, Part, offset_after};
+use crate::cold_block::GroupRow;
 use crate::error::{AffectedRange, Result, StorageError};
 use crate::group_log::Span;
 use crate::index::{Index as ShardIndex, JournalBlock};
 use crate::journal::{Blocks, Journal, RawBlock};
-use crate::log_file::{LogFile, StoredLog};
+use crate::log_file::{Garbage, LogFile, MovedGroup, StoredLog};
 use crate::redb_file::{Candidate, RedbFailure};
 use crate::snapshot::StoredSnapshots;
 use crate::span_read::read_span;
@@ -44,6 +45,8 @@ pub(crate) struct Recovered {
     pub(crate) end: ChainEnd,
     pub(crate) index: ShardIndex,
     pub(crate) groups: Vec<GroupState>,
+    /// Groups of which the log file does not say what was lost.
+    unstored: Vec<GroupId>,
     pub(crate) snapshots: StoredSnapshots,
     pub(crate) report: RecoveryReport,
 }
@@ -100,10 +103,12 @@ impl Examined {
     /// Takes the files over, to be written from now on: what was cut or is void goes.
     pub(crate) fn accept(self) -> Result<Recovered> {
         let identity = self.identity;
-        self.take(
+        let recovered = self.take(
             |log| Ok(LogFile { file: log.accept()?, identity }),
             |journal, void| Journal::accept(journal, identity, void),
-        )
+        )?;
+        recovered.store_losses()?;
+        Ok(recovered)
     }
 
     /// Takes the files to be read only: they stay as they are on the disk.
@@ -123,9 +128,26 @@ impl Examined {
         let log = log(self.log)?;
         let journal = journal(self.journal, &self.scan.void)?;
         let end = self.scan.end;
-        let (index, groups) = self.scan.into_states(self.tails);
+        let (index, groups, unstored) = self.scan.into_states(self.tails);
         let report = RecoveryReport { duration: self.began.elapsed(), ..self.report };
-        Ok(Recovered { journal, log, end, index, groups, snapshots: self.snapshots, report })
+        Ok(Recovered { journal, log, end, index, groups, unstored, snapshots: self.snapshots, report })
+    }
+}
+
+impl Recovered {
+    /// Says in the log file what was lost of which group: the next flush may void the blocks that say so
+    /// now.
+    fn store_losses(&self) -> Result<()> {
+        let row = |group: &GroupId| {
+            let row = GroupRow::of(self.index.groups.get(group)?);
+            Some(MovedGroup { group: *group, row, blocks: Vec::new() })
+        };
+        let groups: Vec<_> = self.unstored.iter().filter_map(row).collect();
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let stored = self.log.commit_move(self.index.moved, &groups, Garbage { groups: &[], blocks: &[] });
+        stored.map(drop).map_err(|error| error.running(self.log.identity.shard))
     }
 }
 
@@ -441,7 +463,10 @@ impl Scan {
             part.entries(data).try_fold(part.base, |at, entry| offset_after(entry.kind, entry.data, at).ok())
         });
         let Some(end) = end else {
-            recovering.note_damage(part.first.max(log.moved().next()), part.last());
+            let first = part.first.max(log.moved().next());
+            recovering.note_damage(first, part.last());
+            recovering.cut(first);
+            log.cut(first, part.base);
             return;
         };
         let floor = log.moved().next();
@@ -496,13 +521,26 @@ impl Scan {
         StorageError::Corrupt { shard, at, damage, affected: affected.into_values().collect() }
     }
 
-    fn into_states(self, mut tails: HashMap<GroupId, Vec<LogEntry>>) -> (ShardIndex, Vec<GroupState>) {
+    /// Index and groups, and those of which the log file does not say yet what was lost.
+    fn into_states(
+        self,
+        mut tails: HashMap<GroupId, Vec<LogEntry>>,
+    ) -> (ShardIndex, Vec<GroupState>, Vec<GroupId>) {
         let mut index = self.index;
         let moved = index.moved.seq;
         let mut states = Vec::with_capacity(self.groups.len());
+        let mut unstored = Vec::new();
         for (group, recovering) in self.groups {
             let log = index.group(group);
-            let damage = recovering.stored_damage.or(recovering.damage).or(recovering.gap);
+            // What the log file calls lost the journal may have after all.
+            let before = Some((log.last().next(), log.lost())).filter(|(_, lost)| *lost > log.last());
+            let losses = [recovering.damage, recovering.gap, before];
+            let lost = losses.iter().flatten().map(|(_, last)| *last).max().unwrap_or_default();
+            if lost != log.lost() {
+                log.set_lost(lost);
+                unstored.push(group);
+            }
+            let damage = losses.into_iter().fold(recovering.stored_damage, Option::or);
             states.push(GroupState {
                 group,
                 hard_state: log.hard_state,
@@ -521,7 +559,7 @@ impl Scan {
                 index.left.push(group);
             }
         }
-        (index, states)
+        (index, states, unstored)
     }
 }
 

@@ -27,7 +27,8 @@ use crate::rows::{self, Rows};
 pub use row::SnapshotMeta;
 pub use stream::{SnapshotReader, SnapshotWriter};
 
-use row::{CHUNK_HEADER_BYTES, NewChunk, parse_chunk};
+pub(crate) use row::parse_chunk;
+use row::{CHUNK_HEADER_BYTES, NewChunk};
 
 /// Key: group. Value: its published snapshot.
 const PUBLISHED: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("snapshot");

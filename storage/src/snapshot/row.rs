@@ -32,13 +32,13 @@ pub struct SnapshotMeta {
 
 impl SnapshotMeta {
     /// Bytes of the body in one of its chunks.
-    pub(super) fn chunk_bytes(&self, chunk: u32) -> Option<usize> {
+    pub(crate) fn chunk_bytes(&self, chunk: u32) -> Option<usize> {
         let before = u64::from(chunk) * SNAPSHOT_CHUNK_BYTES as u64;
         let left = self.body_bytes.checked_sub(before).filter(|_| chunk < self.chunks)?;
         usize::try_from(left.min(SNAPSHOT_CHUNK_BYTES as u64)).ok()
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut row = vec![0; 56 + conf_state_bytes(&self.head.conf_state)];
         let mut pen = Pen::new(&mut row);
         pen.u16(VERSION);
@@ -57,7 +57,7 @@ impl SnapshotMeta {
     }
 
     /// Reads a row; `None` if it is not what was written.
-    pub(super) fn parse(group: GroupId, bytes: &[u8]) -> Option<SnapshotMeta> {
+    pub(crate) fn parse(group: GroupId, bytes: &[u8]) -> Option<SnapshotMeta> {
         let mut cursor = Cursor::new(unsealed(&[group.0], bytes)?);
         let (version, zero) = (cursor.u16()?, cursor.u16()?);
         let chunks = cursor.u32()?;
@@ -104,7 +104,7 @@ impl NewChunk<'_> {
 }
 
 /// The data of a chunk, if it is the one asked for, as it was written.
-pub(super) fn parse_chunk<'a>(
+pub(crate) fn parse_chunk<'a>(
     bytes: &'a [u8],
     identity: JournalIdentity,
     meta: &SnapshotMeta,

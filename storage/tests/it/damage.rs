@@ -223,6 +223,65 @@ fn an_older_row_of_a_group_is_not_taken_for_the_newest() {
     assert!(open(&path).unwrap().1.groups.iter().all(|group| group.hard_state.term.0 == 2));
 }
 
+/// The mover goes on around a damaged group and the journal is voided behind it: what was lost must not
+/// look like the end of the log then.
+#[test]
+fn a_damaged_group_is_damaged_at_every_start() {
+    let flush = |seq, groups: &[u64]| {
+        let part = |group: &u64| iroh_raft_core::GroupAppend {
+            hard_state: Some(hard_state(1, seq - 1)),
+            ..entries_only(*group, vec![entry(seq, 1, seq - 1, 1)])
+        };
+        append(seq, groups.iter().map(part).collect())
+    };
+    // Damaged are entries whose block is not moved yet; or the one that a move left behind, not committed,
+    // whose block the very next flush makes void.
+    for (is_left, lost) in [(false, 3), (true, 4)] {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("node");
+        let (folder, mut shard) = open(&path).unwrap();
+        for seq in 1..=4 {
+            shard.writer.run_once(&[flush(seq, &[1, 2])]).unwrap();
+        }
+        while is_left && shard.mover.run_once().unwrap().blocks > 0 {}
+        drop((folder, shard));
+        let whole = block(&path, lost);
+        let mut damaged = whole.clone();
+        damaged[directory_bytes(&whole)] ^= 1;
+        edit(&path, |table| drop(table.insert((lost, 0), damaged.as_slice()).unwrap()));
+        for seq in 5..=8 {
+            let (_folder, mut shard) = open(&path).unwrap();
+            let damage = shard.groups[0].damage.unwrap_or_else(|| panic!("forgotten before flush {seq}"));
+            assert_eq!(damage.first, Index(lost), "before flush {seq}");
+            assert_eq!((shard.groups[0].hard_state, shard.groups[1].damage), (hard_state(1, 3), None));
+            while !is_left && shard.mover.run_once().unwrap().blocks > 0 {}
+            shard.writer.run_once(&[flush(seq, &[2])]).unwrap();
+        }
+    }
+}
+
+/// Bytes that come back sound after all are no damage any more, at this start and at later ones.
+#[test]
+fn a_group_whose_entries_are_back_is_whole_again() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let (mut model, _) = make(&path, 3);
+    let whole = block(&path, 3);
+    let mut damaged = whole.clone();
+    damaged[directory_bytes(&whole)] ^= 1;
+    edit(&path, |table| drop(table.insert((3, 0), damaged.as_slice()).unwrap()));
+    assert!(open(&path).unwrap().1.groups[0].damage.is_some());
+    edit(&path, |table| drop(table.insert((3, 0), whole.as_slice()).unwrap()));
+    for seq in 4..=6 {
+        let (_folder, mut shard) = open(&path).unwrap();
+        model.check(&shard);
+        // A shorter suffix: what was lost and came back is void now.
+        let append = append(seq, vec![entries_only(1, vec![entry(2, seq, 1, 1)])]);
+        shard.writer.run_once(std::slice::from_ref(&append)).unwrap();
+        model.take(&append);
+    }
+}
+
 #[test]
 fn bits_that_rot_in_the_file_after_a_kill_never_shorten_what_was_acknowledged() {
     let temporary = tempfile::tempdir().unwrap();

@@ -1,51 +1,170 @@
 //! The fuzz targets of `storage/fuzz`, over their stored corpus and seeded changes of it.
 //!
-//! `FUZZ_SEED=n` runs the changes of one seed.
+//! `FUZZ_SEED=n` runs the changes of one seed. `FUZZ_CORPUS=write` writes the corpus of `block` anew, from
+//! a folder: only when a format version is added.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use iroh_raft_storage::fuzzing::{decode, open_damaged};
+use iroh_raft_core::{BootEpoch, GroupAppend, Index, LogChange, LogStart, NodeId, Offset, Term};
+use iroh_raft_storage::SnapshotHead;
+use iroh_raft_storage::fuzzing::{Opened, decode, open_damaged};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use redb::{Database, Key, ReadableDatabase, ReadableTable, TableDefinition};
 
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let files = std::fs::read_dir(folder).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
-    let files: Vec<_> = files.collect();
+use crate::common::*;
+
+fn corpus_folder(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
+}
+
+/// Name and bytes of each file.
+fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
+    let file = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry.unwrap();
+        (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())
+    };
+    let mut files: Vec<_> = fs::read_dir(corpus_folder(target)).unwrap().map(file).collect();
+    // The seeds mean the same everywhere.
+    files.sort();
     assert!(!files.is_empty());
     files
 }
 
-fn run(target: &str, count: u64, call: impl Fn(&[u8])) {
+/// Changes bytes; one time in four also how many there are.
+fn change(random: &mut SmallRng, data: &mut Vec<u8>) {
+    if random.random_bool(0.25) {
+        data.truncate(random.random_range(0..=data.len()));
+        data.extend((0..random.random_range(0..40)).map(|_| random.random::<u8>()));
+    }
+    for _ in 0..random.random_range(1..8) {
+        if data.is_empty() {
+            return;
+        }
+        let at = random.random_range(0..data.len());
+        let near_the_end = u64::MAX - random.random_range(0..8);
+        let numbers = [0, 1, near_the_end, u64::from(u32::MAX), 1 << 31, random.random()];
+        let number = numbers[random.random_range(0..numbers.len())].to_le_bytes();
+        let bytes = [1, 1, 2, 4, 8][random.random_range(0..5)].min(data.len() - at);
+        data[at..at + bytes].copy_from_slice(&number[..bytes]);
+    }
+}
+
+/// Whether all seeds ran, and not a single one.
+fn run(target: &str, count: u64, mut call: impl FnMut(&[u8])) -> bool {
     let corpus = corpus(target);
-    corpus.iter().for_each(|data| call(data));
+    corpus.iter().for_each(|(_, data)| call(data));
     let only = std::env::var("FUZZ_SEED").ok().map(|seed| seed.parse().expect("FUZZ_SEED is a number"));
     let seeds = only.map_or(0..count, |seed: u64| seed..seed + 1);
     for seed in seeds {
         println!("FUZZ_SEED={seed}");
         let mut random = SmallRng::seed_from_u64(seed);
-        let mut data = corpus[random.random_range(0..corpus.len())].clone();
-        for _ in 0..random.random_range(1..8) {
-            match random.random_range(0..4) {
-                0 => data.truncate(random.random_range(0..=data.len())),
-                1 => data.extend((0..random.random_range(0..40)).map(|_| random.random::<u8>())),
-                _ if data.is_empty() => {}
-                _ => {
-                    let at = random.random_range(0..data.len());
-                    data[at] = random.random();
-                }
-            }
-        }
+        let mut data = corpus[random.random_range(0..corpus.len())].1.clone();
+        change(&mut random, &mut data);
         call(&data);
     }
+    only.is_none()
 }
 
 #[test]
 fn any_bytes_are_decoded() {
-    run("block", 20_000, decode);
+    const SEEDS: u64 = 20_000;
+    if std::env::var("FUZZ_CORPUS").is_ok_and(|what| what == "write") {
+        write_corpus();
+    }
+    let names: Vec<String> = corpus("block")
+        .into_iter()
+        .map(|(name, data)| {
+            let taken = decode(&data);
+            assert!(taken.contains(&&*name), "{name} is taken for {taken:?}");
+            name
+        })
+        .collect();
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    let is_all = run("block", SEEDS, |data| {
+        for name in decode(data) {
+            *counts.entry(name).or_default() += 1;
+        }
+    });
+    println!("taken after changes: {counts:?}");
+    for name in names.iter().filter(|_| is_all) {
+        // Changes that no decoder lets through test little more than its first lines.
+        let share = SEEDS / names.len() as u64 / 20;
+        assert!(counts.get(&**name).is_some_and(|count| *count > share), "{name}: {counts:?}");
+    }
+}
+
+#[test]
+fn no_block_ends_with_the_last_possible_index() {
+    let (_, mut block) = corpus("block").into_iter().find(|(name, _)| name == "log-block").unwrap();
+    let count = u64::from(u32::from_le_bytes(block[48..52].try_into().unwrap()));
+    block[32..40].copy_from_slice(&(u64::MAX - count + 1).to_le_bytes());
+    assert_eq!(decode(&block), Vec::<&str>::new());
 }
 
 #[test]
 fn any_damage_is_opened() {
-    run("open", 1500, open_damaged);
+    let mut outcomes: BTreeMap<Opened, u64> = BTreeMap::new();
+    let is_all = run("open", 1500, |data| *outcomes.entry(open_damaged(data)).or_default() += 1);
+    println!("{outcomes:?}");
+    assert!(!is_all || outcomes.len() == 3, "some damage is noticed early, some late: {outcomes:?}");
+}
+
+/// The rows of a table, whole.
+fn rows<K: Key + 'static>(file: &Path, table: TableDefinition<'static, K, &'static [u8]>) -> Vec<Vec<u8>> {
+    let table = Database::open(file).unwrap().begin_read().unwrap().open_table(table).unwrap();
+    table.iter().unwrap().map(|row| row.unwrap().1.value().to_vec()).collect()
+}
+
+/// One of each thing that is stored, with all its optional parts.
+fn write_corpus() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let (mut folder, mut shard) = open(&path).unwrap();
+    folder.take_peer_epochs().observe(NodeId(5), BootEpoch(6), [7; 16]).unwrap();
+    let first = GroupAppend {
+        hard_state: Some(hard_state(2, 2)),
+        conf_state: Some(conf_state(&[1, 2])),
+        ..entries_only(1, vec![entry(1, 1, 0, 2), conf_change(2, 2), entry(3, 2, 2, 1)])
+    };
+    shard.writer.run_once(&[append(1, vec![first])]).unwrap();
+    while shard.mover.run_once().unwrap().blocks > 0 {}
+    let place = |index, offset| LogStart { index: Index(index), term: Term(2), offset: Offset(offset) };
+    let with = |change, part| GroupAppend { change: Some(change), ..part };
+    let parts = vec![
+        with(LogChange::CompactTo(place(1, 2)), entries_only(1, vec![entry(4, 2, 3, 1), conf_change(5, 2)])),
+        with(LogChange::StartAfter(place(9, 9)), entries_only(2, vec![entry(10, 3, 9, 0)])),
+        with(LogChange::Remove, entries_only(3, Vec::new())),
+    ];
+    shard.writer.run_once(&[append(2, parts)]).unwrap();
+    let head =
+        SnapshotHead { index: Index(2), term: Term(2), offset: Offset(2), conf_state: conf_state(&[1, 2]) };
+    let mut snapshot = shard.snapshots.begin(iroh_raft_core::GroupId(1), head).unwrap();
+    snapshot.write(&[9; 100]).unwrap();
+    snapshot.publish().unwrap();
+    drop((folder, shard));
+    let (journal, log) = (journal_of(&path), path.join("shard-0/log.redb"));
+    let blocks: TableDefinition<'static, (u64, u16), &'static [u8]> = TableDefinition::new("blocks");
+    let cold: TableDefinition<'static, (u64, u64, u16), &'static [u8]> = TableDefinition::new("log");
+    let index: TableDefinition<'static, (u64, u64), &'static [u8]> = TableDefinition::new("index");
+    let chunks: TableDefinition<'static, (u64, u32, u16), &'static [u8]> =
+        TableDefinition::new("snapshot_chunk");
+    let files = [
+        ("journal-block", rows(&journal, blocks).pop().unwrap()),
+        ("log-block", rows(&log, cold).remove(0)),
+        ("index-row", rows(&log, index).remove(0)),
+        ("group-row", rows(&log, TableDefinition::<u64, &[u8]>::new("group")).remove(0)),
+        ("snapshot-row", rows(&log, TableDefinition::<u64, &[u8]>::new("snapshot")).remove(0)),
+        ("snapshot-chunk", rows(&log, chunks).remove(0)),
+        // The first slot without the zeros after it.
+        ("mark", fs::read(mark_of(&path)).unwrap()[..52].to_vec()),
+        ("manifest", fs::read(path.join("manifest")).unwrap()),
+        ("boot", fs::read(path.join("boot")).unwrap()),
+        ("peers", fs::read(path.join("peers")).unwrap()),
+    ];
+    for (name, bytes) in files {
+        fs::write(corpus_folder("block").join(name), bytes).unwrap();
+    }
 }
