@@ -279,6 +279,11 @@ impl Checks {
     /// Messages leave a node.
     pub(crate) fn sent(&mut self, messages: impl Iterator<Item = PeerMessage>) {
         for message in messages {
+            self.tell(|| {
+                let PeerMessage { kind, group, from, to, term, index, log_term, commit, reject, .. } = &message;
+                let (count, no) = (message.entries.len(), if *reject { ", no" } else { "" });
+                format!("{from} -> {to}: {kind:?} of group {group}, term {term}: {index} of {log_term}, {count} entries, commit {commit}{no}")
+            });
             let checked =
                 sent::check(&message, &self.durable).and_then(|()| self.elections.voted(&message)).and_then(
                     |()| message.entries.iter().try_for_each(|entry| self.logs.check(message.group, entry)),

@@ -21,6 +21,8 @@ const ALIVE: &str = "alive after the faults";
 const SAME: &str = "replicas are the same at the end";
 /// Elections and restarts that a group may need to come back.
 const ELECTIONS: u32 = 40;
+/// How often a group that moves on is given its time anew: one that only elects leaders moves on for ever.
+const MOVING_ON: u32 = 10;
 /// What is left of stalls and late frames from before.
 const PATIENCE: Duration = Duration::from_secs(30);
 const READ_BYTES: u32 = 4 << 20;
@@ -61,10 +63,8 @@ pub(crate) async fn run(sim: &Shared, clients: Vec<JoinHandle<()>>) -> u64 {
 }
 
 async fn settle(sim: &Shared) -> Checked {
-    let patience = PATIENCE + sim.plan.election() * ELECTIONS;
-    let deadline = elapsed() + patience;
     // Some are on their way up still; nodes that are down come back.
-    wait_until(sim, &sim.plan.groups[0], deadline, "nodes run", |sim| {
+    wait_until(sim, &sim.plan.groups[0], "nodes run", |sim| {
         let ids: Vec<NodeId> = sim.plan.node_ids().collect();
         ids.iter().for_each(|id| {
             sim.nodes.borrow().disk(*id).heal();
@@ -74,25 +74,36 @@ async fn settle(sim: &Shared) -> Checked {
     })
     .await?;
     for group in &sim.plan.groups {
-        let deadline = elapsed() + patience;
-        wait_until(sim, group, deadline, "groups have leaders and converge", |sim| is_settled(sim, group))
-            .await?;
-        probe(sim, group, deadline).await?;
-        wait_until(sim, group, deadline, "groups converge after a write", |sim| is_settled(sim, group))
-            .await?;
+        wait_until(sim, group, "groups have leaders and converge", |sim| is_settled(sim, group)).await?;
+        probe(sim, group).await?;
+        wait_until(sim, group, "groups converge after a write", |sim| is_settled(sim, group)).await?;
         audit(sim, group).await?;
     }
     Ok(())
 }
 
+fn patience(sim: &Shared) -> Duration {
+    PATIENCE + sim.plan.election() * ELECTIONS
+}
+
+/// Waits as long as something moves on, and then for so long again.
 async fn wait_until(
     sim: &Shared,
     group: &GroupPlan,
-    deadline: Duration,
     what: &str,
     mut holds: impl FnMut(&Shared) -> bool,
 ) -> Checked {
+    let latest = elapsed() + patience(sim) * MOVING_ON;
+    let mut deadline = elapsed() + patience(sim);
+    let mut seen = 0;
     while !holds(sim) && !sim.is_broken() {
+        let checks = sim.checks.borrow();
+        let commit = |node: &NodeId| checks.status_of(*node, group.id).map_or(0, |status| status.commit.0);
+        let now: u64 = group.voters.iter().map(commit).sum();
+        drop(checks);
+        if now > seen {
+            (seen, deadline) = (now, latest.min(elapsed() + patience(sim)));
+        }
         ensure(elapsed() < deadline, ALIVE, || format!("never: {what}; {}", standing(sim, group)))?;
         sleep(LOOK_EVERY).await;
     }
@@ -129,7 +140,8 @@ fn is_settled(sim: &Shared, group: &GroupPlan) -> bool {
 }
 
 /// A write succeeds.
-async fn probe(sim: &Shared, group: &GroupPlan, deadline: Duration) -> Checked {
+async fn probe(sim: &Shared, group: &GroupPlan) -> Checked {
+    let deadline = elapsed() + patience(sim);
     let mut random = sim.random();
     let before = sim.checks.borrow().acknowledged.count;
     while sim.checks.borrow().acknowledged.count == before && !sim.is_broken() {
