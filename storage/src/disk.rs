@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use iroh_raft_core::mutants::{self, Mutant};
 use rand::TryRngCore;
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
@@ -346,8 +347,12 @@ impl StorageBackend for HoldingBackend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if mutants::is(Mutant::SyncSkipped) {
+            return Ok(());
+        }
         if !self.is_holding() {
-            return self.0.disk.sync_data();
+            let synced = self.0.disk.sync_data();
+            return if mutants::is(Mutant::SyncFailureIgnored) { Ok(()) } else { synced };
         }
         self.held().changes.push(Change::Sync);
         Ok(())

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{FlushSeq, GroupId, Index, Offset, ShardId};
 
 use crate::block::{Block, BlockError, ChainEnd, EntryRows, offset_after};
@@ -208,7 +209,8 @@ impl Mover {
             let log = index.groups.get(&group)?;
             let spans: Vec<Span> = log.hot_up_to(moved.seq).copied().collect();
             let last = spans.last().map_or(log.moved(), Span::last);
-            let to = last.min(log.hard_state.commit);
+            let is_all = mutants::is(Mutant::UncommittedMoved);
+            let to = if is_all { last } else { last.min(log.hard_state.commit) };
             let left = spans.iter().filter(|span| span.last() > to);
             let left_bytes = left.map(|span| u64::from(span.data_bytes)).sum();
             Some(Wanted {

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{FlushSeq, GroupId, GroupState, Index, LogChange, LogDamage, LogEntry, TermRun};
 
 use crate::block::{Block, BlockError, ChainEnd, JournalIdentity, Part, offset_after};
@@ -359,7 +360,7 @@ impl Scan {
         }
         // A mark older than the chain's beginning has nothing left to compare with.
         let is_older = !keys.is_empty() && acknowledged.seq.0 + 1 < oldest.0;
-        if acknowledged != at_mark && !is_older {
+        if acknowledged != at_mark && !is_older && !mutants::is(Mutant::MarkIgnored) {
             return rolled_back(acknowledged.seq, at_mark);
         }
         Ok(Ok(()))

@@ -24,6 +24,7 @@ use crate::io::{
 };
 use crate::jitter::Draw;
 use crate::log_window::LogWindow;
+use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
 use crate::read_index::{Read, Reads};
 use crate::records::{RecordRead, RecordReads};
@@ -210,7 +211,9 @@ impl Replica {
     /// A lone voter wins its campaign within the call, and raft-rs demands that its whole log is
     /// durable then.
     fn must_not_campaign(&self) -> bool {
-        !self.is_leader() && self.raw.raft.prs().is_singleton() && self.persistence.is_waiting()
+        let is_alone = self.raw.raft.prs().is_singleton();
+        let is_mute = mutants::is(Mutant::NeverCampaigns);
+        !self.is_leader() && (is_mute || (is_alone && self.persistence.is_waiting()))
     }
 
     /// A message of a peer: refused, dropped as stale, or stepped.
@@ -227,8 +230,18 @@ impl Replica {
         for entry in message.entries.iter_mut().filter(|entry| entry.data.len() < COPY_BYTES_MAX) {
             entry.data = Bytes::copy_from_slice(&entry.data);
         }
+        let kind = message.kind;
+        if mutants::is(Mutant::VoteWithoutLog)
+            && matches!(kind, MessageKind::RequestVote | MessageKind::RequestPreVote)
+        {
+            (message.index, message.log_term) = (Index(u64::MAX / 4), Term(u64::MAX / 4));
+        }
+        let waited = self.raw.raft.election_elapsed;
         // Its errors are those of stale answers, which change nothing.
         let _ = self.raw.step(to_raft_message(message));
+        if mutants::is(Mutant::Deaf) && matches!(kind, MessageKind::Append | MessageKind::Heartbeat) {
+            self.raw.raft.election_elapsed = waited;
+        }
         self.is_dirty = true;
         self.after_call(turn, false);
     }
@@ -382,7 +395,8 @@ impl Replica {
         }
         let last = Index(raft.raft_log.last_index());
         let at = turn.wall.max(raft.store().at_max());
-        let base = self.offset_after(last);
+        let is_miscounted = mutants::is(Mutant::OffsetFromCommit);
+        let base = if is_miscounted { self.commit_end } else { self.offset_after(last) };
         let position = Position { index: last.next(), term: Term(raft.term), base, at };
         let batches = self.pending.pack(turn.config, position);
         let entry = |data| eraftpb::Entry { data, ..Default::default() };
@@ -398,9 +412,14 @@ impl Replica {
     }
 
     fn start_reads(&mut self, turn: &mut Turn<'_>) {
-        let can_read = self.is_leader() && self.raw.raft.commit_to_current_term();
+        let is_settled = self.raw.raft.commit_to_current_term();
+        let is_early = !is_settled && mutants::is(Mutant::ReadBeforeFirstCommit);
+        let can_read = self.is_leader() && (is_settled || is_early);
         if can_read && self.reads.can_start_round() {
             let context = self.reads.start_round();
+            if is_early || mutants::is(Mutant::ReadWithoutRound) {
+                return self.reads.handle_confirmed(&context, Index(self.raw.raft.raft_log.committed));
+            }
             self.raw.read_index(context);
             self.after_call(turn, false);
         }
@@ -419,15 +438,25 @@ impl Replica {
 
     /// Follows every call into raft-rs.
     fn after_call(&mut self, turn: &mut Turn<'_>, has_campaigned: bool) {
+        if mutants::is(Mutant::OlderTermCounted) && self.is_leader() {
+            self.count_older_terms();
+        }
         self.write_draw(turn.config, has_campaigned);
         let raft = &self.raw.raft;
         let term = Term(raft.term);
         let is_leading = |of: Term| raft.state == StateRole::Leader && term == of;
         let log = &raft.raft_log;
-        let is_ours = |index: Index, of: Term| is_leading(of) || log.match_term(index.0, of.0);
+        let is_any_ours = mutants::is(Mutant::AnswerByIndex);
+        let is_ours = |index: Index, of: Term| is_leading(of) || log.match_term(index.0, of.0) || is_any_ours;
         let leader = self.leader_hint();
-        self.pending.handle_commit(Index(log.committed), leader, is_ours, &mut turn.out.replies);
+        let is_early = mutants::is(Mutant::LocalCommit) && raft.state == StateRole::Leader;
+        let commit = if is_early { log.last_index() } else { log.committed };
+        self.pending.handle_commit(Index(commit), leader, is_ours, &mut turn.out.replies);
         if self.leading.is_some_and(|of| !is_leading(of)) {
+            if mutants::is(Mutant::LostLeaderAnswers) {
+                let all = Index(u64::MAX);
+                self.pending.handle_commit(all, leader, |_, _| true, &mut turn.out.replies);
+            }
             self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
             self.reads.handle_leadership_lost(leader, &mut turn.out.replies);
             self.leading = None;
@@ -436,6 +465,16 @@ impl Replica {
         if self.is_leader() {
             self.leading = Some(term);
         }
+    }
+
+    /// The bug of Raft paper, figure 8.
+    fn count_older_terms(&mut self) {
+        let raft = &mut self.raw.raft;
+        let mut matched: Vec<u64> = raft.prs().iter().map(|(_, progress)| progress.matched).collect();
+        matched.sort_unstable();
+        let counted = matched[(matched.len() - 1) / 2].min(raft.raft_log.last_index());
+        let commit = counted.max(raft.raft_log.committed);
+        raft.raft_log.commit_to(commit);
     }
 
     /// Puts our election timeout in place of the one that raft-rs drew, or may have drawn.

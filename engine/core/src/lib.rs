@@ -26,6 +26,7 @@ pub mod io;
 mod jitter;
 mod loading;
 mod log_window;
+pub mod mutants;
 mod pending;
 mod read_index;
 mod records;

@@ -12,11 +12,12 @@ use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::group::{Replica, Turn};
 use crate::ids::{FlushSeq, GroupId, NodeId, Timestamp, WallTime};
 use crate::io::{
-    Event, FetchError, FetchId, GroupState, GroupStatus, Input, LogDamage, LogEntry, Outputs, PeerMessage,
-    Reply, Role, ShardConfig, Token,
+    Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LogDamage, LogEntry, Outputs,
+    PeerMessage, Reply, Role, ShardConfig, Token,
 };
 use crate::loading::{Loading, Step};
 use crate::log_window::Inconsistent;
+use crate::mutants::{self, Mutant};
 use crate::read_index::Read;
 use crate::records::RecordRead;
 use crate::validate::Refusal;
@@ -484,7 +485,10 @@ impl Said {
     }
 }
 
-fn start(config: &ShardConfig, state: GroupState) -> Member {
+fn start(config: &ShardConfig, mut state: GroupState) -> Member {
+    if mutants::is(Mutant::HardStateForgotten) {
+        state.hard_state = HardState { commit: state.hard_state.commit, ..HardState::default() };
+    }
     let status = GroupStatus {
         term: state.hard_state.term,
         commit: state.hard_state.commit,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_channel::oneshot;
 use iroh_raft_core::batch::RecordBlock;
+use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
     AnswerOn, Append, Apply, BusyReason, Event, Fetch, FlushSeq, GroupId, Index, Input, NodeId, Outputs,
     Propose, Reply, RequestError, Role, Shard, ShardId, Timestamp, Token, WallTime,
@@ -370,7 +371,8 @@ impl Driver {
             self.hand_to_writer(append);
         }
         for send in outputs.sends.drain(..) {
-            self.outbox.push(send.message, send.after.filter(|seq| *seq > self.persisted));
+            let after = send.after.filter(|seq| *seq > self.persisted);
+            self.outbox.push(send.message, after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates)));
         }
         for fetch in outputs.fetches.drain(..) {
             if let Err(fetch) = self.parts.fetches.push(fetch) {
@@ -403,6 +405,9 @@ impl Driver {
     fn hand_to_writer(&mut self, append: Append) {
         if self.is_fenced {
             return;
+        }
+        if mutants::is(Mutant::PersistedEarly) {
+            self.loopback.push(Input::Persisted { seq: append.seq });
         }
         let queued = Queued { append, at: Instant::now() };
         if !self.appends_waiting.is_empty() {

@@ -32,6 +32,9 @@ struct Args {
     /// Fail when something that the runs should have reached was not.
     #[arg(long)]
     marks: bool,
+    /// Switch this bug on, and run until it is found. Needs a build with `--cfg mutants`.
+    #[arg(long)]
+    mutant: Option<String>,
     /// Runs at a time.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -72,6 +75,12 @@ impl Totals {
 
 pub(crate) fn run() -> ExitCode {
     let args = Args::parse();
+    if let Some(name) = &args.mutant
+        && let Err(problem) = mutate(name)
+    {
+        eprintln!("{problem}");
+        return ExitCode::from(2);
+    }
     if let Some(seed) = args.seed {
         return run_one(seed);
     }
@@ -116,6 +125,23 @@ pub(crate) fn run() -> ExitCode {
     });
     let totals = totals.into_inner().expect("no run panics");
     report(&totals, started.elapsed(), &args)
+}
+
+/// Switches a bug on.
+#[cfg(mutants)]
+fn mutate(name: &str) -> Result<(), String> {
+    use iroh_raft_core::mutants::{Mutant, choose};
+    if name == "list" {
+        Mutant::ALL.iter().for_each(|mutant| println!("{mutant:?} {}", mutant.describe()));
+        return Err(format!("{} mutants", Mutant::ALL.len()));
+    }
+    let mutant = Mutant::ALL.iter().find(|mutant| format!("{mutant:?}") == name);
+    mutant.map(|mutant| choose(*mutant)).ok_or_else(|| format!("no mutant {name:?}: `--mutant list` has all"))
+}
+
+#[cfg(not(mutants))]
+fn mutate(_: &str) -> Result<(), String> {
+    Err("this build has no mutants: run `cargo xtask mutants`".into())
 }
 
 fn report(totals: &Totals, took: Duration, args: &Args) -> ExitCode {

@@ -127,6 +127,7 @@ impl Checks {
         for state in found {
             let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
             self.logs.restart(node, state.group, entries);
+            self.commits.restart(node, state.group);
             let is_damaged = state.damage.is_some();
             self.marks.add("group damaged at start", u64::from(is_damaged));
             let checked =

@@ -10,7 +10,9 @@ use raft::StateRole;
 
 use super::{FlushSeq, HardState, Index, Replica, Term, Turn, to_hard_state};
 use crate::convert::{to_log_entry, to_peer_message};
+use crate::ids::NodeId;
 use crate::io::{Append, ConfState, GroupAppend, LogEntry, MessageKind, Send};
+use crate::mutants::{self, Mutant};
 
 /// Readies in one turn after which a group counts as broken: it should have come to rest.
 const READIES_MAX: u32 = 10_000;
@@ -118,6 +120,7 @@ impl Replica {
         }
         self.send(turn, messages, self.persistence.vote_flush, sends_before);
         let newest = self.persistence.flushes.back().map(|(seq, _)| *seq);
+        let newest = newest.filter(|_| !mutants::is(Mutant::VoteSentEarly));
         self.send(turn, persisted_messages, newest, sends_before);
         self.after_call(turn, false);
     }
@@ -141,7 +144,7 @@ impl Replica {
             state.vote_flush = Some(turn.seq);
         }
         if state.current != state.written {
-            ours.hard_state = Some(state.current);
+            ours.hard_state = Some(mutated(state.current, state.written));
             state.written = state.current;
         }
         if let Some(conf_state) = state.conf_state.take() {
@@ -169,7 +172,14 @@ impl Replica {
                 let (term, role) = (Term(self.raw.raft.term), self.raw.raft.state);
                 self.persistence.campaign = Some(Campaign { term, role, after });
             }
-            let send = Send { message, after };
+            let mut send = Send { message, after };
+            if mutants::is(Mutant::CandidateSpeaksEarly) && send.message.kind == MessageKind::RequestVote {
+                send.after = None;
+            }
+            let is_acknowledgement = send.message.kind == MessageKind::AppendResponse && !send.message.reject;
+            if mutants::is(Mutant::AcknowledgesTooMuch) && is_acknowledgement {
+                send.message.index = send.message.index.next();
+            }
             let ours = turn.out.sends.get_mut(sends_before..).unwrap_or_default();
             match ours.iter_mut().rev().find(|earlier| earlier.message.to == send.message.to) {
                 Some(earlier) if is_implied(earlier, &send) => *earlier = send,
@@ -177,6 +187,17 @@ impl Replica {
             }
         }
     }
+}
+
+/// A hard state as it is written: as it is, unless a bug is wanted.
+fn mutated(current: HardState, written: HardState) -> HardState {
+    if mutants::is(Mutant::VoteNotPersisted) {
+        return HardState { vote: NodeId(0), ..current };
+    }
+    if mutants::is(Mutant::TermNeverGrows) && current.vote != NodeId(0) {
+        return HardState { term: written.term, ..current };
+    }
+    current
 }
 
 /// Whether an append that only tells the commit index is said again by a later one.

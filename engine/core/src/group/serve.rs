@@ -3,6 +3,7 @@
 use super::{FetchId, Index, MISSING_MAX, Offset, Replica, Turn};
 use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry};
 use crate::log_window::Wanted;
+use crate::mutants::{self, Mutant};
 
 /// What a fetch is for. One is outstanding for applies, one for record reads, one for each follower
 /// that lags behind memory.
@@ -22,7 +23,9 @@ impl Replica {
             self.commit_end = self.raw.store().end_at(committed);
         }
         self.apply(turn);
-        self.reads.handle_applied(self.applied, &mut turn.out.replies);
+        let is_early = mutants::is(Mutant::ReadBeforeApplied);
+        let applied = if is_early { Index(u64::MAX) } else { self.applied };
+        self.reads.handle_applied(applied, &mut turn.out.replies);
         self.serve_records(turn);
         self.fetch_for_followers(turn);
     }
@@ -37,10 +40,16 @@ impl Replica {
         if is_busy || self.applied >= self.commit {
             return;
         }
-        let (from, window) = (self.applied.next(), self.raw.store());
+        let (mut from, window) = (self.applied.next(), self.raw.store());
         let bytes_max = turn.config.apply_bytes_max;
+        if mutants::is(Mutant::ApplySkips) && from.0.is_multiple_of(7) && from < self.commit {
+            from = from.next();
+        }
         if from >= window.first() {
-            let entries = window.read(from, self.commit, bytes_max);
+            let stored = Index(self.raw.raft.raft_log.unstable.offset - 1);
+            let is_early = mutants::is(Mutant::UncommittedApplied);
+            let to = if is_early { stored.max(self.commit) } else { self.commit };
+            let entries = window.read(from, to, bytes_max);
             self.emit_apply(turn, entries);
         } else {
             let to = Index(self.commit.0.min(window.first().0 - 1));
@@ -80,7 +89,8 @@ impl Replica {
             let is_open = |purpose: &&Purpose| matches!(purpose, Purpose::Send { .. });
             let open = self.fetches.values().filter(is_open).count();
             // A follower that finds no slot is served when a fetch comes back.
-            let has_slot = open < self.raw.raft.prs().iter().len();
+            let is_forgotten = mutants::is(Mutant::FetchForgotten);
+            let has_slot = open < self.raw.raft.prs().iter().len() && !is_forgotten;
             let purpose = Purpose::Send { from };
             if self.is_leader() && has_slot && !self.is_fetching(purpose) {
                 let to = Index(to.0.min(self.raw.store().first().0 - 1));

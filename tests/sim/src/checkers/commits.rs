@@ -19,6 +19,8 @@ struct Committed {
 #[derive(Default, Debug)]
 pub(crate) struct Commits {
     groups: BTreeMap<GroupId, Committed>,
+    /// How far each state machine is.
+    applied: BTreeMap<(NodeId, GroupId), Index>,
 }
 
 impl Commits {
@@ -93,8 +95,19 @@ impl Commits {
         Ok(())
     }
 
-    /// A state machine is given an entry.
-    pub(super) fn applied(&self, node: NodeId, group: GroupId, entry: &LogEntry) -> Checked {
+    /// A node starts: its state machines are empty.
+    pub(super) fn restart(&mut self, node: NodeId, group: GroupId) {
+        self.applied.remove(&(node, group));
+    }
+
+    /// A state machine is given an entry: each once, in order.
+    pub(super) fn applied(&mut self, node: NodeId, group: GroupId, entry: &LogEntry) -> Checked {
+        let applied = self.applied.entry((node, group)).or_default();
+        let due = applied.next();
+        ensure(entry.index == due, "entries are applied in order", || {
+            format!("node {node} group {group} applies {} where {due} was due", entry.index)
+        })?;
+        *applied = due;
         let at = usize::try_from(entry.index.0 - 1).expect("a short log");
         let known = self.of(group).get(at);
         ensure(known == Some(&id_of(entry)), "only what is committed is applied", || {

@@ -1,0 +1,91 @@
+//! Known bugs of Raft implementations that can be switched on one at a time, to see that the simulation finds them.
+//!
+//! They exist only in builds with `--cfg mutants`, which none without debug assertions can be: no release has them.
+
+#[cfg(all(mutants, not(debug_assertions)))]
+compile_error!("mutants are bugs: they are for builds with debug assertions only");
+
+macro_rules! mutants {
+    ($($name:ident = $text:literal,)*) => {
+        /// A bug.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Mutant {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Mutant] = &[$(Mutant::$name,)*];
+
+            /// What is wrong, in a few words.
+            #[must_use]
+            pub fn describe(self) -> &'static str {
+                match self {
+                    $(Mutant::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+mutants! {
+    VoteNotPersisted = "a vote is not written to the disk",
+    HardStateForgotten = "a restart forgets term and vote",
+    VoteSentEarly = "answers leave before the flush that they speak of",
+    CandidateSpeaksEarly = "a candidate asks for votes before its term is on the disk",
+    DriverIgnoresGates = "the driver sends frames that wait for a flush",
+    PersistedEarly = "a flush counts as durable once it is handed over",
+    SyncSkipped = "the disk is never synced",
+    SyncFailureIgnored = "a failed sync counts as done",
+    FailureIgnored = "a flush that failed counts as durable",
+    OlderTermCounted = "a leader commits entries of older terms by counting",
+    LocalCommit = "a leader answers once an entry is in its own log",
+    AnswerByIndex = "a request is answered by index, whatever term the entry there has",
+    LostLeaderAnswers = "open requests are answered as done when leadership is lost",
+    VoteWithoutLog = "a vote is given whatever the candidate's log lacks",
+    AcknowledgesTooMuch = "a follower acknowledges one entry more than it has",
+    ReadWithoutRound = "a leader answers reads without asking anybody",
+    ReadBeforeFirstCommit = "a new leader answers reads before it has committed anything in its term",
+    ReadBeforeApplied = "a read is answered before the state machine has got so far",
+    UncommittedApplied = "entries are applied before they are committed",
+    ApplySkips = "the state machine now and then misses an entry",
+    OffsetFromCommit = "a leader counts offsets from what is committed",
+    UncommittedMoved = "uncommitted entries go to the log file",
+    CarryForgotten = "what a move left behind is not carried on",
+    MarkIgnored = "the acknowledged mark is not compared at start",
+    TermNeverGrows = "a candidate does not write its new term",
+    Deaf = "appends from the leader do not put off an election",
+    NeverCampaigns = "nobody campaigns",
+    FetchForgotten = "entries that a follower lacks are not fetched",
+}
+
+#[cfg(mutants)]
+mod chosen {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::Mutant;
+
+    static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+    /// Switches a bug on, for the whole process.
+    pub fn choose(mutant: Mutant) {
+        CHOSEN.store(mutant as usize, Ordering::Relaxed);
+    }
+
+    /// Whether this bug is on.
+    #[must_use]
+    pub fn is(mutant: Mutant) -> bool {
+        CHOSEN.load(Ordering::Relaxed) == mutant as usize
+    }
+}
+
+#[cfg(mutants)]
+pub use chosen::{choose, is};
+
+/// Whether this bug is on: never.
+#[cfg(not(mutants))]
+#[inline(always)]
+#[must_use]
+pub const fn is(_: Mutant) -> bool {
+    false
+}
