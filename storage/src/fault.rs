@@ -401,6 +401,14 @@ impl FaultDisk {
         state.by_path.iter().map(length).collect()
     }
 
+    /// Puts other bytes in place of a file, durably, as somebody who restores an old copy does.
+    ///
+    /// # Panics
+    /// If the disk is dead or full.
+    pub fn put(&self, path: &Path, bytes: &[u8]) {
+        self.replace(path, bytes).expect("a disk that takes it");
+    }
+
     /// Flips bits of a byte at rest.
     ///
     /// # Panics

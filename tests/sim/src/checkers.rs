@@ -295,6 +295,13 @@ impl Checks {
 }
 
 impl Checks {
+    /// The node that thinks it leads a group, in the highest term.
+    pub(crate) fn leader_of(&self, group: GroupId) -> Option<NodeId> {
+        let leaders =
+            self.statuses.iter().filter(|((_, of), status)| *of == group && status.role == Role::Leader);
+        leaders.max_by_key(|(_, status)| status.term).map(|((node, _), _)| *node)
+    }
+
     /// How a replica stood at the end of its last turn; `None` when it does not run or was taken out.
     pub(crate) fn status_of(&self, node: NodeId, group: GroupId) -> Option<&GroupStatus> {
         self.statuses.get(&(node, group))

@@ -15,13 +15,13 @@ use iroh_raft_netbridge::wire::{
     ClientBody, ClientFrame, ClientRequest, FrameLimits, OutFrame, ReplyBody, ReplyFrame, RequestFrameBuilder,
 };
 use madsim::task::{JoinHandle, spawn_local};
-use madsim::time::{sleep, timeout};
+use madsim::time::timeout;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use crate::checkers::linear::{Action, Operation};
 use crate::checkers::{acknowledged_read, ensure, record_hash};
-use crate::clock::elapsed;
+use crate::clock::{elapsed, sleep};
 use crate::machine::{self, Change};
 use crate::network::{joined, parse};
 use crate::plan::{GroupPlan, within};
@@ -194,7 +194,9 @@ async fn ask(
     group: &GroupPlan,
     body: ClientBody,
 ) -> Result<(Duration, ReplyBody), Trouble> {
-    let mut node = sim.clients.borrow().leaders.get(&group.id).copied();
+    // Now and then somebody asks without having heard of the last election.
+    let hint = sim.clients.borrow().leaders.get(&group.id).copied();
+    let mut node = hint.filter(|_| random.random_bool(0.75));
     for _ in 0..ATTEMPTS {
         let asked = node.unwrap_or_else(|| *pick(random, &group.voters));
         let called = elapsed();

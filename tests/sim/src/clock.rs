@@ -52,9 +52,16 @@ impl NodeClock {
     }
 }
 
+/// Sleeps exactly so long; madsim's own sleep takes a millisecond at least, which brings tasks into step.
+pub(crate) fn sleep(time: Duration) -> Pin<Box<madsim::time::Sleep>> {
+    let mut sleep = Box::pin(madsim::time::sleep(time));
+    sleep.as_mut().reset(madsim::time::Instant::now() + time);
+    sleep
+}
+
 /// Sleeps until the doorbell rings, the time is over, or `is_ready` holds.
 pub(crate) async fn wait(doorbell: &Doorbell, time: Option<Duration>, is_ready: impl Fn() -> bool) {
-    let mut timer = time.map(|time| Box::pin(madsim::time::sleep(time)));
+    let mut timer = time.map(sleep);
     let is_woken = Cell::new(false);
     poll_fn(|context: &mut Context<'_>| {
         doorbell.arm(context.waker());

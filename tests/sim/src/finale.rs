@@ -7,11 +7,10 @@ use bytes::Bytes;
 use iroh_raft_core::{Index, NodeId, Offset, Role};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use madsim::task::JoinHandle;
-use madsim::time::sleep;
 
 use crate::checkers::{Checked, ensure};
 use crate::clients;
-use crate::clock::elapsed;
+use crate::clock::{elapsed, sleep};
 use crate::machine;
 use crate::node;
 use crate::plan::GroupPlan;
@@ -25,6 +24,8 @@ const ELECTIONS: u32 = 40;
 const MOVING_ON: u32 = 10;
 /// What is left of stalls and late frames from before.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Time without elections at the end, in election timeouts.
+const QUIET_ELECTIONS: u32 = 5;
 const READ_BYTES: u32 = 4 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -79,7 +80,17 @@ async fn settle(sim: &Shared) -> Checked {
         wait_until(sim, group, "groups converge after a write", |sim| is_settled(sim, group)).await?;
         audit(sim, group).await?;
     }
-    Ok(())
+    quiet(sim).await
+}
+
+/// Nobody campaigns against a leader who does its work.
+async fn quiet(sim: &Shared) -> Checked {
+    // What is late from before may still arrive.
+    sleep(sim.plan.election()).await;
+    let elected = sim.checks.borrow().elected;
+    sleep(sim.plan.election() * QUIET_ELECTIONS).await;
+    let more = sim.checks.borrow().elected - elected;
+    ensure(more == 0, "leaders stay when nothing fails", || format!("{more} elections for nothing"))
 }
 
 fn patience(sim: &Shared) -> Duration {

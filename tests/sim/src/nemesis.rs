@@ -9,11 +9,10 @@ use iroh_raft_driver::lines::Command;
 use iroh_raft_storage::FileKind;
 use iroh_raft_storage::fault::{Fault, Operation, Trouble};
 use madsim::task::spawn_local;
-use madsim::time::sleep;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use crate::clock::elapsed;
+use crate::clock::{elapsed, sleep};
 use crate::node;
 use crate::plan::within;
 use crate::sim::Shared;
@@ -32,6 +31,7 @@ pub(crate) enum FaultKind {
     PowerCutOfAll,
     Pause,
     Partition,
+    LeaderCut,
     OneWay,
     SlowLink,
     ClockJump,
@@ -41,17 +41,19 @@ pub(crate) enum FaultKind {
     LostWrite,
     MisdirectedWrite,
     BitFlip,
+    RollBack,
     HandOver,
 }
 
 impl FaultKind {
-    pub(crate) const ALL: [FaultKind; 16] = [
+    pub(crate) const ALL: [FaultKind; 18] = [
         FaultKind::Kill,
         FaultKind::PowerCut,
         FaultKind::PowerCutInCommit,
         FaultKind::PowerCutOfAll,
         FaultKind::Pause,
         FaultKind::Partition,
+        FaultKind::LeaderCut,
         FaultKind::OneWay,
         FaultKind::SlowLink,
         FaultKind::ClockJump,
@@ -61,23 +63,26 @@ impl FaultKind {
         FaultKind::LostWrite,
         FaultKind::MisdirectedWrite,
         FaultKind::BitFlip,
+        FaultKind::RollBack,
         FaultKind::HandOver,
     ];
 
     pub(crate) fn weight(self) -> u32 {
         match self {
-            FaultKind::Partition => 12,
+            FaultKind::Partition | FaultKind::LeaderCut => 12,
             FaultKind::Kill | FaultKind::PowerCutInCommit | FaultKind::OneWay => 8,
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
             FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
-            FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::BitFlip => 2,
+            FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::BitFlip | FaultKind::RollBack => {
+                2
+            }
         }
     }
 
     /// Whether the disk pretends: it may do so on few nodes only.
     pub(crate) fn is_lie(self) -> bool {
-        matches!(self, FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::BitFlip)
+        matches!(self, Self::LostWrite | Self::MisdirectedWrite | Self::BitFlip | Self::RollBack)
     }
 }
 
@@ -164,6 +169,17 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
             later(sim, down, move |_| madsim::runtime::Handle::current().resume(handle.id()));
         }
         FaultKind::Partition => partition(sim, random, down),
+        FaultKind::LeaderCut => {
+            // For about as long as the others need to elect another, and it to notice.
+            let group = pick(random, &sim.plan.groups).id;
+            let Some(leader) = sim.checks.borrow().leader_of(group) else { return };
+            sim.mark("leader cut off");
+            let election = sim.plan.core.tick * sim.plan.core.election_ticks.0;
+            let time = election.mul_f64(random.random_range(0.2..2.5));
+            let others: Vec<NodeId> = sim.plan.node_ids().filter(|node| *node != leader).collect();
+            let pairs = others.iter().flat_map(|other| [(leader, *other), (*other, leader)]);
+            cut(sim, pairs.collect(), time);
+        }
         FaultKind::OneWay => {
             sim.mark("link cut one way");
             let is_deaf = random.random_bool(0.5);
@@ -210,6 +226,22 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
             plant(sim, node, random, &[Operation::Write], trouble);
         }
         FaultKind::BitFlip => flip(sim, random),
+        FaultKind::RollBack => {
+            let node = *pick(random, &sim.plan.liars);
+            let disk = sim.nodes.borrow().disk(node);
+            let journals = disk.files().into_iter().filter(|(path, _)| path.ends_with("journal.redb"));
+            let journals: Vec<_> = journals.collect();
+            if journals.is_empty() {
+                return;
+            }
+            let (path, bytes) = journals[random.random_range(0..journals.len())].clone();
+            later(sim, down, move |sim| {
+                sim.mark("disk lies: rolled back");
+                node::kill(sim, node);
+                sim.nodes.borrow().disk(node).put(&path, &bytes);
+                node::boot(sim, node);
+            });
+        }
         FaultKind::HandOver => {
             let nodes = sim.nodes.borrow();
             for commands in nodes.commands(node) {

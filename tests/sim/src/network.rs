@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::checkers::ensure;
-use crate::clock::elapsed;
+use crate::clock::{elapsed, sleep};
 use crate::plan::{Plan, within};
 use crate::sim::Shared;
 
@@ -117,7 +117,7 @@ pub(crate) fn send(sim: &Shared, from: NodeId, to: NodeId, lane: Lane, frame: &O
         }
         let (sim, bytes) = (sim.clone(), bytes.clone());
         madsim::task::spawn_local(async move {
-            madsim::time::sleep(at.saturating_sub(elapsed())).await;
+            sleep(at.saturating_sub(elapsed())).await;
             deliver(&sim, from, to, &bytes, is_corrupted, boot);
         });
     }

@@ -24,7 +24,7 @@ use iroh_raft_storage::{DataFolder, FolderIdentity, OpenShard, StorageError};
 use rand::Rng;
 
 use crate::checkers::ensure;
-use crate::clock::NodeClock;
+use crate::clock::{NodeClock, sleep};
 use crate::machine::Registers;
 use crate::plan::Plan;
 use crate::sim::{ByNode, Shared};
@@ -331,7 +331,7 @@ fn stop(sim: &Shared, id: NodeId, power_cut: Option<u64>) {
 /// Does what an operator's supervisor does: restarts processes that have fenced themselves.
 pub(crate) async fn supervise(sim: Shared) {
     loop {
-        madsim::time::sleep(RESTART_AFTER).await;
+        sleep(RESTART_AFTER).await;
         for id in sim.plan.node_ids() {
             let is_fenced = sim
                 .nodes

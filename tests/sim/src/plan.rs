@@ -116,11 +116,18 @@ impl Plan {
             faults: Vec::new(),
             liars,
         };
-        plan.faults = FaultKind::ALL
-            .into_iter()
-            .filter(|kind| !kind.is_lie() || !plan.liars.is_empty())
-            .map(|kind| (kind, if random.random_bool(0.2) { 0 } else { kind.weight() }))
-            .collect();
+        let is_stormy = random.random_bool(0.3);
+        if is_stormy {
+            // One leader after the other loses touch, often before it has committed anything.
+            plan.fault_every = *pick(random, &[(20_000, 300_000), (50_000, 800_000)]);
+        }
+        let weight = |random: &mut SmallRng, kind: FaultKind| match kind {
+            FaultKind::LeaderCut if is_stormy => 200,
+            _ if random.random_bool(0.2) => 0,
+            _ => kind.weight(),
+        };
+        let kinds = FaultKind::ALL.into_iter().filter(|kind| !kind.is_lie() || !plan.liars.is_empty());
+        plan.faults = kinds.map(|kind| (kind, weight(random, kind))).collect();
         plan
     }
 

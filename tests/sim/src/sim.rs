@@ -114,11 +114,12 @@ async fn course(plan: Plan, is_told: bool) -> Outcome {
     let checks = sim.checks.borrow();
     let marks = checks.marks.clone();
     let sum = |names: &[&str]| names.iter().map(|name| marks.count(name)).sum::<u64>();
-    let partitions = sum(&["partition", "link cut one way"]);
+    let partitions = sum(&["partition", "link cut one way", "leader cut off"]);
     let power_cuts = sum(&["power cut", "power cut inside a commit", "power cut of all nodes"]);
     let disk_faults = sum(&[
         "disk full",
         "disk lies: bit flipped",
+        "disk lies: rolled back",
         "disk lies: write lost",
         "disk lies: write misdirected",
         "disk stalled",

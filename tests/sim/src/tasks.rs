@@ -15,12 +15,11 @@ use iroh_raft_netbridge::wire::{FrameLimits, PeerFrame};
 use iroh_raft_storage::fault::FaultDisk;
 use iroh_raft_storage::{DataFolder, JournalWriter, LogReader, Mover, Scrubber, StorageError};
 use madsim::task::spawn_local;
-use madsim::time::sleep;
 use rand::rngs::SmallRng;
 
 use crate::checkers::ensure;
 use crate::clients;
-use crate::clock::{NodeClock, wait};
+use crate::clock::{NodeClock, sleep, wait};
 use crate::network::{self, joined};
 use crate::plan::within;
 use crate::sim::Shared;

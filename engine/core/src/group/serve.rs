@@ -80,7 +80,9 @@ impl Replica {
         let is_busy = is_open || self.is_paused_by_missing;
         if let Some(read) = self.records.front().filter(|_| !is_busy) {
             let (from, bytes_max) = (read.from, read.bytes_max);
-            self.fetch(turn, Purpose::Records { from }, FetchFrom::Offset(from), self.commit, bytes_max);
+            // What is in memory may not be durable yet: another suffix may still stand there in its place.
+            let to = Index(self.commit.0.min(self.raw.store().first().0 - 1));
+            self.fetch(turn, Purpose::Records { from }, FetchFrom::Offset(from), to, bytes_max);
         }
     }
 
