@@ -1,4 +1,5 @@
-//! The project's own commands: `cargo xtask test [--quick]`, `cargo xtask lint` and `cargo xtask bench`.
+//! The project's own commands: `cargo xtask test [--quick]`, `cargo xtask lint`, `cargo xtask bench`,
+//! `cargo xtask sim` and `cargo xtask mutants`.
 //!
 //! Each runs every step even after one has failed, says at the end what failed, and exits 0 only
 //! when nothing did.
@@ -7,6 +8,7 @@
 mod bench;
 mod deps;
 mod lint;
+mod sim;
 mod step;
 mod test;
 
@@ -14,12 +16,16 @@ use std::process::ExitCode;
 
 const USAGE: &str =
     "usage: cargo xtask test [--quick] | cargo xtask lint | cargo xtask bench storage --json FILE [--long]
+       cargo xtask sim [OPTIONS] | cargo xtask mutants
 
   test           all tests, doc tests included; the last line says how many passed and failed
   test --quick   unit tests only, with few cases for each property test
   lint           formatting, clippy, rustdoc, dependency rules, licences; warnings are errors
   bench storage  our storage, raft-engine and bare files in the same run; writes the figures to FILE.
-                 The short form takes 3 minutes and 30 GB of disk, --long half an hour";
+                 The short form takes 3 minutes and 30 GB of disk, --long half an hour
+  sim            simulated clusters with faults: --seeds N [--from S] [--minutes M] [--twice], or --seed S to be
+                 told what happened; the last line has the totals, any violation is a failure
+  mutants        switches known bugs on, one after the other, and counts the seeds until each is found";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -32,6 +38,8 @@ fn main() -> ExitCode {
         ["bench", "storage", "--long", "--json", json] | ["bench", "storage", "--json", json, "--long"] => {
             bench::storage(json, true)
         }
+        ["sim", rest @ ..] => sim::run(rest),
+        ["mutants"] => sim::mutants(),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             true
