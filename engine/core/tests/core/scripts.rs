@@ -12,6 +12,7 @@ mod message;
 mod trace;
 mod world;
 
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use world::World;
@@ -33,7 +34,10 @@ fn scripts_say_what_is_written_in_them() {
     for path in paths {
         let name = path.file_stem().expect("a file").to_string_lossy().into_owned();
         let expected = load(&path);
-        match replay(&expected) {
+        // A panic is told like any other failure, with the script's name.
+        let replayed =
+            catch_unwind(|| replay(&expected)).unwrap_or_else(|_| Err("a panic, see above".to_owned()));
+        match replayed {
             Ok(found) if found == expected => {}
             Ok(found) if is_updating => save(&path, &found),
             Ok(found) => wrong.push(format!("{name}:\n{}", difference(&expected, &found))),

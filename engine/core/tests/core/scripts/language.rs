@@ -245,6 +245,10 @@ fn store(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Resul
         }
         ("fetch", [id]) => world.fetch(node(id)?, None),
         ("fetch", [id, "missing"]) => world.fetch(node(id)?, Some(FetchError::Missing)),
+        ("fetch", [id, "corrupt"]) => {
+            let (first, last) = (Index(1), Index(1));
+            world.fetch(node(id)?, Some(FetchError::Corrupt { first, last }))
+        }
         ("applied", [id]) => world.apply(node(id)?),
         _ => Err(format!("wrong words for {name}")),
     }
