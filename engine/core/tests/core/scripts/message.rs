@@ -6,8 +6,8 @@ use iroh_raft_core::{
     EntryKind, GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Term, WallTime,
 };
 
-/// Records longer than this are printed as a byte and how often it stands there.
-const PLAIN_RECORD_BYTES_MAX: usize = 12;
+/// Longer records of one byte are printed as that byte and how often it stands there.
+const PLAIN_RECORD_BYTES_MAX: usize = 8;
 
 /// What vote requests carry when the leader asked for the campaign (thesis 3.10).
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
@@ -92,9 +92,10 @@ pub(super) fn print_entry(entry: &LogEntry) -> String {
 
 pub(super) fn print_record(record: &[u8]) -> String {
     let text = String::from_utf8_lossy(record);
-    match text.chars().next() {
-        Some(first) if record.len() > PLAIN_RECORD_BYTES_MAX => format!("{first}*{}", record.len()),
-        _ => text.into_owned(),
+    let is_long = record.len() > PLAIN_RECORD_BYTES_MAX;
+    match text.chars().next().filter(|first| is_long && text.chars().all(|other| other == *first)) {
+        Some(first) => format!("{first}*{}", record.len()),
+        None => text.into_owned(),
     }
 }
 
