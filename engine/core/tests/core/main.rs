@@ -5,3 +5,4 @@ mod harness;
 mod chaos;
 mod hostile;
 mod passages;
+mod scripts;

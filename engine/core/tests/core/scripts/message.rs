@@ -1,0 +1,181 @@
+//! Messages and entries as scripts write them: what a trace prints, `inject` takes.
+
+use bytes::Bytes;
+use iroh_raft_core::batch::{Batch, RecordBlock, encode_batch};
+use iroh_raft_core::{
+    EntryKind, GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Term, WallTime,
+};
+
+/// Longer records of one byte are printed as that byte and how often it stands there.
+const PLAIN_RECORD_BYTES_MAX: usize = 8;
+
+/// What vote requests carry when the leader asked for the campaign (thesis 3.10).
+const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+
+fn kind_name(kind: MessageKind) -> &'static str {
+    match kind {
+        MessageKind::Append => "append",
+        MessageKind::AppendResponse => "append-response",
+        MessageKind::RequestVote => "vote",
+        MessageKind::RequestVoteResponse => "vote-response",
+        MessageKind::RequestPreVote => "pre-vote",
+        MessageKind::RequestPreVoteResponse => "pre-vote-response",
+        MessageKind::Heartbeat => "heartbeat",
+        MessageKind::HeartbeatResponse => "heartbeat-response",
+        MessageKind::TimeoutNow => "campaign-now",
+        MessageKind::ReadIndex => "read-index",
+        MessageKind::ReadIndexResponse => "read-index-response",
+        MessageKind::Snapshot => "snapshot",
+    }
+}
+
+/// A message without its sender, receiver and group. Fields that are 0 are left out.
+pub(super) fn print_message(message: &PeerMessage) -> String {
+    let mut text = format!("{} term={}", kind_name(message.kind), message.term);
+    let mut say = |what: String| {
+        text.push(' ');
+        text.push_str(&what);
+    };
+    let is_answer = is_answer(message.kind);
+    if message.kind == MessageKind::AppendResponse {
+        say(format!("index={}", message.index));
+    } else if !is_answer && message.kind != MessageKind::Heartbeat && message.kind != MessageKind::TimeoutNow
+    {
+        say(format!("after={}/{}", message.index, message.log_term));
+    }
+    if message.commit > Index(0) {
+        say(format!("commit={}", message.commit));
+    }
+    if message.commit_term > Term(0) {
+        say(format!("commit_term={}", message.commit_term));
+    }
+    match message.kind {
+        MessageKind::RequestVoteResponse | MessageKind::RequestPreVoteResponse if !message.reject => {
+            say("granted".to_owned());
+        }
+        MessageKind::AppendResponse if message.reject => {
+            say(format!("reject hint={}/{}", message.reject_hint, message.log_term));
+        }
+        _ if message.reject => say("reject".to_owned()),
+        _ => {}
+    }
+    if message.context == CAMPAIGN_TRANSFER {
+        say("transfer".to_owned());
+    } else if let Some(round) = message.context.get(8..16) {
+        say(format!("round={}", u64::from_le_bytes(round.try_into().expect("eight bytes"))));
+    }
+    message.entries.iter().for_each(|entry| say(print_entry(entry)));
+    text
+}
+
+fn is_answer(kind: MessageKind) -> bool {
+    matches!(
+        kind,
+        MessageKind::AppendResponse
+            | MessageKind::RequestVoteResponse
+            | MessageKind::RequestPreVoteResponse
+            | MessageKind::HeartbeatResponse
+            | MessageKind::ReadIndexResponse
+    )
+}
+
+/// `index/term[base:record,record]`; an entry without records has empty brackets.
+pub(super) fn print_entry(entry: &LogEntry) -> String {
+    let place = format!("{}/{}", entry.index, entry.term);
+    if entry.data.is_empty() {
+        return format!("{place}[]");
+    }
+    let batch = Batch::parse(&entry.data).expect("the shard hands out sound batches");
+    let records: Vec<String> = batch.records().map(|(_, record)| print_record(record)).collect();
+    format!("{place}[{}:{}]", batch.base(), records.join(","))
+}
+
+pub(super) fn print_record(record: &[u8]) -> String {
+    let text = String::from_utf8_lossy(record);
+    let is_long = record.len() > PLAIN_RECORD_BYTES_MAX;
+    match text.chars().next().filter(|first| is_long && text.chars().all(|other| other == *first)) {
+        Some(first) => format!("{first}*{}", record.len()),
+        None => text.into_owned(),
+    }
+}
+
+/// A record as written in a script: plain text, or `x*100` for a hundred times x.
+pub(super) fn parse_record(word: &str) -> Result<Vec<u8>, String> {
+    match word.split_once('*') {
+        Some((text, times)) => Ok(text.repeat(parse_number(times)?).into_bytes()),
+        None => Ok(word.as_bytes().to_vec()),
+    }
+}
+
+pub(super) fn parse_number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
+    word.parse().map_err(|_| format!("{word:?} is not a number"))
+}
+
+/// `7/2`: index and term.
+fn parse_place(word: &str) -> Result<(Index, Term), String> {
+    let (index, term) = word.split_once('/').ok_or_else(|| format!("{word:?} is not index/term"))?;
+    Ok((Index(parse_number(index)?), Term(parse_number(term)?)))
+}
+
+fn parse_entry(word: &str) -> Result<LogEntry, String> {
+    let wrong = || format!("{word:?} is not index/term[base:record,...]");
+    let (place, records) = word.strip_suffix(']').and_then(|word| word.split_once('[')).ok_or_else(wrong)?;
+    let (index, term) = parse_place(place)?;
+    let data = if records.is_empty() {
+        Bytes::new()
+    } else {
+        let (base, records) = records.split_once(':').ok_or_else(wrong)?;
+        let records: Vec<Vec<u8>> = records.split(',').map(parse_record).collect::<Result<_, _>>()?;
+        let block = RecordBlock::from_records(&records);
+        encode_batch(Offset(parse_number(base)?), WallTime(0), [block].iter())
+    };
+    Ok(LogEntry { index, term, kind: EntryKind::Normal, data })
+}
+
+/// A forged message, from the words that [`print_message`] would print.
+pub(super) fn parse_message(
+    group: GroupId,
+    (from, to): (NodeId, NodeId),
+    words: &[&str],
+) -> Result<PeerMessage, String> {
+    let (name, fields) = words.split_first().ok_or("a message has a kind")?;
+    let kind = MessageKind::ALL.into_iter().find(|kind| kind_name(*kind) == *name);
+    let mut message = PeerMessage {
+        kind: kind.ok_or_else(|| format!("{name:?} is not a kind of message"))?,
+        group,
+        from,
+        to,
+        term: Term(0),
+        log_term: Term(0),
+        index: Index(0),
+        commit: Index(0),
+        commit_term: Term(0),
+        reject: false,
+        reject_hint: Index(0),
+        request_snapshot: Index(0),
+        priority: 0,
+        context: Bytes::new(),
+        entries: Vec::new(),
+    };
+    for field in fields {
+        parse_field(&mut message, field)?;
+    }
+    Ok(message)
+}
+
+fn parse_field(message: &mut PeerMessage, field: &str) -> Result<(), String> {
+    match field.split_once('=') {
+        _ if field.ends_with(']') => message.entries.push(parse_entry(field)?),
+        Some(("term", value)) => message.term = Term(parse_number(value)?),
+        Some(("index", value)) => message.index = Index(parse_number(value)?),
+        Some(("after", value)) => (message.index, message.log_term) = parse_place(value)?,
+        Some(("commit", value)) => message.commit = Index(parse_number(value)?),
+        Some(("commit_term", value)) => message.commit_term = Term(parse_number(value)?),
+        Some(("hint", value)) => (message.reject_hint, message.log_term) = parse_place(value)?,
+        None if field == "reject" => message.reject = true,
+        None if field == "granted" => message.reject = false,
+        None if field == "transfer" => message.context = Bytes::from_static(CAMPAIGN_TRANSFER),
+        _ => return Err(format!("{field:?} is not a field of a message")),
+    }
+    Ok(())
+}

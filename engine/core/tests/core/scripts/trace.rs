@@ -1,0 +1,172 @@
+//! What shards say, as short lines.
+
+use std::collections::BTreeMap;
+
+use iroh_raft_core::{
+    Append, Apply, Event, Fetch, FetchFrom, GroupAppend, GroupId, GroupStatus, HardState, LogEntry, NodeId,
+    Reply, Role, Send, Token,
+};
+
+use super::message::{print_entry, print_message};
+use crate::harness::disk::StoredGroup;
+
+/// How much of what happens is printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Detail {
+    All,
+    /// What clients, operators and state machines get to see.
+    News,
+    Nothing,
+}
+
+pub(super) struct Trace {
+    pub(super) detail: Detail,
+    lines: Vec<String>,
+    /// What each request asked, by which its answer is known.
+    names: BTreeMap<Token, String>,
+}
+
+impl Trace {
+    pub(super) fn new() -> Trace {
+        Trace { detail: Detail::All, lines: Vec::new(), names: BTreeMap::new() }
+    }
+
+    pub(super) fn take_lines(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.lines)
+    }
+
+    pub(super) fn put_before(&mut self, lines: Vec<String>) {
+        self.lines.splice(0..0, lines);
+    }
+
+    pub(super) fn name(&mut self, token: Token, name: String) {
+        self.names.insert(token, name);
+    }
+
+    /// What a command was asked to print, however much else is printed.
+    pub(super) fn answer(&mut self, line: String) {
+        self.lines.push(line);
+    }
+
+    pub(super) fn detail(&mut self, line: String) {
+        if self.detail == Detail::All {
+            self.lines.push(line);
+        }
+    }
+
+    fn news(&mut self, line: String) {
+        if self.detail != Detail::Nothing {
+            self.lines.push(line);
+        }
+    }
+
+    pub(super) fn append(&mut self, node: NodeId, append: &Append) {
+        for group in &append.groups {
+            let who = who(node, group.group);
+            self.detail(format!("{who} flush {}:{}", append.seq, group_append(group)));
+        }
+    }
+
+    pub(super) fn send(&mut self, node: NodeId, send: &Send) {
+        let after = send.after.map(|seq| format!(", after flush {seq}")).unwrap_or_default();
+        let message = &send.message;
+        let who = who(node, message.group);
+        self.detail(format!("{who} send {}: {}{after}", message.to, print_message(message)));
+    }
+
+    pub(super) fn apply(&mut self, node: NodeId, apply: &Apply) {
+        let waiters = apply.waiters.iter().map(|waiter| self.name_of(waiter.token)).collect::<Vec<_>>();
+        let waiters =
+            if waiters.is_empty() { String::new() } else { format!(", answering {}", waiters.join(" ")) };
+        self.news(format!("{} apply{}{waiters}", who(node, apply.group), entries(&apply.entries)));
+    }
+
+    pub(super) fn fetch(&mut self, node: NodeId, fetch: &Fetch) {
+        let from = match fetch.from {
+            FetchFrom::Index(index) => format!("index {index}"),
+            FetchFrom::Offset(offset) => format!("offset {offset}"),
+        };
+        self.news(format!("{} fetch from {from} to index {}", who(node, fetch.group), fetch.to));
+    }
+
+    pub(super) fn reply(&mut self, node: NodeId, reply: &Reply) {
+        let (token, group, what) = match reply {
+            Reply::Appended { token, group, first, count, index, term } => {
+                let count = if *count == 1 { String::new() } else { format!(" and {} more", count - 1) };
+                (token, group, format!("appended at offset {first}{count}, entry {index}/{term}"))
+            }
+            Reply::ReadReady { token, group, index } => (token, group, format!("look now, applied {index}")),
+            Reply::Records { token, group, entries: found, end, .. } => {
+                (token, group, format!("records{}, end {end}", entries(found)))
+            }
+            Reply::Failed { token, group, error } => {
+                (token, group, format!("failed ({:?}): {error}", error.retry()))
+            }
+        };
+        let (who, name) = (who(node, *group), self.name_of(*token));
+        self.news(format!("{who} answer {name}: {what}"));
+    }
+
+    pub(super) fn event(&mut self, node: NodeId, event: &Event) {
+        let line = match event {
+            Event::LeaderChanged { group, term, leader } => {
+                let what = match leader {
+                    Some(leader) if *leader == node => format!("leads term {term}"),
+                    Some(leader) => format!("follows {leader} in term {term}"),
+                    None => format!("has no leader in term {term}"),
+                };
+                format!("{} {what}", who(node, *group))
+            }
+            Event::Quarantined { group, reason } => format!("{} quarantined: {reason}", who(node, *group)),
+            Event::MessageRefused { group, from, reason } => {
+                format!("{} refuse {from}: {reason}", who(node, *group))
+            }
+            Event::Fenced => format!("{node} fenced"),
+        };
+        self.news(line);
+    }
+
+    fn name_of(&self, token: Token) -> String {
+        self.names.get(&token).expect("an answer to a request of this script").clone()
+    }
+}
+
+/// The node, and the group where it is not the first.
+pub(super) fn who(node: NodeId, group: GroupId) -> String {
+    if group == GroupId(1) { node.to_string() } else { format!("{node} g{group}") }
+}
+
+fn entries(entries: &[LogEntry]) -> String {
+    entries.iter().map(|entry| format!(" {}", print_entry(entry))).collect()
+}
+
+fn hard_state(state: HardState) -> String {
+    let HardState { term, vote, commit } = state;
+    format!(" term={term} vote={vote} commit={commit}")
+}
+
+fn group_append(append: &GroupAppend) -> String {
+    let members = append.conf_state.as_ref().map_or("", |_| " members");
+    let state = append.hard_state.map(hard_state).unwrap_or_default();
+    format!("{members}{state}{}", entries(&append.entries))
+}
+
+pub(super) fn stored(node: NodeId, group: GroupId, stored: &StoredGroup) -> String {
+    format!("{} has{}{}", who(node, group), hard_state(stored.hard_state), entries(&stored.entries))
+}
+
+pub(super) fn status(node: NodeId, status: &GroupStatus) -> String {
+    let role = match status.role {
+        _ if status.is_quarantined => "out",
+        Role::Follower => "follower",
+        Role::PreCandidate => "pre-candidate",
+        Role::Candidate => "candidate",
+        Role::Leader => "leader",
+    };
+    let leader = status.leader.map_or("none".to_owned(), |leader| leader.to_string());
+    let GroupStatus { group, term, commit, applied, last, end, .. } = status;
+    let who = who(node, *group);
+    format!(
+        "{who} {role} term={term} leader={leader} applied={applied} commit={commit} last={last} end={end}"
+    )
+}
