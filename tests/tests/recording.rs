@@ -81,14 +81,17 @@ async fn recordings_of_three_real_nodes_replay_to_the_same_outputs() {
 }
 
 #[tokio::test]
-async fn a_recording_never_replaces_a_file_and_is_off_by_default() {
+async fn a_recording_is_off_by_default_has_a_bound_and_never_replaces_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("n");
     let node = RaftCluster::builder().node_id(1).preset(Preset::Development).data_dir(&data);
     node.build().await.unwrap().shutdown().await.unwrap();
-    let mut names = walk(folder.path());
-    names.retain(|name| name.contains("recording"));
-    assert_eq!(names, Vec::<String>::new());
+    assert!(!walk(folder.path()).iter().any(|name| name.contains("recording")));
+
+    let small = RecordingConfig { bytes_max: 10, ..RecordingConfig::new("r") };
+    let node = RaftCluster::builder().node_id(1).tune(|config| config.recording = Some(small));
+    let error = node.build().await.expect_err("no room for anything");
+    assert!(matches!(error, EngineError::Config { setting: "recording", .. }), "{error}");
 
     let recordings = folder.path().join("r");
     fs::create_dir(&recordings).unwrap();
