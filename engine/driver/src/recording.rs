@@ -6,7 +6,7 @@
 //! A recording is the 8 bytes `IRAFTREC`, its version (u32, little-endian, now 1), then frames: length of the
 //! payload, CRC-32C of the payload, CRC-32C of these 8 bytes (each u32, little-endian), payload. The check of
 //! the length tells a recording that was cut off, which replays up to there, from a damaged one, which does
-//! not. A payload is a [`Frame`] in postcard's encoding: the start, each group's state, then inputs and
+//! not. A payload is one `Frame` in postcard's encoding: the start, each group's state, then inputs and
 //! turns, and at the end a mark that says why it ends. Types of the core are written as they are, so a
 //! recording is read by the build that wrote it, or one with the same types and the same core.
 //!
