@@ -13,6 +13,7 @@ use iroh_raft_storage::{BackendChoice, BackendKind, ShardOptions};
 
 use crate::error::EngineError;
 use iroh_raft_driver::FRAME_BYTES_TARGET;
+use iroh_raft_driver::recording::RECORDING_BYTES_MIN;
 
 /// A set of settings for a purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
@@ -35,6 +36,25 @@ pub enum Pinning {
     Cpus(Vec<usize>),
     /// The kernel's scheduler decides.
     Unpinned,
+}
+
+/// Recordings of a node's shards, for [`crate::recording::replay`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecordingConfig {
+    /// Folder for them, created if absent, for this user only. Each start of the node adds a file
+    /// `recording-<shard>-<boot epoch>` for each shard, with mode 0600; none is ever removed by the node.
+    pub folder: PathBuf,
+    /// Bytes of one recording at most; it then ends with a mark, and the shard goes on. At least 4,096;
+    /// [`RecordingConfig::new`] takes 1 GiB. Higher: longer runs, and a disk that fills up sooner.
+    pub bytes_max: u64,
+}
+
+impl RecordingConfig {
+    /// Recordings of at most 1 GiB each in this folder.
+    #[must_use]
+    pub fn new(folder: impl Into<PathBuf>) -> RecordingConfig {
+        RecordingConfig { folder: folder.into(), bytes_max: 1 << 30 }
+    }
 }
 
 /// Settings of an engine: one node.
@@ -84,6 +104,10 @@ pub struct EngineConfig {
     pub core: ShardConfig,
     /// Bounds of the bridge.
     pub limits: BridgeLimits,
+    /// Records all that each shard takes from its start on, to have the run again elsewhere. Default:
+    /// none. Costs a write to the page cache in every turn, by the shard itself, of all that came in, and a
+    /// hash over all that went out. Hazard: the files hold users' records.
+    pub recording: Option<RecordingConfig>,
 }
 
 impl EngineConfig {
@@ -137,6 +161,7 @@ impl EngineConfig {
             storage,
             core,
             limits: BridgeLimits::default(),
+            recording: None,
         }
     }
 
@@ -201,6 +226,12 @@ impl EngineConfig {
         }
         if self.ring_items_max == 0 {
             return refuse("ring_items_max", "a ring holds at least one item".into());
+        }
+        if let Some(RecordingConfig { bytes_max, .. }) = self.recording
+            && bytes_max < RECORDING_BYTES_MIN
+        {
+            let problem = format!("bytes_max is {bytes_max}: choose {RECORDING_BYTES_MIN} or more");
+            return refuse("recording", problem);
         }
         // The core checks its own settings; a shard without groups costs nothing.
         let mut core = self.core.clone();

@@ -1,5 +1,6 @@
 //! Why an engine could not start, or stopped.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use iroh_raft_core::ShardId;
@@ -51,6 +52,14 @@ pub enum EngineError {
         bytes: u64,
         /// Bytes needed.
         bytes_needed: u64,
+    },
+    /// A recording that was asked for cannot be made.
+    #[error("{path} cannot be made for a recording ({source}): mend the folder, or switch recordings off")]
+    Recording {
+        /// The file or its folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// A thread could not be started.
     #[error("thread {name} could not be started: {source}")]

@@ -22,15 +22,17 @@ mod membarrier;
 mod mover_thread;
 mod preflight;
 mod reader_thread;
+mod record;
 mod start;
 mod writer_thread;
 
 pub use cluster::{ClusterError, LogOnly, RaftCluster, RaftClusterBuilder, cluster_id};
-pub use config::{EngineConfig, Pinning, Preset};
+pub use config::{EngineConfig, Pinning, Preset, RecordingConfig};
 pub use engine::{Appended, Engine, EngineStats, Records};
 pub use error::EngineError;
 pub use iroh_raft_core as core;
 pub use iroh_raft_core::{GroupId, GroupStatus, NodeId, Offset, RequestError, Retry, Role};
+pub use iroh_raft_driver::recording;
 pub use iroh_raft_driver::state_machine::{self, ApplyContext, Message, StateMachine};
 pub use iroh_raft_driver::stats;
 pub use iroh_raft_netbridge as net;

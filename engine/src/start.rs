@@ -12,7 +12,8 @@ use iroh_raft_core::{
     shard_of,
 };
 use iroh_raft_driver::lines::Closing;
-use iroh_raft_driver::{Driver, DriverParts};
+use iroh_raft_driver::recording::Origin;
+use iroh_raft_driver::{Driver, DriverParts, Observer};
 use iroh_raft_netbridge::bridge::{Bridge, BridgeConfig, EpochRefusal, PeerEpochs};
 use iroh_raft_netbridge::identity::Identity;
 use iroh_raft_netbridge::port::{ShardPort, port_pair};
@@ -29,7 +30,7 @@ use crate::error::EngineError;
 use crate::mover_thread::{MoverFailure, MoverLine, MoverPort, Scrub};
 use crate::reader_thread::{self, ReaderPort};
 use crate::writer_thread::WriterPort;
-use crate::{awake, membarrier, mover_thread, preflight, writer_thread};
+use crate::{awake, membarrier, mover_thread, preflight, record, writer_thread};
 use iroh_raft_driver::state_machine::MachineFactory;
 use iroh_raft_driver::stats::ShardCounters;
 
@@ -246,7 +247,14 @@ impl Starting<'_> {
         let groups = self.groups_of(shard_id, open.groups);
         let group_ids: Vec<GroupId> =
             groups.iter().filter(|group| group.has_state_machine).map(|group| group.group).collect();
-        let shard = Shard::new(core, open.last_seq, groups, Timestamp(0))
+        let epoch = self.threads.folder.boot().epoch;
+        let (last_seq, now) = (open.last_seq, Timestamp(0));
+        let recorder = self.config.recording.as_ref().map(|recording| {
+            let origin = Origin { shard: shard_id, config: &core, last_seq, groups: &groups, now };
+            record::start(recording, epoch, origin)
+        });
+        let recorder = recorder.transpose()?;
+        let shard = Shard::new(core, last_seq, groups, now)
             .map_err(|error| EngineError::Config { setting: "core", problem: error.to_string() })?;
         let (failure, lost) = (self.failure.clone(), self.failure.clone());
         let machines = self.machines.clone();
@@ -281,7 +289,7 @@ impl Starting<'_> {
                     on_fenced: Box::new(move |shard, source| {
                         failure.set(EngineError::Fenced { shard, source });
                     }),
-                    observer: None,
+                    observer: recorder.map(|recorder| Box::new(recorder) as Box<dyn Observer>),
                 });
                 let _ = ready.send(());
                 glommio::spawn_local(awake::keep_awake()).detach();

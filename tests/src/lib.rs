@@ -5,10 +5,10 @@ use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use iroh_raft::cluster_id;
 use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::net::client::{Client, ClientConfig, ClientError, ClientLimits};
 use iroh_raft::prelude::*;
+use iroh_raft::{EngineConfig, cluster_id};
 
 /// Longest time a test waits for something that must come. Generous: two cores run everything.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -77,6 +77,18 @@ impl Plan {
     /// # Panics
     /// When it does not start.
     pub async fn start(&self, node: u64) -> RaftCluster<KeyValue> {
+        self.start_tuned(node, |_| {}).await
+    }
+
+    /// Starts a node with other settings.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_tuned(
+        &self,
+        node: u64,
+        change: impl FnOnce(&mut EngineConfig),
+    ) -> RaftCluster<KeyValue> {
         let mut builder = RaftCluster::builder()
             .node_id(node)
             .cluster("tests")
@@ -93,7 +105,7 @@ impl Plan {
                 builder.peer(peer.node.0, peer.endpoint, peer.addr)
             };
         }
-        builder.state_machine(KeyValue::default).build().await.unwrap()
+        builder.tune(change).state_machine(KeyValue::default).build().await.unwrap()
     }
 
     /// The client that may do everything, connected.

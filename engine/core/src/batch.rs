@@ -20,6 +20,7 @@ const LENGTH_BYTES: usize = 4;
 
 /// Why bytes are not a batch or a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum BatchError {
     /// Shorter than its header, its tables or its payload.
     #[error("cut short: {bytes} bytes where {expected} are needed")]
@@ -55,6 +56,8 @@ pub enum BatchError {
 ///
 /// One slice of what arrived; nothing is copied until it goes into a batch.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(into = "(u32, Bytes)", try_from = "(u32, Bytes)"))]
 pub struct RecordBlock {
     count: u32,
     bytes: Bytes,
@@ -63,6 +66,23 @@ pub struct RecordBlock {
 impl std::fmt::Debug for RecordBlock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RecordBlock").field("count", &self.count).field("bytes", &self.bytes.len()).finish()
+    }
+}
+
+#[cfg(feature = "serde")]
+impl From<RecordBlock> for (u32, Bytes) {
+    fn from(block: RecordBlock) -> (u32, Bytes) {
+        (block.count, block.bytes)
+    }
+}
+
+/// What is read is checked like what a client sends.
+#[cfg(feature = "serde")]
+impl TryFrom<(u32, Bytes)> for RecordBlock {
+    type Error = BatchError;
+
+    fn try_from((count, bytes): (u32, Bytes)) -> Result<RecordBlock, BatchError> {
+        RecordBlock::new(count, bytes)
     }
 }
 

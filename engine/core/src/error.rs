@@ -15,6 +15,7 @@ pub enum Retry {
 
 /// What ran full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum BusyReason {
     /// The group holds as many uncommitted bytes as it may.
     #[error("too many uncommitted bytes in the group")]
@@ -38,6 +39,7 @@ pub enum BusyReason {
 
 /// Why a request failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum RequestError {
     /// This replica does not lead the group; nothing was done.
     #[error("not the leader of the group{}", leader.map(|node| format!("; node {node} is")).unwrap_or_default())]

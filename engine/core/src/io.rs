@@ -14,6 +14,7 @@ use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, Wall
 
 /// Where an answer goes. The core carries it and never looks inside.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Token {
     /// Who asked: 0 for the embedding process, otherwise the bridge's number of a client connection.
     pub origin: u64,
@@ -23,6 +24,7 @@ pub struct Token {
 
 /// What an entry of the log is for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(u8)]
 pub enum EntryKind {
     /// A batch of records, or empty: the entry with which a leader opens its term.
@@ -48,6 +50,7 @@ impl EntryKind {
 
 /// One entry of a group's log.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LogEntry {
     /// Position in the log, from 1.
     pub index: Index,
@@ -61,6 +64,7 @@ pub struct LogEntry {
 
 /// The part of a replica's state that must be durable before it speaks (Raft paper, figure 2).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HardState {
     /// Latest term this replica has seen.
     pub term: Term,
@@ -72,6 +76,7 @@ pub struct HardState {
 
 /// Who takes part in a group (raft-rs `ConfState`).
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ConfState {
     /// Nodes whose votes count.
     pub voters: Vec<NodeId>,
@@ -87,6 +92,7 @@ pub struct ConfState {
 
 /// A run of entries of one term: the term of every index from `first` to the next run's first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TermRun {
     /// First index of the run (inclusive).
     pub first: Index,
@@ -96,6 +102,7 @@ pub struct TermRun {
 
 /// Where a log begins: the last entry that is not in it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LogStart {
     /// Index of that entry; 0 when nothing was ever compacted.
     pub index: Index,
@@ -108,6 +115,7 @@ pub struct LogStart {
 /// A change of a durable log other than by entries. Made before the entries of the same
 /// [`GroupAppend`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum LogChange {
     /// Entries up to and including that of the place are no longer wanted. It must be committed;
     /// what was compacted already is no error.
@@ -120,6 +128,7 @@ pub enum LogChange {
 
 /// Stored entries that are damaged: the replica neither votes nor serves until it is repaired.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LogDamage {
     /// First index concerned (inclusive).
     pub first: Index,
@@ -129,6 +138,7 @@ pub struct LogDamage {
 
 /// A replica as its shard starts: fresh, or as recovery found it.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct GroupState {
     /// The group.
     pub group: GroupId,
@@ -161,6 +171,7 @@ pub struct GroupState {
 
 /// Kinds of message between replicas. The numbers are the wire's and never change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(u8)]
 pub enum MessageKind {
     /// Entries from the leader (`MsgAppend`).
@@ -219,6 +230,7 @@ impl MessageKind {
 /// Field meanings depend on the kind, as in raft-rs; `validate.rs` says which combinations are
 /// legal. Nothing of a received message is trusted before that check.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PeerMessage {
     /// What it is.
     pub kind: MessageKind,
@@ -257,6 +269,7 @@ pub const CONTEXT_BYTES_MAX: usize = 64;
 
 /// When a proposal is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum AnswerOn {
     /// When its entry is committed: [`Reply::Appended`].
     Commit,
@@ -267,6 +280,7 @@ pub enum AnswerOn {
 
 /// One event for a shard.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Input {
     /// Nothing more arrived: pack proposals, tick what is due, and say what has to be done. Also
     /// the input for a wake-up at [`crate::Shard::next_wakeup`].
@@ -347,6 +361,7 @@ pub enum Input {
 
 /// A client's records for one group. They go into one entry together, in order, or not at all.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Propose {
     /// Where the answer goes.
     pub token: Token,
@@ -362,10 +377,12 @@ pub struct Propose {
 
 /// Number of a fetch, unique within its shard's life.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FetchId(pub u64);
 
 /// Where a fetch starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum FetchFrom {
     /// At this index.
     Index(Index),
@@ -375,6 +392,7 @@ pub enum FetchFrom {
 
 /// Entries that are no longer in memory, wanted from the durable log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Fetch {
     /// To be returned with the answer.
     pub id: FetchId,
@@ -390,6 +408,7 @@ pub struct Fetch {
 
 /// Why a fetch failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum FetchError {
     /// The durable log no longer has it (cut by a conflicting suffix meanwhile): ask again.
     #[error("the entry is not in the durable log")]
@@ -409,6 +428,7 @@ pub enum FetchError {
 
 /// Everything a shard wants done after a turn. A driver empties it; the buffers are reused.
 #[derive(Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Outputs {
     /// What has to become durable: at most one per turn, its `seq` one more than the last.
     pub append: Option<Append>,
@@ -449,6 +469,7 @@ impl Outputs {
 
 /// One flush: everything that the groups of a shard want durable after one turn. Atomic.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Append {
     /// Number of the flush.
     pub seq: FlushSeq,
@@ -458,6 +479,7 @@ pub struct Append {
 
 /// What one group wants durable.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct GroupAppend {
     /// The group.
     pub group: GroupId,
@@ -474,6 +496,7 @@ pub struct GroupAppend {
 
 /// A message for a peer, and what must be durable before it may leave.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Send {
     /// The message; its `to` says where it goes.
     pub message: PeerMessage,
@@ -484,6 +507,7 @@ pub struct Send {
 /// Committed entries for a group's state machine, in order. Answered by [`Input::Applied`]; the
 /// next ones of the group come only after that.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Apply {
     /// The group.
     pub group: GroupId,
@@ -495,6 +519,7 @@ pub struct Apply {
 
 /// A request that is answered by the state machine's responses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Waiter {
     /// Where the answer goes.
     pub token: Token,
@@ -510,6 +535,7 @@ pub struct Waiter {
 
 /// An answer to a client's request.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum Reply {
     /// The records are on stable storage of a quorum, at these offsets, for good.
     Appended {
@@ -561,6 +587,7 @@ pub enum Reply {
 
 /// Something worth telling an operator.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum Event {
     /// The replica learned of another leader, or lost the one it had.
     LeaderChanged {
@@ -616,6 +643,7 @@ pub struct GroupStatus {
 
 /// Role of a replica.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum Role {
     /// Follows a leader, or waits for one.
     Follower,
@@ -629,6 +657,7 @@ pub enum Role {
 
 /// Settings of a shard's core. All replicas of a group should agree on the timing ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ShardConfig {
     /// This node.
     pub node: NodeId,

@@ -22,6 +22,7 @@ const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 /// Why a message was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum Refusal {
     /// The group is not on this shard.
     #[error("group {group} is not on this shard: check the placement of sender and receiver")]

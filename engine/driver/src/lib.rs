@@ -14,6 +14,7 @@ mod driver;
 pub mod lines;
 mod machines;
 mod outbox;
+pub mod recording;
 pub mod state_machine;
 pub mod stats;
 

@@ -1,11 +1,17 @@
 //! The command line: which seeds, and what is said about them.
 
+use std::fs::File;
+use std::io::BufReader;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use iroh_raft_core::{NodeId, Outputs, ShardId};
+use iroh_raft_driver::recording::{self, Recording, Report, Step, StepKind, Words};
 
 use crate::marks::Marks;
 use crate::plan::Plan;
@@ -35,9 +41,29 @@ struct Args {
     /// Switch this bug on, and run until it is found. Needs a build with `--cfg mutants`.
     #[arg(long)]
     mutant: Option<String>,
+    /// With `--seed`: records a shard, each of its processes in a file of its own, `FILE.<number of the start>`.
+    #[arg(long, value_name = "FILE", requires = "seed")]
+    record: Option<PathBuf>,
+    /// Node to record.
+    #[arg(long, default_value_t = 1, requires = "record")]
+    node: u64,
+    /// Shard of the node to record.
+    #[arg(long, default_value_t = 0, requires = "record")]
+    shard: u16,
+    /// Replays a recording, of a simulated shard or a real one, and compares all that it says.
+    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
+    replay: Option<PathBuf>,
+    /// With `--replay`: tells these steps, from 1, both included.
+    #[arg(long, value_name = "FROM..TO", requires = "replay", value_parser = step_range)]
+    step: Option<RangeInclusive<u64>>,
     /// Runs at a time.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+}
+
+fn step_range(text: &str) -> Result<RangeInclusive<u64>, String> {
+    let range = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?));
+    range.ok_or_else(|| format!("{text:?} is not of the form 10..20"))
 }
 
 #[derive(Default)]
@@ -82,7 +108,11 @@ pub(crate) fn run() -> ExitCode {
         return ExitCode::from(2);
     }
     if let Some(seed) = args.seed {
-        return run_one(seed);
+        let target = |file| sim::Target { file, node: NodeId(args.node), shard: ShardId(args.shard) };
+        return run_one(seed, args.record.map(target));
+    }
+    if let Some(file) = &args.replay {
+        return replay(file, args.step.as_ref());
     }
     // Panics inside redb are part of the storage's work with damaged files; others end a run as violations.
     std::panic::set_hook(Box::new(|_| {}));
@@ -102,10 +132,10 @@ pub(crate) fn run() -> ExitCode {
                         return;
                     }
                     let plan = Plan::draw(seed);
-                    let outcome = sim::run(&plan, false);
+                    let outcome = sim::run(&plan, false, None);
                     let mut is_same = true;
                     if args.twice {
-                        let again = sim::run(&plan, false);
+                        let again = sim::run(&plan, false, None);
                         is_same = again.digest == outcome.digest;
                     }
                     let mut totals = totals.lock().expect("no run panics");
@@ -173,10 +203,39 @@ fn report(totals: &Totals, took: Duration, args: &Args) -> ExitCode {
     if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run_one(seed: u64) -> ExitCode {
+fn replay(file: &Path, steps: Option<&RangeInclusive<u64>>) -> ExitCode {
+    let opened = File::open(file).map_err(|error| error.to_string());
+    let recording =
+        opened.and_then(|file| Recording::open(BufReader::new(file)).map_err(|error| error.to_string()));
+    let replayed = recording.and_then(|recording| {
+        let Recording { config, shard, groups, last_seq, .. } = &recording;
+        println!("node {} shard {shard}, {} groups, flush {last_seq}", config.node, groups.len());
+        let told = |step: &Step, outputs: &Outputs| {
+            if steps.is_some_and(|steps| steps.contains(&step.number)) {
+                match step.kind {
+                    StepKind::Input(_) => println!("{step}"),
+                    StepKind::Turn { .. } => println!("{step}: {}", Words(outputs)),
+                }
+            }
+        };
+        recording::replay(recording, told).map_err(|error| error.to_string())
+    });
+    match replayed {
+        Ok(Report { inputs, turns, ending }) => {
+            println!("{inputs} inputs, {turns} turns with the same outputs, ending: {ending:?}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("{}: {error}", file.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_one(seed: u64, recorded: Option<sim::Target>) -> ExitCode {
     let plan = Plan::draw(seed);
     println!("{plan:#?}");
-    let outcome = sim::run(&plan, true);
+    let outcome = sim::run(&plan, true, recorded);
     outcome.told.iter().for_each(|line| println!("{line}"));
     for (mark, count) in outcome.marks.iter() {
         println!("  {count:>10} {mark}");

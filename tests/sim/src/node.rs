@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,6 +15,7 @@ use iroh_raft_core::{
     shard_of,
 };
 use iroh_raft_driver::lines::{Closing, Command};
+use iroh_raft_driver::recording::{Origin, Recorder};
 use iroh_raft_driver::state_machine::Machine;
 use iroh_raft_driver::stats::ShardCounters;
 use iroh_raft_driver::{Driver, DriverParts, Observer};
@@ -32,6 +34,8 @@ use crate::tasks;
 
 /// Time that a process takes to end after its shard has fenced itself, and to be started again.
 const RESTART_AFTER: Duration = Duration::from_millis(300);
+/// Bound of a recording: of the whole of any run there is.
+const RECORDING_BYTES_MAX: u64 = 16 << 30;
 const FOLDER: &str = "/data";
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 
@@ -124,16 +128,32 @@ struct Watch {
     sim: Shared,
     node: NodeId,
     shard: ShardId,
+    recorder: Option<Recorder>,
 }
 
 impl Observer for Watch {
     fn input(&mut self, now: Timestamp, input: &Input) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.input(now, input);
+        }
         self.sim.checks.borrow_mut().input(self.node, self.shard, now, input);
     }
 
     fn turn(&mut self, now: Timestamp, shard: &Shard, outputs: &Outputs) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.turn(now, shard, outputs);
+        }
         self.sim.checks.borrow_mut().turn(self.node, self.shard, now, shard, outputs);
     }
+}
+
+/// The recorder of a shard, if the run has one for it.
+fn recorder(sim: &Shared, id: NodeId, boot: u64, origin: Origin<'_>) -> Option<Recorder> {
+    let target = sim.recorded.as_ref().filter(|target| (target.node, target.shard) == (id, origin.shard))?;
+    let mut path = target.file.clone().into_os_string();
+    path.push(format!(".{boot}"));
+    let file = File::create(&path).expect("a recording can be made");
+    Some(Recorder::new(Box::new(file), RECORDING_BYTES_MAX, origin))
 }
 
 /// Starts a node on what its disk holds. One whose disk is damaged stays down for good.
@@ -239,7 +259,10 @@ fn start(
         let machines = made.map(|group| (group.group, Box::<Registers>::default() as Box<dyn Machine>));
         let machines = machines.collect();
         let config = ShardConfig { node: id, seed: sim.random().random(), ..plan.core.clone() };
-        let shard = Shard::new(config, last_seq, groups, clock.now()).expect("a sound configuration");
+        let now = clock.now();
+        let origin = Origin { shard: shard_id, config: &config, last_seq, groups: &groups, now };
+        let recorder = recorder(sim, id, sim.nodes.borrow().boot_of(id), origin);
+        let shard = Shard::new(config, last_seq, groups, now).expect("a sound configuration");
         let fenced = is_fenced.clone();
         let driver = Driver::new(DriverParts {
             shard_id,
@@ -258,7 +281,7 @@ fn start(
             machines,
             counters: Arc::new(ShardCounters::default()),
             on_fenced: Box::new(move |_, _| fenced.store(true, Ordering::Relaxed)),
-            observer: Some(Box::new(Watch { sim: sim.clone(), node: id, shard: shard_id })),
+            observer: Some(Box::new(Watch { sim: sim.clone(), node: id, shard: shard_id, recorder })),
         });
         let (failure, moves) = (Rc::default(), Rc::default());
         running.push(tasks::ShardTasks {

@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use iroh_raft_core::NodeId;
+use iroh_raft_core::{NodeId, ShardId};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -18,9 +19,19 @@ use crate::node::Machines;
 use crate::plan::Plan;
 use crate::{clients, finale, nemesis, node};
 
+/// The shard that a run records, and where.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// Each start of the node adds its number to the name.
+    pub(crate) file: PathBuf,
+    pub(crate) node: NodeId,
+    pub(crate) shard: ShardId,
+}
+
 /// What the parts of a run share. One thread; nobody holds a borrow over an await.
 pub(crate) struct Sim {
     pub(crate) plan: Plan,
+    pub(crate) recorded: Option<Target>,
     pub(crate) checks: RefCell<Checks>,
     pub(crate) network: RefCell<Network>,
     pub(crate) nodes: RefCell<Machines>,
@@ -33,7 +44,7 @@ pub(crate) struct Sim {
 pub(crate) type Shared = Rc<Sim>;
 
 impl Sim {
-    fn new(plan: Plan, is_told: bool) -> Sim {
+    fn new(plan: Plan, is_told: bool, recorded: Option<Target>) -> Sim {
         Sim {
             checks: RefCell::new(Checks::new(&plan, is_told)),
             network: RefCell::new(Network::new(&plan)),
@@ -42,6 +53,7 @@ impl Sim {
             histories: RefCell::default(),
             seeds: RefCell::new(SmallRng::seed_from_u64(plan.seed ^ 0x7365_6564)),
             plan,
+            recorded,
         }
     }
 
@@ -83,11 +95,11 @@ pub(crate) struct Outcome {
 
 /// Runs a plan, on a thread of its own: what the standard library draws once a thread is then the same in
 /// every run.
-pub(crate) fn run(plan: &Plan, is_told: bool) -> Outcome {
+pub(crate) fn run(plan: &Plan, is_told: bool, recorded: Option<Target>) -> Outcome {
     let plan = plan.clone();
     let thread = std::thread::Builder::new().name(format!("seed {}", plan.seed)).spawn(move || {
         let runtime = madsim::runtime::Runtime::with_seed_and_config(plan.seed, madsim::Config::default());
-        runtime.block_on(course(plan, is_told))
+        runtime.block_on(course(plan, is_told, recorded))
     });
     let thread = thread.expect("a thread for the run");
     thread.join().unwrap_or_else(|panic| {
@@ -99,8 +111,8 @@ pub(crate) fn run(plan: &Plan, is_told: bool) -> Outcome {
     })
 }
 
-async fn course(plan: Plan, is_told: bool) -> Outcome {
-    let sim: Shared = Rc::new(Sim::new(plan, is_told));
+async fn course(plan: Plan, is_told: bool, recorded: Option<Target>) -> Outcome {
+    let sim: Shared = Rc::new(Sim::new(plan, is_told, recorded));
     for id in sim.plan.node_ids() {
         node::boot(&sim, id);
     }
