@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::{deps, step};
+use crate::{deps, sim, step};
 
 /// Calls and types that the core's own clippy.toml has to name: without it a clock or a seed from
 /// the system would go unseen.
@@ -29,6 +29,7 @@ pub(crate) fn run() -> bool {
     check("licences", licences());
     check("clippy", clippy(&["--workspace"], "clippy"));
     check("clippy, no network", clippy(&NO_NETWORK, "clippy, rings and frames without the endpoint"));
+    check("clippy, simulation", sim::lint());
     check("documentation", documentation());
     check("comparison", comparison());
     if failed.is_empty() {

@@ -19,6 +19,14 @@ fn build(folder: &str, flags: &str) -> Option<PathBuf> {
     step::run("build of the simulation", &mut command).then(|| target.join("sim/sim"))
 }
 
+/// Clippy of the simulation: other builds see an empty program there.
+pub(crate) fn lint() -> bool {
+    let mut command = step::cargo(&["clippy", "--locked", "--profile", "sim", "-p", "iroh-raft-sim"]);
+    let target = step::target_folder().join("sim");
+    command.args(["--", "-D", "warnings"]).env("RUSTFLAGS", "--cfg madsim").env("CARGO_TARGET_DIR", target);
+    step::run("clippy, simulation", &mut command)
+}
+
 /// Runs the simulation with these arguments. Returns whether it found nothing.
 pub(crate) fn run(args: &[&str]) -> bool {
     let Some(program) = build("sim", "--cfg madsim") else { return false };

@@ -102,6 +102,13 @@ fn patience(sim: &Shared) -> Duration {
     PATIENCE + sim.plan.election() * ELECTIONS
 }
 
+/// How far all replicas are, together.
+fn committed_sum(sim: &Shared, group: &GroupPlan) -> u64 {
+    let checks = sim.checks.borrow();
+    let commit = |node: &NodeId| checks.status_of(*node, group.id).map_or(0, |status| status.commit.0);
+    group.voters.iter().map(commit).sum()
+}
+
 /// Waits as long as something moves on, and then for so long again.
 async fn wait_until(
     sim: &Shared,
@@ -113,10 +120,7 @@ async fn wait_until(
     let mut deadline = elapsed() + patience(sim);
     let mut seen = 0;
     while !holds(sim) && !sim.is_broken() {
-        let checks = sim.checks.borrow();
-        let commit = |node: &NodeId| checks.status_of(*node, group.id).map_or(0, |status| status.commit.0);
-        let now: u64 = group.voters.iter().map(commit).sum();
-        drop(checks);
+        let now = committed_sum(sim, group);
         if now > seen {
             (seen, deadline) = (now, latest.min(elapsed() + patience(sim)));
         }

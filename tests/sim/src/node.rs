@@ -63,7 +63,7 @@ pub(crate) struct Machines(ByNode<OneNode>);
 impl Machines {
     pub(crate) fn new(plan: &Plan) -> Machines {
         let one = |id: NodeId| {
-            let sign = if id.0 % 2 == 0 { 1 } else { -1 };
+            let sign = if id.0.is_multiple_of(2) { 1 } else { -1 };
             let node = OneNode {
                 disk: FaultDisk::lasting(plan.seed ^ id.0 << 32),
                 boots: 0,

@@ -91,7 +91,7 @@ impl Place {
     /// A disk without power answers nobody: its machine is gone with it.
     async fn check_power(&self) {
         if self.disk.is_dead() {
-            pending().await
+            pending::<()>().await;
         }
     }
 

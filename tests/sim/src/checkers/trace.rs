@@ -69,7 +69,7 @@ impl Trace {
             std::mem::discriminant(reply).hash(&mut self.0);
             match reply {
                 Reply::Appended { token, first, index, term, .. } => {
-                    (token, first, index, term).hash(&mut self.0)
+                    (token, first, index, term).hash(&mut self.0);
                 }
                 Reply::ReadReady { token, index, .. } => (token, index).hash(&mut self.0),
                 Reply::Records { token, end, .. } => (token, end).hash(&mut self.0),
