@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use futures_util::FutureExt;
 use glommio::{LocalExecutorBuilder, Placement};
 use iroh_raft_core::{
-    BootEpoch, ConfState, GroupId, GroupState, HardState, Index, NodeId, Offset, Shard, ShardId, Timestamp,
-    shard_of,
+    BootEpoch, ConfState, GroupId, GroupState, NodeId, Shard, ShardId, Timestamp, shard_of,
 };
 use iroh_raft_driver::lines::Closing;
 use iroh_raft_driver::recording::Origin;
@@ -345,19 +344,9 @@ impl Starting<'_> {
             stored.into_iter().map(|state| (state.group, state)).collect();
         for &group in self.config.groups.iter().filter(|group| shard_of(**group, self.config.shards) == shard)
         {
-            groups.entry(group).or_insert_with(|| GroupState {
-                group,
-                hard_state: HardState::default(),
-                conf_state: ConfState { voters: voters.clone(), ..ConfState::default() },
-                is_durable: false,
-                start: Default::default(),
-                damage: None,
-                term_runs: Vec::new(),
-                last: Index(0),
-                next_offset: Offset(0),
-                tail: Vec::new(),
-                conf_changes: Vec::new(),
-                has_state_machine: false,
+            groups.entry(group).or_insert_with(|| {
+                let conf_state = ConfState { voters: voters.clone(), ..ConfState::default() };
+                GroupState::fresh(group, conf_state, false)
             });
         }
         for state in groups.values_mut() {

@@ -23,6 +23,7 @@ use crate::log_file::{Garbage, LogFile, MovedGroup};
 use crate::numbers::MoverNumbers;
 use crate::redb_file::RedbFailure;
 use crate::rows::stored_bytes;
+use crate::writer::Bounds;
 
 /// A block of the log file is closed once it holds this: with header and rows, 256 KiB and a little.
 const BLOCK_DATA_BYTES: usize = 252 << 10;
@@ -57,7 +58,7 @@ pub struct Mover {
     journal: Arc<Journal>,
     log: Arc<LogFile>,
     index: Arc<SharedIndex>,
-    move_bytes: u64,
+    bounds: Bounds,
     is_fenced: bool,
     numbers: MoverNumbers,
 }
@@ -91,10 +92,10 @@ impl Mover {
         journal: Arc<Journal>,
         log: Arc<LogFile>,
         index: Arc<SharedIndex>,
-        move_bytes: u64,
+        bounds: Bounds,
     ) -> Mover {
         let numbers = MoverNumbers::new(journal.identity.shard);
-        Mover { journal, log, index, move_bytes, is_fenced: false, numbers }
+        Mover { journal, log, index, bounds, is_fenced: false, numbers }
     }
 
     /// Moves the oldest blocks of the journal, about as many bytes as one move takes, and removes
@@ -188,11 +189,12 @@ impl Mover {
     /// The oldest blocks that are not moved, about as many bytes as one move takes.
     fn choose(&self) -> (ChainEnd, Vec<FlushSeq>) {
         let index = self.index.lock();
+        let bytes_max = self.bounds.one_move(&index);
         let mut bytes = 0;
         let unmoved = index.blocks.iter().filter(|block| block.end.seq > index.moved.seq);
         let keys = unmoved
             .take_while(|block| {
-                let is_room = bytes < self.move_bytes;
+                let is_room = bytes < bytes_max;
                 bytes += stored_bytes(block.bytes as usize);
                 is_room
             })
@@ -270,7 +272,7 @@ impl Mover {
         }
         // What stays behind is written again by the next flush: not worth it over and over.
         index.move_after_bytes = 2 * left_bytes;
-        let is_more = index.unmoved_bytes >= self.move_bytes.max(index.move_after_bytes);
+        let is_more = self.bounds.is_move_due(&index);
         Ok(MoveReport { entries, bytes, removed: garbage.len(), is_more, ..MoveReport::default() })
     }
 

@@ -34,9 +34,9 @@ pub struct ShardOptions {
     /// there. Default 256 MiB. Higher: longer bursts at full speed, a longer recovery. What is not
     /// committed stays in the journal whatever this says.
     pub journal_bytes_max: u64,
-    /// Bytes of the journal that are moved to the log file at a time. Default 8 MiB. Higher: larger
-    /// blocks of each group and fewer commits, but more memory and longer stretches of work beside
-    /// the flushes.
+    /// Bytes of the journal that are moved to the log file at a time, for up to 128 groups; in proportion more
+    /// for more of them, up to half the journal's bound. Default 8 MiB. Higher: larger blocks of each group
+    /// and fewer commits, a faster start, but more memory and longer stretches of work beside the flushes.
     pub move_bytes: u64,
     /// Memory for redb's cache of the journal, in bytes. Default 320 MiB: with less than the journal's
     /// bound, the mover reads from the disk.
@@ -145,7 +145,7 @@ pub(crate) fn open(
     let space = Space::new(disk.clone(), folder, options.free_bytes_min);
     Ok(OpenShard {
         writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end, bounds, space),
-        mover: Mover::new(journal.clone(), log.clone(), index.clone(), options.move_bytes),
+        mover: Mover::new(journal.clone(), log.clone(), index.clone(), bounds),
         scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
         snapshots: SnapshotStore::new(log.clone(), recovered.snapshots),
         reader: LogReader::new(journal, log, index),

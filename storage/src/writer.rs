@@ -48,7 +48,10 @@ pub struct FlushReport {
     pub is_space_low: bool,
 }
 
-/// Sizes that the writer goes by.
+/// Groups that share the bytes of one move as they are set: 64 KiB for each, by default.
+const GROUPS_A_MOVE: u64 = 128;
+
+/// Sizes that writer and mover go by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) journal_bytes_max: u64,
@@ -477,8 +480,16 @@ fn places(block: &NewBlock<'_>) -> Vec<PartPlace> {
 }
 
 impl Bounds {
-    fn is_move_due(self, index: &ShardIndex) -> bool {
-        index.unmoved_bytes >= self.move_bytes.max(index.move_after_bytes)
+    /// Bytes that one move takes: more with many groups, so that each of them gets a block worth its row in
+    /// the index, which every start reads.
+    pub(crate) fn one_move(self, index: &ShardIndex) -> u64 {
+        let times = (index.groups.len() as u64 / GROUPS_A_MOVE).max(1);
+        let most = (self.journal_bytes_max / 2).max(self.move_bytes);
+        self.move_bytes.saturating_mul(times).min(most)
+    }
+
+    pub(crate) fn is_move_due(self, index: &ShardIndex) -> bool {
+        index.unmoved_bytes >= self.one_move(index).max(index.move_after_bytes)
     }
 
     fn is_full(self, index: &ShardIndex) -> bool {

@@ -169,6 +169,27 @@ pub struct GroupState {
     pub has_state_machine: bool,
 }
 
+impl GroupState {
+    /// A replica that has stored nothing yet.
+    #[must_use]
+    pub fn fresh(group: GroupId, conf_state: ConfState, has_state_machine: bool) -> GroupState {
+        GroupState {
+            group,
+            hard_state: HardState::default(),
+            conf_state,
+            is_durable: false,
+            start: LogStart::default(),
+            term_runs: Vec::new(),
+            last: Index(0),
+            next_offset: Offset(0),
+            tail: Vec::new(),
+            conf_changes: Vec::new(),
+            damage: None,
+            has_state_machine,
+        }
+    }
+}
+
 /// Kinds of message between replicas. The numbers are the wire's and never change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

@@ -15,6 +15,7 @@ use iroh_raft_driver::recording::{self, Recording, Report, Step, StepKind, Words
 
 use crate::marks::Marks;
 use crate::plan::Plan;
+use crate::shrink::{self, Less};
 use crate::sim::{self, Outcome};
 
 /// Simulates clusters with faults, one run for each seed.
@@ -32,6 +33,11 @@ struct Args {
     /// Run this seed alone, and tell what happened.
     #[arg(long)]
     seed: Option<u64>,
+    #[command(flatten)]
+    less: Less,
+    /// With `--seed`: take away what the violation does not need.
+    #[arg(long, requires = "seed")]
+    shrink: bool,
     /// Run each seed twice and compare what the cores took and said.
     #[arg(long)]
     twice: bool,
@@ -109,7 +115,10 @@ pub(crate) fn run() -> ExitCode {
     }
     if let Some(seed) = args.seed {
         let target = |file| sim::Target { file, node: NodeId(args.node), shard: ShardId(args.shard) };
-        return run_one(seed, args.record.map(target));
+        if args.shrink {
+            return run_smaller(seed, &args.less);
+        }
+        return run_one(seed, &args.less, args.record.map(target));
     }
     if let Some(file) = &args.replay {
         return replay(file, args.step.as_ref());
@@ -232,8 +241,22 @@ fn replay(file: &Path, steps: Option<&RangeInclusive<u64>>) -> ExitCode {
     }
 }
 
-fn run_one(seed: u64, recorded: Option<sim::Target>) -> ExitCode {
-    let plan = Plan::draw(seed);
+fn run_smaller(seed: u64, less: &Less) -> ExitCode {
+    std::panic::set_hook(Box::new(|_| {}));
+    match shrink::shrink(seed, less.clone()) {
+        Some(less) => {
+            println!("  replay: cargo xtask sim --seed {seed}{less}");
+            ExitCode::FAILURE
+        }
+        None => {
+            println!("seed {seed}: no violation");
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn run_one(seed: u64, less: &Less, recorded: Option<sim::Target>) -> ExitCode {
+    let plan = less.plan(seed);
     println!("{plan:#?}");
     let outcome = sim::run(&plan, true, recorded);
     outcome.told.iter().for_each(|line| println!("{line}"));

@@ -37,6 +37,13 @@ pub(crate) async fn run(sim: &Shared, clients: Vec<JoinHandle<()>>) -> u64 {
     }
     sim.tell(|| "the faults stop".into());
     sim.network.borrow_mut().heal();
+    if sim.plan.leaves_cut {
+        let node = NodeId(1);
+        for other in sim.plan.node_ids().filter(|other| *other != node) {
+            sim.network.borrow_mut().cut(node, other);
+            sim.network.borrow_mut().cut(other, node);
+        }
+    }
     sim.clients.borrow_mut().is_over = true;
     for id in sim.plan.node_ids() {
         let nodes = sim.nodes.borrow();

@@ -25,6 +25,8 @@ mod node;
 #[cfg(madsim)]
 mod plan;
 #[cfg(madsim)]
+mod shrink;
+#[cfg(madsim)]
 mod sim;
 #[cfg(madsim)]
 mod tasks;

@@ -45,6 +45,15 @@ pub(crate) enum FaultKind {
     HandOver,
 }
 
+impl std::str::FromStr for FaultKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<FaultKind, String> {
+        let found = FaultKind::ALL.into_iter().find(|kind| format!("{kind:?}") == name);
+        found.ok_or_else(|| format!("no such fault; there are {:?}", FaultKind::ALL))
+    }
+}
+
 impl FaultKind {
     pub(crate) const ALL: [FaultKind; 18] = [
         FaultKind::Kill,
@@ -74,9 +83,8 @@ impl FaultKind {
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
             FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
-            FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::BitFlip | FaultKind::RollBack => {
-                2
-            }
+            FaultKind::BitFlip => 8,
+            FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::RollBack => 2,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iroh_raft_core::{ConfState, GroupId, GroupState, HardState, Index, NodeId, Offset, ShardConfig};
+use iroh_raft_core::{ConfState, GroupId, GroupState, NodeId, ShardConfig};
 use iroh_raft_storage::ShardOptions;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -27,20 +27,8 @@ pub(crate) struct GroupPlan {
 impl GroupPlan {
     /// Its replica before the first start.
     pub(crate) fn fresh(&self) -> GroupState {
-        GroupState {
-            group: self.id,
-            hard_state: HardState::default(),
-            conf_state: ConfState { voters: self.voters.clone(), ..ConfState::default() },
-            is_durable: false,
-            start: Default::default(),
-            damage: None,
-            term_runs: Vec::new(),
-            last: Index(0),
-            next_offset: Offset(0),
-            tail: Vec::new(),
-            conf_changes: Vec::new(),
-            has_state_machine: self.has_machine,
-        }
+        let conf_state = ConfState { voters: self.voters.clone(), ..ConfState::default() };
+        GroupState::fresh(self.id, conf_state, self.has_machine)
     }
 }
 
@@ -75,6 +63,8 @@ pub(crate) struct Plan {
     pub(crate) chaos: Duration,
     pub(crate) fault_every: Micros,
     pub(crate) faults: Vec<(FaultKind, u32)>,
+    /// Leaves a node cut off when the faults stop: to see that the end notices.
+    pub(crate) leaves_cut: bool,
     /// Nodes whose disks may lie: so few that each group keeps a majority without them.
     pub(crate) liars: Vec<NodeId>,
 }
@@ -114,6 +104,7 @@ impl Plan {
             chaos: Duration::from_secs(random.random_range(10..=30)),
             fault_every: *pick(random, &[(100_000, 1_000_000), (300_000, 2_000_000), (1_000_000, 6_000_000)]),
             faults: Vec::new(),
+            leaves_cut: false,
             liars,
         };
         let is_stormy = random.random_bool(0.3);

@@ -25,8 +25,8 @@ use crate::plan::within;
 use crate::sim::Shared;
 
 /// Time between two steps of the scrub, and what a step reads.
-const SCRUB_EVERY: Duration = Duration::from_secs(2);
-const SCRUB_BYTES: u64 = 64 << 10;
+const SCRUB_EVERY: Duration = Duration::from_millis(500);
+const SCRUB_BYTES: u64 = 256 << 10;
 /// Time between two looks at how much room is left, while there is little.
 const SPACE_LOOK_PAUSE: Duration = Duration::from_millis(200);
 

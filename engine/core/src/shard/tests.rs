@@ -4,20 +4,7 @@ use crate::ids::{Index, Offset, Term};
 use crate::io::{AnswerOn, ConfState, FetchFrom, HardState, Propose, TermRun};
 
 fn lone(group: u64) -> GroupState {
-    GroupState {
-        group: GroupId(group),
-        hard_state: HardState::default(),
-        conf_state: ConfState { voters: vec![NodeId(1)], ..ConfState::default() },
-        is_durable: false,
-        start: Default::default(),
-        damage: None,
-        term_runs: Vec::new(),
-        last: Index(0),
-        next_offset: Offset(0),
-        tail: Vec::new(),
-        conf_changes: Vec::new(),
-        has_state_machine: false,
-    }
+    GroupState::fresh(GroupId(group), ConfState { voters: vec![NodeId(1)], ..ConfState::default() }, false)
 }
 
 /// A shard of lone voters, each of which leads its group.

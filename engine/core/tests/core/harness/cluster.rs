@@ -34,20 +34,11 @@ impl Group {
     pub(crate) fn fresh(&self) -> GroupState {
         let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
         let (voters, learners) = (nodes(&self.voters), nodes(&self.learners));
-        GroupState {
-            group: self.id,
-            hard_state: Default::default(),
-            conf_state: ConfState { voters, learners, ..ConfState::default() },
-            is_durable: false,
-            start: Default::default(),
-            damage: None,
-            term_runs: Vec::new(),
-            last: Index(0),
-            next_offset: Offset(0),
-            tail: Vec::new(),
-            conf_changes: Vec::new(),
-            has_state_machine: self.has_state_machine,
-        }
+        GroupState::fresh(
+            self.id,
+            ConfState { voters, learners, ..ConfState::default() },
+            self.has_state_machine,
+        )
     }
 }
 
