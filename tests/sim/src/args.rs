@@ -18,6 +18,9 @@ use crate::plan::Plan;
 use crate::shrink::{self, Less};
 use crate::sim::{self, Outcome};
 
+/// Lines told of the end of a run that broke a rule.
+const LAST_TOLD: usize = 30;
+
 /// Simulates clusters with faults, one run for each seed.
 #[derive(Parser, Debug)]
 struct Args {
@@ -155,7 +158,8 @@ pub(crate) fn run() -> ExitCode {
                     }
                     if let Some(violation) = &outcome.violation {
                         println!("seed {seed}: {}: {}", violation.invariant, violation.what);
-                        println!("  replay: cargo xtask sim --seed {seed}");
+                        tell_last(&plan);
+                        println!("  at commit {}; replay: cargo xtask sim --seed {seed}", commit());
                         is_over.store(true, Ordering::Relaxed);
                     }
                 }
@@ -164,6 +168,21 @@ pub(crate) fn run() -> ExitCode {
     });
     let totals = totals.into_inner().expect("no run panics");
     report(&totals, started.elapsed(), &args)
+}
+
+/// Runs a plan once more, to tell what happened last.
+fn tell_last(plan: &Plan) {
+    let told = sim::run(plan, true, None).told;
+    let end = told.iter().position(|line| line.contains("VIOLATION")).unwrap_or(told.len());
+    told[end.saturating_sub(LAST_TOLD)..end].iter().for_each(|line| println!("  {line}"));
+}
+
+/// What is checked out here, if git knows.
+fn commit() -> String {
+    let described = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    let described = described.ok().filter(|output| output.status.success());
+    described
+        .map_or_else(|| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Switches a bug on.
