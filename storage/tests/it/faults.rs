@@ -9,6 +9,8 @@
 //! | power cut: unsynced writes lost, torn, reordered | everything acknowledged is there; a torn end is cut and counted | `crash_images::no_crash_loses_what_was_acknowledged`, `damage::each_flipped_byte_of_the_last_block_is_cut_if_it_was_never_acknowledged` |
 //! | redb falls back over an acknowledged commit | noticed by the mark | `damage::bits_that_rot_in_the_file_after_a_kill_never_shorten_what_was_acknowledged` |
 //! | bit flips at rest, writes lost or misdirected | noticed at start, by the scrub or by the read; never served, no vote forgotten | `no_lying_disk_makes_a_log_lie` |
+//! | power cut in the middle of any write of a commit | the flush is there whole or not at all, and the shard goes on | `a_cut_at_each_change_of_a_commit_leaves_the_flush_whole_or_gone` |
+//! | a sync fails, and the kernel takes what it could not write for written | a restart reads from the medium, not from memory | `what_a_failed_sync_left_in_memory_is_not_believed` |
 //! | stall | it takes longer; nothing else | `a_stall_takes_time_and_nothing_else` |
 
 use std::collections::BTreeMap;
@@ -94,6 +96,63 @@ fn a_fault_at_each_change_of_a_move_fences_the_mover_and_loses_nothing() {
         }
         assert!(after > 5, "a move writes pages, headers and syncs: {after}");
     }
+}
+
+/// A lasting disk with a shard that holds one flush, and that shard.
+fn after_one_flush() -> (FaultDisk, DataFolder, OpenShard, Model) {
+    let disk = FaultDisk::lasting(7);
+    let (folder, mut shard) = open_on(&disk).unwrap();
+    let mut model = Model::default();
+    shard.writer.run_once(&[flush(1)]).unwrap();
+    model.take(&flush(1));
+    (disk, folder, shard, model)
+}
+
+#[test]
+fn a_cut_at_each_change_of_a_commit_leaves_the_flush_whole_or_gone() {
+    let (mut whole, mut gone) = (0, 0);
+    for after in 0.. {
+        let (disk, folder, mut shard, mut model) = after_one_flush();
+        let trouble = Trouble::Cut;
+        disk.plant(Fault { kind: None, operation: Operation::Change, after, times: 1, trouble });
+        let flushed = shard.writer.run_once(&[flush(2)]);
+        assert_eq!(flushed.is_err(), disk.is_dead(), "a cut at change {after}");
+        if !disk.is_dead() {
+            break;
+        }
+        drop((folder, shard));
+        let disk = disk.restart(Some(after));
+        let (folder, mut shard) = open_on(&disk).unwrap();
+        let is_whole = shard.last_seq.0 == 2;
+        *if is_whole { &mut whole } else { &mut gone } += 1;
+        if is_whole {
+            model.take(&flush(2));
+        }
+        model.check(&shard);
+        let next = flush(shard.last_seq.0 + 1);
+        shard.writer.run_once(std::slice::from_ref(&next)).unwrap();
+        model.take(&next);
+        drop((folder, shard));
+        model.check(&open_on(&disk.restart(Some(after))).unwrap().1);
+    }
+    assert!(gone > 3 && whole + gone > 5, "a commit writes pages and a header, then syncs: {whole}, {gone}");
+}
+
+#[test]
+fn what_a_failed_sync_left_in_memory_is_not_believed() {
+    let (disk, folder, mut shard, mut model) = after_one_flush();
+    let (kind, trouble) = (Some(FileKind::Journal), Trouble::Eio);
+    disk.plant(Fault { kind, operation: Operation::Sync, after: 0, times: 1, trouble });
+    shard.writer.run_once(&[flush(2)]).unwrap_err();
+    drop((folder, shard));
+    // The process ends, the machine does not: in memory all of the flush is there.
+    let disk = disk.restart(None);
+    let (folder, mut shard) = open_on(&disk).unwrap();
+    model.check(&shard);
+    shard.writer.run_once(&[flush(2)]).unwrap();
+    model.take(&flush(2));
+    drop((folder, shard));
+    model.check(&open_on(&disk.restart(Some(3))).unwrap().1);
 }
 
 #[test]
