@@ -12,7 +12,8 @@ const NETBRIDGE: &str = "iroh-raft-netbridge";
 const PRODUCTS: [&str; 5] = [CORE, STORAGE, NETBRIDGE, "iroh-raft", "iroh-raft-loadgen"];
 
 /// Packages that nothing may depend on.
-const LEAVES: [&str; 4] = ["iroh-raft-bench", "iroh-raft-tests", "iroh-raft-loadgen", "xtask"];
+const LEAVES: [&str; 6] =
+    ["iroh-raft-bench", "iroh-raft-tests", "iroh-raft-sim", "iroh-raft-loadgen", "iroh-raft-node", "xtask"];
 
 /// Runtimes, sockets, files, clocks, threads and randomness: none of it reaches the core, nor does
 /// anything named `async-*`.
