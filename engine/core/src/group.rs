@@ -457,7 +457,9 @@ impl Replica {
                 let all = Index(u64::MAX);
                 self.pending.handle_commit(all, leader, |_, _| true, &mut turn.out.replies);
             }
-            self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
+            if !is_any_ours {
+                self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
+            }
             self.reads.handle_leadership_lost(leader, &mut turn.out.replies);
             self.leading = None;
             self.raw.raft.maybe_free_inflight_buffers();

@@ -40,7 +40,7 @@ mutants! {
     FailureIgnored = "a flush that failed counts as durable",
     OlderTermCounted = "a leader commits entries of older terms by counting",
     LocalCommit = "a leader answers once an entry is in its own log",
-    AnswerByIndex = "a request is answered by index, whatever term the entry there has",
+    AnswerByIndex = "a request outlives the leadership, and is answered when its index is committed",
     LostLeaderAnswers = "open requests are answered as done when leadership is lost",
     VoteWithoutLog = "a vote is given whatever the candidate's log lacks",
     AcknowledgesTooMuch = "a follower acknowledges one entry more than it has",

@@ -15,8 +15,8 @@ mod trace;
 use std::collections::{BTreeMap, VecDeque};
 
 use iroh_raft_core::{
-    Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, NodeId, Outputs,
-    PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp,
+    Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, MessageKind, NodeId,
+    Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp,
 };
 
 use crate::clock::elapsed;
@@ -63,6 +63,8 @@ pub(crate) struct Checks {
     pub(crate) violation: Option<Violation>,
     pub(crate) marks: Marks,
     pub(crate) elected: u64,
+    /// Requests for votes, and for pre-votes.
+    pub(crate) campaigns: u64,
     pub(crate) trace: Trace,
     durable: Durable,
     elections: Elections,
@@ -82,6 +84,7 @@ impl Checks {
             violation: None,
             marks: Marks::default(),
             elected: 0,
+            campaigns: 0,
             trace: Trace::default(),
             durable: Durable::default(),
             elections: Elections::default(),
@@ -285,6 +288,8 @@ impl Checks {
                 let (count, no) = (message.entries.len(), if *reject { ", no" } else { "" });
                 format!("{from} -> {to}: {kind:?} of group {group}, term {term}: {index} of {log_term}, {count} entries, commit {commit}{no}")
             });
+            let is_campaign = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
+            self.campaigns += u64::from(is_campaign);
             let checked =
                 sent::check(&message, &self.durable).and_then(|()| self.elections.voted(&message)).and_then(
                     |()| message.entries.iter().try_for_each(|entry| self.logs.check(message.group, entry)),

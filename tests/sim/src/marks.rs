@@ -30,6 +30,7 @@ pub(crate) const DECLARED: &[&str] = &[
     "leader cut off",
     "leader elected",
     "leader stepped down",
+    "leaders duel",
     "leadership handed over",
     "link cut one way",
     "link slowed",

@@ -14,12 +14,14 @@ use rand::rngs::SmallRng;
 
 use crate::clock::{elapsed, sleep};
 use crate::node;
-use crate::plan::within;
+use crate::plan::{GroupPlan, within};
 use crate::sim::Shared;
 
 /// How long a power cut that waits for a write waits at most.
 const CUT_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Time that the others are given to elect another leader, in election timeouts.
+const DUEL_ELECTIONS: u32 = 4;
 const HOUR_MS: i64 = 3_600_000;
 
 /// What can go wrong.
@@ -32,6 +34,7 @@ pub(crate) enum FaultKind {
     Pause,
     Partition,
     LeaderCut,
+    Duel,
     OneWay,
     SlowLink,
     ClockJump,
@@ -55,7 +58,7 @@ impl std::str::FromStr for FaultKind {
 }
 
 impl FaultKind {
-    pub(crate) const ALL: [FaultKind; 18] = [
+    pub(crate) const ALL: [FaultKind; 19] = [
         FaultKind::Kill,
         FaultKind::PowerCut,
         FaultKind::PowerCutInCommit,
@@ -63,6 +66,7 @@ impl FaultKind {
         FaultKind::Pause,
         FaultKind::Partition,
         FaultKind::LeaderCut,
+        FaultKind::Duel,
         FaultKind::OneWay,
         FaultKind::SlowLink,
         FaultKind::ClockJump,
@@ -80,6 +84,7 @@ impl FaultKind {
         match self {
             FaultKind::Partition | FaultKind::LeaderCut => 12,
             FaultKind::Kill | FaultKind::PowerCutInCommit | FaultKind::OneWay => 8,
+            FaultKind::Duel => 3,
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
             FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
@@ -121,11 +126,21 @@ fn any_node(sim: &Shared, random: &mut SmallRng) -> NodeId {
     NodeId(random.random_range(1..=sim.plan.nodes))
 }
 
-fn later(sim: &Shared, time: Duration, what: impl FnOnce(&Shared) + 'static) {
+/// Starts what goes on after a fault struck; a run does not end before it has.
+fn go_on(sim: &Shared, what: impl Future<Output = ()> + 'static) {
     let sim = sim.clone();
+    sim.faults_open.set(sim.faults_open.get() + 1);
     spawn_local(async move {
+        what.await;
+        sim.faults_open.set(sim.faults_open.get() - 1);
+    });
+}
+
+fn later(sim: &Shared, time: Duration, what: impl FnOnce(&Shared) + 'static) {
+    let of = sim.clone();
+    go_on(sim, async move {
         sleep(time).await;
-        what(&sim);
+        what(&of);
     });
 }
 
@@ -151,8 +166,9 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
             let trouble = Trouble::Cut;
             let fault = Fault { kind: None, operation: Operation::Change, after, times: 1, trouble };
             sim.nodes.borrow().disk(node).plant(fault);
-            let (sim, deadline) = (sim.clone(), elapsed() + CUT_WITHIN);
-            spawn_local(async move {
+            let (of, deadline) = (sim.clone(), elapsed() + CUT_WITHIN);
+            go_on(sim, async move {
+                let sim = of;
                 // A disk that was replaced meanwhile, by a kill or another cut, is dead too.
                 let disk = sim.nodes.borrow().disk(node);
                 while !disk.is_dead() && elapsed() < deadline {
@@ -187,6 +203,12 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
             let others: Vec<NodeId> = sim.plan.node_ids().filter(|node| *node != leader).collect();
             let pairs = others.iter().flat_map(|other| [(leader, *other), (*other, leader)]);
             cut(sim, pairs.collect(), time);
+        }
+        FaultKind::Duel => {
+            let group = pick(random, &sim.plan.groups).clone();
+            if !sim.network.borrow().has_limits() {
+                go_on(sim, duel(sim.clone(), group, sim.random()));
+            }
         }
         FaultKind::OneWay => {
             sim.mark("link cut one way");
@@ -292,6 +314,35 @@ fn partition(sim: &Shared, random: &mut SmallRng, time: Duration) {
     let all = || sim.plan.node_ids();
     let pairs = all().flat_map(|one| all().map(move |other| (one, other)));
     cut(sim, pairs.filter(|(one, other)| is_here(*one) != is_here(*other)).collect(), time);
+}
+
+/// Several leaders after another, each of which gets a few of its entries through to some, and is cut off then:
+/// logs that branch, and branches that come back (Raft paper, figure 8).
+async fn duel(sim: Shared, group: GroupPlan, mut random: SmallRng) {
+    let election = sim.plan.core.tick * sim.plan.core.election_ticks.0;
+    let pairs = group.voters.iter().flat_map(|from| group.voters.iter().map(|to| (*from, *to)));
+    let pairs: Vec<(NodeId, NodeId)> = pairs.filter(|(from, to)| from != to).collect();
+    for _ in 0..random.random_range(3..10) {
+        let Some(leader) = sim.checks.borrow().leader_of(group.id) else { break };
+        sim.mark("leaders duel");
+        let others = || pairs.iter().copied().filter(|(from, to)| *from == leader || *to == leader);
+        others().for_each(|(from, to)| sim.network.borrow_mut().cut(from, to));
+        // For the next leader, from its first entry on.
+        for (from, to) in &pairs {
+            let frames = *pick(&mut random, &[0, 0, 0, 0, 1, 2, 2, 3, 3, 4, 5, 8]);
+            sim.network.borrow_mut().limit_appends(*from, *to, Some(frames));
+        }
+        let deadline = elapsed() + election * DUEL_ELECTIONS;
+        while sim.checks.borrow().leader_of(group.id) == Some(leader) && elapsed() < deadline {
+            sleep(LOOK_EVERY).await;
+        }
+        others().for_each(|(from, to)| sim.network.borrow_mut().join(from, to));
+        sleep(election.mul_f64(random.random_range(0.1..1.0))).await;
+        if elapsed() >= sim.plan.chaos {
+            break;
+        }
+    }
+    pairs.iter().for_each(|(from, to)| sim.network.borrow_mut().limit_appends(*from, *to, None));
 }
 
 /// Cuts links for a time, in the directions given.

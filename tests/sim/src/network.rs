@@ -26,6 +26,8 @@ pub(crate) struct Network {
     cut: BTreeSet<(NodeId, NodeId)>,
     /// Factors on the delay, by direction.
     slow: BTreeMap<(NodeId, NodeId), u32>,
+    /// Frames of the append lane that still get through, by direction; without an entry all do.
+    appends_left: BTreeMap<(NodeId, NodeId), u32>,
     /// When the last frame of a lane arrives, if lanes keep their order.
     last: BTreeMap<(NodeId, NodeId, u8), Duration>,
     is_healed: bool,
@@ -37,6 +39,7 @@ impl Network {
             random: SmallRng::seed_from_u64(plan.seed ^ 0x6e65_7477),
             cut: BTreeSet::new(),
             slow: BTreeMap::new(),
+            appends_left: BTreeMap::new(),
             last: BTreeMap::new(),
             is_healed: false,
         }
@@ -54,11 +57,34 @@ impl Network {
         self.slow.insert((from, to), factor);
     }
 
+    /// Lets so many frames with entries through and no more; `None` lets all through again.
+    pub(crate) fn limit_appends(&mut self, from: NodeId, to: NodeId, frames: Option<u32>) {
+        match frames {
+            Some(frames) => self.appends_left.insert((from, to), frames),
+            None => self.appends_left.remove(&(from, to)),
+        };
+    }
+
+    pub(crate) fn has_limits(&self) -> bool {
+        !self.appends_left.is_empty()
+    }
+
     /// From now on nothing is lost, doubled or damaged.
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
         self.slow.clear();
+        self.appends_left.clear();
         self.is_healed = true;
+    }
+
+    /// Whether a limit keeps this frame back.
+    fn is_held(&mut self, from: NodeId, to: NodeId, lane: Lane) -> bool {
+        let left = self.appends_left.get_mut(&(from, to)).filter(|_| lane == Lane::Append);
+        left.is_some_and(|left| {
+            let is_held = *left == 0;
+            *left = left.saturating_sub(1);
+            is_held
+        })
     }
 
     fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
@@ -96,7 +122,7 @@ pub(crate) fn send(sim: &Shared, from: NodeId, to: NodeId, lane: Lane, frame: &O
     let boot = sim.nodes.borrow().boot_of(to);
     let mut network = sim.network.borrow_mut();
     let plan = &sim.plan;
-    if network.is_cut(from, to) || network.chance(plan.loss) {
+    if network.is_cut(from, to) || network.is_held(from, to, lane) || network.chance(plan.loss) {
         drop(network);
         return sim.mark("frame lost");
     }

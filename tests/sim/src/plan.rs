@@ -107,19 +107,31 @@ impl Plan {
             leaves_cut: false,
             liars,
         };
-        let is_stormy = random.random_bool(0.3);
+        plan.draw_faults(random);
+        plan
+    }
+
+    /// Three kinds of runs: everything at times; one leader after the other loses touch, often before it has
+    /// committed anything; leaders duel, and entries reach others one by one.
+    fn draw_faults(&mut self, random: &mut SmallRng) {
+        let (is_stormy, is_duel) =
+            *pick(random, &[(false, false), (false, false), (true, false), (false, true)]);
         if is_stormy {
-            // One leader after the other loses touch, often before it has committed anything.
-            plan.fault_every = *pick(random, &[(20_000, 300_000), (50_000, 800_000)]);
+            self.fault_every = *pick(random, &[(20_000, 300_000), (50_000, 800_000)]);
+        }
+        if is_duel {
+            self.fault_every = (100_000, 1_000_000);
+            self.groups.truncate(2);
+            self.core.message_bytes_max = 1;
         }
         let weight = |random: &mut SmallRng, kind: FaultKind| match kind {
             FaultKind::LeaderCut if is_stormy => 200,
+            FaultKind::Duel if is_duel => 1_000,
             _ if random.random_bool(0.2) => 0,
             _ => kind.weight(),
         };
-        let kinds = FaultKind::ALL.into_iter().filter(|kind| !kind.is_lie() || !plan.liars.is_empty());
-        plan.faults = kinds.map(|kind| (kind, weight(random, kind))).collect();
-        plan
+        let kinds = FaultKind::ALL.into_iter().filter(|kind| !kind.is_lie() || !self.liars.is_empty());
+        self.faults = kinds.map(|kind| (kind, weight(random, kind))).collect();
     }
 
     pub(crate) fn node_ids(&self) -> impl Iterator<Item = NodeId> + use<> {
@@ -156,7 +168,7 @@ fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {
         entry_bytes_max: *pick(random, &[1 << 10, 16 << 10, 480 << 10]),
         entry_records_max: *pick(random, &[1, 16, 16_384]),
         pending_bytes_max: *pick(random, &[128 << 10, 1 << 20, 16 << 20]),
-        message_bytes_max: *pick(random, &[1 << 10, 32 << 10, 1 << 20]),
+        message_bytes_max: *pick(random, &[1, 1 << 10, 32 << 10, 1 << 20]),
         inflight_messages_max: *pick(random, &[1, 2, 16, 128]),
         window_bytes_max: *pick(random, &[1, 16 << 10, 256 << 10, 64 << 20]),
         apply_bytes_max: *pick(random, &[1, 4 << 10, 1 << 20]),

@@ -1,6 +1,6 @@
 //! One run: what its parts share, and its course.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -37,6 +37,8 @@ pub(crate) struct Sim {
     pub(crate) nodes: RefCell<Machines>,
     pub(crate) clients: RefCell<clients::Clients>,
     pub(crate) histories: RefCell<Histories>,
+    /// Faults that have struck and are not over.
+    pub(crate) faults_open: Cell<u32>,
     /// Where each part gets a generator of its own.
     seeds: RefCell<SmallRng>,
 }
@@ -51,6 +53,7 @@ impl Sim {
             nodes: RefCell::new(Machines::new(&plan)),
             clients: RefCell::default(),
             histories: RefCell::default(),
+            faults_open: Cell::new(0),
             seeds: RefCell::new(SmallRng::seed_from_u64(plan.seed ^ 0x7365_6564)),
             plan,
             recorded,
@@ -126,7 +129,7 @@ async fn course(plan: Plan, is_told: bool, recorded: Option<Target>) -> Outcome 
     let checks = sim.checks.borrow();
     let marks = checks.marks.clone();
     let sum = |names: &[&str]| names.iter().map(|name| marks.count(name)).sum::<u64>();
-    let partitions = sum(&["partition", "link cut one way", "leader cut off"]);
+    let partitions = sum(&["partition", "link cut one way", "leader cut off", "leaders duel"]);
     let power_cuts = sum(&["power cut", "power cut inside a commit", "power cut of all nodes"]);
     let disk_faults = sum(&[
         "disk full",
