@@ -209,11 +209,13 @@ impl Replica {
     }
 
     /// A lone voter wins its campaign within the call, and raft-rs demands that its whole log is
-    /// durable then.
+    /// durable then. What came in this very turn is not even on its way to the disk.
     fn must_not_campaign(&self) -> bool {
         let is_alone = self.raw.raft.prs().is_singleton();
+        let log = &self.raw.raft.raft_log;
+        let is_durable = log.persisted == log.last_index() && !self.persistence.is_waiting();
         let is_mute = mutants::is(Mutant::NeverCampaigns);
-        !self.is_leader() && (is_mute || (is_alone && self.persistence.is_waiting()))
+        !self.is_leader() && (is_mute || (is_alone && !is_durable))
     }
 
     /// A message of a peer: refused, dropped as stale, or stepped.
