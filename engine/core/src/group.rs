@@ -180,6 +180,17 @@ impl Replica {
         }
     }
 
+    /// How far each replica's log is known to be ours, while we lead.
+    pub(crate) fn matched(&self) -> Vec<(NodeId, Index)> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let progress = self.raw.raft.prs().iter();
+        let mut matched: Vec<_> = progress.map(|(node, at)| (NodeId(*node), Index(at.matched))).collect();
+        matched.sort_unstable();
+        matched
+    }
+
     /// The leader to send a client to: nobody, if it is us.
     fn leader_hint(&self) -> Option<NodeId> {
         to_node(self.raw.raft.leader_id).filter(|leader| *leader != self.node)
