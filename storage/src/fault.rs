@@ -401,12 +401,17 @@ impl FaultDisk {
         state.by_path.iter().map(length).collect()
     }
 
-    /// Puts other bytes in place of a file, durably, as somebody who restores an old copy does.
+    /// Puts other bytes in place of a file, durably, as somebody who restores an old copy does. Its
+    /// capacity does not matter: they make room.
     ///
     /// # Panics
-    /// If the disk is dead or full.
+    /// If the disk is dead.
     pub fn put(&self, path: &Path, bytes: &[u8]) {
-        self.replace(path, bytes).expect("a disk that takes it");
+        let mut state = self.state();
+        state.check_alive().expect("a disk that works");
+        let capacity = state.capacity.take();
+        state.replace(path, bytes).expect("room without a limit");
+        state.capacity = capacity;
     }
 
     /// Flips bits of a byte at rest.
