@@ -5,6 +5,7 @@
 //! After every call into raft-rs, [`Replica::after_call`] restores what it cannot be trusted with
 //! (its ambient election timeout) and settles what the call decided (commits, leadership).
 
+mod members;
 mod ready;
 mod serve;
 
@@ -512,7 +513,9 @@ impl LogView for Replica {
             return log.store.end_at(index);
         }
         let count = usize::try_from(index.0 - stable.0).expect("a position in memory");
-        let headers = log.unstable.entries.iter().take(count).rev().filter(|entry| !entry.data.is_empty());
+        let headers = log.unstable.entries.iter().take(count).rev().filter(|entry| {
+            entry.entry_type == eraftpb::EntryType::EntryNormal && !entry.data.is_empty()
+        });
         let mut headers = headers.map(|entry| crate::batch::BatchHeader::parse(&entry.data));
         match headers.next() {
             Some(header) => header.expect("a batch in the log was checked before it came here").end(),
