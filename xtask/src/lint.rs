@@ -32,6 +32,7 @@ pub(crate) fn run() -> bool {
     check("clippy, simulation", sim::lint());
     check("documentation", documentation());
     check("comparison", comparison());
+    check("fuzz targets", fuzz());
     if failed.is_empty() {
         println!("lint: clean");
         return true;
@@ -61,6 +62,17 @@ fn comparison() -> bool {
     let mut clippy = step::comparison(&["clippy", "--all-targets"]);
     step::run("format, comparison", &mut format)
         & step::run("clippy, comparison", clippy.args(["--", "-D", "warnings"]))
+}
+
+/// Format and clippy of the fuzz targets, which are no part of the workspace; without libFuzzer, which wants a
+/// C++ compiler.
+fn fuzz() -> bool {
+    let manifest = "fuzz/Cargo.toml";
+    let mut format = step::cargo(&["fmt", "--manifest-path", manifest, "--check"]);
+    let mut clippy =
+        step::cargo(&["clippy", "--locked", "--manifest-path", manifest, "--no-default-features"]);
+    clippy.arg("--target-dir").arg(step::target_folder()).args(["--", "-D", "warnings"]);
+    step::run("format, fuzz targets", &mut format) & step::run("clippy, fuzz targets", &mut clippy)
 }
 
 /// Licences, sources and banned crates, by cargo-deny.

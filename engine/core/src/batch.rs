@@ -42,6 +42,14 @@ pub enum BatchError {
     /// No records.
     #[error("no records")]
     Empty,
+    /// Offsets beyond the last there is.
+    #[error("{count} records from offset {base} are more than there are offsets")]
+    Offsets {
+        /// Offset of the first record.
+        base: Offset,
+        /// Number of records.
+        count: u32,
+    },
     /// Lengths do not add up to the payload.
     #[error("record lengths add up to {sum} bytes, the payload has {payload}")]
     Lengths {
@@ -225,7 +233,7 @@ impl BatchHeader {
     /// Reads the fixed header alone.
     ///
     /// # Errors
-    /// [`BatchError`] when it is cut short, of another version, or empty.
+    /// [`BatchError`] when it is cut short, of another version, or empty, or its offsets are out of range.
     pub fn parse(data: &[u8]) -> Result<BatchHeader, BatchError> {
         let short = BatchError::Short { bytes: data.len(), expected: BATCH_HEADER_BYTES };
         let header: &[u8; BATCH_HEADER_BYTES] = data.first_chunk().ok_or(short)?;
@@ -242,8 +250,12 @@ impl BatchHeader {
         if count == 0 {
             return Err(BatchError::Empty);
         }
+        let base = Offset(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]));
+        if base.0.checked_add(u64::from(count)).is_none() {
+            return Err(BatchError::Offsets { base, count });
+        }
         Ok(BatchHeader {
-            base: Offset(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7])),
+            base,
             at: WallTime(u64::from_le_bytes([t0, t1, t2, t3, t4, t5, t6, t7])),
             count,
             runs: u16::from_le_bytes([r0, r1]),
@@ -254,7 +266,7 @@ impl BatchHeader {
     /// Offset after the last record.
     #[must_use]
     pub fn end(&self) -> Offset {
-        Offset(self.base.0.saturating_add(u64::from(self.count)))
+        Offset(self.base.0 + u64::from(self.count))
     }
 }
 
@@ -338,6 +350,20 @@ mod tests {
         for cut in 0..data.len() {
             assert!(Batch::parse(&data[..cut]).is_err(), "cut at {cut}");
         }
+    }
+
+    /// Counting them would overflow.
+    #[test]
+    fn offsets_beyond_the_last_there_is_are_refused() {
+        let block = RecordBlock::from_records(&[&b"abc"[..], b"de"]);
+        let at = |base| encode_batch(Offset(base), WallTime(0), [&block].into_iter());
+        let data = at(u64::MAX - 2);
+        let offsets: Vec<_> = Batch::parse(&data).unwrap().records().map(|(offset, _)| offset.0).collect();
+        assert_eq!(offsets, [u64::MAX - 2, u64::MAX - 1]);
+        let base = Offset(u64::MAX - 1);
+        let error = BatchError::Offsets { base, count: 2 };
+        assert_eq!(BatchHeader::parse(&at(base.0)).unwrap_err(), error);
+        assert_eq!(Batch::parse(&at(base.0)).unwrap_err(), error);
     }
 
     #[test]

@@ -181,6 +181,17 @@ impl Replica {
         }
     }
 
+    /// How far each replica's log is known to be ours, while we lead.
+    pub(crate) fn matched(&self) -> Vec<(NodeId, Index)> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let progress = self.raw.raft.prs().iter();
+        let mut matched: Vec<_> = progress.map(|(node, at)| (NodeId(*node), Index(at.matched))).collect();
+        matched.sort_unstable();
+        matched
+    }
+
     /// The leader to send a client to: nobody, if it is us.
     fn leader_hint(&self) -> Option<NodeId> {
         to_node(self.raw.raft.leader_id).filter(|leader| *leader != self.node)
@@ -210,11 +221,13 @@ impl Replica {
     }
 
     /// A lone voter wins its campaign within the call, and raft-rs demands that its whole log is
-    /// durable then.
+    /// durable then. What came in this very turn is not even on its way to the disk.
     fn must_not_campaign(&self) -> bool {
         let is_alone = self.raw.raft.prs().is_singleton();
+        let log = &self.raw.raft.raft_log;
+        let is_durable = log.persisted == log.last_index() && !self.persistence.is_waiting();
         let is_mute = mutants::is(Mutant::NeverCampaigns);
-        !self.is_leader() && (is_mute || (is_alone && self.persistence.is_waiting()))
+        !self.is_leader() && (is_mute || (is_alone && !is_durable))
     }
 
     /// A message of a peer: refused, dropped as stale, or stepped.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::group::{Replica, Turn};
-use crate::ids::{FlushSeq, GroupId, NodeId, Timestamp, WallTime};
+use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
     Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LogDamage, LogEntry, Outputs,
     PeerMessage, Reply, Role, ShardConfig, Token,
@@ -177,6 +177,14 @@ impl Shard {
     /// How all replicas stand, in order of group.
     pub fn statuses(&self) -> impl Iterator<Item = GroupStatus> {
         self.members.iter().map(Member::status)
+    }
+
+    /// How far each replica's log is known to be the leader's, in order of node; empty unless the replica
+    /// here leads. Never beyond the leader's last index.
+    #[must_use]
+    pub fn matched(&self, group: GroupId) -> Vec<(NodeId, Index)> {
+        let replica = self.position(group).and_then(|at| self.members[at].live());
+        replica.map_or_else(Vec::new, Replica::matched)
     }
 
     // Routing

@@ -1,80 +1,28 @@
-//! The fuzz targets of `storage/fuzz`, over their stored corpus and seeded changes of it.
+//! The fuzz targets `block` and `open`, over their stored corpus and seeded changes of it (fuzz/corpus.rs).
 //!
-//! `FUZZ_SEED=n` runs the changes of one seed. `FUZZ_CORPUS=write` writes the corpus of `block` anew, from
-//! a folder: only when a format version is added.
+//! `FUZZ_CORPUS=write` writes the corpus of `block` anew, from a folder: only when a format version is added.
+
+#[path = "../../../fuzz/corpus.rs"]
+mod corpus;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use iroh_raft_core::{BootEpoch, GroupAppend, Index, LogChange, LogStart, NodeId, Offset, Term};
 use iroh_raft_storage::SnapshotHead;
 use iroh_raft_storage::fuzzing::{Opened, decode, open_damaged};
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use redb::{Database, Key, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::common::*;
 
-fn corpus_folder(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
-}
-
-/// Name and bytes of each file.
-fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
-    let file = |entry: std::io::Result<fs::DirEntry>| {
-        let entry = entry.unwrap();
-        (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())
-    };
-    let mut files: Vec<_> = fs::read_dir(corpus_folder(target)).unwrap().map(file).collect();
-    // The seeds mean the same everywhere.
-    files.sort();
-    assert!(!files.is_empty());
-    files
-}
-
-/// Changes bytes; one time in four also how many there are.
-fn change(random: &mut SmallRng, data: &mut Vec<u8>) {
-    if random.random_bool(0.25) {
-        data.truncate(random.random_range(0..=data.len()));
-        data.extend((0..random.random_range(0..40)).map(|_| random.random::<u8>()));
-    }
-    for _ in 0..random.random_range(1..8) {
-        if data.is_empty() {
-            return;
-        }
-        let at = random.random_range(0..data.len());
-        let near_the_end = u64::MAX - random.random_range(0..8);
-        let numbers = [0, 1, near_the_end, u64::from(u32::MAX), 1 << 31, random.random()];
-        let number = numbers[random.random_range(0..numbers.len())].to_le_bytes();
-        let bytes = [1, 1, 2, 4, 8][random.random_range(0..5)].min(data.len() - at);
-        data[at..at + bytes].copy_from_slice(&number[..bytes]);
-    }
-}
-
-/// Whether all seeds ran, and not a single one.
-fn run(target: &str, count: u64, mut call: impl FnMut(&[u8])) -> bool {
-    let corpus = corpus(target);
-    corpus.iter().for_each(|(_, data)| call(data));
-    let only = std::env::var("FUZZ_SEED").ok().map(|seed| seed.parse().expect("FUZZ_SEED is a number"));
-    let seeds = only.map_or(0..count, |seed: u64| seed..seed + 1);
-    for seed in seeds {
-        println!("FUZZ_SEED={seed}");
-        let mut random = SmallRng::seed_from_u64(seed);
-        let mut data = corpus[random.random_range(0..corpus.len())].1.clone();
-        change(&mut random, &mut data);
-        call(&data);
-    }
-    only.is_none()
-}
-
 #[test]
 fn any_bytes_are_decoded() {
     const SEEDS: u64 = 20_000;
-    if std::env::var("FUZZ_CORPUS").is_ok_and(|what| what == "write") {
+    if corpus::is_written() {
         write_corpus();
     }
-    let names: Vec<String> = corpus("block")
+    let names: Vec<String> = corpus::read("block")
         .into_iter()
         .map(|(name, data)| {
             let taken = decode(&data);
@@ -83,7 +31,7 @@ fn any_bytes_are_decoded() {
         })
         .collect();
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    let is_all = run("block", SEEDS, |data| {
+    let is_all = corpus::run("block", SEEDS, |data| {
         for name in decode(data) {
             *counts.entry(name).or_default() += 1;
         }
@@ -98,7 +46,7 @@ fn any_bytes_are_decoded() {
 
 #[test]
 fn no_block_ends_with_the_last_possible_index() {
-    let (_, mut block) = corpus("block").into_iter().find(|(name, _)| name == "log-block").unwrap();
+    let (_, mut block) = corpus::read("block").into_iter().find(|(name, _)| name == "log-block").unwrap();
     let count = u64::from(u32::from_le_bytes(block[48..52].try_into().unwrap()));
     block[32..40].copy_from_slice(&(u64::MAX - count + 1).to_le_bytes());
     assert_eq!(decode(&block), Vec::<&str>::new());
@@ -107,7 +55,7 @@ fn no_block_ends_with_the_last_possible_index() {
 #[test]
 fn any_damage_is_opened() {
     let mut outcomes: BTreeMap<Opened, u64> = BTreeMap::new();
-    let is_all = run("open", 1500, |data| *outcomes.entry(open_damaged(data)).or_default() += 1);
+    let is_all = corpus::run("open", 1500, |data| *outcomes.entry(open_damaged(data)).or_default() += 1);
     println!("{outcomes:?}");
     assert!(!is_all || outcomes.len() == 3, "some damage is noticed early, some late: {outcomes:?}");
 }
@@ -165,6 +113,6 @@ fn write_corpus() {
         ("peers", fs::read(path.join("peers")).unwrap()),
     ];
     for (name, bytes) in files {
-        fs::write(corpus_folder("block").join(name), bytes).unwrap();
+        corpus::write("block", name, &bytes);
     }
 }

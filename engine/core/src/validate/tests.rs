@@ -219,7 +219,10 @@ fn batches_that_do_not_continue_the_offsets_are_refused() {
     };
     assert_eq!(refusal(&view, with(vec![entry(5, 5, 3)])), offset(5, 3, 4));
     assert_eq!(refusal(&view, with(vec![entry(5, 5, 4), entry(6, 5, 6)])), offset(6, 6, 5));
-    assert_eq!(refusal(&view, with(vec![entry(5, 5, u64::MAX)])), offset(5, u64::MAX, 4));
+    assert_eq!(refusal(&view, with(vec![entry(5, 5, u64::MAX - 1)])), offset(5, u64::MAX - 1, 4));
+    let error = BatchError::Offsets { base: Offset(u64::MAX), count: 1 };
+    let beyond = with(vec![entry(5, 5, u64::MAX)]);
+    assert_eq!(refusal(&view, beyond), Refusal::Batch { index: Index(5), error });
     // Where the log before it is unknown, a message must still agree with itself.
     let far = |base| {
         let entries = vec![entry(41, 5, 7), entry(42, 5, base)];

@@ -260,6 +260,24 @@ fn a_lone_voter_does_not_campaign_before_its_log_is_durable() {
     assert_eq!(role(&victim), Role::Leader);
 }
 
+/// Nor when it is told to in the turn in which an entry came: that is on its way to no disk yet.
+#[test]
+fn a_lone_voter_does_not_campaign_in_the_turn_of_an_append() {
+    let mut victim = Victim::new(&[1]);
+    victim.feed(&Op::Turn);
+    victim.feed(&Op::Persisted);
+    let entries =
+        vec![LogEntry { index: Index(1), term: Term(1), kind: EntryKind::Normal, data: Bytes::new() }];
+    victim.feed(&Op::Message(PeerMessage { kind: MessageKind::Append, entries, ..bare(Term(1)) }));
+    let campaign = Op::Message(PeerMessage { kind: MessageKind::TimeoutNow, ..bare(Term(1)) });
+    victim.feed(&campaign);
+    let role = |victim: &Victim| victim.shard.status(GroupId(1)).unwrap().role;
+    assert_eq!(role(&victim), Role::Follower);
+    [Op::Turn, Op::Persisted].iter().for_each(|op| victim.feed(op));
+    victim.feed(&campaign);
+    assert_eq!(role(&victim), Role::Leader);
+}
+
 fn run(ops: &[Op], voters: &[u64], leads: bool) {
     let mut victim = Victim::new(voters);
     if leads {

@@ -3,6 +3,7 @@
 mod harness;
 
 mod chaos;
+mod fuzz;
 mod hostile;
 mod passages;
 mod scripts;

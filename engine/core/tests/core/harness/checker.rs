@@ -13,9 +13,13 @@ use super::disk::{Disk, StoredGroup};
 
 #[derive(Default)]
 pub(crate) struct Checker {
+    /// Whether some replicas may have been lied to: then they need not agree.
+    has_liars: bool,
     leaders: BTreeMap<(GroupId, Term), NodeId>,
-    /// Every entry that some replica has committed.
-    committed: BTreeMap<GroupId, Vec<(Term, bytes::Bytes)>>,
+    /// How far each replica of this boot of its node has been seen.
+    reached: BTreeMap<(NodeId, GroupId), GroupStatus>,
+    /// Every entry that some replica has committed; with liars, each replica by itself.
+    committed: BTreeMap<(NodeId, GroupId), Vec<(Term, bytes::Bytes)>>,
     /// Open requests with the records they carry.
     open: BTreeMap<Token, (GroupId, Vec<Vec<u8>>)>,
     answered: BTreeSet<Token>,
@@ -54,17 +58,31 @@ impl Write for Trace {
 }
 
 impl Checker {
+    pub(crate) fn new(has_liars: bool) -> Checker {
+        Checker { has_liars, ..Checker::default() }
+    }
+
     pub(crate) fn record(&mut self, now: u64, node: NodeId, out: &Outputs) {
         if !out.is_empty() {
             writeln!(self.trace, "{now} {node} {out:?}").unwrap();
         }
     }
 
-    /// Election safety (Raft paper 5.2).
-    pub(crate) fn check_status(&mut self, node: NodeId, status: &GroupStatus) {
-        assert!(!status.is_quarantined, "node {node} quarantined {status:?}");
+    /// Nothing runs backwards; election safety (Raft paper 5.2).
+    pub(crate) fn check_status(&mut self, node: NodeId, status: &GroupStatus, is_damaged: bool) {
+        assert!(!status.is_quarantined || is_damaged, "node {node} quarantined {status:?}");
         assert!(status.applied <= status.commit && status.commit <= status.last, "{status:?}");
-        if status.role == Role::Leader {
+        if let Some(before) = self.reached.insert((node, status.group), status.clone()) {
+            let is_back = |before: &GroupStatus| {
+                before.term > status.term || before.commit > status.commit || before.applied > status.applied
+            };
+            assert!(!is_back(&before), "node {node} went back from {before:?} to {status:?}");
+            let leaders = (before.leader, status.leader);
+            let has_two =
+                before.term == status.term && matches!(leaders, (Some(old), Some(new)) if old != new);
+            assert!(!has_two, "node {node} follows two in a term: {before:?}, then {status:?}");
+        }
+        if status.role == Role::Leader && !self.has_liars {
             let leader = *self.leaders.entry((status.group, status.term)).or_insert(node);
             assert_eq!(leader, node, "two leaders of {:?} in {:?}", status.group, status.term);
         }
@@ -88,7 +106,9 @@ impl Checker {
         if let Some(candidate) = voted_for.filter(|_| stored.hard_state.term == term) {
             assert_eq!(stored.hard_state.vote, candidate, "{message:?} leaves before its vote is durable");
         }
-        let is_acknowledgement = message.kind == MessageKind::AppendResponse && !message.reject;
+        // A leader that lies can have entries replaced within its term.
+        let is_acknowledgement =
+            message.kind == MessageKind::AppendResponse && !message.reject && !self.has_liars;
         if is_acknowledgement && stored.hard_state.term == term {
             assert!(
                 stored.entries.len() as u64 >= index.0,
@@ -98,8 +118,15 @@ impl Checker {
     }
 
     /// State-machine safety (Raft paper 5.4): what one replica committed, no other has otherwise.
-    pub(crate) fn check_committed(&mut self, group: GroupId, entries: &[LogEntry], commit: Index) {
-        let all = self.committed.entry(group).or_default();
+    pub(crate) fn check_committed(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        entries: &[LogEntry],
+        commit: Index,
+    ) {
+        let witness = if self.has_liars { node } else { NodeId(0) };
+        let all = self.committed.entry((witness, group)).or_default();
         for entry in entries.iter().take_while(|entry| entry.index <= commit) {
             let at = usize::try_from(entry.index.0 - 1).unwrap();
             match all.get(at) {
@@ -121,7 +148,7 @@ impl Checker {
 
     /// Entries of the group that some replica is known to have committed.
     pub(crate) fn committed_len(&self, group: GroupId) -> usize {
-        self.committed.get(&group).map_or(0, Vec::len)
+        self.committed.get(&(NodeId(0), group)).map_or(0, Vec::len)
     }
 
     pub(crate) fn open(&mut self, token: Token, group: GroupId, records: Vec<Vec<u8>>) {
@@ -143,6 +170,16 @@ impl Checker {
     /// The process that a request was given to is gone, and with it the answer.
     pub(crate) fn forget(&mut self, origin: u64) {
         self.open.retain(|token, _| token.origin != origin);
+    }
+
+    /// A node forgets what it had not stored. Where peers lie, what it had committed beyond that may become
+    /// something else.
+    pub(crate) fn forget_node(&mut self, node: NodeId, disk: &Disk) {
+        self.reached.retain(|(of, _), _| *of != node);
+        for ((_, group), committed) in self.committed.iter_mut().filter(|((of, _), _)| *of == node) {
+            let stored = disk.groups.get(group).map_or(0, |stored| stored.hard_state.commit.0);
+            committed.truncate(usize::try_from(stored).unwrap());
+        }
     }
 
     pub(crate) fn check_all_answered(&self) {

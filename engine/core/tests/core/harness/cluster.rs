@@ -7,8 +7,8 @@ use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::validate::Refusal;
 use iroh_raft_core::{
     AnswerOn, Append, Apply, ConfState, Event, Fetch, FlushSeq, GroupId, GroupState, GroupStatus, Index,
-    Input, LogEntry, NodeId, Offset, Outputs, PeerMessage, Propose, Reply, RequestError, Role, Send, Shard,
-    ShardConfig, Timestamp, Token, WallTime,
+    Input, LogDamage, LogEntry, NodeId, Offset, Outputs, PeerMessage, Propose, Reply, RequestError, Role,
+    Send, Shard, ShardConfig, Timestamp, Token, WallTime,
 };
 
 use super::checker::Checker;
@@ -56,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) patience: std::ops::Range<u64>,
     /// Entries of each group that recovery hands over.
     pub(crate) tail_max: usize,
+    /// Whether peers may lie. What replicas then agree on is nobody's fault; each must still be sound.
+    pub(crate) has_liars: bool,
     pub(crate) config: ShardConfig,
 }
 
@@ -71,6 +73,7 @@ impl Options {
             flush_delay: 100_000..2 * MILLIS,
             patience: 3_000..3_001,
             tail_max: usize::MAX,
+            has_liars: false,
             config: ShardConfig::new(NodeId(1), seed),
         }
     }
@@ -106,6 +109,8 @@ pub(crate) struct Cluster {
     pub(crate) now: u64,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) checker: Checker,
+    /// Replicas whose disk was said to be damaged, in the present boot of their node.
+    damaged: BTreeSet<(NodeId, GroupId)>,
     /// Pairs that cannot reach each other, in the direction given.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     /// Answers other than acknowledgements, for tests that look at them.
@@ -125,7 +130,8 @@ impl Cluster {
             rng: Rng::new(options.seed),
             now: 0,
             nodes: BTreeMap::new(),
-            checker: Checker::default(),
+            checker: Checker::new(options.has_liars),
+            damaged: BTreeSet::new(),
             cut: BTreeSet::new(),
             replies: BTreeMap::new(),
             events: Vec::new(),
@@ -161,7 +167,7 @@ impl Cluster {
     }
 
     pub(crate) fn is_up(&self, node: NodeId) -> bool {
-        self.nodes[&node].shard.is_some()
+        self.nodes.get(&node).is_some_and(|node| node.shard.is_some())
     }
 
     /// Starts a node on what its disk holds.
@@ -196,6 +202,8 @@ impl Cluster {
         node.applied.clear();
         let origin = origin(id, node.boot);
         self.checker.forget(origin);
+        self.checker.forget_node(id, &self.nodes[&id].disk);
+        self.damaged.retain(|(node, _)| *node != id);
     }
 
     /// A write of this node fails, now.
@@ -206,6 +214,13 @@ impl Cluster {
         node.gated.clear();
         node.boot += 1 << 16;
         self.feed(id, Input::PersistFailed);
+    }
+
+    /// Says to a shard that entries of one of its groups are damaged.
+    pub(crate) fn damage(&mut self, id: NodeId, group: GroupId) {
+        self.damaged.insert((id, group));
+        let damage = LogDamage { first: Index(1), last: Index(1) };
+        self.feed(id, Input::Damaged { group, damage });
     }
 
     /// Stops a node's disk, or lets it go on.
@@ -228,7 +243,7 @@ impl Cluster {
     }
 
     pub(crate) fn status(&self, node: NodeId, group: GroupId) -> Option<GroupStatus> {
-        self.nodes[&node].shard.as_ref()?.status(group)
+        self.nodes.get(&node)?.shard.as_ref()?.status(group)
     }
 
     /// The leader of the newest term that is up.
@@ -318,19 +333,23 @@ impl Cluster {
     }
 
     fn run_one(&mut self) {
-        let ((at, _), step) = self.queue.pop_first().expect("something is always to come");
-        self.now = self.now.max(at);
+        assert!(!self.queue.is_empty(), "something is always to come");
+        self.run_nth(0);
+    }
+
+    /// Lets happen what is to come as the `nth` from now, before all that should come earlier. Nothing is
+    /// when all nodes are down.
+    pub(crate) fn run_nth(&mut self, nth: usize) {
+        let Some(key) = self.queue.keys().nth(nth % self.queue.len().max(1)).copied() else { return };
+        let step = self.queue.remove(&key).expect("found just now");
+        self.now = self.now.max(key.0);
         match step {
             Step::Turn { node, boot } => {
                 if self.is_current(node, boot) && self.nodes[&node].turn_at <= self.now {
                     self.turn(node);
                 }
             }
-            Step::Deliver(message) => {
-                if self.is_up(message.to) {
-                    self.feed(message.to, Input::Message(message));
-                }
-            }
+            Step::Deliver(message) => self.deliver(message),
             Step::Flushed { node, boot } if self.is_current(node, boot) => self.flushed(node),
             Step::Fetched { node, boot, fetch } if self.is_current(node, boot) => {
                 let result = self.nodes[&node].disk.read(&fetch);
@@ -340,6 +359,24 @@ impl Cluster {
                 self.feed(node, Input::Applied { group, index });
             }
             Step::Flushed { .. } | Step::Fetched { .. } | Step::Applied { .. } => {}
+        }
+    }
+
+    /// Takes the `nth` message out of the network.
+    pub(crate) fn take_message(&mut self, nth: usize) -> Option<PeerMessage> {
+        let is_message = |(_, step): &(&(u64, u64), &Step)| matches!(step, Step::Deliver(_));
+        let count = self.queue.iter().filter(is_message).count();
+        let key = *self.queue.iter().filter(is_message).nth(nth % count.max(1))?.0;
+        match self.queue.remove(&key) {
+            Some(Step::Deliver(message)) => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Brings a message to its receiver, now.
+    pub(crate) fn deliver(&mut self, message: PeerMessage) {
+        if self.is_up(message.to) {
+            self.feed(message.to, Input::Message(message));
         }
     }
 
@@ -391,14 +428,42 @@ impl Cluster {
         let now = self.now;
         let mut out = Outputs::default();
         let shard = self.node(id).shard.as_mut().expect("an input for a node that is up");
+        let group = match &input {
+            Input::Message(message) => message.group,
+            _ => GroupId(0),
+        };
+        let before = shard.status(group);
         shard.step(Timestamp(now), input, &mut out);
+        let is_refused = matches!(out.events.last(), Some(Event::MessageRefused { .. }));
+        assert!(!is_refused || shard.status(group) == before, "a refused message changes nothing: {out:?}");
         let statuses: Vec<GroupStatus> = shard.statuses().collect();
-        for event in &out.events {
-            assert!(is_expected(event), "seed {}: node {id}: {event:?}", self.options.seed);
+        for status in &statuses {
+            let mut matched = shard.matched(status.group).into_iter();
+            let beyond = matched.find(|(_, index)| *index > status.last);
+            assert_eq!(beyond, None, "node {id} counts what is not in its log: {status:?}");
         }
-        statuses.iter().for_each(|status| self.checker.check_status(id, status));
+        for event in &out.events {
+            assert!(self.is_expected(id, event), "seed {}: node {id}: {event:?}", self.options.seed);
+        }
+        for status in &statuses {
+            self.checker.check_status(id, status, self.damaged.contains(&(id, status.group)));
+        }
         self.checker.record(now, id, &out);
         self.carry_out(id, out);
+    }
+
+    /// Honest peers are refused only for what was true when they said it: the receiver has forgotten its
+    /// leader or campaigns anew.
+    fn is_expected(&self, node: NodeId, event: &Event) -> bool {
+        match event {
+            Event::LeaderChanged { .. } | Event::Fenced => true,
+            Event::MessageRefused { reason, .. } => {
+                let is_honest =
+                    matches!(reason, Refusal::CampaignNotFromLeader | Refusal::UnaskedVote { .. });
+                is_honest || self.options.has_liars
+            }
+            Event::Quarantined { group, .. } => self.damaged.contains(&(node, *group)),
+        }
     }
 
     // What shards say
@@ -437,7 +502,7 @@ impl Cluster {
 
     fn apply(&mut self, id: NodeId, apply: Apply) {
         let last = apply.entries.last().expect("an apply has entries").index;
-        self.checker.check_committed(apply.group, &apply.entries, last);
+        self.checker.check_committed(id, apply.group, &apply.entries, last);
         let boot = self.nodes[&id].boot;
         let applied = self.node(id).applied.entry(apply.group).or_default();
         assert_eq!(apply.entries[0].index.0, applied.len() as u64 + 1, "applies follow each other");
@@ -498,7 +563,7 @@ impl Cluster {
         let committed: Vec<_> =
             node.disk.groups.iter().map(|(group, stored)| (*group, stored.clone())).collect();
         for (group, stored) in committed {
-            self.checker.check_committed(group, &stored.entries, stored.hard_state.commit);
+            self.checker.check_committed(id, group, &stored.entries, stored.hard_state.commit);
         }
         self.feed(id, Input::Persisted { seq });
         let gated = std::mem::take(&mut self.node(id).gated);
@@ -529,6 +594,7 @@ impl Cluster {
     pub(crate) fn settle(&mut self) {
         self.cut.clear();
         (self.options.loss, self.options.duplicates) = (0, 0);
+        self.nodes.keys().copied().collect::<Vec<_>>().into_iter().for_each(|node| self.stall(node, false));
         let down: Vec<NodeId> = self.nodes.keys().copied().filter(|node| !self.is_up(*node)).collect();
         down.into_iter().for_each(|node| self.start(node));
         for group in self.options.groups.clone() {
@@ -559,7 +625,7 @@ impl Cluster {
             let stored = self.nodes[&id].disk.groups[&group.id].clone();
             assert_eq!(stored.entries.len() as u64, status.last.0, "everything is durable");
             assert_eq!(stored.next_offset(), status.end);
-            self.checker.check_committed(group.id, &stored.entries, status.commit);
+            self.checker.check_committed(id, group.id, &stored.entries, status.commit);
             self.checker.check_log(group.id, &stored.entries);
             assert!(self.checker.committed_len(group.id) as u64 <= status.commit.0);
             if group.has_state_machine {
@@ -583,18 +649,6 @@ fn name_of(reply: &Reply) -> &'static str {
             RequestError::Fenced => "fenced",
             _ => "failed otherwise",
         },
-    }
-}
-
-/// Honest peers are refused only for what was true when they said it: the receiver has forgotten its
-/// leader or campaigns anew.
-fn is_expected(event: &Event) -> bool {
-    match event {
-        Event::LeaderChanged { .. } | Event::Fenced => true,
-        Event::MessageRefused { reason, .. } => {
-            matches!(reason, Refusal::CampaignNotFromLeader | Refusal::UnaskedVote { .. })
-        }
-        Event::Quarantined { .. } => false,
     }
 }
 

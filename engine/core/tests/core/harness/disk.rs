@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
-    Append, ConfState, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState, Index,
-    LogEntry, Offset, TermRun,
+    Append, ConfState, EntryKind, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState,
+    Index, LogEntry, Offset, TermRun,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -27,14 +27,19 @@ impl Disk {
         self.last_seq = append.seq;
         for change in &append.groups {
             let stored = self.groups.entry(change.group).or_default();
-            stored.hard_state = change.hard_state.unwrap_or(stored.hard_state);
+            let before = stored.hard_state;
+            stored.hard_state = change.hard_state.unwrap_or(before);
+            let HardState { term, vote, commit } = stored.hard_state;
+            assert!(before.term <= term && before.commit <= commit, "{before:?} becomes {change:?}");
+            let is_revoted = before.term == term && before.vote.0 != 0 && before.vote != vote;
+            assert!(!is_revoted, "a second vote in a term: {before:?} becomes {change:?}");
             if let Some(conf_state) = &change.conf_state {
                 assert!(stored.conf_state.replace(conf_state.clone()).is_none(), "members are written once");
             }
             if let Some(first) = change.entries.first() {
                 let keep = usize::try_from(first.index.0 - 1).unwrap();
                 assert!(keep <= stored.entries.len(), "an append leaves a gap");
-                assert!(keep as u64 >= stored.hard_state.commit.0.min(keep as u64), "commit is never cut");
+                assert!(keep as u64 >= before.commit.0, "commit is never cut");
                 stored.entries.truncate(keep);
                 stored.entries.extend_from_slice(&change.entries);
             }
@@ -42,6 +47,8 @@ impl Disk {
             for (at, entry) in stored.entries.iter().enumerate().skip(stored.entries.len().saturating_sub(64))
             {
                 assert_eq!(entry.index.0, at as u64 + 1, "entries are contiguous");
+                assert_eq!(entry.kind, EntryKind::Normal, "nobody changes members");
+                assert!(entry.term <= stored.hard_state.term, "an entry of a term to come");
             }
         }
     }

@@ -11,4 +11,5 @@ pub(crate) mod disk;
 pub(crate) mod rng;
 
 pub(crate) use cluster::{Cluster, Group, Options};
+#[allow(unused_imports, reason = "the fuzz targets draw from their input")]
 pub(crate) use rng::Rng;
