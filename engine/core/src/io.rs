@@ -108,6 +108,12 @@ impl ConfState {
         !self.voters_outgoing.is_empty()
     }
 
+    /// Whether a node receives the log.
+    #[must_use]
+    pub fn is_member(&self, node: NodeId) -> bool {
+        self.is_voter(node) || self.learners.contains(&node)
+    }
+
     /// Whether a node votes, in either half of a joint configuration.
     #[must_use]
     pub fn is_voter(&self, node: NodeId) -> bool {

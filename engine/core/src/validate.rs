@@ -9,8 +9,8 @@
 
 use crate::batch::{Batch, BatchError};
 use crate::ids::{GroupId, Index, NodeId, Offset, Term};
-use crate::members;
 use crate::io::{CONTEXT_BYTES_MAX, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
+use crate::members;
 
 /// Highest term or index accepted from a peer, so that adding to one cannot overflow.
 const NUMBER_MAX: u64 = 1 << 56;
