@@ -6,6 +6,7 @@
 //! (its ambient election timeout) and settles what the call decided (commits, leadership).
 
 mod members;
+mod miscount;
 mod ready;
 mod serve;
 
@@ -144,7 +145,7 @@ impl Replica {
             is_paused_by_missing: false,
             broken: None,
         };
-        for change in changes {
+        for change in changes.iter().filter(|_| !mutants::is(Mutant::ChangesForgotten)) {
             let window = replica.raw.store();
             if change.kind == EntryKind::Normal || change.term != window.term_at(change.index) {
                 return Err(Inconsistent::Membership { index: change.index }.to_string());
@@ -189,6 +190,7 @@ impl Replica {
             last: Index(raft.raft_log.last_index()),
             end: self.commit_end,
             members: self.members.now.clone(),
+            members_since: self.members.since,
             is_quarantined: false,
         }
     }
@@ -469,9 +471,7 @@ impl Replica {
 
     /// Follows every call into raft-rs.
     fn after_call(&mut self, turn: &mut Turn<'_>, has_campaigned: bool) {
-        if mutants::is(Mutant::OlderTermCounted) && self.is_leader() {
-            self.count_older_terms();
-        }
+        self.miscount();
         self.write_draw(turn.config, has_campaigned);
         let raft = &self.raw.raft;
         let term = Term(raft.term);
@@ -500,16 +500,6 @@ impl Replica {
         if self.is_leader() {
             self.leading = Some(term);
         }
-    }
-
-    /// The bug of Raft paper, figure 8.
-    fn count_older_terms(&mut self) {
-        let raft = &mut self.raw.raft;
-        let mut matched: Vec<u64> = raft.prs().iter().map(|(_, progress)| progress.matched).collect();
-        matched.sort_unstable();
-        let counted = matched[(matched.len() - 1) / 2].min(raft.raft_log.last_index());
-        let commit = counted.max(raft.raft_log.committed);
-        raft.raft_log.commit_to(commit);
     }
 
     /// Puts our election timeout in place of the one that raft-rs drew, or may have drawn.

@@ -744,8 +744,10 @@ pub struct GroupStatus {
     pub last: Index,
     /// Offset after the last committed record.
     pub end: Offset,
-    /// The members in force on this replica.
+    /// The members in force on this replica; none while it loads, or was taken out.
     pub members: Arc<ConfState>,
+    /// Entry that put them in force; 0 for those that the log began with.
+    pub members_since: Index,
     /// Whether it was taken out after a broken invariant.
     pub is_quarantined: bool,
 }

@@ -79,7 +79,8 @@ impl Loading {
             applied: Index(0),
             last: self.state.last,
             end: Default::default(),
-            members: Arc::new(self.state.conf_state.clone()),
+            members: Arc::default(),
+            members_since: Default::default(),
             is_quarantined: false,
         }
     }

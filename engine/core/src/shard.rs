@@ -540,6 +540,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         last: Default::default(),
         end: Default::default(),
         members: Arc::default(),
+        members_since: Default::default(),
         is_quarantined: false,
     }
 }

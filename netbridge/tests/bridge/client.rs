@@ -179,7 +179,7 @@ fn every_kind_of_call_gets_its_answer() {
 #[test]
 fn the_shard_learns_the_rights_and_the_end_of_a_client() {
     let (member, identity) = (Member::new(1), Identity::generate());
-    let rights = Rights { append: true, read: false };
+    let rights = Rights { append: true, read: false, manage: false };
     let mut config = member.config(&[]);
     config.clients = vec![ClientGrant { endpoint: identity.endpoint_id(), rights }];
     let node = TestNode::start(config);

@@ -16,6 +16,7 @@ use crate::members::{
     LAG_ENTRIES_MAX, MembersRefusal, MembersRequest, from_raft_conf_state, is_done, parse, to_conf_change,
     voters_after,
 };
+use crate::mutants::{self, Mutant};
 
 /// The members of a replica's group, as far as it knows of their commit.
 #[derive(Debug)]
@@ -149,17 +150,22 @@ impl Replica {
     }
 
     fn append_change(&mut self, turn: &mut Turn<'_>, change: ConfChangeV2) -> Index {
+        let early = change.clone();
         self.raw.propose_conf_change(Vec::new(), change).expect("a leader that may change members takes it");
         self.after_call(turn, false);
         self.is_dirty = true;
         let last = Index(self.raw.raft.raft_log.last_index());
         assert_eq!(self.raw.raft.pending_conf_index, last.0, "raft-rs has taken the change as one");
+        if mutants::is(Mutant::ChangeInForceEarly) {
+            self.put_in_force(last, &early);
+        }
         last
     }
 
     /// A leader ends the joint configuration that it finds itself in.
     pub(super) fn leave_joint(&mut self, turn: &mut Turn<'_>) {
-        if self.members.now.is_joint() && self.can_change() {
+        let is_ours = self.members.request.is_some() || !mutants::is(Mutant::JointForgotten);
+        if self.members.now.is_joint() && self.can_change() && is_ours {
             self.append_change(turn, ConfChangeV2::default());
         }
     }
@@ -209,10 +215,20 @@ impl Replica {
             EntryKind::ConfChangeV2 => parse(&entry.data),
             EntryKind::Normal | EntryKind::ConfChange => None,
         };
-        let members = change.and_then(|change| self.raw.apply_conf_change(&change).ok());
-        if let Some(members) = members {
+        if let Some(change) = change {
+            self.put_in_force(entry.index, &change);
+        }
+    }
+
+    fn put_in_force(&mut self, since: Index, change: &ConfChangeV2) {
+        if mutants::is(Mutant::JointSkipped) && change.changes.len() > 1 {
+            for single in change.changes.iter().cloned() {
+                let changes = vec![single].into();
+                self.put_in_force(since, &ConfChangeV2 { changes, ..ConfChangeV2::default() });
+            }
+        } else if let Ok(members) = self.raw.apply_conf_change(change) {
             self.members.now = Arc::new(from_raft_conf_state(&members));
-            self.members.since = entry.index;
+            self.members.since = since;
             self.voters = self.members.voters();
         }
     }
