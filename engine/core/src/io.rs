@@ -121,6 +121,12 @@ impl ConfState {
     }
 }
 
+/// What is shared is written like what is not.
+#[cfg(feature = "serde")]
+fn shared<S: serde::Serializer>(members: &Arc<ConfState>, serializer: S) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(&**members, serializer)
+}
+
 /// What a node is to become in a group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -670,6 +676,7 @@ pub enum Reply {
         /// Entry from which on they are.
         index: Index,
         /// The members now.
+        #[cfg_attr(feature = "serde", serde(serialize_with = "shared"))]
         members: Arc<ConfState>,
     },
     /// The request failed.
@@ -703,6 +710,7 @@ pub enum Event {
         /// Entry from which on they are.
         index: Index,
         /// The members now.
+        #[cfg_attr(feature = "serde", serde(serialize_with = "shared"))]
         members: Arc<ConfState>,
     },
     /// A group broke an invariant and was taken out; the other groups go on.

@@ -1,12 +1,13 @@
 //! The client against bridges whose shards the test plays.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, BusyReason, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term,
-    WallTime,
+    AnswerOn, BusyReason, ConfState, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role,
+    ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::bridge::{BridgeLimits, ClientGrant, Rights};
 use iroh_raft_netbridge::client::{Client, ClientError, ClientLimits, Completion};
@@ -164,6 +165,8 @@ fn every_kind_of_call_gets_its_answer() {
         applied: Index(10),
         last: Index(11),
         end: Offset(3),
+        members: Arc::new(ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() }),
+        members_since: Index(3),
         is_quarantined: false,
     };
     answer(shard, connection, [(request, ReplyBody::Status(status.clone()))]);
