@@ -62,7 +62,9 @@ async fn serve(
         builder = match member {
             Member::Node(peer) if peer.node == NodeId(node) => builder,
             Member::Node(peer) => builder.peer(peer.node.0, peer.endpoint, peer.addr),
-            Member::Client(client) => builder.client(client, Rights { append: true, read: true }),
+            Member::Client(client) => {
+                builder.client(client, Rights { append: true, read: true, manage: false })
+            }
         };
     }
     let cluster = builder.build().await?;

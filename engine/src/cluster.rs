@@ -188,6 +188,14 @@ impl<S> RaftClusterBuilder<S> {
         self
     }
 
+    /// Nodes that vote in new groups, the same on every node; the others wait to be made members
+    /// ([`Engine::change_members`]). Default: all.
+    #[must_use]
+    pub fn voters(mut self, nodes: &[u64]) -> Self {
+        self.config.voters = nodes.iter().copied().map(NodeId).collect();
+        self
+    }
+
     /// Number of groups, numbered from 1. Default 1.
     pub fn groups(mut self, count: u64) -> Self {
         self.config.groups = (1..=count).map(GroupId).collect();

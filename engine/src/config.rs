@@ -78,9 +78,12 @@ pub struct EngineConfig {
     pub clients: Vec<ClientGrant>,
     /// Shards of this node: executors, writers and journals. Default 1. Fixed for a data folder.
     pub shards: u16,
-    /// Groups that exist on this cluster from the start, replicated on every node. Groups that the
+    /// Groups that exist on this cluster from the start, with a replica on every node. Groups that the
     /// data folder already holds are opened whether they are listed or not.
     pub groups: Vec<GroupId>,
+    /// Nodes that vote in groups that are new; the same on all nodes. The others hold a replica that
+    /// takes no part until it is made a member. Default: none named, which means all.
+    pub voters: Vec<NodeId>,
     /// Where shards run.
     pub pinning: Pinning,
     /// CPU of the bridge thread. Default: the scheduler decides.
@@ -151,6 +154,7 @@ impl EngineConfig {
             clients: Vec::new(),
             shards: 1,
             groups: vec![GroupId(1)],
+            voters: Vec::new(),
             pinning,
             bridge_cpu: None,
             record_bytes_max: 1 << 20,
@@ -209,6 +213,10 @@ impl EngineConfig {
                     ),
                 );
             }
+        }
+        let is_known = |node: &NodeId| *node == self.node || self.peers.iter().any(|peer| peer.node == *node);
+        if let Some(stranger) = self.voters.iter().find(|node| !is_known(node)) {
+            return refuse("voters", format!("node {stranger} is neither this node nor a peer"));
         }
         let block_bytes_max = self.block_bytes_max();
         if self.record_bytes_max == 0 || self.record_bytes_max > block_bytes_max {

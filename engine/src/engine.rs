@@ -11,7 +11,8 @@ use futures_channel::oneshot;
 use glommio::ExecutorJoinHandle;
 use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::{
-    AnswerOn, BusyReason, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Term, shard_of,
+    AnswerOn, BusyReason, ConfState, GroupId, GroupStatus, Index, MemberChange, NodeId, Offset, RequestError,
+    Term, shard_of,
 };
 use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
 use iroh_raft_netbridge::identity::EndpointId;
@@ -229,6 +230,24 @@ impl Engine {
     pub async fn read(&self, group: GroupId, from: Offset, bytes_max: u32) -> Result<Records, RequestError> {
         match self.request(group, ClientBody::ReadRecords { from, bytes_max }).await? {
             ReplyBody::Records { from, end, batches } => Ok(Records { from, end, batches }),
+            _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
+        }
+    }
+
+    /// Changes the members of a group in one step, by joint consensus when more than one node is named
+    /// (Raft thesis 4.3). Answered once they are in force, at once when they are already. Only the leader
+    /// does it.
+    ///
+    /// # Errors
+    /// [`RequestError::Members`] says why they stay as they are; others as everywhere. When the outcome
+    /// is unknown, [`statuses`](Engine::statuses) tell it.
+    pub async fn change_members(
+        &self,
+        group: GroupId,
+        changes: &[MemberChange],
+    ) -> Result<Arc<ConfState>, RequestError> {
+        match self.request(group, ClientBody::ChangeMembers { changes: changes.to_vec() }).await? {
+            ReplyBody::MembersChanged { members, .. } => Ok(members),
             _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
         }
     }

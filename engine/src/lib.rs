@@ -31,7 +31,10 @@ pub use config::{EngineConfig, Pinning, Preset, RecordingConfig};
 pub use engine::{Appended, Engine, EngineStats, Records};
 pub use error::EngineError;
 pub use iroh_raft_core as core;
-pub use iroh_raft_core::{GroupId, GroupStatus, NodeId, Offset, RequestError, Retry, Role};
+pub use iroh_raft_core::{
+    ConfState, GroupId, GroupStatus, MemberChange, MemberRole, MembersRefusal, NodeId, Offset, RequestError,
+    Retry, Role,
+};
 pub use iroh_raft_driver::recording;
 pub use iroh_raft_driver::state_machine::{self, ApplyContext, Message, StateMachine};
 pub use iroh_raft_driver::stats;

@@ -337,9 +337,13 @@ impl Starting<'_> {
 
     /// The groups of a shard: those that its journal holds, and the configured ones that are new.
     fn groups_of(&self, shard: ShardId, stored: Vec<GroupState>) -> Vec<GroupState> {
-        let mut voters: Vec<NodeId> = self.config.peers.iter().map(|peer| peer.node).collect();
-        voters.push(self.config.node);
+        let mut voters = self.config.voters.clone();
+        if voters.is_empty() {
+            voters.extend(self.config.peers.iter().map(|peer| peer.node));
+            voters.push(self.config.node);
+        }
         voters.sort_unstable();
+        voters.dedup();
         let mut groups: BTreeMap<GroupId, GroupState> =
             stored.into_iter().map(|state| (state.group, state)).collect();
         for &group in self.config.groups.iter().filter(|group| shard_of(**group, self.config.shards) == shard)

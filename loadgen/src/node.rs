@@ -182,7 +182,7 @@ async fn start(config: &NodeConfig) -> Result<RaftCluster, NodeError> {
         builder = builder.peer(peer.node, endpoint(&peer.endpoint)?, peer.address);
     }
     for client in &config.clients {
-        builder = builder.client(endpoint(client)?, Rights { append: true, read: true });
+        builder = builder.client(endpoint(client)?, Rights { append: true, read: true, manage: false });
     }
     Ok(builder.build().await?)
 }

@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn only_listed_keys_are_known_each_in_its_role() {
         let (node, client) = (key(), key());
-        let rights = Rights { append: true, read: false };
+        let rights = Rights { append: true, read: false, manage: false };
         let grant = ClientGrant { endpoint: client, rights };
         let list = AllowList::new((NodeId(1), key()), &[peer(2, node)], &[grant]).unwrap();
         assert_eq!((list.peer(&node), list.client(&node)), (Some(NodeId(2)), None));

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use iroh_raft_core::{AnswerOn, GroupId, GroupStatus, NodeId, Offset};
+use iroh_raft_core::{AnswerOn, ConfState, GroupId, GroupStatus, MemberChange, NodeId, Offset};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -195,6 +195,25 @@ impl Client {
         match self.ask(group, ClientBody::ReadRecords { from, bytes_max }, target).await? {
             Outcome::Records(records) => Ok(records),
             _ => unreachable!("succeed() gives a read nothing else"),
+        }
+    }
+
+    /// Changes the members of a group in one step, by joint consensus when more than one node is named
+    /// (Raft thesis 4.3). Returns the members once they are in force; at once when they are already. Needs
+    /// the right to manage.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`Members`](iroh_raft_core::RequestError::Members) says why members stay as they
+    /// are. After [`OutcomeUnknown`](ClientError::OutcomeUnknown) ask for the [`status`](Client::status).
+    pub async fn change_members(
+        &self,
+        group: GroupId,
+        changes: &[MemberChange],
+    ) -> Result<Arc<ConfState>, ClientError> {
+        let body = ClientBody::ChangeMembers { changes: changes.to_vec() };
+        match self.ask(group, body, Target::Leader).await? {
+            Outcome::Members(members) => Ok(members),
+            _ => unreachable!("succeed() gives a change of members nothing else"),
         }
     }
 

@@ -14,6 +14,8 @@ pub struct Rights {
     pub append: bool,
     /// Read records, query state machines, ask for status.
     pub read: bool,
+    /// Change the members of groups.
+    pub manage: bool,
 }
 
 /// Bridge to shard.

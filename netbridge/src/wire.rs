@@ -17,6 +17,7 @@ mod archive;
 mod client;
 mod failure;
 pub mod handshake;
+mod members;
 mod payload;
 mod peer;
 mod reply;

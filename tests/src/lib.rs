@@ -96,8 +96,8 @@ impl Plan {
             .groups(3)
             .data_dir(self.folder.path().join(format!("node-{node}")))
             .key_file(self.folder.path().join(format!("key-{node}")))
-            .client(self.client.endpoint_id(), Rights { append: true, read: true })
-            .client(self.reader.endpoint_id(), Rights { append: false, read: true });
+            .client(self.client.endpoint_id(), Rights { append: true, read: true, manage: true })
+            .client(self.reader.endpoint_id(), Rights { append: false, read: true, manage: false });
         for peer in &self.peers {
             builder = if peer.node == NodeId(node) {
                 builder.bind_address(peer.addr)

@@ -1,6 +1,7 @@
 //! Why a client's request failed, and whether trying again can help.
 
 use crate::ids::{GroupId, NodeId, Offset};
+use crate::members::MembersRefusal;
 
 /// Whether a retry can help, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +33,9 @@ pub enum BusyReason {
     /// The disk has hardly any space left; what is under way still fits.
     #[error("the disk is nearly full: make room on it")]
     Space,
+    /// Another change of the group's members is under way, or its leader is too new to begin one.
+    #[error("a change of the group's members is under way")]
+    Members,
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,
@@ -82,6 +86,12 @@ pub enum RequestError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The change of members is refused.
+    #[error("the members stay as they are: {refusal}")]
+    Members {
+        /// Why.
+        refusal: MembersRefusal,
+    },
     /// The offset lies beyond the committed end of this replica's log.
     #[error("offset {from} is past the end {end} of this replica's log")]
     PastEnd {
@@ -124,7 +134,11 @@ impl RequestError {
             | RequestError::Fenced
             | RequestError::ShuttingDown => Retry::Safe,
             RequestError::OutcomeUnknown { .. } => Retry::OutcomeUnknown,
+            RequestError::Members {
+                refusal: MembersRefusal::Lagging { .. } | MembersRefusal::WouldLoseQuorum { .. },
+            } => Retry::Safe,
             RequestError::UnknownGroup
+            | RequestError::Members { .. }
             | RequestError::TooLarge { .. }
             | RequestError::Invalid { .. }
             | RequestError::Denied => Retry::Never,

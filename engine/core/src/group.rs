@@ -5,6 +5,8 @@
 //! After every call into raft-rs, [`Replica::after_call`] restores what it cannot be trusted with
 //! (its ambient election timeout) and settles what the call decided (commits, leadership).
 
+mod members;
+mod miscount;
 mod ready;
 mod serve;
 
@@ -19,16 +21,17 @@ use crate::convert::{to_hard_state, to_node, to_raft_message, to_role};
 use crate::error::{BusyReason, RequestError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{
-    AnswerOn, ConfState, Event, FetchId, GroupState, GroupStatus, HardState, MessageKind, Outputs,
-    PeerMessage, Propose, Reply, ShardConfig,
+    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupState, GroupStatus, HardState, LogEntry,
+    MessageKind, Outputs, PeerMessage, Propose, Reply, ShardConfig,
 };
 use crate::jitter::Draw;
-use crate::log_window::LogWindow;
+use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
 use crate::read_index::{Read, Reads};
 use crate::records::{RecordRead, RecordReads};
 use crate::validate::{self, GroupView, LogView};
+use members::Members;
 use ready::Persistence;
 use serve::Purpose;
 
@@ -64,6 +67,7 @@ pub(crate) struct Replica {
     node: NodeId,
     raw: RawNode<LogWindow>,
     voters: Vec<NodeId>,
+    members: Members,
     has_state_machine: bool,
 
     /// Our draw of the election timeout, and the (term, role) it was made for.
@@ -97,11 +101,15 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// A replica as its shard starts.
+    /// A replica as its shard starts. `changes`: the committed changes of membership in its log, in order.
     ///
     /// # Errors
     /// What is inconsistent about its state.
-    pub(crate) fn new(config: &ShardConfig, state: &GroupState) -> Result<Replica, String> {
+    pub(crate) fn new(
+        config: &ShardConfig,
+        state: &GroupState,
+        changes: &[LogEntry],
+    ) -> Result<Replica, String> {
         let window = LogWindow::new(state).map_err(|error| error.to_string())?;
         let commit = state.hard_state.commit;
         let commit_end = window.end_at(commit);
@@ -109,16 +117,14 @@ impl Replica {
         let logger = Logger::root(Discard, o!());
         let mut raw = RawNode::new(&raft_config, window, &logger).map_err(|error| error.to_string())?;
         raw.raft.maybe_free_inflight_buffers();
-        let conf = &state.conf_state;
-        let mut voters: Vec<NodeId> = conf.voters.iter().chain(&conf.voters_outgoing).copied().collect();
-        voters.sort_unstable();
-        voters.dedup();
-        let first_conf_state: Option<ConfState> = (!state.is_durable).then(|| conf.clone());
+        let members = Members::new(&state.conf_state);
+        let first_conf_state: Option<ConfState> = (!state.is_durable).then(|| state.conf_state.clone());
         let mut replica = Replica {
             group: state.group,
             node: config.node,
             raw,
-            voters,
+            voters: members.voters(),
+            members,
             has_state_machine: state.has_state_machine,
             draw: 0,
             drawn_for: (state.hard_state.term, StateRole::Leader),
@@ -139,6 +145,13 @@ impl Replica {
             is_paused_by_missing: false,
             broken: None,
         };
+        for change in changes.iter().filter(|_| !mutants::is(Mutant::ChangesForgotten)) {
+            let window = replica.raw.store();
+            if change.kind == EntryKind::Normal || change.term != window.term_at(change.index) {
+                return Err(Inconsistent::Membership { index: change.index }.to_string());
+            }
+            replica.apply_change(change);
+        }
         replica.write_draw(config, false);
         Ok(replica)
     }
@@ -176,6 +189,8 @@ impl Replica {
             applied: self.applied,
             last: Index(raft.raft_log.last_index()),
             end: self.commit_end,
+            members: self.members.now.clone(),
+            members_since: self.members.since,
             is_quarantined: false,
         }
     }
@@ -208,6 +223,7 @@ impl Replica {
         self.pending.handle_deadlines(turn.now, leader, &mut turn.out.replies);
         self.reads.handle_deadlines(turn.now, &mut turn.out.replies);
         self.records.handle_deadlines(turn.now, &mut turn.out.replies);
+        self.members.handle_deadlines(self.group, turn.now, leader, &mut turn.out.replies);
         self.is_dirty |= std::mem::take(&mut self.is_paused_by_missing);
         for _ in 0..ticks {
             if self.must_not_campaign() {
@@ -236,6 +252,7 @@ impl Replica {
             turn.out.events.push(Event::MessageRefused { group, from, reason });
             return;
         }
+        self.members.hear(message.from, turn.now);
         let is_campaign = message.kind == MessageKind::TimeoutNow;
         if self.is_stale_reject(&message) || (is_campaign && self.must_not_campaign()) {
             return;
@@ -386,6 +403,8 @@ impl Replica {
         self.pending.fail_all(error, replies);
         self.reads.fail_all(error, replies);
         self.records.fail_all(error, replies);
+        let error = RequestError::OutcomeUnknown { leader: None };
+        self.members.fail(self.group, &error, replies);
     }
 
     // Turn
@@ -393,6 +412,7 @@ impl Replica {
     /// The turn ends: say everything that has to be done.
     pub(crate) fn handle_turn(&mut self, turn: &mut Turn<'_>) {
         self.is_dirty = false;
+        self.leave_joint(turn);
         self.propose(turn);
         self.start_reads(turn);
         self.take_ready(turn);
@@ -451,9 +471,7 @@ impl Replica {
 
     /// Follows every call into raft-rs.
     fn after_call(&mut self, turn: &mut Turn<'_>, has_campaigned: bool) {
-        if mutants::is(Mutant::OlderTermCounted) && self.is_leader() {
-            self.count_older_terms();
-        }
+        self.miscount();
         self.write_draw(turn.config, has_campaigned);
         let raft = &self.raw.raft;
         let term = Term(raft.term);
@@ -474,22 +492,14 @@ impl Replica {
                 self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
             }
             self.reads.handle_leadership_lost(leader, &mut turn.out.replies);
+            let unknown = RequestError::OutcomeUnknown { leader };
+            self.members.fail(self.group, &unknown, &mut turn.out.replies);
             self.leading = None;
             self.raw.raft.maybe_free_inflight_buffers();
         }
         if self.is_leader() {
             self.leading = Some(term);
         }
-    }
-
-    /// The bug of Raft paper, figure 8.
-    fn count_older_terms(&mut self) {
-        let raft = &mut self.raw.raft;
-        let mut matched: Vec<u64> = raft.prs().iter().map(|(_, progress)| progress.matched).collect();
-        matched.sort_unstable();
-        let counted = matched[(matched.len() - 1) / 2].min(raft.raft_log.last_index());
-        let commit = counted.max(raft.raft_log.committed);
-        raft.raft_log.commit_to(commit);
     }
 
     /// Puts our election timeout in place of the one that raft-rs drew, or may have drawn.
@@ -525,7 +535,10 @@ impl LogView for Replica {
             return log.store.end_at(index);
         }
         let count = usize::try_from(index.0 - stable.0).expect("a position in memory");
-        let headers = log.unstable.entries.iter().take(count).rev().filter(|entry| !entry.data.is_empty());
+        let headers =
+            log.unstable.entries.iter().take(count).rev().filter(|entry| {
+                entry.entry_type == eraftpb::EntryType::EntryNormal && !entry.data.is_empty()
+            });
         let mut headers = headers.map(|entry| crate::batch::BatchHeader::parse(&entry.data));
         match headers.next() {
             Some(header) => header.expect("a batch in the log was checked before it came here").end(),

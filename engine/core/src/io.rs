@@ -4,6 +4,7 @@
 //! [`Input::EndTurn`]; the shard then says in [`Outputs`] what the world has to do. Neither side
 //! calls back into the other.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,8 +59,18 @@ pub struct LogEntry {
     pub term: Term,
     /// What it is for.
     pub kind: EntryKind,
-    /// For [`EntryKind::Normal`]: empty, or a batch ([`crate::batch`]).
+    /// For [`EntryKind::Normal`]: empty, or a batch ([`crate::batch`]). For
+    /// [`EntryKind::ConfChangeV2`]: what [`crate::decode_change`] reads.
     pub data: Bytes,
+}
+
+impl LogEntry {
+    /// The entry's batch, if it has one: the entry with which a leader opens its term and changes of
+    /// membership have none.
+    #[must_use]
+    pub fn batch(&self) -> Option<&Bytes> {
+        Some(&self.data).filter(|data| self.kind == EntryKind::Normal && !data.is_empty())
+    }
 }
 
 /// The part of a replica's state that must be durable before it speaks (Raft paper, figure 2).
@@ -86,8 +97,56 @@ pub struct ConfState {
     pub voters_outgoing: Vec<NodeId>,
     /// Voters that become learners when the joint configuration ends.
     pub learners_next: Vec<NodeId>,
-    /// Whether the joint configuration ends by itself.
+    /// Whether raft-rs ends the joint configuration. Never: every leader that finds itself in one does.
     pub auto_leave: bool,
+}
+
+impl ConfState {
+    /// Whether two sets of voters have to agree: a change is under way (thesis 4.3).
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        !self.voters_outgoing.is_empty()
+    }
+
+    /// Whether a node receives the log.
+    #[must_use]
+    pub fn is_member(&self, node: NodeId) -> bool {
+        self.is_voter(node) || self.learners.contains(&node)
+    }
+
+    /// Whether a node votes, in either half of a joint configuration.
+    #[must_use]
+    pub fn is_voter(&self, node: NodeId) -> bool {
+        self.voters.contains(&node) || self.voters_outgoing.contains(&node)
+    }
+}
+
+/// What is shared is written like what is not.
+#[cfg(feature = "serde")]
+fn shared<S: serde::Serializer>(members: &Arc<ConfState>, serializer: S) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(&**members, serializer)
+}
+
+/// What a node is to become in a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum MemberRole {
+    /// Receives the log and votes. Only a learner that keeps up can become one.
+    Voter,
+    /// Receives the log and does not vote.
+    Learner,
+    /// Neither.
+    Gone,
+}
+
+/// One node's part of a change of members.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct MemberChange {
+    /// The node.
+    pub node: NodeId,
+    /// What it is to become.
+    pub role: MemberRole,
 }
 
 /// A run of entries of one term: the term of every index from `first` to the next run's first.
@@ -371,6 +430,19 @@ pub enum Input {
         /// The node.
         node: NodeId,
     },
+    /// Change the members of a group, all in one step: by joint consensus when more than one node is
+    /// named (thesis 4.3). Answered by [`Reply::MembersChanged`] when the new members are in force, at
+    /// once when they are already.
+    ChangeMembers {
+        /// Where the answer goes.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// What is to change: 1 to [`crate::MEMBER_CHANGES_MAX`] different nodes.
+        changes: Vec<MemberChange>,
+        /// When the asker stops waiting.
+        deadline: Timestamp,
+    },
     /// Hand leadership of a group to another replica, or to the best one.
     TransferLeader {
         /// The group.
@@ -595,6 +667,18 @@ pub enum Reply {
         /// Offset after the last committed record of this replica.
         end: Offset,
     },
+    /// The members of the group are those that were asked for.
+    MembersChanged {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Entry from which on they are.
+        index: Index,
+        /// The members now.
+        #[cfg_attr(feature = "serde", serde(serialize_with = "shared"))]
+        members: Arc<ConfState>,
+    },
     /// The request failed.
     Failed {
         /// Whom to answer.
@@ -618,6 +702,16 @@ pub enum Event {
         term: Term,
         /// The leader now; `None` while there is none.
         leader: Option<NodeId>,
+    },
+    /// Other members are in force on this replica.
+    MembersChanged {
+        /// The group.
+        group: GroupId,
+        /// Entry from which on they are.
+        index: Index,
+        /// The members now.
+        #[cfg_attr(feature = "serde", serde(serialize_with = "shared"))]
+        members: Arc<ConfState>,
     },
     /// A group broke an invariant and was taken out; the other groups go on.
     Quarantined {
@@ -658,6 +752,10 @@ pub struct GroupStatus {
     pub last: Index,
     /// Offset after the last committed record.
     pub end: Offset,
+    /// The members in force on this replica; none while it loads, or was taken out.
+    pub members: Arc<ConfState>,
+    /// Entry that put them in force; 0 for those that the log began with.
+    pub members_since: Index,
     /// Whether it was taken out after a broken invariant.
     pub is_quarantined: bool,
 }

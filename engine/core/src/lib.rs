@@ -11,7 +11,8 @@
 //! `group::ready` says what must be durable and what may leave, `log_window` keeps the entry until
 //! nobody near needs it, `pending` answers once it is committed, `group::serve` hands it to state
 //! machines and readers. `shard` routes, keeps time and contains panics; `validate` stands between
-//! peers and Raft; raft-rs itself is seen by `group`, `log_window` and `convert` alone.
+//! peers and Raft; raft-rs itself is seen by `group`, `members`,
+//! `log_window` and `convert` alone.
 //!
 //! It never awaits, blocks, starts a thread, opens a file or a socket, reads a clock or draws
 //! ambient randomness.
@@ -26,6 +27,7 @@ pub mod io;
 mod jitter;
 mod loading;
 mod log_window;
+pub mod members;
 pub mod mutants;
 mod pending;
 mod read_index;
@@ -36,4 +38,5 @@ pub mod validate;
 pub use error::{BusyReason, ConfigError, RequestError, Retry};
 pub use ids::*;
 pub use io::*;
+pub use members::{MEMBER_CHANGES_MAX, MembersRefusal, decode_change};
 pub use shard::Shard;

@@ -8,18 +8,19 @@
 //! - to send them to a follower: what left memory is fetched, and it is asked again later;
 //! - to apply them (a size limit is given): the shard applies by its own cursor, so entries without
 //!   data will do;
-//! - to look for changes of membership before a campaign (no size limit): there are none, since
-//!   neither peers nor clients can add any yet.
+//! - to look for changes of membership before a campaign (no size limit): among what is committed and not
+//!   yet durable, which is in memory; entries without data will do.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::batch::BatchHeader;
 use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state};
 use crate::ids::{Index, Offset, Term, WallTime};
-use crate::io::{GroupState, LogDamage, LogEntry, TermRun};
+use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, TermRun};
 
 /// What an entry takes in memory besides its data, about.
 const ENTRY_BYTES: usize = 96;
@@ -43,7 +44,7 @@ pub(crate) enum Inconsistent {
     Commit { commit: Index, last: Index },
     #[error("its term {term} is older than its log, which ends in term {last_term}")]
     OldTerm { term: Term, last_term: Term },
-    #[error("entry {index} changes the membership, which this build cannot replay: use a newer one")]
+    #[error("entry {index} should change the membership, and does not")]
     Membership { index: Index },
     #[error(
         "its log begins after entry {index}, and this build cannot start from a snapshot: use a newer one"
@@ -105,7 +106,7 @@ impl LogWindow {
         let mut expected = Index(state.last.0 + 1 - state.tail.len() as u64);
         let mut end = state.next_offset;
         // Backwards: only the offset at the end of the log is given.
-        for entry in state.tail.iter().rev().filter(|entry| !entry.data.is_empty()) {
+        for entry in state.tail.iter().rev().filter(|entry| entry.batch().is_some()) {
             let header = header_of(entry).ok_or(Inconsistent::Offsets { index: entry.index })?;
             if header.end() != end {
                 return Err(Inconsistent::Offsets { index: entry.index });
@@ -202,7 +203,7 @@ impl LogWindow {
     fn push(&mut self, entry: LogEntry) {
         let before = self.slots.back().map_or(self.start, |slot| slot.end);
         let mut end = before;
-        if !entry.data.is_empty() {
+        if entry.batch().is_some() {
             let header = header_of(&entry).expect("a batch in the log was checked before it came here");
             assert_eq!(header.base, before, "the batch of entry {} continues the offsets", entry.index);
             end = header.end();
@@ -256,6 +257,18 @@ impl LogWindow {
         self.wanted.take()
     }
 
+    /// The entry at an index without its data. What it is for is known as long as it is in memory.
+    fn stub(&self, index: Index) -> eraftpb::Entry {
+        let kind = self.get(index).map_or(EntryKind::Normal, |entry| entry.kind);
+        to_raft_entry(&LogEntry { index, term: self.term_at(index), kind, data: Bytes::new() })
+    }
+
+    /// An entry in memory.
+    pub(crate) fn get(&self, index: Index) -> Option<&LogEntry> {
+        let position = index.0.checked_sub(self.first().0)?;
+        self.slots.get(usize::try_from(position).ok()?).map(|slot| &slot.entry)
+    }
+
     fn want(&self, wanted: Wanted) {
         let mut all = self.wanted.borrow_mut();
         if all.iter().all(|other| other.from != wanted.from) {
@@ -298,9 +311,8 @@ impl Storage for LogWindow {
                 raft::Error::Store(StorageError::LogTemporarilyUnavailable)
             });
         }
-        let Some(_) = max_size else { return Ok(Vec::new()) };
-        let stub = |index| eraftpb::Entry { index, term: self.term_at(Index(index)).0, ..Default::default() };
-        Ok((low..high.min(low + STUBS_MAX)).map(stub).collect())
+        let high = if max_size.is_some() { high.min(low + STUBS_MAX) } else { high };
+        Ok((low..high).map(|index| self.stub(Index(index))).collect())
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
@@ -329,9 +341,6 @@ fn check_state(state: &GroupState) -> Result<(), Inconsistent> {
     }
     if state.start.index > Index(0) {
         return Err(Inconsistent::Compacted { index: state.start.index });
-    }
-    if let Some(index) = state.conf_changes.first() {
-        return Err(Inconsistent::Membership { index: *index });
     }
     if state.term_runs.is_empty() != (state.last.0 == 0) || state.tail.len() as u64 > state.last.0 {
         return Err(Inconsistent::Last { last: state.last });

@@ -57,6 +57,12 @@ mutants! {
     Deaf = "appends from the leader do not put off an election",
     NeverCampaigns = "nobody campaigns",
     FetchForgotten = "entries that a follower lacks are not fetched",
+    LearnersCount = "learners count for commits",
+    JointHalfCounts = "in a joint configuration the majority of the new voters commits alone",
+    JointSkipped = "several members change at once, without a joint configuration",
+    JointForgotten = "only the leader that began a joint configuration ends it",
+    ChangesForgotten = "a restart forgets the changes of members in its log",
+    ChangeInForceEarly = "a leader puts a change of members in force before it is committed",
 }
 
 #[cfg(mutants)]

@@ -54,7 +54,7 @@ impl RecordReads {
                 replies.push(Reply::Records { token, group, from, entries: Vec::new(), end });
             } else if let Some(index) = window.index_of(from) {
                 let mut entries = window.read(index, commit, bytes_max);
-                entries.retain(|entry| !entry.data.is_empty());
+                entries.retain(|entry| entry.batch().is_some());
                 replies.push(Reply::Records { token, group, from, entries, end });
             } else {
                 return true;
@@ -72,7 +72,7 @@ impl RecordReads {
         end: Offset,
         replies: &mut Vec<Reply>,
     ) -> bool {
-        entries.retain(|entry| !entry.data.is_empty());
+        entries.retain(|entry| entry.batch().is_some());
         let headers: Option<Vec<_>> = entries.iter().map(header_of).collect();
         let Some(headers) = headers else { return false };
         let position = |from| headers.iter().position(|header| header.base <= from && from < header.end());

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{BusyReason, ConfigError, RequestError};
@@ -15,7 +16,7 @@ use crate::io::{
     Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LogDamage, LogEntry, Outputs,
     PeerMessage, Reply, Role, ShardConfig, Token,
 };
-use crate::loading::{Loading, Step};
+use crate::loading::{Loaded, Loading, Step};
 use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
 use crate::read_index::Read;
@@ -150,6 +151,11 @@ impl Shard {
                 self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
             }
             Input::Unreachable { node } => self.handle_unreachable(now, node, out),
+            Input::ChangeMembers { token, group, changes, deadline } => {
+                self.request(now, token, group, out, |replica, turn| {
+                    replica.handle_change_members(turn, token, &changes, deadline);
+                });
+            }
             Input::TransferLeader { group, to } => {
                 self.with_group(now, group, out, |replica, turn| replica.handle_transfer(turn, to));
             }
@@ -284,8 +290,8 @@ impl Shard {
             Step::Waiting if is_missing => {}
             Step::Waiting => self.list(at),
             Step::Broken(reason) => self.quarantine(at, reason, out),
-            Step::Complete(state) => {
-                self.members[at] = start(&self.config, *state);
+            Step::Complete(loaded) => {
+                self.members[at] = start_loaded(&self.config, &loaded);
                 if let Member::Live(replica) = &self.members[at] {
                     self.window_bytes += replica.window_bytes();
                 }
@@ -497,17 +503,21 @@ fn start(config: &ShardConfig, mut state: GroupState) -> Member {
     if mutants::is(Mutant::HardStateForgotten) {
         state.hard_state = HardState { commit: state.hard_state.commit, ..HardState::default() };
     }
+    match Loading::new(state) {
+        Ok(loading) => Member::Loading(Box::new(loading)),
+        Err(loaded) => start_loaded(config, &loaded),
+    }
+}
+
+fn start_loaded(config: &ShardConfig, loaded: &Loaded) -> Member {
+    let Loaded { state, changes } = loaded;
     let status = GroupStatus {
         term: state.hard_state.term,
         commit: state.hard_state.commit,
         last: state.last,
         ..unknown_status(state.group)
     };
-    let state = match Loading::new(state) {
-        Ok(loading) => return Member::Loading(Box::new(loading)),
-        Err(state) => state,
-    };
-    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, &state))) {
+    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, state, changes))) {
         Ok(Ok(replica)) => Member::Live(Box::new(replica)),
         Ok(Err(reason)) => taken_out(status, reason),
         Err(panic) => taken_out(status, panic_text(panic.as_ref())),
@@ -529,6 +539,8 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         applied: Default::default(),
         last: Default::default(),
         end: Default::default(),
+        members: Arc::default(),
+        members_since: Default::default(),
         is_quarantined: false,
     }
 }
@@ -543,7 +555,9 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 fn refuse_when_fenced(input: Input, out: &mut Outputs) {
     let (token, group) = match input {
         Input::Propose(propose) => (propose.token, propose.group),
-        Input::Read { token, group, .. } | Input::ReadRecords { token, group, .. } => (token, group),
+        Input::Read { token, group, .. }
+        | Input::ReadRecords { token, group, .. }
+        | Input::ChangeMembers { token, group, .. } => (token, group),
         Input::EndTurn
         | Input::Wall(_)
         | Input::Message(_)

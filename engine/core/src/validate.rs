@@ -10,6 +10,7 @@
 use crate::batch::{Batch, BatchError};
 use crate::ids::{GroupId, Index, NodeId, Offset, Term};
 use crate::io::{CONTEXT_BYTES_MAX, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
+use crate::members;
 
 /// Highest term or index accepted from a peer, so that adding to one cannot overflow.
 const NUMBER_MAX: u64 = 1 << 56;
@@ -102,10 +103,8 @@ pub enum Refusal {
         /// Its term.
         term: Term,
     },
-    /// A change of membership, which this build does not take from peers.
-    #[error(
-        "entry {index} changes the membership, which this build does not take from peers: update this node"
-    )]
+    /// A change of membership that cannot be read, or where none belongs.
+    #[error("entry {index} changes the membership in a way that no leader would: update this node")]
     Membership {
         /// Index of the entry.
         index: Index,
@@ -317,7 +316,12 @@ fn check_append(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refus
         if entry.term < term || entry.term.0 == 0 || entry.term > message.term {
             return Err(Refusal::EntryTerm { index: entry.index, term: entry.term });
         }
-        if entry.kind != EntryKind::Normal {
+        let is_readable = match entry.kind {
+            EntryKind::Normal => true,
+            EntryKind::ConfChange => false,
+            EntryKind::ConfChangeV2 => members::parse(&entry.data).is_some(),
+        };
+        if !is_readable {
             return Err(Refusal::Membership { index: entry.index });
         }
         (index, term) = (entry.index, entry.term);
@@ -354,7 +358,7 @@ fn check_batches(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refu
     let mut expected = continues.then(|| view.log.offset_after(message.index));
     let mut is_ours = continues;
     for entry in &message.entries {
-        if !entry.data.is_empty() {
+        if entry.batch().is_some() {
             expected = Some(end_of_batch(entry, expected)?);
         }
         // What we have already is kept, so what it says of offsets must be what ours says.

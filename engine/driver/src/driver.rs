@@ -11,8 +11,8 @@ use futures_channel::oneshot;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    AnswerOn, Append, Apply, BusyReason, Event, Fetch, FlushSeq, GroupId, Index, Input, NodeId, Outputs,
-    Propose, Reply, RequestError, Role, Shard, ShardId, Timestamp, Token, WallTime,
+    AnswerOn, Append, Apply, BusyReason, ConfState, Event, Fetch, FlushSeq, GroupId, Index, Input, NodeId,
+    Outputs, Propose, Reply, RequestError, Role, Shard, ShardId, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -294,6 +294,7 @@ impl Driver {
         let is_allowed = match request.body {
             ClientBody::Append { .. } => rights.append,
             ClientBody::Query { .. } | ClientBody::ReadRecords { .. } | ClientBody::Status => rights.read,
+            ClientBody::ChangeMembers { .. } => rights.manage,
         };
         if is_allowed {
             let deadline = Duration::from_millis(u64::from(request.deadline_ms));
@@ -328,6 +329,9 @@ impl Driver {
             ClientBody::ReadRecords { from, bytes_max } => {
                 let bytes_max = (bytes_max as usize).min(READ_BYTES_MAX);
                 self.step(Input::ReadRecords { token, group, from, bytes_max, deadline });
+            }
+            ClientBody::ChangeMembers { changes } => {
+                self.step(Input::ChangeMembers { token, group, changes, deadline });
             }
             ClientBody::Status => {
                 let body = match self.parts.shard.status(group) {
@@ -432,6 +436,9 @@ impl Driver {
                 let batches = entries.into_iter().map(|entry| entry.data).collect();
                 self.answer(token, group, ReplyBody::Records { from, end, batches });
             }
+            Reply::MembersChanged { token, group, index, members } => {
+                self.answer(token, group, ReplyBody::MembersChanged { index, members });
+            }
             Reply::Failed { token, group, error } => {
                 self.open.queries.remove(&token);
                 if matches!(error, RequestError::Busy { .. }) {
@@ -500,6 +507,10 @@ impl Driver {
                     ShardCounters::add(&counters.leaderships_gained, 1);
                 }
                 tracing::debug!(%group, %term, ?leader, "leader changed");
+            }
+            Event::MembersChanged { group, index, members } => {
+                let ConfState { voters, learners, voters_outgoing, .. } = &*members;
+                tracing::info!(%group, %index, ?voters, ?learners, ?voters_outgoing, "members changed");
             }
             Event::Quarantined { group, reason } => {
                 ShardCounters::add(&counters.groups_quarantined, 1);

@@ -96,7 +96,7 @@ fn responses_of(apply: &Apply, machine: &mut dyn Machine) -> Vec<Vec<Vec<u8>>> {
     let waiters = &apply.waiters;
     let mut answered: Vec<Vec<Vec<u8>>> = waiters.iter().map(|_| Vec::new()).collect();
     let mut next = 0;
-    for entry in apply.entries.iter().filter(|entry| !entry.data.is_empty()) {
+    for entry in apply.entries.iter().filter(|entry| entry.batch().is_some()) {
         // Conf changes carry no batch; batches were checked when they entered the log.
         let Ok(batch) = Batch::parse(&entry.data) else { continue };
         for (offset, record) in batch.records() {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use iroh_raft_core::batch::RecordBlock;
-use iroh_raft_core::{AnswerOn, GroupId, GroupStatus, Index, NodeId, Offset, Term};
+use iroh_raft_core::{AnswerOn, ConfState, GroupId, GroupStatus, Index, NodeId, Offset, Term};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -46,6 +46,7 @@ pub(super) enum Outcome {
     Answer(Bytes),
     Records(Records),
     Status(GroupStatus),
+    Members(Arc<ConfState>),
 }
 
 /// Ends of appends, gathered until somebody takes them. Bounded by what may be in flight, as an
@@ -243,7 +244,8 @@ impl Work {
 
     /// Whether doing it twice differs from doing it once.
     pub(super) fn is_write(&self) -> bool {
-        matches!(self.ask, Ask::Filling { .. } | Ask::Sealed(ClientBody::Append { .. }))
+        let is_change = matches!(self.ask, Ask::Sealed(ClientBody::ChangeMembers { .. }));
+        is_change || matches!(self.ask, Ask::Filling { .. } | Ask::Sealed(ClientBody::Append { .. }))
     }
 
     /// One piece of work per call, with the same fate as this one so far.
@@ -305,6 +307,9 @@ impl Work {
                     Some(records) => Box::new([Outcome::Records(records)].into_iter()),
                     None => return self.fail(&protocol, node),
                 }
+            }
+            (ClientBody::ChangeMembers { .. }, ReplyBody::MembersChanged { members, .. }) => {
+                Box::new([Outcome::Members(members)].into_iter())
             }
             (ClientBody::Status, ReplyBody::Status(status)) if status.group == self.group => {
                 Box::new([Outcome::Status(status)].into_iter())

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
-use iroh_raft_core::{AnswerOn, GroupId, Offset, ShardId};
+use iroh_raft_core::{AnswerOn, GroupId, MemberChange, Offset, ShardId};
 use rkyv::{Archive, Serialize};
 
 use super::payload::{PayloadBuilder, PayloadCursor};
-use super::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive};
+use super::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive, members};
 
 /// A client's request.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,6 +47,11 @@ pub enum ClientBody {
     },
     /// Who leads, how far is it.
     Status,
+    /// Change the members of the group, in one step. Answered by `MembersChanged`.
+    ChangeMembers {
+        /// What is to change.
+        changes: Vec<MemberChange>,
+    },
 }
 
 #[derive(Archive, Serialize, Default, Debug)]
@@ -64,7 +69,7 @@ struct RequestDescriptor {
     deadline_ms: u32,
     /// Append: number of records. ReadRecords: bytes at most.
     number: u32,
-    /// Append, Query: bytes of payload.
+    /// Append, Query, ChangeMembers: bytes of payload.
     bytes: u32,
     kind: u8,
     /// Append: 1 to answer on apply. Query: 1 for linearizable.
@@ -76,6 +81,7 @@ const APPEND: u8 = 1;
 const QUERY: u8 = 2;
 const READ_RECORDS: u8 = 3;
 const STATUS: u8 = 4;
+const CHANGE_MEMBERS: u8 = 5;
 
 const ROOT_BYTES: usize = size_of::<ArchivedDescriptors>();
 const REQUEST_BYTES: usize = size_of::<ArchivedRequestDescriptor>();
@@ -189,6 +195,10 @@ fn read(
             (body, bytes != 0 || option)
         }
         STATUS => (ClientBody::Status, from != 0 || number != 0 || bytes != 0 || option),
+        CHANGE_MEMBERS => {
+            let changes = members::decode_changes(&payload.take(bytes)?)?;
+            (ClientBody::ChangeMembers { changes }, from != 0 || number != 0 || option)
+        }
         number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
     };
     if unused || descriptor.reserved != [0; 2] {
@@ -247,6 +257,10 @@ impl RequestFrameBuilder {
                 descriptor.number = *bytes_max;
             }
             ClientBody::Status => {}
+            ClientBody::ChangeMembers { changes } => {
+                descriptor.kind = CHANGE_MEMBERS;
+                descriptor.bytes = self.payload.push_slice(&members::encode_changes(changes));
+            }
         }
         self.descriptors.requests.push(descriptor);
     }

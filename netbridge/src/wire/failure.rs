@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use iroh_raft_core::{BusyReason, NodeId, Offset, RequestError};
+use iroh_raft_core::{BusyReason, MembersRefusal, NodeId, Offset, RequestError};
 
 use super::FrameError;
 
@@ -44,6 +44,7 @@ impl Failure<'static> {
             RequestError::Fenced => plain(10),
             RequestError::Denied => plain(11),
             RequestError::ShuttingDown => plain(12),
+            RequestError::Members { refusal } => of_refusal(refusal),
         }
     }
 }
@@ -65,6 +66,7 @@ impl Failure<'_> {
             10 => RequestError::Fenced,
             11 => RequestError::Denied,
             12 => RequestError::ShuttingDown,
+            13 => RequestError::Members { refusal: self.refusal()? },
             number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
         };
         let used = Failure::of(&error);
@@ -74,6 +76,35 @@ impl Failure<'_> {
             return Err(FrameError::Reserved { what: "a field that its reason of failure does not use" });
         }
         Ok(error)
+    }
+
+    fn refusal(&self) -> Result<MembersRefusal, FrameError> {
+        let node = NodeId(self.first);
+        match self.detail {
+            1 => Ok(MembersRefusal::Malformed),
+            2 => Ok(MembersRefusal::NoVoters),
+            3 => Ok(MembersRefusal::NotLearner { node }),
+            4 => Ok(MembersRefusal::Lagging { node }),
+            5 => {
+                // What does not fit is found by the comparison with what a sender writes.
+                let alive = u32::try_from(self.first).unwrap_or(u32::MAX);
+                Ok(MembersRefusal::WouldLoseQuorum { alive, needed: self.number })
+            }
+            number => Err(FrameError::UnknownNumber { what: "reason to refuse members", number }),
+        }
+    }
+}
+
+fn of_refusal(refusal: MembersRefusal) -> Failure<'static> {
+    let numbered = |detail| Failure { code: 13, detail, ..Failure::default() };
+    match refusal {
+        MembersRefusal::Malformed => numbered(1),
+        MembersRefusal::NoVoters => numbered(2),
+        MembersRefusal::NotLearner { node } => Failure { first: node.0, ..numbered(3) },
+        MembersRefusal::Lagging { node } => Failure { first: node.0, ..numbered(4) },
+        MembersRefusal::WouldLoseQuorum { alive, needed } => {
+            Failure { first: u64::from(alive), number: needed, ..numbered(5) }
+        }
     }
 }
 
@@ -85,6 +116,7 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Writer => 4,
         BusyReason::Credit => 5,
         BusyReason::Space => 6,
+        BusyReason::Members => 7,
     }
 }
 
@@ -96,6 +128,7 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         4 => Ok(BusyReason::Writer),
         5 => Ok(BusyReason::Credit),
         6 => Ok(BusyReason::Space),
+        7 => Ok(BusyReason::Members),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

@@ -1,13 +1,17 @@
 //! Frames of answers to a client.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
-use iroh_raft_core::{GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term};
+use iroh_raft_core::{
+    ConfState, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term,
+};
 use rkyv::{Archive, Serialize};
 
 use super::failure::Failure;
 use super::payload::{PayloadBuilder, PayloadCursor};
-use super::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive};
+use super::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive, members};
 
 /// An answer to a client.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,6 +65,13 @@ pub enum ReplyBody {
         /// Whole batches ([`iroh_raft_core::batch`]), in order.
         batches: Vec<Bytes>,
     },
+    /// The members of the group are those that were asked for.
+    MembersChanged {
+        /// Entry from which on they are.
+        index: Index,
+        /// The members now.
+        members: Arc<ConfState>,
+    },
     /// How the replica stands. Its group is that of the reply.
     Status(GroupStatus),
     /// It failed. The text of [`RequestError::Invalid`] is cut at 120 bytes.
@@ -80,7 +91,7 @@ struct Descriptors {
 struct ReplyDescriptor {
     request: u64,
     group: u64,
-    /// Appended, Responses: first offset. Answer: index. Records: from. Failed: by its code.
+    /// Appended, Responses: first offset. Answer, MembersChanged: index. Records: from. Failed: by its code.
     first: u64,
     /// Appended, Responses: index. Records: end. Failed: by its code.
     second: u64,
@@ -88,7 +99,7 @@ struct ReplyDescriptor {
     third: u64,
     /// Appended, Responses: records. Records: batches. Failed: by its code.
     number: u32,
-    /// Responses, Answer, Failed: bytes of payload.
+    /// Responses, Answer, Failed, Status, MembersChanged: bytes of payload; of the last two, members.
     bytes: u32,
     kind: u8,
     /// Failed: why.
@@ -107,6 +118,7 @@ struct StatusDescriptor {
     applied: u64,
     last: u64,
     end: u64,
+    members_since: u64,
     role: u8,
     quarantined: u8,
     reserved: [u8; 6],
@@ -118,6 +130,7 @@ const ANSWER: u8 = 3;
 const RECORDS: u8 = 4;
 const STATUS: u8 = 5;
 const FAILED: u8 = 6;
+const MEMBERS_CHANGED: u8 = 7;
 
 const ROOT_BYTES: usize = size_of::<ArchivedDescriptors>();
 const REPLY_BYTES: usize = size_of::<ArchivedReplyDescriptor>();
@@ -126,7 +139,7 @@ const BATCH_BYTES: usize = size_of::<rkyv::Archived<u32>>();
 
 const _: () = assert!(align_of::<ArchivedDescriptors>() == 1 && ROOT_BYTES == 24);
 const _: () = assert!(align_of::<ArchivedReplyDescriptor>() == 1 && REPLY_BYTES == 56);
-const _: () = assert!(align_of::<ArchivedStatusDescriptor>() == 1 && STATUS_BYTES == 56);
+const _: () = assert!(align_of::<ArchivedStatusDescriptor>() == 1 && STATUS_BYTES == 64);
 const _: () = assert!(align_of::<rkyv::Archived<u32>>() == 1 && BATCH_BYTES == 4);
 
 /// The sizes above as one number, for the format's fingerprint.
@@ -260,14 +273,20 @@ impl<'a> Walk<'a> {
             }
             STATUS => {
                 let status = self.statuses.next().ok_or(FrameError::Count { what: "statuses" })?;
-                let is_clean = [first, second, third] == [0; 3] && number == 0 && bytes == 0 && no_failure;
-                (ReplyBody::Status(status_of(status, group)?), is_clean)
+                let members = Arc::new(members::decode(&self.payload.take(bytes)?)?);
+                let is_clean = [first, second, third] == [0; 3] && number == 0 && no_failure;
+                (ReplyBody::Status(status_of(status, group, members)?), is_clean)
             }
             FAILED => {
                 let text = self.payload.take(bytes)?;
                 let text = std::str::from_utf8(&text).map_err(|_| FrameError::Text)?;
                 let failure = Failure { code, detail, first, second, number, text };
                 (ReplyBody::Failed(failure.error()?), third == 0)
+            }
+            MEMBERS_CHANGED => {
+                let members = Arc::new(members::decode(&self.payload.take(bytes)?)?);
+                let is_clean = [second, third] == [0; 2] && number == 0 && no_failure;
+                (ReplyBody::MembersChanged { index: Index(first), members }, is_clean)
             }
             number => return Err(FrameError::UnknownNumber { what: "kind of answer", number }),
         };
@@ -292,7 +311,11 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn status_of(descriptor: &ArchivedStatusDescriptor, group: GroupId) -> Result<GroupStatus, FrameError> {
+fn status_of(
+    descriptor: &ArchivedStatusDescriptor,
+    group: GroupId,
+    members: Arc<ConfState>,
+) -> Result<GroupStatus, FrameError> {
     if descriptor.reserved != [0; 6] {
         return Err(FrameError::Reserved { what: "a status' reserved bytes" });
     }
@@ -311,6 +334,8 @@ fn status_of(descriptor: &ArchivedStatusDescriptor, group: GroupId) -> Result<Gr
         applied: Index(descriptor.applied.to_native()),
         last: Index(descriptor.last.to_native()),
         end: Offset(descriptor.end.to_native()),
+        members,
+        members_since: Index(descriptor.members_since.to_native()),
         is_quarantined: match descriptor.quarantined {
             0 => false,
             1 => true,
@@ -376,6 +401,12 @@ impl ReplyFrameBuilder {
             ReplyBody::Status(status) => {
                 assert_eq!(status.group, reply.group, "a status is of the group that was asked for");
                 self.descriptors.statuses.push(StatusDescriptor::of(&status));
+                descriptor.bytes = self.payload.push_slice(&members::encode(&status.members));
+            }
+            ReplyBody::MembersChanged { index, members } => {
+                descriptor.kind = MEMBERS_CHANGED;
+                descriptor.first = index.0;
+                descriptor.bytes = self.payload.push_slice(&members::encode(&members));
             }
             ReplyBody::Failed(error) => {
                 let failure = Failure::of(&error);
@@ -443,6 +474,7 @@ impl StatusDescriptor {
             applied: status.applied.0,
             last: status.last.0,
             end: status.end.0,
+            members_since: status.members_since.0,
             role: match status.role {
                 Role::Follower => 0,
                 Role::PreCandidate => 1,

@@ -1,12 +1,13 @@
 //! The client against bridges whose shards the test plays.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, BusyReason, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term,
-    WallTime,
+    AnswerOn, BusyReason, ConfState, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role,
+    ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::bridge::{BridgeLimits, ClientGrant, Rights};
 use iroh_raft_netbridge::client::{Client, ClientError, ClientLimits, Completion};
@@ -164,6 +165,8 @@ fn every_kind_of_call_gets_its_answer() {
         applied: Index(10),
         last: Index(11),
         end: Offset(3),
+        members: Arc::new(ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() }),
+        members_since: Index(3),
         is_quarantined: false,
     };
     answer(shard, connection, [(request, ReplyBody::Status(status.clone()))]);
@@ -179,7 +182,7 @@ fn every_kind_of_call_gets_its_answer() {
 #[test]
 fn the_shard_learns_the_rights_and_the_end_of_a_client() {
     let (member, identity) = (Member::new(1), Identity::generate());
-    let rights = Rights { append: true, read: false };
+    let rights = Rights { append: true, read: false, manage: false };
     let mut config = member.config(&[]);
     config.clients = vec![ClientGrant { endpoint: identity.endpoint_id(), rights }];
     let node = TestNode::start(config);

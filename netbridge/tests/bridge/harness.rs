@@ -271,7 +271,7 @@ pub(crate) fn frame_of(messages: impl IntoIterator<Item = PeerMessage>) -> OutFr
     builder.finish(lane, ShardId(0), ShardId(0))
 }
 
-pub(crate) const ALL_RIGHTS: Rights = Rights { append: true, read: true };
+pub(crate) const ALL_RIGHTS: Rights = Rights { append: true, read: true, manage: false };
 
 /// A node that takes one client, and that client's key.
 pub(crate) fn node_for_client(

@@ -248,7 +248,7 @@ fn each_field_of_a_descriptor_is_checked() {
     assert!(matches!(decode(&with(&append, entry + 16, &[0xff; 4])), Err(FrameError::Length { .. })));
 
     let request = joined(&encode(sample("request")));
-    assert_eq!(decode(&with(&request, HEADER_BYTES + 36, &[5])), unknown("kind of request", 5));
+    assert_eq!(decode(&with(&request, HEADER_BYTES + 36, &[9])), unknown("kind of request", 9));
     assert_eq!(decode(&with(&request, HEADER_BYTES + 37, &[2])), unknown("option of a request", 2));
     assert!(matches!(decode(&with(&request, HEADER_BYTES + 38, &[1])), Err(FrameError::Reserved { .. })));
     let no_records = decode(&with(&request, HEADER_BYTES + 28, &[0]));

@@ -15,8 +15,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::samples::{
-    Content, decode, encode, entry as entry_of, failures, heartbeat, joined, message as message_of, refusals,
-    roles, samples, status,
+    Content, changes, decode, encode, entry as entry_of, failures, heartbeat, joined, members,
+    message as message_of, refusals, roles, samples, status,
 };
 
 /// Empty, short, and on both sides of what is copied.
@@ -83,6 +83,7 @@ fn request() -> impl Strategy<Value = ClientRequest> {
         (any::<u64>(), any::<u32>())
             .prop_map(|(from, bytes_max)| ClientBody::ReadRecords { from: Offset(from), bytes_max }),
         Just(ClientBody::Status),
+        Just(ClientBody::ChangeMembers { changes: changes() }),
     ];
     (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(request, group, deadline_ms, body)| {
         ClientRequest { request, group: GroupId(group), deadline_ms, body }
@@ -105,6 +106,7 @@ fn reply() -> impl Strategy<Value = ClientReply> {
             batches
         }),
         prop::sample::select(roles().to_vec()).prop_map(|role| status(5, role)),
+        number().prop_map(|index| ReplyBody::MembersChanged { index: Index(index), members: members() }),
         prop::sample::select(failures()).prop_map(ReplyBody::Failed),
     ];
     (number(), body).prop_map(|(request, body)| ClientReply { request, group: GroupId(5), body })

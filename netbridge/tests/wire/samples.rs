@@ -1,12 +1,15 @@
 //! Frames to try things on: one of every kind, with every field set to something else.
 
+use std::sync::Arc;
+
 use std::sync::Once;
 
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, BootEpoch, BusyReason, ClusterId, EntryKind, GroupId, GroupStatus, Index, LogEntry,
-    MessageKind, NodeId, Offset, PeerMessage, RequestError, Role, ShardId, Term, WallTime,
+    AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, EntryKind, GroupId, GroupStatus, Index, LogEntry,
+    MemberChange, MemberRole, MembersRefusal, MessageKind, NodeId, Offset, PeerMessage, RequestError, Role,
+    ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
@@ -117,7 +120,9 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                 match &request.body {
                     ClientBody::Append { block, .. } => inside(block.as_bytes()),
                     ClientBody::Query { query, .. } => inside(query),
-                    ClientBody::ReadRecords { .. } | ClientBody::Status => {}
+                    ClientBody::ReadRecords { .. }
+                    | ClientBody::Status
+                    | ClientBody::ChangeMembers { .. } => {}
                 }
             }
             Content::Requests(requests)
@@ -131,7 +136,10 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     ReplyBody::Responses { responses, .. } => inside(responses.as_bytes()),
                     ReplyBody::Answer { answer, .. } => inside(answer),
                     ReplyBody::Records { batches, .. } => batches.iter().for_each(inside),
-                    ReplyBody::Appended { .. } | ReplyBody::Status(_) | ReplyBody::Failed(_) => {}
+                    ReplyBody::Appended { .. }
+                    | ReplyBody::Status(_)
+                    | ReplyBody::MembersChanged { .. }
+                    | ReplyBody::Failed(_) => {}
                 }
             }
             Content::Replies(replies)
@@ -198,7 +206,19 @@ fn introduction() -> Introduction {
 
 /// Failures that came to the format after its first fixtures were stored.
 fn later_failures() -> Vec<RequestError> {
-    vec![RequestError::Busy { reason: BusyReason::Space, retry_after_ms: 6 }]
+    let mut later = vec![
+        RequestError::Busy { reason: BusyReason::Space, retry_after_ms: 6 },
+        RequestError::Busy { reason: BusyReason::Members, retry_after_ms: 7 },
+    ];
+    let refusals = [
+        MembersRefusal::Malformed,
+        MembersRefusal::NoVoters,
+        MembersRefusal::NotLearner { node: NodeId(13) },
+        MembersRefusal::Lagging { node: NodeId(14) },
+        MembersRefusal::WouldLoseQuorum { alive: 1, needed: 2 },
+    ];
+    later.extend(refusals.map(|refusal| RequestError::Members { refusal }));
+    later
 }
 
 /// One failure of each kind.
@@ -246,6 +266,21 @@ pub(crate) fn roles() -> [Role; 4] {
     [Role::Follower, Role::PreCandidate, Role::Candidate, Role::Leader]
 }
 
+pub(crate) fn members() -> Arc<ConfState> {
+    Arc::new(ConfState {
+        voters: vec![NodeId(1), NodeId(2)],
+        learners: vec![NodeId(3)],
+        voters_outgoing: vec![NodeId(2), NodeId(4), NodeId(5)],
+        learners_next: vec![NodeId(4)],
+        auto_leave: false,
+    })
+}
+
+pub(crate) fn changes() -> Vec<MemberChange> {
+    let roles = [MemberRole::Gone, MemberRole::Voter, MemberRole::Learner];
+    (1..).zip(roles).map(|(node, role)| MemberChange { node: NodeId(node), role }).collect()
+}
+
 pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
     ReplyBody::Status(GroupStatus {
         group: GroupId(group),
@@ -256,6 +291,8 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         applied: Index(4),
         last: Index(5),
         end: Offset(6),
+        members: members(),
+        members_since: Index(2),
         is_quarantined: role == Role::Candidate,
     })
 }
@@ -302,7 +339,9 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         failures().into_iter().zip(20..).map(|(error, number)| reply(number, ReplyBody::Failed(error))),
     );
     let later = later_failures().into_iter().zip(1..);
-    let later = later.map(|(error, number)| reply(number, ReplyBody::Failed(error))).collect();
+    let mut later: Vec<ClientReply> =
+        later.map(|(error, number)| reply(number, ReplyBody::Failed(error))).collect();
+    later.push(reply(90, ReplyBody::MembersChanged { index: Index(4), members: members() }));
     vec![
         ("peer-election", Content::Peer(Lane::Election, on(Lane::Election))),
         ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
@@ -318,6 +357,10 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
                 request(5, ClientBody::ReadRecords { from: Offset(77), bytes_max: 1 << 20 }),
                 request(6, ClientBody::Status),
             ]),
+        ),
+        (
+            "request-later",
+            Content::Requests(vec![request(7, ClientBody::ChangeMembers { changes: changes() })]),
         ),
         ("reply", Content::Replies(replies)),
         ("reply-later", Content::Replies(later)),

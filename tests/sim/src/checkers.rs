@@ -9,6 +9,7 @@ mod durable;
 mod elections;
 pub(crate) mod linear;
 mod log;
+pub(crate) mod members;
 mod sent;
 mod trace;
 
@@ -63,7 +64,7 @@ pub(crate) struct Checks {
     pub(crate) violation: Option<Violation>,
     pub(crate) marks: Marks,
     pub(crate) elected: u64,
-    /// Requests for votes, and for pre-votes.
+    /// Requests of members for votes, and for pre-votes.
     pub(crate) campaigns: u64,
     pub(crate) trace: Trace,
     durable: Durable,
@@ -89,7 +90,7 @@ impl Checks {
             durable: Durable::default(),
             elections: Elections::default(),
             logs: Logs::default(),
-            commits: Commits::default(),
+            commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
             statuses: BTreeMap::new(),
             told: is_told.then(VecDeque::new),
@@ -215,6 +216,7 @@ impl Checks {
                 self.note(checked);
             }
             Event::MessageRefused { .. } => self.marks.add("message refused by the validator", 1),
+            Event::MembersChanged { .. } => self.marks.add("members in force", 1),
             Event::LeaderChanged { .. } | Event::Fenced => {}
         }
     }
@@ -231,6 +233,8 @@ impl Checks {
         let log = self.logs.of(node, group);
         let checked = self.commits.advanced(node, &status, before.as_ref(), log, &self.logs);
         self.note(checked);
+        let durable = self.durable.of(node, group).map_or(0, |stored| stored.entries.len());
+        self.note(self.commits.members.check(node, &status, Index(durable as u64)));
         let was_leader =
             before.as_ref().filter(|status| status.role == Role::Leader).map(|status| status.term);
         let is_leader = (status.role == Role::Leader).then_some(status.term);
@@ -271,11 +275,13 @@ impl Checks {
     }
 
     fn acknowledgeable(&self, node: NodeId, group: GroupId, index: Index, term: Term) -> Checked {
-        let voters = &self.plan.group(group).voters;
-        let holders = voters.iter().filter(|voter| self.durable.holds(**voter, group, index, term)).count();
-        ensure(holders > voters.len() / 2, "acknowledged only when durable on a quorum", || {
+        let holds = |node| self.durable.holds(node, group, index, term);
+        let is_quorum = self.commits.members.is_quorum(group, index, holds);
+        ensure(is_quorum, "acknowledged only when durable on a quorum", || {
+            let holders: Vec<NodeId> = self.plan.node_ids().filter(|node| holds(*node)).collect();
+            let members = self.commits.members.latest(group);
             format!(
-                "node {node} answers for entry {index} of term {term} of {group}, which {holders} of {voters:?} hold"
+                "node {node} answers for entry {index} of term {term} of {group}, which {holders:?} hold, now {members:?}"
             )
         })
     }
@@ -289,7 +295,9 @@ impl Checks {
                 format!("{from} -> {to}: {kind:?} of group {group}, term {term}: {index} of {log_term}, {count} entries, commit {commit}{no}")
             });
             let is_campaign = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
-            self.campaigns += u64::from(is_campaign);
+            // One that was removed and has not heard of it asks on, in vain.
+            let is_member = self.commits.members.latest(message.group).is_member(message.from);
+            self.campaigns += u64::from(is_campaign && is_member);
             let checked =
                 sent::check(&message, &self.durable).and_then(|()| self.elections.voted(&message)).and_then(
                     |()| message.entries.iter().try_for_each(|entry| self.logs.check(message.group, entry)),

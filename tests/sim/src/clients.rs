@@ -106,7 +106,7 @@ async fn operate(sim: &Shared, mut random: SmallRng) {
         _ => {
             let end = sim.checks.borrow().commits.records(group.id).len() as u64;
             let from = Offset(random.random_range(0..=end));
-            let node = *pick(&mut random, &group.voters);
+            let node = *pick(&mut random, &group.hosts);
             let bytes_max = random.random_range(1..=READ_BYTES_MAX);
             let _ = read(sim, &mut random, node, group.id, from, bytes_max).await;
         }
@@ -146,7 +146,7 @@ pub(crate) async fn call(
             Some(port) => {
                 let (header, body) = parse(&bytes, &FrameLimits::REQUEST).expect("whole").expect("sound");
                 let frame = ClientFrame::decode(&header, body, &FrameLimits::REQUEST).expect("just made");
-                let rights = Rights { append: true, read: true };
+                let rights = Rights { append: true, read: true, manage: true };
                 port.push(ToShard::Client { connection: request, rights, frame }).is_err()
             }
         }
@@ -198,7 +198,7 @@ async fn ask(
     let hint = sim.clients.borrow().leaders.get(&group.id).copied();
     let mut node = hint.filter(|_| random.random_bool(0.75));
     for _ in 0..ATTEMPTS {
-        let asked = node.unwrap_or_else(|| *pick(random, &group.voters));
+        let asked = node.unwrap_or_else(|| *pick(random, &group.hosts));
         let called = elapsed();
         let error = match call(sim, random, asked, group.id, body.clone()).await {
             Ok(ReplyBody::Failed(error)) => error,
@@ -374,11 +374,11 @@ pub(crate) async fn read(
 async fn run_tail(sim: Shared, group: GroupId) {
     let mut random = sim.random();
     sim.clients.borrow_mut().tails.insert(group, Offset(0));
-    let voters = sim.plan.group(group).voters.clone();
+    let hosts = sim.plan.group(group).hosts.clone();
     while !sim.clients.borrow().is_over {
         sleep(within(&mut random, sim.plan.think) * 4).await;
         let from = sim.clients.borrow().tails[&group];
-        let node = *pick(&mut random, &voters);
+        let node = *pick(&mut random, &hosts);
         let bytes_max = random.random_range(1..=READ_BYTES_MAX);
         if let Ok(next) = read(&sim, &mut random, node, group, from, bytes_max).await {
             sim.clients.borrow_mut().tails.insert(group, next);

@@ -8,6 +8,7 @@ use iroh_raft_core::{Index, NodeId, Offset, Role};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use madsim::task::JoinHandle;
 
+use crate::checkers::members::is_quorum;
 use crate::checkers::{Checked, ensure};
 use crate::clients;
 use crate::clock::{elapsed, sleep};
@@ -117,7 +118,7 @@ fn patience(sim: &Shared) -> Duration {
 fn committed_sum(sim: &Shared, group: &GroupPlan) -> u64 {
     let checks = sim.checks.borrow();
     let commit = |node: &NodeId| checks.status_of(*node, group.id).map_or(0, |status| status.commit.0);
-    group.voters.iter().map(commit).sum()
+    group.hosts.iter().map(commit).sum()
 }
 
 /// Waits as long as something moves on, and then for so long again.
@@ -147,13 +148,15 @@ fn standing(sim: &Shared, group: &GroupPlan) -> String {
         let is_up = sim.nodes.borrow().is_up(*node);
         format!("\n  node {node} (up: {is_up}): {:?}", checks.status_of(*node, group.id))
     };
-    group.voters.iter().map(line).collect()
+    group.hosts.iter().map(line).collect()
 }
 
-/// The replicas that take part: on nodes that run, and not taken out.
+/// The replicas that take part: members, on nodes that run, and not taken out.
 fn healthy(sim: &Shared, group: &GroupPlan) -> Vec<NodeId> {
     let checks = sim.checks.borrow();
-    group.voters.iter().copied().filter(|node| checks.status_of(*node, group.id).is_some()).collect()
+    let members = checks.commits.members.latest(group.id);
+    let takes_part = |node: &NodeId| members.is_member(*node) && checks.status_of(*node, group.id).is_some();
+    group.hosts.iter().copied().filter(takes_part).collect()
 }
 
 fn is_settled(sim: &Shared, group: &GroupPlan) -> bool {
@@ -167,7 +170,9 @@ fn is_settled(sim: &Shared, group: &GroupPlan) -> bool {
         status.commit == status.last && (!group.has_machine || status.applied == status.commit)
     });
     let is_whole = first.is_some_and(|(_, commit, _)| commit == checks.commits.last(group.id));
-    nodes.len() > group.voters.len() / 2 && leaders == 1 && are_same && is_done && is_whole
+    let members = checks.commits.members.latest(group.id);
+    let is_quorum = is_quorum(members, |node| nodes.contains(&node)) && !members.is_joint();
+    is_quorum && leaders == 1 && are_same && is_done && is_whole
 }
 
 /// A write succeeds.

@@ -4,14 +4,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use iroh_raft_core::NodeId;
+use iroh_raft_core::{MemberChange, MemberRole, NodeId};
 use iroh_raft_driver::lines::Command;
+use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use iroh_raft_storage::FileKind;
 use iroh_raft_storage::fault::{Fault, Operation, Trouble};
 use madsim::task::spawn_local;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use crate::clients;
 use crate::clock::{elapsed, sleep};
 use crate::node;
 use crate::plan::{GroupPlan, within};
@@ -46,6 +48,7 @@ pub(crate) enum FaultKind {
     BitFlip,
     RollBack,
     HandOver,
+    Members,
 }
 
 impl std::str::FromStr for FaultKind {
@@ -58,7 +61,7 @@ impl std::str::FromStr for FaultKind {
 }
 
 impl FaultKind {
-    pub(crate) const ALL: [FaultKind; 19] = [
+    pub(crate) const ALL: [FaultKind; 20] = [
         FaultKind::Kill,
         FaultKind::PowerCut,
         FaultKind::PowerCutInCommit,
@@ -78,6 +81,7 @@ impl FaultKind {
         FaultKind::BitFlip,
         FaultKind::RollBack,
         FaultKind::HandOver,
+        FaultKind::Members,
     ];
 
     pub(crate) fn weight(self) -> u32 {
@@ -85,6 +89,7 @@ impl FaultKind {
             FaultKind::Partition | FaultKind::LeaderCut => 12,
             FaultKind::Kill | FaultKind::PowerCutInCommit | FaultKind::OneWay => 8,
             FaultKind::Duel => 3,
+            FaultKind::Members => 20,
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
             FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
@@ -272,6 +277,10 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
                 node::boot(sim, node);
             });
         }
+        FaultKind::Members => {
+            let group = pick(random, &sim.plan.groups).clone();
+            go_on(sim, change_members(sim.clone(), group, sim.random()));
+        }
         FaultKind::HandOver => {
             let nodes = sim.nodes.borrow();
             for commands in nodes.commands(node) {
@@ -314,6 +323,57 @@ fn partition(sim: &Shared, random: &mut SmallRng, time: Duration) {
     let all = || sim.plan.node_ids();
     let pairs = all().flat_map(|one| all().map(move |other| (one, other)));
     cut(sim, pairs.filter(|(one, other)| is_here(*one) != is_here(*other)).collect(), time);
+}
+
+/// Asks for other members: one or several at a time, now and then what must be refused.
+async fn change_members(sim: Shared, group: GroupPlan, mut random: SmallRng) {
+    let Some(leader) = sim.checks.borrow().leader_of(group.id) else { return };
+    let members = sim.checks.borrow().commits.members.latest(group.id).clone();
+    let mut changes = Vec::new();
+    let mut voters = members.voters.clone();
+    for _ in 0..*pick(&mut random, &[1, 1, 1, 2, 3]) {
+        let node = *pick(&mut random, &group.hosts);
+        let is_odd = random.random_bool(0.05);
+        let roles: &[MemberRole] = match () {
+            () if is_odd => &[MemberRole::Voter, MemberRole::Learner, MemberRole::Gone],
+            () if members.voters.contains(&node) => &[MemberRole::Learner, MemberRole::Gone],
+            () if members.learners.contains(&node) => {
+                &[MemberRole::Voter, MemberRole::Voter, MemberRole::Gone]
+            }
+            () => &[MemberRole::Learner],
+        };
+        let role = *pick(&mut random, roles);
+        voters.retain(|voter| *voter != node);
+        if role == MemberRole::Voter {
+            voters.push(node);
+        }
+        changes.push(MemberChange { node, role });
+    }
+    // A disk that lies takes one voter: the others must do without it.
+    let voters_min = if sim.plan.liars.is_empty() { 1 } else { 3 };
+    if voters.len() < voters_min {
+        return;
+    }
+    let is_joint = changes.len() > 1;
+    if random.random_bool(0.5) {
+        // While it is under way, the leader loses some of those who voted before.
+        let before = within(&mut random, sim.plan.delay) * random.random_range(1..6);
+        let lost: Vec<NodeId> = members.voters.iter().copied().filter(|node| *node != leader).collect();
+        let lost = lost[..random.random_range(0..=lost.len())].to_vec();
+        let election = sim.plan.core.tick * sim.plan.core.election_ticks.0;
+        let time = election.mul_f64(random.random_range(0.2..2.0));
+        later(&sim, before, move |sim| {
+            let pairs = lost.iter().flat_map(|node| [(leader, *node), (*node, leader)]);
+            cut(sim, pairs.collect(), time);
+        });
+    }
+    let body = ClientBody::ChangeMembers { changes };
+    match clients::call(&sim, &mut random, leader, group.id, body).await {
+        Ok(ReplyBody::MembersChanged { .. }) => {
+            sim.mark(if is_joint { "members changed jointly" } else { "members changed" });
+        }
+        Ok(_) | Err(_) => sim.mark("members refused"),
+    }
 }
 
 /// Several leaders after another, each of which gets a few of its entries through to some, and is cut off then:

@@ -214,7 +214,7 @@ fn open(sim: &Shared, id: NodeId, disk: &FaultDisk) -> Result<(DataFolder, Vec<O
 fn groups_of(sim: &Shared, id: NodeId, shard: ShardId, stored: Vec<GroupState>) -> Vec<GroupState> {
     let mut groups: BTreeMap<GroupId, GroupState> =
         stored.into_iter().map(|state| (state.group, state)).collect();
-    let here = sim.plan.groups.iter().filter(|group| group.voters.contains(&id));
+    let here = sim.plan.groups.iter().filter(|group| group.hosts.contains(&id));
     for group in here.filter(|group| shard_of(group.id, sim.plan.shards) == shard) {
         groups.entry(group.id).or_insert_with(|| group.fresh());
     }

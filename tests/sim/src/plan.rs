@@ -12,6 +12,9 @@ use crate::nemesis::FaultKind;
 /// A range in microseconds, both ends included.
 pub(crate) type Micros = (u64, u64);
 
+/// Nodes besides its first voters that a group may move to.
+const SPARES_MAX: usize = 2;
+
 /// Draws from a range.
 pub(crate) fn within(random: &mut SmallRng, range: Micros) -> Duration {
     Duration::from_micros(random.random_range(range.0..=range.1))
@@ -20,15 +23,21 @@ pub(crate) fn within(random: &mut SmallRng, range: Micros) -> Duration {
 #[derive(Clone, Debug)]
 pub(crate) struct GroupPlan {
     pub(crate) id: GroupId,
+    /// Voters at first.
     pub(crate) voters: Vec<NodeId>,
+    /// Nodes that hold a replica: besides the voters those that may become members.
+    pub(crate) hosts: Vec<NodeId>,
     pub(crate) has_machine: bool,
 }
 
 impl GroupPlan {
     /// Its replica before the first start.
     pub(crate) fn fresh(&self) -> GroupState {
-        let conf_state = ConfState { voters: self.voters.clone(), ..ConfState::default() };
-        GroupState::fresh(self.id, conf_state, self.has_machine)
+        GroupState::fresh(self.id, self.members(), self.has_machine)
+    }
+
+    pub(crate) fn members(&self) -> ConfState {
+        ConfState { voters: self.voters.clone(), ..ConfState::default() }
     }
 }
 
@@ -158,7 +167,9 @@ fn draw_group(random: &mut SmallRng, id: GroupId, nodes: u64) -> GroupPlan {
     while voters.len() > count {
         voters.remove(random.random_range(0..voters.len()));
     }
-    GroupPlan { id, voters, has_machine: random.random_bool(0.5) }
+    let spares = (1..=nodes).map(NodeId).filter(|node| !voters.contains(node));
+    let hosts = voters.iter().copied().chain(spares.take(SPARES_MAX)).collect();
+    GroupPlan { id, voters, hosts, has_machine: random.random_bool(0.5) }
 }
 
 fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {

@@ -101,7 +101,7 @@ impl Replica {
         let entries: Vec<LogEntry> = ready.take_entries().into_iter().map(to_log_entry).collect();
         let messages = ready.take_messages();
         let persisted_messages = ready.take_persisted_messages();
-        let committed = ready.committed_entries().last().map(|entry| entry.index);
+        let committed = ready.take_committed_entries();
         for state in ready.take_read_states() {
             self.reads.handle_confirmed(&state.request_ctx, Index(state.index));
         }
@@ -115,8 +115,9 @@ impl Replica {
         } else {
             self.raw.on_persist_ready(number);
         }
-        if let Some(index) = committed {
-            self.raw.advance_apply_to(index);
+        self.apply_changes(turn, &committed);
+        if let Some(last) = committed.last() {
+            self.raw.advance_apply_to(last.index);
         }
         self.send(turn, messages, self.persistence.vote_flush, sends_before);
         let newest = self.persistence.flushes.back().map(|(seq, _)| *seq);

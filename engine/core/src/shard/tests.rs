@@ -55,6 +55,7 @@ impl Fixture {
     fn answer(&mut self, token: Token) -> Option<Result<Reply, RequestError>> {
         let of = |reply: &Reply| match reply {
             Reply::Appended { token, .. } | Reply::ReadReady { token, .. } => *token,
+            Reply::MembersChanged { token, .. } => *token,
             Reply::Records { token, .. } | Reply::Failed { token, .. } => *token,
         };
         let at = self.out.replies.iter().position(|reply| of(reply) == token)?;

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use iroh_raft_core::{GroupId, GroupStatus, Index, LogEntry, NodeId, Offset};
 
 use super::log::{Logs, id_of};
+use super::members::Members;
 use super::{Checked, EntryId, ensure};
+use crate::plan::Plan;
 
 #[derive(Default, Debug)]
 struct Committed {
@@ -16,14 +18,19 @@ struct Committed {
     records: Vec<u64>,
 }
 
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(crate) struct Commits {
     groups: BTreeMap<GroupId, Committed>,
     /// How far each state machine is.
     applied: BTreeMap<(NodeId, GroupId), Index>,
+    pub(crate) members: Members,
 }
 
 impl Commits {
+    pub(super) fn new(plan: &Plan) -> Commits {
+        Commits { groups: BTreeMap::new(), applied: BTreeMap::new(), members: Members::new(plan) }
+    }
+
     pub(super) fn of(&self, group: GroupId) -> &[EntryId] {
         self.groups.get(&group).map_or(&[], |committed| &committed.entries)
     }
@@ -89,6 +96,9 @@ impl Commits {
                         format!("group {group}: entry {index} begins at offset {}, {end} was due", known.base)
                     })?;
                     committed.records.extend(&known.records);
+                    if let Some(changes) = &known.changes {
+                        self.members.committed(group, index, changes);
+                    }
                 }
             }
         }

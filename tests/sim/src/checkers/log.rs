@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use iroh_raft_core::batch::Batch;
-use iroh_raft_core::{GroupAppend, GroupId, Index, LogEntry, NodeId, Offset, Term};
+use iroh_raft_core::{
+    EntryKind, GroupAppend, GroupId, Index, LogEntry, MemberChange, NodeId, Offset, Term, decode_change,
+};
 
 use super::{Checked, EntryId, ensure};
 use crate::marks::Marks;
@@ -17,6 +19,8 @@ pub(super) struct Known {
     /// Its first record's offset and a hash of each record.
     pub(super) base: Offset,
     pub(super) records: Vec<u64>,
+    /// What it changes about the members.
+    pub(super) changes: Option<Vec<MemberChange>>,
 }
 
 #[derive(Default, Debug)]
@@ -48,10 +52,12 @@ impl Logs {
     pub(super) fn check(&mut self, group: GroupId, entry: &LogEntry) -> Checked {
         let id = id_of(entry);
         let known = self.known.entry((group, entry.index, entry.term)).or_insert_with(|| {
-            let batch = Batch::parse(&entry.data).ok();
+            let batch = entry.batch().and_then(|batch| Batch::parse(batch).ok());
             let base = batch.as_ref().map_or(Offset(0), Batch::base);
             let records = batch.iter().flat_map(Batch::records).map(|(_, record)| record_hash(record));
-            Known { id, before: None, base, records: records.collect() }
+            let is_change = entry.kind == EntryKind::ConfChangeV2;
+            let changes = is_change.then(|| decode_change(&entry.data)).flatten();
+            Known { id, before: None, base, records: records.collect(), changes }
         });
         ensure(known.id == id, "entries of one index and term are the same", || {
             format!("group {group}: two entries {} of term {}", entry.index, entry.term)

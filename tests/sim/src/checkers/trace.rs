@@ -40,6 +40,9 @@ impl Trace {
             }
             Input::Applied { group, index } => (group, index).hash(&mut self.0),
             Input::Unreachable { node } => node.hash(&mut self.0),
+            Input::ChangeMembers { token, group, changes, deadline } => {
+                (token, group, changes.len(), deadline).hash(&mut self.0);
+            }
             Input::TransferLeader { group, to } => (group, to).hash(&mut self.0),
             Input::EndTurn | Input::PersistFailed => {}
         }
@@ -73,6 +76,7 @@ impl Trace {
                 }
                 Reply::ReadReady { token, index, .. } => (token, index).hash(&mut self.0),
                 Reply::Records { token, end, .. } => (token, end).hash(&mut self.0),
+                Reply::MembersChanged { token, index, .. } => (token, index).hash(&mut self.0),
                 Reply::Failed { token, error, .. } => {
                     (token, std::mem::discriminant(error)).hash(&mut self.0);
                 }

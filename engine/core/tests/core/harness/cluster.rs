@@ -23,12 +23,24 @@ pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) voters: Vec<u64>,
     pub(crate) learners: Vec<u64>,
+    /// Nodes that hold a replica, and are not members at first.
+    pub(crate) spares: Vec<u64>,
     pub(crate) has_state_machine: bool,
 }
 
 impl Group {
     pub(crate) fn new(id: u64, voters: &[u64]) -> Group {
-        Group { id: GroupId(id), voters: voters.to_vec(), learners: Vec::new(), has_state_machine: false }
+        Group {
+            id: GroupId(id),
+            voters: voters.to_vec(),
+            learners: Vec::new(),
+            spares: Vec::new(),
+            has_state_machine: false,
+        }
+    }
+
+    pub(crate) fn is_on(&self, node: NodeId) -> bool {
+        [&self.voters, &self.learners, &self.spares].into_iter().any(|nodes| nodes.contains(&node.0))
     }
 
     pub(crate) fn fresh(&self) -> GroupState {
@@ -178,10 +190,7 @@ impl Cluster {
         node.boot += 1;
         let config =
             ShardConfig { node: id, seed: options.seed ^ (id.0 << 32) ^ node.boot, ..options.config };
-        let groups = options
-            .groups
-            .iter()
-            .filter(|group| group.voters.contains(&id.0) || group.learners.contains(&id.0));
+        let groups = options.groups.iter().filter(|group| group.is_on(id));
         let states = groups.map(|group| node.disk.recover(&group.fresh(), options.tail_max)).collect();
         let last_seq = node.disk.last_seq;
         let shard = Shard::new(config, last_seq, states, Timestamp(self.now)).expect("a sound configuration");
@@ -456,7 +465,7 @@ impl Cluster {
     /// leader or campaigns anew.
     fn is_expected(&self, node: NodeId, event: &Event) -> bool {
         match event {
-            Event::LeaderChanged { .. } | Event::Fenced => true,
+            Event::LeaderChanged { .. } | Event::MembersChanged { .. } | Event::Fenced => true,
             Event::MessageRefused { reason, .. } => {
                 let is_honest =
                     matches!(reason, Refusal::CampaignNotFromLeader | Refusal::UnaskedVote { .. });
@@ -522,7 +531,10 @@ impl Cluster {
                 self.checker.acknowledge(*token, *first, *count);
                 self.replies.insert(*token, reply);
             }
-            Reply::ReadReady { token, .. } | Reply::Records { token, .. } | Reply::Failed { token, .. } => {
+            Reply::ReadReady { token, .. }
+            | Reply::Records { token, .. }
+            | Reply::MembersChanged { token, .. }
+            | Reply::Failed { token, .. } => {
                 self.count(name_of(&reply));
                 self.checker.answer(*token);
                 self.replies.insert(*token, reply);
@@ -640,6 +652,7 @@ fn name_of(reply: &Reply) -> &'static str {
         Reply::Appended { .. } => "appended",
         Reply::ReadReady { .. } => "read ready",
         Reply::Records { .. } => "records",
+        Reply::MembersChanged { .. } => "members changed",
         Reply::Failed { error, .. } => match error {
             RequestError::NotLeader { .. } => "not leader",
             RequestError::Busy { .. } => "busy",

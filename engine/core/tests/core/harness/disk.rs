@@ -47,7 +47,7 @@ impl Disk {
             for (at, entry) in stored.entries.iter().enumerate().skip(stored.entries.len().saturating_sub(64))
             {
                 assert_eq!(entry.index.0, at as u64 + 1, "entries are contiguous");
-                assert_eq!(entry.kind, EntryKind::Normal, "nobody changes members");
+                assert_ne!(entry.kind, EntryKind::ConfChange, "members change by joint consensus");
                 assert!(entry.term <= stored.hard_state.term, "an entry of a term to come");
             }
         }
@@ -71,6 +71,7 @@ impl Disk {
             term_runs: runs,
             last: Index(stored.entries.len() as u64),
             next_offset: stored.next_offset(),
+            conf_changes: stored.changes().collect(),
             tail: stored.entries[stored.entries.len().saturating_sub(tail_max)..].to_vec(),
             ..fresh.clone()
         }
@@ -99,11 +100,16 @@ impl Disk {
 }
 
 impl StoredGroup {
+    fn changes(&self) -> impl Iterator<Item = Index> {
+        let changes = self.entries.iter().filter(|entry| entry.kind != EntryKind::Normal);
+        changes.map(|entry| entry.index)
+    }
+
     pub(crate) fn next_offset(&self) -> Offset {
         self.entries.iter().rev().find_map(header).map_or(Offset(0), |header| header.end())
     }
 }
 
 pub(crate) fn header(entry: &LogEntry) -> Option<BatchHeader> {
-    (!entry.data.is_empty()).then(|| BatchHeader::parse(&entry.data).unwrap())
+    entry.batch().map(|batch| BatchHeader::parse(batch).unwrap())
 }

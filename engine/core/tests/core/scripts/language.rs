@@ -29,7 +29,7 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         | "unreachable" => connect(world, name, group, rest),
         "hold" | "release" => hold(world, *name == "hold", rest),
         "persist" | "fail" | "damage" | "fetch" | "applied" => store(world, name, group, rest),
-        "propose" | "command" | "read" | "records" | "transfer" => ask(world, name, group, rest),
+        "propose" | "command" | "read" | "records" | "members" | "transfer" => ask(world, name, group, rest),
         "status" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_status(&ids);
@@ -72,16 +72,19 @@ fn set_up(world: &mut World, name: &str, words: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// `1 2 3`, then perhaps `learners 4 5`, then perhaps `machine`.
+/// `1 2 3`, then perhaps `learners 4 5`, `spares 6`, `machine`.
 fn group(id: u64, members: &[&str]) -> Result<Group, String> {
     let mut group = Group::new(id, &[]);
-    let mut are_learners = false;
+    let mut place = "voters";
     for word in members {
         match *word {
-            "learners" => are_learners = true,
+            "learners" | "spares" => place = word,
             "machine" => group.has_state_machine = true,
-            node if are_learners => group.learners.push(parse_number(node)?),
-            node => group.voters.push(parse_number(node)?),
+            node => match place {
+                "learners" => group.learners.push(parse_number(node)?),
+                "spares" => group.spares.push(parse_number(node)?),
+                _ => group.voters.push(parse_number(node)?),
+            },
         }
     }
     Ok(group)
@@ -270,6 +273,7 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
             world.propose(node(id)?, group, &requests, answer, patience)
         }
         ("read", [id, names @ ..]) => world.read(node(id)?, group, names, patience),
+        ("members", [id, changes @ ..]) => world.change_members(node(id)?, group, changes, patience),
         ("records", [id, from]) => world.read_records(node(id)?, group, parse_number(from)?),
         ("transfer", [id]) => world.feed(node(id)?, Input::TransferLeader { group, to: None }),
         ("transfer", [id, to]) => {

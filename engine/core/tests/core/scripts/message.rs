@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use iroh_raft_core::batch::{Batch, RecordBlock, encode_batch};
 use iroh_raft_core::{
-    EntryKind, GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Term, WallTime,
+    ConfState, EntryKind, GroupId, Index, LogEntry, MemberChange, MemberRole, MessageKind, NodeId, Offset,
+    PeerMessage, Term, WallTime, decode_change,
 };
 
 /// Longer records of one byte are printed as that byte and how often it stands there.
@@ -82,12 +83,57 @@ fn is_answer(kind: MessageKind) -> bool {
 /// `index/term[base:record,record]`; an entry without records has empty brackets.
 pub(super) fn print_entry(entry: &LogEntry) -> String {
     let place = format!("{}/{}", entry.index, entry.term);
+    if entry.kind != EntryKind::Normal {
+        let changes = decode_change(&entry.data).expect("the shard hands out sound changes");
+        let changes: Vec<String> = changes.iter().map(print_change).collect();
+        return format!(
+            "{place}[members{}]",
+            if changes.is_empty() { " settle".into() } else { changes.concat() }
+        );
+    }
     if entry.data.is_empty() {
         return format!("{place}[]");
     }
     let batch = Batch::parse(&entry.data).expect("the shard hands out sound batches");
     let records: Vec<String> = batch.records().map(|(_, record)| print_record(record)).collect();
     format!("{place}[{}:{}]", batch.base(), records.join(","))
+}
+
+/// ` +4`, ` ~4` or ` -4`: a voter, a learner, gone.
+fn print_change(change: &MemberChange) -> String {
+    let sign = match change.role {
+        MemberRole::Voter => '+',
+        MemberRole::Learner => '~',
+        MemberRole::Gone => '-',
+    };
+    format!(" {sign}{}", change.node)
+}
+
+pub(super) fn parse_change(word: &str) -> Result<MemberChange, String> {
+    let (sign, node) = word.split_at_checked(1).ok_or("a sign and a node")?;
+    let role = match sign {
+        "+" => MemberRole::Voter,
+        "~" => MemberRole::Learner,
+        "-" => MemberRole::Gone,
+        _ => return Err(format!("{word:?} is not a change: +4 a voter, ~4 a learner, -4 gone")),
+    };
+    Ok(MemberChange { node: NodeId(parse_number(node)?), role })
+}
+
+/// `voters 1 2 3`, then what else there is.
+pub(super) fn print_members(members: &ConfState) -> String {
+    let list = |name: &str, nodes: &[NodeId]| {
+        let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+        if nodes.is_empty() { String::new() } else { format!(" {name} {}", nodes.join(" ")) }
+    };
+    let ConfState { voters, learners, voters_outgoing, learners_next, .. } = members;
+    let lists = [
+        list("voters", voters),
+        list("outgoing", voters_outgoing),
+        list("learners", learners),
+        list("learners-to-be", learners_next),
+    ];
+    lists.concat().trim_start().to_owned()
 }
 
 pub(super) fn print_record(record: &[u8]) -> String {

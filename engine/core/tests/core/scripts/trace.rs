@@ -7,7 +7,7 @@ use iroh_raft_core::{
     Reply, Role, Send, Token,
 };
 
-use super::message::{print_entry, print_message};
+use super::message::{print_entry, print_members, print_message};
 use crate::harness::disk::StoredGroup;
 
 /// How much of what happens is printed.
@@ -99,6 +99,9 @@ impl Trace {
             Reply::Records { token, group, entries: found, end, .. } => {
                 (token, group, format!("records{}, end {end}", entries(found)))
             }
+            Reply::MembersChanged { token, group, index, members } => {
+                (token, group, format!("{} since entry {index}", print_members(members)))
+            }
             Reply::Failed { token, group, error } => {
                 (token, group, format!("failed ({:?}): {error}", error.retry()))
             }
@@ -116,6 +119,9 @@ impl Trace {
                     None => format!("has no leader in term {term}"),
                 };
                 format!("{} {what}", who(node, *group))
+            }
+            Event::MembersChanged { group, index, members } => {
+                format!("{} {} since entry {index}", who(node, *group), print_members(members))
             }
             Event::Quarantined { group, reason } => format!("{} quarantined: {reason}", who(node, *group)),
             Event::MessageRefused { group, from, reason } => {

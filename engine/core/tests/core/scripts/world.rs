@@ -12,7 +12,7 @@ use iroh_raft_core::{
     Outputs, PeerMessage, Propose, Role, Send, Shard, ShardConfig, Timestamp, Token, WallTime,
 };
 
-use super::message::{print_message, print_record};
+use super::message::{parse_change, print_message, print_record};
 use super::trace::{self, Detail, Trace, who};
 use crate::harness::Group;
 use crate::harness::disk::Disk;
@@ -116,8 +116,7 @@ impl World {
         }
         node.boot += 1;
         let config = ShardConfig { node: id, seed: seed ^ (id.0 << 32) ^ node.boot, ..config };
-        let is_here = |group: &&Group| group.voters.contains(&id.0) || group.learners.contains(&id.0);
-        let states = groups.iter().filter(is_here);
+        let states = groups.iter().filter(|group| group.is_on(id));
         let states = states.map(|group| node.disk.recover(&group.fresh(), tail_max)).collect();
         let shard = Shard::new(config, node.disk.last_seq, states, Timestamp(node.clock));
         node.shard = Some(shard.map_err(|error| error.to_string())?);
@@ -405,6 +404,18 @@ impl World {
             inputs.push(Input::Read { token, group, deadline });
         }
         self.turn(id, inputs)
+    }
+
+    pub(super) fn change_members(
+        &mut self,
+        id: NodeId,
+        group: GroupId,
+        words: &[&str],
+        patience: Option<Duration>,
+    ) -> Result<(), String> {
+        let (token, deadline) = self.request(id, format!("members {}", words.join(" ")), patience)?;
+        let changes = words.iter().map(|word| parse_change(word)).collect::<Result<_, _>>()?;
+        self.feed(id, Input::ChangeMembers { token, group, changes, deadline })
     }
 
     pub(super) fn read_records(&mut self, id: NodeId, group: GroupId, from: u64) -> Result<(), String> {

@@ -1,0 +1,245 @@
+//! Changes of membership on a replica: asked for, in force once committed, ended by the leader.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use raft::ProgressState;
+use raft::eraftpb::{self, ConfChangeV2, EntryType, MessageType};
+
+use super::{Index, NodeId, Replica, Timestamp, Turn};
+use crate::convert::to_peer_message;
+use crate::error::{BusyReason, RequestError};
+use crate::ids::GroupId;
+use crate::io::{ConfState, EntryKind, Event, LogEntry, MemberChange, Reply, Send, Token};
+use crate::members::{
+    LAG_ENTRIES_MAX, MembersRefusal, MembersRequest, from_raft_conf_state, is_done, parse, to_conf_change,
+    voters_after,
+};
+use crate::mutants::{self, Mutant};
+
+/// The members of a replica's group, as far as it knows of their commit.
+#[derive(Debug)]
+pub(super) struct Members {
+    /// In force.
+    pub(super) now: Arc<ConfState>,
+    /// The entry that put them in force; 0 for those that the log began with.
+    pub(super) since: Index,
+    request: Option<MembersRequest>,
+    /// When each node was last heard of.
+    heard: Vec<(NodeId, Timestamp)>,
+}
+
+impl Members {
+    pub(super) fn new(first: &ConfState) -> Members {
+        Members { now: Arc::new(first.clone()), since: Index(0), request: None, heard: Vec::new() }
+    }
+
+    /// Nodes that vote, in either half of a joint configuration; sorted.
+    pub(super) fn voters(&self) -> Vec<NodeId> {
+        let voters: BTreeSet<NodeId> =
+            self.now.voters.iter().chain(&self.now.voters_outgoing).copied().collect();
+        voters.into_iter().collect()
+    }
+
+    /// A node has sent something.
+    pub(super) fn hear(&mut self, node: NodeId, now: Timestamp) {
+        match self.heard.iter_mut().find(|(of, _)| *of == node) {
+            Some((_, at)) => *at = now,
+            // A stranger: bounded by the members there have been.
+            None if self.now.is_member(node) => self.heard.push((node, now)),
+            None => {}
+        }
+    }
+
+    /// The request is over, or nobody waits for it any more.
+    pub(super) fn fail(&mut self, group: GroupId, error: &RequestError, replies: &mut Vec<Reply>) {
+        if let Some(request) = self.request.take() {
+            replies.push(Reply::Failed { token: request.token, group, error: error.clone() });
+        }
+    }
+
+    pub(super) fn handle_deadlines(
+        &mut self,
+        group: GroupId,
+        now: Timestamp,
+        leader: Option<NodeId>,
+        replies: &mut Vec<Reply>,
+    ) {
+        if self.request.is_some_and(|request| request.deadline <= now) {
+            self.fail(group, &RequestError::OutcomeUnknown { leader }, replies);
+        }
+    }
+}
+
+impl Replica {
+    /// A request to change the members: refused, answered, or begun.
+    pub(crate) fn handle_change_members(
+        &mut self,
+        turn: &mut Turn<'_>,
+        token: Token,
+        changes: &[MemberChange],
+        deadline: Timestamp,
+    ) {
+        let group = self.group;
+        match self.begin_change(turn, changes, deadline) {
+            Ok(Some(index)) => self.members.request = Some(MembersRequest { token, deadline, index }),
+            Ok(None) => {
+                let (index, members) = (self.members.since, self.members.now.clone());
+                turn.out.replies.push(Reply::MembersChanged { token, group, index, members });
+            }
+            Err(error) => turn.out.replies.push(Reply::Failed { token, group, error }),
+        }
+    }
+
+    /// Appends the entry of a change; `None` when nothing is to change.
+    fn begin_change(
+        &mut self,
+        turn: &mut Turn<'_>,
+        changes: &[MemberChange],
+        deadline: Timestamp,
+    ) -> Result<Option<Index>, RequestError> {
+        if !self.is_leader() {
+            return Err(RequestError::NotLeader { leader: self.leader_hint() });
+        }
+        if deadline <= turn.now {
+            return Err(RequestError::Timeout);
+        }
+        let refused = |refusal| RequestError::Members { refusal };
+        let voters = voters_after(&self.members.now, changes).map_err(refused)?;
+        if self.members.request.is_some() || !self.can_change() || self.members.now.is_joint() {
+            return Err(RequestError::busy(BusyReason::Members));
+        }
+        if is_done(&self.members.now, changes) {
+            return Ok(None);
+        }
+        self.check_voters(turn, &voters).map_err(refused)?;
+        Ok(Some(self.append_change(turn, to_conf_change(changes))))
+    }
+
+    /// Whether a change may be appended: the one before is in force, and so is this leader's term
+    /// (Ongaro, "bug in single-server membership changes", raft-dev 2015).
+    fn can_change(&self) -> bool {
+        let raft = &self.raw.raft;
+        self.is_leader()
+            && raft.commit_to_current_term()
+            && !raft.has_pending_conf()
+            && raft.lead_transferee.is_none()
+    }
+
+    /// Whether these voters could go on with the group now.
+    fn check_voters(&self, turn: &Turn<'_>, voters: &BTreeSet<NodeId>) -> Result<(), MembersRefusal> {
+        let raft = &self.raw.raft;
+        let lease = turn.config.tick * turn.config.lease_ticks;
+        let has_heard = |node: &NodeId| {
+            let mut heard = self.members.heard.iter();
+            heard.any(|(of, at)| of == node && turn.now.since(*at) <= lease)
+        };
+        let is_alive = |node: NodeId| node == self.node || has_heard(&node);
+        for node in voters.iter().copied().filter(|node| !self.members.now.voters.contains(node)) {
+            let progress = raft.prs().get(node.0).ok_or(MembersRefusal::NotLearner { node })?;
+            let is_near = progress.matched + LAG_ENTRIES_MAX >= raft.raft_log.committed;
+            if progress.state != ProgressState::Replicate || !is_near || !is_alive(node) {
+                return Err(MembersRefusal::Lagging { node });
+            }
+        }
+        let count = |nodes: usize| u32::try_from(nodes).expect("few members");
+        let alive = count(voters.iter().filter(|node| is_alive(**node)).count());
+        let needed = count(voters.len() / 2 + 1);
+        if alive < needed { Err(MembersRefusal::WouldLoseQuorum { alive, needed }) } else { Ok(()) }
+    }
+
+    fn append_change(&mut self, turn: &mut Turn<'_>, change: ConfChangeV2) -> Index {
+        let early = change.clone();
+        self.raw.propose_conf_change(Vec::new(), change).expect("a leader that may change members takes it");
+        self.after_call(turn, false);
+        self.is_dirty = true;
+        let last = Index(self.raw.raft.raft_log.last_index());
+        assert_eq!(self.raw.raft.pending_conf_index, last.0, "raft-rs has taken the change as one");
+        if mutants::is(Mutant::ChangeInForceEarly) {
+            self.put_in_force(last, &early);
+        }
+        last
+    }
+
+    /// A leader ends the joint configuration that it finds itself in.
+    pub(super) fn leave_joint(&mut self, turn: &mut Turn<'_>) {
+        let is_ours = self.members.request.is_some() || !mutants::is(Mutant::JointForgotten);
+        if self.members.now.is_joint() && self.can_change() && is_ours {
+            self.append_change(turn, ConfChangeV2::default());
+        }
+    }
+
+    /// Spares the group an election timeout.
+    fn name_successor(&self, turn: &mut Turn<'_>) {
+        let raft = &self.raw.raft;
+        let voters = self.members.now.voters.iter();
+        let matched = |node: &NodeId| Some((raft.prs().get(node.0)?.matched, Reverse(*node)));
+        let Some((_, Reverse(to))) = voters.filter_map(matched).max() else { return };
+        let message = eraftpb::Message {
+            msg_type: MessageType::MsgTimeoutNow,
+            from: self.node.0,
+            to: to.0,
+            term: raft.term,
+            ..Default::default()
+        };
+        // Its term is durable: so is the entry that it has just put in force.
+        let send = |message| Send { message, after: None };
+        turn.out.sends.extend(to_peer_message(self.group, message).map(send));
+    }
+
+    /// Puts committed changes in force, in order.
+    pub(super) fn apply_changes(&mut self, turn: &mut Turn<'_>, committed: &[eraftpb::Entry]) {
+        for stub in committed.iter().filter(|entry| entry.entry_type != EntryType::EntryNormal) {
+            let entry = self.raw.store().get(Index(stub.index)).cloned();
+            let entry = entry.expect("what was just committed is in memory");
+            self.apply_change(&entry);
+            let (group, members) = (self.group, self.members.now.clone());
+            turn.out.events.push(Event::MembersChanged { group, index: entry.index, members });
+            self.after_call(turn, false);
+            self.answer_change(turn);
+            if self.is_leader() && !self.members.now.is_voter(self.node) {
+                // raft-rs would lead on without being a member, and panic. The commit has gone out.
+                self.name_successor(turn);
+                let term = self.raw.raft.term;
+                self.raw.raft.become_follower(term, raft::INVALID_ID);
+                self.after_call(turn, false);
+            }
+            self.is_dirty = true;
+        }
+    }
+
+    /// Puts one change in force. One that does not fit the members is none, on every replica alike.
+    pub(super) fn apply_change(&mut self, entry: &LogEntry) {
+        let change = match entry.kind {
+            EntryKind::ConfChangeV2 => parse(&entry.data),
+            EntryKind::Normal | EntryKind::ConfChange => None,
+        };
+        if let Some(change) = change {
+            self.put_in_force(entry.index, &change);
+        }
+    }
+
+    fn put_in_force(&mut self, since: Index, change: &ConfChangeV2) {
+        if mutants::is(Mutant::JointSkipped) && change.changes.len() > 1 {
+            for single in change.changes.iter().cloned() {
+                let changes = vec![single].into();
+                self.put_in_force(since, &ConfChangeV2 { changes, ..ConfChangeV2::default() });
+            }
+        } else if let Ok(members) = self.raw.apply_conf_change(change) {
+            self.members.now = Arc::new(from_raft_conf_state(&members));
+            self.members.since = since;
+            self.voters = self.members.voters();
+        }
+    }
+
+    fn answer_change(&mut self, turn: &mut Turn<'_>) {
+        let is_over = |request: &mut MembersRequest| {
+            self.members.since >= request.index && !self.members.now.is_joint()
+        };
+        if let Some(MembersRequest { token, .. }) = self.members.request.take_if(is_over) {
+            let (group, index, members) = (self.group, self.members.since, self.members.now.clone());
+            turn.out.replies.push(Reply::MembersChanged { token, group, index, members });
+        }
+    }
+}
