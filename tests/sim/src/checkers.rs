@@ -233,8 +233,13 @@ impl Checks {
         let log = self.logs.of(node, group);
         let checked = self.commits.advanced(node, &status, before.as_ref(), log, &self.logs);
         self.note(checked);
-        let durable = self.durable.of(node, group).map_or(0, |stored| stored.entries.len());
-        self.note(self.commits.members.check(node, &status, Index(durable as u64)));
+        let is_durable = |index: Index| {
+            let at = usize::try_from(index.0 - 1).expect("a short log");
+            let entry = self.commits.of(group).get(at);
+            entry.is_some_and(|entry| self.durable.holds(node, group, index, entry.term))
+        };
+        let checked = self.commits.members.check(node, &status, is_durable);
+        self.note(checked);
         let was_leader =
             before.as_ref().filter(|status| status.role == Role::Leader).map(|status| status.term);
         let is_leader = (status.role == Role::Leader).then_some(status.term);

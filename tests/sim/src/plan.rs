@@ -95,7 +95,8 @@ impl Plan {
             groups,
             core: draw_core(random, tick_ms),
             storage: draw_storage(random),
-            ring: *pick(random, &[1, 4, 64, 1024]),
+            // With less than a place for each peer a larger cluster loses too many heartbeats to keep leaders.
+            ring: (*pick(random, &[1, 4, 64, 1024])).max(if nodes > 3 { nodes as usize - 1 } else { 1 }),
             flushes: *pick(random, &[1, 2, 16, 256]),
             fetches: *pick(random, &[1, 4, 64]),
             commit: *pick(random, &[1, 4, 64]),

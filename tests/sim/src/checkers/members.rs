@@ -37,8 +37,13 @@ impl Members {
         &self.0[&group].last().expect("those it began with").members
     }
 
-    /// A replica has those in force that the log says, up to where it must know of them.
-    pub(super) fn check(&self, node: NodeId, status: &GroupStatus, durable: Index) -> Checked {
+    /// A replica has those in force that the log says, as far as it knows of their commit and has them durable.
+    pub(super) fn check(
+        &self,
+        node: NodeId,
+        status: &GroupStatus,
+        is_durable: impl Fn(Index) -> bool,
+    ) -> Checked {
         if status.members.voters.is_empty() {
             // It is loading.
             return Ok(());
@@ -50,8 +55,9 @@ impl Members {
             "members are what the log says",
             || format!("node {node}: {status:?}, the log says {ours:?}"),
         )?;
-        let known = durable.min(status.commit);
-        let due = all.iter().rev().find(|one| one.since <= known).expect("those it began with");
+        let is_known =
+            |one: &&InForce| one.since <= status.commit && (one.since == Index(0) || is_durable(one.since));
+        let due = all.iter().rev().find(is_known).expect("those it began with");
         ensure(
             status.members_since >= due.since && status.members_since <= status.commit,
             "members are in force once committed",
