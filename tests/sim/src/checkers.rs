@@ -134,6 +134,11 @@ impl Checks {
             self.commits.restart(node, state.group);
             let is_damaged = state.damage.is_some();
             self.marks.add("group damaged at start", u64::from(is_damaged));
+            let open = state.conf_changes.iter().filter(|index| **index > state.hard_state.commit).count();
+            let checked = ensure(is_damaged || open <= 1, "one change of members at a time", || {
+                format!("node {node} starts group {} with {open} changes beyond its commit", state.group)
+            });
+            self.note(checked);
             let checked =
                 ensure(!is_damaged || self.plan.liars.contains(&node), "damage has a cause", || {
                     format!("node {node} finds {:?} damaged: {:?}", state.group, state.damage)

@@ -41,6 +41,8 @@ const REGISTERS_FOR: Duration = Duration::from_secs(3);
 const READ_BYTES_MAX: u32 = 64 << 10;
 /// Records above this come in twos at most.
 const LARGE_BYTES: usize = 1 << 10;
+/// What records are filled up with.
+pub(crate) const RECORD_FILLER: u8 = b'.';
 /// Groups that have a consumer following them.
 const TAILED_MAX: usize = 4;
 
@@ -239,7 +241,7 @@ pub(crate) async fn append(sim: &Shared, random: &mut SmallRng, group: &GroupPla
     let records: Vec<Vec<u8>> = (0..count)
         .map(|_| {
             let mut record = unique(sim).to_le_bytes().to_vec();
-            record.resize(random.random_range(8..=sim.plan.record_bytes_max.max(8)), b'.');
+            record.resize(random.random_range(8..=sim.plan.record_bytes_max.max(8)), RECORD_FILLER);
             record
         })
         .collect();

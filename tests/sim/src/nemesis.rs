@@ -13,7 +13,7 @@ use madsim::task::spawn_local;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use crate::clients;
+use crate::clients::{self, RECORD_FILLER};
 use crate::clock::{elapsed, sleep};
 use crate::node;
 use crate::plan::{GroupPlan, within};
@@ -21,6 +21,8 @@ use crate::sim::Shared;
 
 /// How long a power cut that waits for a write waits at most.
 const CUT_WITHIN: Duration = Duration::from_secs(2);
+/// Places looked at for a record to damage.
+const FLIP_TRIES: usize = 256;
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Time that the others are given to elect another leader, in election timeouts.
 const DUEL_ELECTIONS: u32 = 4;
@@ -306,11 +308,21 @@ fn plant(sim: &Shared, node: NodeId, random: &mut SmallRng, on: &[Operation], tr
 fn flip(sim: &Shared, random: &mut SmallRng) {
     let node = *pick(random, &sim.plan.liars);
     let disk = sim.nodes.borrow().disk(node);
-    let files = disk.lengths();
-    let Some((path, length)) = files.get(random.random_range(0..files.len().max(1))) else { return };
-    if *length > 0 {
-        sim.mark("disk lies: bit flipped");
-        disk.flip(path, random.random_range(0..*length), 1 << random.random_range(0..8));
+    let files: Vec<_> = disk.files().into_iter().collect();
+    let Some((path, bytes)) = files.get(random.random_range(0..files.len().max(1))) else { return };
+    if bytes.is_empty() {
+        return;
+    }
+    // Most of a file is not in use: now and then a record is looked for.
+    let tries = *pick(random, &[1, FLIP_TRIES]);
+    let any = |random: &mut SmallRng| random.random_range(0..bytes.len());
+    let at = (0..tries).map(|_| any(random)).find(|at| bytes[*at] == RECORD_FILLER);
+    let at = at.unwrap_or_else(|| any(random));
+    sim.mark("disk lies: bit flipped");
+    disk.flip(path, at, 1 << random.random_range(0..8));
+    if random.random_bool(0.5) {
+        node::kill(sim, node);
+        later(sim, within(random, (10_000, 500_000)), move |sim| node::boot(sim, node));
     }
 }
 
