@@ -150,14 +150,14 @@ impl Replica {
     }
 
     fn append_change(&mut self, turn: &mut Turn<'_>, change: ConfChangeV2) -> Index {
-        let early = change.clone();
+        let early = mutants::is(Mutant::ChangeInForceEarly).then(|| change.clone());
         self.raw.propose_conf_change(Vec::new(), change).expect("a leader that may change members takes it");
         self.after_call(turn, false);
         self.is_dirty = true;
         let last = Index(self.raw.raft.raft_log.last_index());
         assert_eq!(self.raw.raft.pending_conf_index, last.0, "raft-rs has taken the change as one");
-        if mutants::is(Mutant::ChangeInForceEarly) {
-            self.put_in_force(last, &early);
+        if let Some(change) = early {
+            self.put_in_force(last, &change);
         }
         last
     }
@@ -194,8 +194,10 @@ impl Replica {
             let entry = self.raw.store().get(Index(stub.index)).cloned();
             let entry = entry.expect("what was just committed is in memory");
             self.apply_change(&entry);
-            let (group, members) = (self.group, self.members.now.clone());
-            turn.out.events.push(Event::MembersChanged { group, index: entry.index, members });
+            if self.members.since == entry.index {
+                let (group, members) = (self.group, self.members.now.clone());
+                turn.out.events.push(Event::MembersChanged { group, index: entry.index, members });
+            }
             self.after_call(turn, false);
             self.answer_change(turn);
             if self.is_leader() && !self.members.now.is_voter(self.node) {
