@@ -153,6 +153,8 @@ impl Plan {
             // Hardly anything but what leases get wrong, and in few groups, so that it meets them.
             self.groups.truncate(2);
             self.groups.iter_mut().for_each(|group| group.has_machine = true);
+            // Turns that take so long are met by pauses.
+            self.turn = (10, 2_000);
             self.faults.retain(|(kind, _)| *kind != FaultKind::Usurp);
             self.faults.push((FaultKind::Usurp, USURP_WEIGHT));
         }

@@ -61,7 +61,7 @@ struct Phase {
 /// Does it once, to one group.
 pub(crate) async fn usurp(sim: Shared, group: GroupPlan, mut random: SmallRng) {
     let Some(leader) = sim.checks.borrow().leader_of(group.id) else { return };
-    let ways = [Way::Cut, Way::Cut, Way::SlowAnswers, Way::HandOver, Way::Restart, Way::Pause];
+    let ways = [Way::Cut, Way::Cut, Way::SlowAnswers, Way::HandOver, Way::Restart, Way::Pause, Way::Pause];
     let way = ways[random.random_range(0..ways.len())];
     let others: Vec<NodeId> = group.voters.iter().copied().filter(|node| *node != leader).collect();
     let election = sim.plan.core.tick * sim.plan.core.election_ticks.0;
