@@ -38,9 +38,7 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
         text.push_str(&what);
     };
     let is_answer = is_answer(message.kind);
-    if message.kind == MessageKind::AppendResponse {
-        say(format!("index={}", message.index));
-    } else if message.kind == MessageKind::ReadIndexResponse {
+    if matches!(message.kind, MessageKind::AppendResponse | MessageKind::ReadIndexResponse) {
         say(format!("index={}", message.index));
     } else if !is_answer
         && !matches!(message.kind, MessageKind::Heartbeat | MessageKind::TimeoutNow | MessageKind::ReadIndex)
