@@ -109,7 +109,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ["get", key_file, key, ..] => {
             let client = connect(key_file, &arguments[3..]).await?;
             let query = KvQuery::Value { key: (*key).into() };
-            match KvAnswer::decode(&client.query(GroupId(1), query.encode(), true).await?)? {
+            let answer = client.query(GroupId(1), query.encode(), Consistency::Linearizable).await?;
+            match KvAnswer::decode(&answer.bytes)? {
                 KvAnswer::Value(Some(value)) => println!("{}", String::from_utf8_lossy(&value)),
                 KvAnswer::Value(None) | KvAnswer::Hash(_) => println!("(none)"),
             }

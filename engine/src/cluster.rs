@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
-use iroh_raft_core::{ClusterId, GroupId, GroupStatus, NodeId, RequestError};
+use iroh_raft_core::{ClusterId, Consistency, Freshness, GroupId, GroupStatus, NodeId, RequestError};
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::identity::EndpointId;
 use iroh_raft_netbridge::port::Rights;
@@ -102,7 +102,8 @@ impl<S: StateMachine> RaftCluster<S> {
         Ok(S::Response::decode(&response)?)
     }
 
-    /// Asks group 1's state machine; the answer covers everything acknowledged before the call.
+    /// Asks group 1's state machine; the answer covers everything acknowledged before the call. Any node of the
+    /// group may be asked: one that does not lead asks the leader how far it has to be.
     ///
     /// # Errors
     /// [`ClusterError`]; asking again is always safe.
@@ -115,17 +116,38 @@ impl<S: StateMachine> RaftCluster<S> {
     /// # Errors
     /// As [`query`](RaftCluster::query).
     pub async fn query_of(&self, group: GroupId, query: &S::Query) -> Result<S::Answer, ClusterError> {
-        let answer = self.engine.query(group, query.encode().into(), true).await?;
-        Ok(S::Answer::decode(&answer)?)
+        Ok(self.ask(group, query, Consistency::Linearizable).await?.0)
     }
 
-    /// Asks this node's replica of a group, however far it is behind.
+    /// Asks a group's state machine; linearizable as long as the clocks drift no more than
+    /// [`lease_reads`](crate::ShardConfig::lease_reads) says, and on the leader without asking anybody.
     ///
     /// # Errors
     /// As [`query`](RaftCluster::query).
-    pub async fn query_local(&self, group: GroupId, query: &S::Query) -> Result<S::Answer, ClusterError> {
-        let answer = self.engine.query(group, query.encode().into(), false).await?;
-        Ok(S::Answer::decode(&answer)?)
+    pub async fn query_by_lease(&self, group: GroupId, query: &S::Query) -> Result<S::Answer, ClusterError> {
+        Ok(self.ask(group, query, Consistency::Lease).await?.0)
+    }
+
+    /// Asks this node's replica of a group at once, however far it is behind: the second part says how far.
+    ///
+    /// # Errors
+    /// As [`query`](RaftCluster::query).
+    pub async fn query_local(
+        &self,
+        group: GroupId,
+        query: &S::Query,
+    ) -> Result<(S::Answer, Freshness), ClusterError> {
+        self.ask(group, query, Consistency::Local).await
+    }
+
+    async fn ask(
+        &self,
+        group: GroupId,
+        query: &S::Query,
+        consistency: Consistency,
+    ) -> Result<(S::Answer, Freshness), ClusterError> {
+        let answer = self.engine.query(group, query.encode().into(), consistency).await?;
+        Ok((S::Answer::decode(&answer.bytes)?, answer.freshness))
     }
 }
 

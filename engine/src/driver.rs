@@ -17,7 +17,7 @@ pub(crate) async fn run(mut driver: Driver, doorbell: Arc<Doorbell>) {
     let origin = Instant::now();
     let now = || Timestamp(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
     loop {
-        match driver.turn(now(), wall_clock()) {
+        match driver.turn(now, wall_clock()) {
             Next::Over => return,
             Next::Again => glommio::executor().yield_if_needed().await,
             Next::Sleep(until) => sleep(&driver, &doorbell, until, now()).await,

@@ -11,13 +11,13 @@ use futures_channel::oneshot;
 use glommio::ExecutorJoinHandle;
 use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::{
-    AnswerOn, BusyReason, ConfState, GroupId, GroupStatus, Index, MemberChange, NodeId, Offset, RequestError,
-    Term, shard_of,
+    AnswerOn, BusyReason, ConfState, Consistency, GroupId, GroupStatus, Index, MemberChange, NodeId, Offset,
+    RequestError, Term, shard_of,
 };
 use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
 use iroh_raft_netbridge::identity::EndpointId;
 use iroh_raft_netbridge::ring::{Doorbell, Producer};
-use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
+use iroh_raft_netbridge::wire::{Answer, ClientBody, ReplyBody};
 use iroh_raft_storage::DataFolder;
 
 use crate::error::EngineError;
@@ -206,8 +206,9 @@ impl Engine {
         }
     }
 
-    /// Asks the state machine. Linearizable: the answer covers everything that was acknowledged
-    /// anywhere before the call. Otherwise: what this replica has applied, however old.
+    /// Asks this node's replica of the state machine, whether it leads or not: a replica that does not asks the
+    /// leader how far it has to be for a linearizable answer. A lease is the leader's: elsewhere a read of
+    /// [`Consistency::Lease`] is a linearizable one.
     ///
     /// # Errors
     /// [`RequestError`]; asking again is always safe.
@@ -215,10 +216,11 @@ impl Engine {
         &self,
         group: GroupId,
         query: Bytes,
-        is_linearizable: bool,
-    ) -> Result<Bytes, RequestError> {
-        match self.request(group, ClientBody::Query { is_linearizable, query }).await? {
-            ReplyBody::Answer { answer, .. } => Ok(answer),
+        consistency: Consistency,
+    ) -> Result<Answer, RequestError> {
+        let may_forward = consistency != Consistency::Local;
+        match self.request(group, ClientBody::Query { consistency, may_forward, query }).await? {
+            ReplyBody::Answer(answer) => Ok(answer),
             _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
         }
     }

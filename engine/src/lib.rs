@@ -32,8 +32,8 @@ pub use engine::{Appended, Engine, EngineStats, Records};
 pub use error::EngineError;
 pub use iroh_raft_core as core;
 pub use iroh_raft_core::{
-    ConfState, GroupId, GroupStatus, MemberChange, MemberRole, MembersRefusal, NodeId, Offset, RequestError,
-    Retry, Role,
+    ConfState, Consistency, Freshness, GroupId, GroupStatus, LeaseReads, MemberChange, MemberRole,
+    MembersRefusal, NodeId, Offset, RequestError, Retry, Role, ShardConfig,
 };
 pub use iroh_raft_driver::recording;
 pub use iroh_raft_driver::state_machine::{self, ApplyContext, Message, StateMachine};
@@ -41,12 +41,15 @@ pub use iroh_raft_driver::stats;
 pub use iroh_raft_netbridge as net;
 pub use iroh_raft_netbridge::identity::{EndpointId, Identity};
 pub use iroh_raft_netbridge::port::Rights;
+pub use iroh_raft_netbridge::wire::Answer;
 pub use iroh_raft_storage as storage;
 
 /// Everything a first program needs.
 pub mod prelude {
     pub use crate::kv::{KeyValue, KvAnswer, KvCommand, KvQuery, KvResponse};
-    pub use crate::{Engine, GroupId, Identity, NodeId, Offset, Preset, RaftCluster, Rights, StateMachine};
+    pub use crate::{
+        Consistency, Engine, GroupId, Identity, NodeId, Offset, Preset, RaftCluster, Rights, StateMachine,
+    };
 }
 
 /// The README's example runs as a doc test.

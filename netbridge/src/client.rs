@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use iroh_raft_core::{AnswerOn, ConfState, GroupId, GroupStatus, MemberChange, NodeId, Offset};
+use iroh_raft_core::{AnswerOn, ConfState, Consistency, GroupId, GroupStatus, MemberChange, NodeId, Offset};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -33,6 +33,7 @@ use crate::endpoint::{self, BindFailure, DialedOnly};
 use crate::wire::ClientBody;
 
 pub use crate::allow::PeerAddress;
+pub use crate::wire::Answer;
 pub use call::{Appended, Completion};
 pub use config::{ClientConfig, ClientLimits};
 pub use error::ClientError;
@@ -160,8 +161,7 @@ impl Client {
         receiver.await.unwrap_or(Err(ClientError::Closed))
     }
 
-    /// Asks the group's state machine. Linearizable: the answer covers everything that was
-    /// acknowledged before the call; otherwise it is the leader's present state, possibly stale.
+    /// Asks the group's state machine where its leader is.
     ///
     /// # Errors
     /// [`ClientError`]; a query changes nothing, so it never ends as unknown.
@@ -169,10 +169,38 @@ impl Client {
         &self,
         group: GroupId,
         query: impl Into<Bytes>,
-        is_linearizable: bool,
-    ) -> Result<Bytes, ClientError> {
-        let body = ClientBody::Query { is_linearizable, query: query.into() };
-        match self.ask(group, body, Target::Leader).await? {
+        consistency: Consistency,
+    ) -> Result<Answer, ClientError> {
+        let body = ClientBody::Query { consistency, may_forward: false, query: query.into() };
+        self.ask_machine(group, body, Target::Leader).await
+    }
+
+    /// Asks this node's replica of the group, whether it leads or not. For a linearizable answer, or one by a lease,
+    /// a replica that does not lead asks the leader how far it has to be: that takes load off the leader's state
+    /// machine, not off its rounds.
+    ///
+    /// # Errors
+    /// As [`query`](Client::query).
+    pub async fn query_at(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        query: impl Into<Bytes>,
+        consistency: Consistency,
+    ) -> Result<Answer, ClientError> {
+        let target = self.shared().node_at(node)?;
+        let may_forward = consistency != Consistency::Local;
+        let body = ClientBody::Query { consistency, may_forward, query: query.into() };
+        self.ask_machine(group, body, target).await
+    }
+
+    async fn ask_machine(
+        &self,
+        group: GroupId,
+        body: ClientBody,
+        target: Target,
+    ) -> Result<Answer, ClientError> {
+        match self.ask(group, body, target).await? {
             Outcome::Answer(answer) => Ok(answer),
             _ => unreachable!("succeed() gives a query nothing else"),
         }

@@ -24,7 +24,7 @@ mod reply;
 
 pub use client::{ClientBody, ClientFrame, ClientRequest, RequestFrameBuilder};
 pub use peer::{PeerFrame, PeerFrameBuilder};
-pub use reply::{ClientReply, ReplyBody, ReplyFrame, ReplyFrameBuilder};
+pub use reply::{Answer, ClientReply, ReplyBody, ReplyFrame, ReplyFrameBuilder};
 
 /// Bytes of the header of every frame.
 pub const HEADER_BYTES: usize = 32;

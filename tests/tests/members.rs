@@ -67,7 +67,7 @@ async fn a_node_takes_the_place_of_the_leader() {
     let query = KvQuery::Value { key: "key-19".into() };
     let value = KvAnswer::Value(Some(19_u64.to_le_bytes().to_vec()));
     until("all that was acknowledged", async || {
-        (again.query_local(GROUP, &query).await.ok()? == value).then_some(())
+        (again.query_local(GROUP, &query).await.ok()?.0 == value).then_some(())
     })
     .await;
     nodes.push(again);

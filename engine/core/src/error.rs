@@ -184,6 +184,19 @@ pub enum ConfigError {
         /// What both must be above.
         lease_ticks: u32,
     },
+    /// The clocks' drift is out of range, or leaves no lease that lasts from one heartbeat to the next.
+    #[error(
+        "lease_reads with drift_ppm_max {drift_ppm_max}: it must be between 1 and 500,000, and leave a lease of more than \
+         heartbeat_ticks {heartbeat_ticks} out of lease_ticks {lease_ticks}"
+    )]
+    LeaseReads {
+        /// Bound on the drift of the clocks' rate, in parts per million.
+        drift_ppm_max: u32,
+        /// Ticks between heartbeats.
+        heartbeat_ticks: u32,
+        /// Ticks of a promise.
+        lease_ticks: u32,
+    },
     /// A limit is zero or too high.
     #[error("{setting} is {value}: it must be between 1 and {value_max}")]
     Limit {

@@ -7,6 +7,7 @@
 
 mod members;
 mod miscount;
+mod read;
 mod ready;
 mod serve;
 
@@ -25,10 +26,11 @@ use crate::io::{
     MessageKind, Outputs, PeerMessage, Propose, Reply, ShardConfig,
 };
 use crate::jitter::Draw;
+use crate::lease::{Lease, Promise, Times};
 use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
-use crate::read_index::{Read, Reads};
+use crate::read_index::Reads;
 use crate::records::{RecordRead, RecordReads};
 use crate::validate::{self, GroupView, LogView};
 use members::Members;
@@ -82,6 +84,8 @@ pub(crate) struct Replica {
 
     pending: Pending,
     reads: Reads,
+    lease: Lease,
+    promise: Promise,
     records: RecordReads,
 
     commit: Index,
@@ -109,6 +113,7 @@ impl Replica {
         config: &ShardConfig,
         state: &GroupState,
         changes: &[LogEntry],
+        now: Timestamp,
     ) -> Result<Replica, String> {
         let window = LogWindow::new(state).map_err(|error| error.to_string())?;
         let commit = state.hard_state.commit;
@@ -135,6 +140,8 @@ impl Replica {
             persistence: Persistence::new(state.hard_state, first_conf_state),
             pending: Pending::new(state.group),
             reads: Reads::new(state.group, config.node, config.seed),
+            lease: Lease::default(),
+            promise: Promise::at_start(now, state.hard_state.term > Term(0), Times::of(config)),
             records: RecordReads::new(state.group),
             commit,
             commit_end,
@@ -225,8 +232,9 @@ impl Replica {
         self.records.handle_deadlines(turn.now, &mut turn.out.replies);
         self.members.handle_deadlines(self.group, turn.now, leader, &mut turn.out.replies);
         self.is_dirty |= std::mem::take(&mut self.is_paused_by_missing);
+        self.is_dirty |= self.reads.is_asking();
         for _ in 0..ticks {
-            if self.must_not_campaign() {
+            if self.must_not_campaign() || self.is_bound_to_wait(turn.now) {
                 return;
             }
             let has_campaigned = self.raw.tick() && !self.is_leader();
@@ -247,20 +255,25 @@ impl Replica {
 
     /// A message of a peer: refused, dropped as stale, or stepped.
     pub(crate) fn handle_message(&mut self, turn: &mut Turn<'_>, mut message: PeerMessage) {
-        if let Err(reason) = validate::check(&self.view(turn.persisted), &message) {
+        if let Err(reason) = validate::check(&self.view(turn), &message) {
             let (group, from) = (self.group, message.from);
             turn.out.events.push(Event::MessageRefused { group, from, reason });
             return;
         }
         self.members.hear(message.from, turn.now);
         let is_campaign = message.kind == MessageKind::TimeoutNow;
-        if self.is_stale_reject(&message) || (is_campaign && self.must_not_campaign()) {
+        if self.is_stale_reject(&message)
+            || (is_campaign && self.must_not_campaign())
+            || self.is_read_for_another(&message)
+            || self.is_promised_against(turn.now, &message)
+        {
             return;
         }
+        self.handle_stamp(turn, &mut message);
         for entry in message.entries.iter_mut().filter(|entry| entry.data.len() < COPY_BYTES_MAX) {
             entry.data = Bytes::copy_from_slice(&entry.data);
         }
-        let kind = message.kind;
+        let (kind, from, term) = (message.kind, message.from, message.term.0);
         if mutants::is(Mutant::VoteWithoutLog)
             && matches!(kind, MessageKind::RequestVote | MessageKind::RequestPreVote)
         {
@@ -271,6 +284,11 @@ impl Replica {
         let _ = self.raw.step(to_raft_message(message));
         if mutants::is(Mutant::Deaf) && matches!(kind, MessageKind::Append | MessageKind::Heartbeat) {
             self.raw.raft.election_elapsed = waited;
+        }
+        if matches!(kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot)
+            && (self.raw.raft.leader_id, self.raw.raft.term) == (from.0, term)
+        {
+            self.promise.handle_leader(turn.now, Times::of(turn.config));
         }
         self.is_dirty = true;
         self.after_call(turn, false);
@@ -287,10 +305,11 @@ impl Replica {
             && message.index.0 <= matched()
     }
 
-    fn view(&self, persisted: FlushSeq) -> GroupView<'_> {
-        let raft = &self.raw.raft;
+    fn view(&self, turn: &Turn<'_>) -> GroupView<'_> {
+        let (raft, persisted) = (&self.raw.raft, turn.persisted);
         GroupView {
             node: self.node,
+            now: turn.now,
             term: Term(raft.term),
             role: to_role(raft.state),
             leader: to_node(raft.leader_id),
@@ -322,22 +341,6 @@ impl Replica {
             return;
         };
         turn.out.replies.push(Reply::Failed { token: propose.token, group: self.group, error });
-    }
-
-    /// A linearizable read: queued for the round of this turn, or answered at once.
-    pub(crate) fn handle_read(&mut self, turn: &mut Turn<'_>, read: Read) {
-        let error = if !self.is_leader() {
-            RequestError::NotLeader { leader: self.leader_hint() }
-        } else if read.deadline <= turn.now {
-            RequestError::Timeout
-        } else if self.reads.count() >= turn.config.reads_waiting_max {
-            RequestError::busy(BusyReason::Reads)
-        } else {
-            self.reads.push(read);
-            self.is_dirty = true;
-            return;
-        };
-        turn.out.replies.push(Reply::Failed { token: read.token, group: self.group, error });
     }
 
     /// A read of committed records: queued for the end of the turn, or answered at once.
@@ -444,20 +447,6 @@ impl Replica {
         self.after_call(turn, false);
     }
 
-    fn start_reads(&mut self, turn: &mut Turn<'_>) {
-        let is_settled = self.raw.raft.commit_to_current_term();
-        let is_early = !is_settled && mutants::is(Mutant::ReadBeforeFirstCommit);
-        let can_read = self.is_leader() && (is_settled || is_early);
-        if can_read && self.reads.can_start_round() {
-            let context = self.reads.start_round();
-            if is_early || mutants::is(Mutant::ReadWithoutRound) {
-                return self.reads.handle_confirmed(&context, Index(self.raw.raft.raft_log.committed));
-            }
-            self.raw.read_index(context);
-            self.after_call(turn, false);
-        }
-    }
-
     fn announce_leader(&mut self, turn: &mut Turn<'_>) {
         let leader = (Term(self.raw.raft.term), to_node(self.raw.raft.leader_id));
         let (_, announced) = self.announced;
@@ -491,14 +480,16 @@ impl Replica {
             if !is_any_ours {
                 self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
             }
-            self.reads.handle_leadership_lost(leader, &mut turn.out.replies);
             let unknown = RequestError::OutcomeUnknown { leader };
             self.members.fail(self.group, &unknown, &mut turn.out.replies);
             self.leading = None;
             self.raw.raft.maybe_free_inflight_buffers();
         }
-        if self.is_leader() {
+        let known = (term, to_node(self.raw.raft.leader_id));
+        self.reads.handle_leader(known, &mut turn.out.replies);
+        if self.is_leader() && self.leading.is_none() {
             self.leading = Some(term);
+            self.lease = Lease::default();
         }
     }
 

@@ -358,6 +358,35 @@ pub enum AnswerOn {
     Apply,
 }
 
+/// What a read covers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Consistency {
+    /// What this replica has applied, however old: [`Freshness`] says how old it may be.
+    Local,
+    /// Everything that was acknowledged before the read was asked. The leader answers without a round while it
+    /// holds a lease ([`ShardConfig::lease_reads`]), which rests on the bound on the drift of the clocks; without
+    /// one the read is like a linearizable one.
+    Lease,
+    /// Everything that was acknowledged before the read was asked, by a round of heartbeats (Raft thesis 6.4): no
+    /// clock is trusted.
+    Linearizable,
+}
+
+/// How far a replica is as it answers a read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Freshness {
+    /// The answer is the state after this index, exactly.
+    pub applied: Index,
+    /// Highest committed index that the replica knows; never below `applied`.
+    pub commit: Index,
+    /// Time since the replica last took a message of a leader, by its own clock; `None` when it has taken none
+    /// since it started. Zero for one that leads, which may have been deposed without knowing for
+    /// two `lease_ticks` (check-quorum, thesis 6.2).
+    pub heard: Option<Duration>,
+}
+
 /// One event for a shard.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -371,12 +400,17 @@ pub enum Input {
     Message(PeerMessage),
     /// A client's records for a group.
     Propose(Propose),
-    /// A linearizable read wants to know when it may look: answered by [`Reply::ReadReady`].
+    /// A read wants to know when it may look at the state machine: answered by [`Reply::ReadReady`].
     Read {
         /// Where the answer goes.
         token: Token,
         /// The group to read.
         group: GroupId,
+        /// What the answer has to cover.
+        consistency: Consistency,
+        /// Whether a replica that does not lead asks the leader on the reader's behalf, and answers itself;
+        /// otherwise it says who leads. A local read asks nobody.
+        may_forward: bool,
         /// When the asker stops waiting.
         deadline: Timestamp,
     },
@@ -645,14 +679,15 @@ pub enum Reply {
         /// Term of their entry.
         term: Term,
     },
-    /// The state machine has applied all that was committed when the read arrived: look now.
+    /// The state machine has applied all that the read has to cover: look now, before anything more is
+    /// applied.
     ReadReady {
         /// Whom to answer.
         token: Token,
         /// The group.
         group: GroupId,
-        /// Applied index at which the read is linearizable.
-        index: Index,
+        /// How far the replica is.
+        freshness: Freshness,
     },
     /// Committed records of this replica's log.
     Records {
@@ -774,6 +809,24 @@ pub enum Role {
     Leader,
 }
 
+/// Reads from a leader's lease. Safe while no clock of the group's nodes runs faster or slower than true time
+/// by more than the bound: see ARCHITECTURE.md for the argument.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct LeaseReads {
+    /// Bound on the drift of a clock's rate, in parts per million: 1 to 500,000. Default 10,000 (1 %): an oscillator
+    /// is off by 200 at most, and time synchronization bends the monotonic clock by 500 at most; the rest is
+    /// margin, and costs 2 % of the lease. Hazard: a machine that is suspended, or moved while it runs,
+    /// may lose more: then stale reads are possible.
+    pub drift_ppm_max: u32,
+}
+
+impl Default for LeaseReads {
+    fn default() -> LeaseReads {
+        LeaseReads { drift_ppm_max: 10_000 }
+    }
+}
+
 /// Settings of a shard's core. All replicas of a group should agree on the timing ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -813,6 +866,12 @@ pub struct ShardConfig {
     pub apply_bytes_max: usize,
     /// Reads of a group that may wait at once; more are refused as busy. Default 65,536.
     pub reads_waiting_max: usize,
+    /// Whether leaders answer reads of [`Consistency::Lease`] from a lease, and voters keep the promise that it
+    /// rests on: no vote against a leader for `lease_ticks` after they heard it, nor for so long after a start.
+    /// Default: none. It may be switched on node by node: a leader has a lease once a quorum has it on, for
+    /// `lease_ticks` as long as its own. To switch it off, or to shorten tick or `lease_ticks`, let each node stay
+    /// down for the old lease: what it promised before it stopped must run out.
+    pub lease_reads: Option<LeaseReads>,
 }
 
 impl ShardConfig {
@@ -834,6 +893,7 @@ impl ShardConfig {
             window_bytes_max: 64 << 20,
             apply_bytes_max: 1 << 20,
             reads_waiting_max: 65_536,
+            lease_reads: None,
         }
     }
 }

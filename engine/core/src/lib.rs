@@ -25,6 +25,7 @@ mod group;
 pub mod ids;
 pub mod io;
 mod jitter;
+mod lease;
 mod loading;
 mod log_window;
 pub mod members;

@@ -13,9 +13,10 @@ use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::group::{Replica, Turn};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
-    Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LogDamage, LogEntry, Outputs,
-    PeerMessage, Reply, Role, ShardConfig, Token,
+    Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LeaseReads, LogDamage, LogEntry,
+    Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
 };
+use crate::lease::Times;
 use crate::loading::{Loaded, Loading, Step};
 use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
@@ -25,6 +26,8 @@ use crate::validate::Refusal;
 
 /// Highest byte limit accepted: a batch stays far below the 4 GiB that its header can say.
 const LIMIT_BYTES_MAX: usize = 1 << 30;
+/// Highest bound on the drift of clocks accepted, in parts per million.
+const DRIFT_PPM_LIMIT: u32 = 500_000;
 /// Highest count limit accepted.
 const LIMIT_COUNT_MAX: usize = 1 << 24;
 
@@ -86,7 +89,7 @@ impl Shard {
         if let Some(pair) = groups.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(ConfigError::DuplicateGroup { group: pair[0] });
         }
-        let members: Vec<Member> = states.into_iter().map(|state| start(&config, state)).collect();
+        let members: Vec<Member> = states.into_iter().map(|state| start(&config, state, now)).collect();
         let mut shard = Shard {
             evict_at_bytes: config.window_bytes_max,
             config,
@@ -135,8 +138,8 @@ impl Shard {
                 let (token, group) = (propose.token, propose.group);
                 self.request(now, token, group, out, |replica, turn| replica.handle_propose(turn, propose));
             }
-            Input::Read { token, group, deadline } => {
-                let read = Read { token, deadline };
+            Input::Read { token, group, consistency, may_forward, deadline } => {
+                let read = Read { token, consistency, may_forward, deadline };
                 self.request(now, token, group, out, |replica, turn| replica.handle_read(turn, read));
             }
             Input::ReadRecords { token, group, from, bytes_max, deadline } => {
@@ -291,7 +294,7 @@ impl Shard {
             Step::Waiting => self.list(at),
             Step::Broken(reason) => self.quarantine(at, reason, out),
             Step::Complete(loaded) => {
-                self.members[at] = start_loaded(&self.config, &loaded);
+                self.members[at] = start_loaded(&self.config, &loaded, now);
                 if let Member::Live(replica) = &self.members[at] {
                     self.window_bytes += replica.window_bytes();
                 }
@@ -499,17 +502,17 @@ impl Said {
     }
 }
 
-fn start(config: &ShardConfig, mut state: GroupState) -> Member {
+fn start(config: &ShardConfig, mut state: GroupState, now: Timestamp) -> Member {
     if mutants::is(Mutant::HardStateForgotten) {
         state.hard_state = HardState { commit: state.hard_state.commit, ..HardState::default() };
     }
     match Loading::new(state) {
         Ok(loading) => Member::Loading(Box::new(loading)),
-        Err(loaded) => start_loaded(config, &loaded),
+        Err(loaded) => start_loaded(config, &loaded, now),
     }
 }
 
-fn start_loaded(config: &ShardConfig, loaded: &Loaded) -> Member {
+fn start_loaded(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Member {
     let Loaded { state, changes } = loaded;
     let status = GroupStatus {
         term: state.hard_state.term,
@@ -517,7 +520,7 @@ fn start_loaded(config: &ShardConfig, loaded: &Loaded) -> Member {
         last: state.last,
         ..unknown_status(state.group)
     };
-    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, state, changes))) {
+    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, state, changes, now))) {
         Ok(Ok(replica)) => Member::Live(Box::new(replica)),
         Ok(Err(reason)) => taken_out(status, reason),
         Err(panic) => taken_out(status, panic_text(panic.as_ref())),
@@ -600,6 +603,12 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     let (shortest, longest) = config.election_ticks;
     if shortest <= lease_ticks || longest < shortest || longest > 1_000_000 {
         return Err(ConfigError::ElectionTicks { shortest, longest, lease_ticks });
+    }
+    if let Some(LeaseReads { drift_ppm_max }) = config.lease_reads {
+        let is_short = || Times::of(config).is_some_and(|times| times.lease <= config.tick * heartbeat_ticks);
+        if !(1..=DRIFT_PPM_LIMIT).contains(&drift_ppm_max) || is_short() {
+            return Err(ConfigError::LeaseReads { drift_ppm_max, heartbeat_ticks, lease_ticks });
+        }
     }
     let limits = [
         ("entry_bytes_max", config.entry_bytes_max, LIMIT_BYTES_MAX),

@@ -8,8 +8,9 @@
 //! through a reconfiguration must still learn of a newer leader (Raft thesis 4.1).
 
 use crate::batch::{Batch, BatchError};
-use crate::ids::{GroupId, Index, NodeId, Offset, Term};
+use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp};
 use crate::io::{CONTEXT_BYTES_MAX, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
+use crate::lease::{ROUND_BYTES, Stamp};
 use crate::members;
 
 /// Highest term or index accepted from a peer, so that adding to one cannot overflow.
@@ -19,7 +20,7 @@ const NUMBER_MAX: u64 = 1 << 56;
 pub(crate) const FORWARDED_READS_MAX: usize = 1024;
 
 /// Context of a vote request whose sender was told by the leader to campaign (thesis 3.10).
-const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+pub(crate) const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 /// Why a message was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
@@ -194,17 +195,20 @@ pub enum Refusal {
     /// Only the leader may ask for a campaign.
     #[error("only the leader of the current term may ask for a campaign")]
     CampaignNotFromLeader,
-    /// A forwarded read reached a replica that does not lead.
-    #[error("a read was forwarded to a replica that does not lead")]
-    ReadNotAtLeader,
     /// A forwarded read whose context is not the sender's own.
     #[error("a forwarded read needs one entry with a context that begins with the sender's id")]
     ReadContext,
+    /// An answer to a heartbeat that was not sent yet.
+    #[error("it answers a heartbeat of the future, sent at {sent} ns")]
+    Stamp {
+        /// When the heartbeat was sent, as it says, by this replica's clock.
+        sent: Timestamp,
+    },
     /// Too many reads of peers wait.
     #[error("{FORWARDED_READS_MAX} reads of peers wait already")]
     ReadsFull,
-    /// An answer to a read that was not forwarded.
-    #[error("an answer to a read that was not forwarded")]
+    /// An answer to a read that this replica cannot have forwarded.
+    #[error("an answer to a read that this replica has not forwarded")]
     UnaskedRead,
     /// Snapshots, which this build neither sends nor takes.
     #[error("this build takes no snapshots and sends none: update this node")]
@@ -222,6 +226,7 @@ pub(crate) trait LogView {
 /// What the validator has to know of a replica.
 pub(crate) struct GroupView<'a> {
     pub(crate) node: NodeId,
+    pub(crate) now: Timestamp,
     pub(crate) term: Term,
     pub(crate) role: Role,
     pub(crate) leader: Option<NodeId>,
@@ -248,10 +253,10 @@ pub(crate) fn check(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), R
         MessageKind::RequestVoteResponse | MessageKind::RequestPreVoteResponse => {
             check_vote_response(view, message)
         }
-        MessageKind::HeartbeatResponse => Ok(()),
+        MessageKind::HeartbeatResponse => check_heartbeat_response(view, message),
         MessageKind::TimeoutNow => check_timeout_now(view, message),
         MessageKind::ReadIndex => check_read_index(view, message),
-        MessageKind::ReadIndexResponse => Err(Refusal::UnaskedRead),
+        MessageKind::ReadIndexResponse => check_read_index_response(view, message),
         MessageKind::Snapshot => Err(Refusal::Snapshot),
     }
 }
@@ -275,7 +280,8 @@ fn check_envelope(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Ref
     if message.context.len() > CONTEXT_BYTES_MAX {
         return Err(Refusal::Context { bytes: message.context.len() });
     }
-    let may_have_entries = matches!(message.kind, MessageKind::Append | MessageKind::ReadIndex);
+    let may_have_entries =
+        matches!(message.kind, MessageKind::Append | MessageKind::ReadIndex | MessageKind::ReadIndexResponse);
     if !message.entries.is_empty() && !may_have_entries {
         return Err(Refusal::Entries { kind: message.kind, count: message.entries.len() });
     }
@@ -389,6 +395,15 @@ fn check_heartbeat(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Re
     Ok(())
 }
 
+fn check_heartbeat_response(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refusal> {
+    // Stamps of this term are of this replica's clock since its start: only of a lost term may they be of another.
+    let is_taken = view.role == Role::Leader && message.term == view.term;
+    match Stamp::of(&message.context) {
+        Some(Stamp { sent, .. }) if is_taken && sent > view.now => Err(Refusal::Stamp { sent }),
+        _ => Ok(()),
+    }
+}
+
 fn check_append_response(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refusal> {
     // raft-rs takes any index as a match: one beyond the log would count towards a quorum of
     // entries that do not exist yet. A leader that has restarted may hear honest ones of before.
@@ -444,23 +459,30 @@ fn check_timeout_now(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), 
 }
 
 fn check_read_index(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refusal> {
-    // A follower would pass it on under the sender's name; only the leader may see it.
-    if view.role != Role::Leader {
-        return Err(Refusal::ReadNotAtLeader);
+    // raft-rs merges reads of equal context: nobody may use another's.
+    check_read_context(message, message.from, Refusal::ReadContext)?;
+    if view.reads_waiting >= FORWARDED_READS_MAX {
+        return Err(Refusal::ReadsFull);
     }
+    Ok(())
+}
+
+fn check_read_index_response(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refusal> {
+    check_leader(view, message)?;
+    check_read_context(message, view.node, Refusal::UnaskedRead)
+}
+
+/// Exactly one entry, whose data is the context of a read of `reader`.
+fn check_read_context(message: &PeerMessage, reader: NodeId, refusal: Refusal) -> Result<(), Refusal> {
     let [entry] = message.entries.as_slice() else {
         return Err(Refusal::Entries { kind: message.kind, count: message.entries.len() });
     };
-    // raft-rs merges reads of equal context: nobody may use another's.
     let owner = entry.data.first_chunk().map(|id| NodeId(u64::from_le_bytes(*id)));
-    if owner != Some(message.from) || entry.data.len() > CONTEXT_BYTES_MAX {
-        return Err(Refusal::ReadContext);
+    if owner != Some(reader) || entry.data.len() != ROUND_BYTES {
+        return Err(refusal);
     }
     if entry.kind != EntryKind::Normal {
         return Err(Refusal::Membership { index: entry.index });
-    }
-    if view.reads_waiting >= FORWARDED_READS_MAX {
-        return Err(Refusal::ReadsFull);
     }
     Ok(())
 }

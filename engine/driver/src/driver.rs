@@ -11,12 +11,12 @@ use futures_channel::oneshot;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    AnswerOn, Append, Apply, BusyReason, ConfState, Event, Fetch, FlushSeq, GroupId, Index, Input, NodeId,
-    Outputs, Propose, Reply, RequestError, Role, Shard, ShardId, Timestamp, Token, WallTime,
+    AnswerOn, Append, Apply, BusyReason, ConfState, Event, Fetch, FlushSeq, GroupId, Input, NodeId, Outputs,
+    Propose, Reply, RequestError, Role, Shard, ShardId, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
-use iroh_raft_netbridge::wire::{ClientBody, ClientRequest, FrameLimits, ReplyBody};
+use iroh_raft_netbridge::wire::{Answer, ClientBody, ClientRequest, FrameLimits, ReplyBody};
 use iroh_raft_storage::StorageError;
 
 use crate::lines::{Closing, Command, Fetched, Finding, Queued, Written};
@@ -149,11 +149,15 @@ impl Driver {
         }
     }
 
-    /// One turn: takes what has arrived, lets the core work, and carries out what it says. `now` must not
+    /// One turn: takes what has arrived, lets the core work, and carries out what it says. `clock` must not
     /// run backwards; `wall` may.
-    pub fn turn(&mut self, now: Timestamp, wall: WallTime) -> Next {
+    ///
+    /// The clock is read after each frame was taken from its ring, and before the turn ends: the process may have
+    /// been stopped for a while since the turn began. A promise to a leader must not run from before the
+    /// leader's word came, nor a lease be held at a time before the read that it answers.
+    pub fn turn(&mut self, clock: impl Fn() -> Timestamp, wall: WallTime) -> Next {
         ShardCounters::add(&self.parts.counters.turns, 1);
-        self.now = now;
+        self.now = clock();
         if wall != self.wall {
             self.wall = wall;
             self.step(Input::Wall(wall));
@@ -164,9 +168,11 @@ impl Driver {
         let mut loopback = std::mem::take(&mut self.loopback);
         loopback.drain(..).for_each(|input| self.step(input));
         self.loopback = loopback;
-        self.take_from_bridge();
+        self.take_from_bridge(&clock);
         self.take_commands();
+        self.look(&clock);
         self.step(Input::EndTurn);
+        let now = self.now;
         if let Some(observer) = &mut self.parts.observer {
             observer.turn(now, &self.parts.shard, &self.outputs);
         }
@@ -182,6 +188,12 @@ impl Driver {
         // A full ring towards the bridge is looked at again soon: its consumer does not ring back.
         let retry = self.outbox.is_blocked().then(|| now.after(BLOCKED_PAUSE));
         Next::Sleep([self.parts.shard.next_wakeup(), retry].into_iter().flatten().min())
+    }
+
+    fn look(&mut self, clock: &impl Fn() -> Timestamp) {
+        if !mutants::is(Mutant::ClockBeforeRing) {
+            self.now = clock();
+        }
     }
 
     fn step(&mut self, input: Input) {
@@ -238,9 +250,10 @@ impl Driver {
         }
     }
 
-    fn take_from_bridge(&mut self) {
+    fn take_from_bridge(&mut self, clock: &impl Fn() -> Timestamp) {
         for _ in 0..BRIDGE_ITEMS_PER_TURN {
             let Some(item) = self.parts.port.from_bridge.pop() else { break };
+            self.look(clock);
             match item {
                 // What comes now would be flushed and answered without end; to the peers this node is gone.
                 ToShard::Peer { .. } if self.is_stopping => {}
@@ -315,16 +328,13 @@ impl Driver {
                 Ok(()) => self.step(Input::Propose(Propose { token, group, block, answer, deadline })),
                 Err(error) => self.answer(token, group, ReplyBody::Failed(error)),
             },
-            ClientBody::Query { is_linearizable: false, query } => {
-                self.answer_query(token, group, None, &query);
-            }
-            ClientBody::Query { is_linearizable: true, query } => {
+            ClientBody::Query { consistency, may_forward, query } => {
                 if self.open.queries.contains_key(&token) {
                     let what = "a request number that is still open";
                     return self.answer(token, group, ReplyBody::Failed(RequestError::Invalid { what }));
                 }
                 self.open.queries.insert(token, query);
-                self.step(Input::Read { token, group, deadline });
+                self.step(Input::Read { token, group, consistency, may_forward, deadline });
             }
             ClientBody::ReadRecords { from, bytes_max } => {
                 let bytes_max = (bytes_max as usize).min(READ_BYTES_MAX);
@@ -383,11 +393,12 @@ impl Driver {
                 self.fetches_waiting.push_back(fetch);
             }
         }
-        for apply in outputs.applies.drain(..) {
-            self.apply(apply);
-        }
+        // Before the next entries are applied: an answer is of the state that the core says it is of.
         for reply in outputs.replies.drain(..) {
             self.handle_reply(reply);
+        }
+        for apply in outputs.applies.drain(..) {
+            self.apply(apply);
         }
         for event in outputs.events.drain(..) {
             self.report(event);
@@ -427,9 +438,13 @@ impl Driver {
                 ShardCounters::add(&self.parts.counters.records_acked, u64::from(count));
                 self.answer(token, group, ReplyBody::Appended { first, count, index, term });
             }
-            Reply::ReadReady { token, group, index } => {
+            Reply::ReadReady { token, group, freshness } => {
                 if let Some(query) = self.open.queries.remove(&token) {
-                    self.answer_query(token, group, Some(index), &query);
+                    let body = match self.machines.query(group, &query) {
+                        Ok(answer) => ReplyBody::Answer(Answer { freshness, bytes: answer.into() }),
+                        Err(error) => ReplyBody::Failed(error),
+                    };
+                    self.answer(token, group, body);
                 }
             }
             Reply::Records { token, group, from, entries, end } => {
@@ -449,24 +464,11 @@ impl Driver {
         }
     }
 
-    fn answer_query(&mut self, token: Token, group: GroupId, index: Option<Index>, query: &[u8]) {
-        let body = match self.parts.shard.status(group) {
-            Some(status) => match self.machines.query(group, query) {
-                Ok(answer) => {
-                    ReplyBody::Answer { index: index.unwrap_or(status.applied), answer: answer.into() }
-                }
-                Err(error) => ReplyBody::Failed(error),
-            },
-            None => ReplyBody::Failed(RequestError::UnknownGroup),
-        };
-        self.answer(token, group, body);
-    }
-
     fn answer(&mut self, token: Token, group: GroupId, body: ReplyBody) {
         if token.origin != 0 {
             let bytes = match &body {
                 ReplyBody::Responses { responses, .. } => responses.as_bytes().len(),
-                ReplyBody::Answer { answer, .. } => answer.len(),
+                ReplyBody::Answer(answer) => answer.bytes.len(),
                 _ => 0,
             };
             let body = match body {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::error::ClientError;
 use super::records::Records;
-use crate::wire::{ClientBody, ReplyBody};
+use crate::wire::{Answer, ClientBody, ReplyBody};
 
 /// What a call costs beside its bytes, for the bound of what is in flight.
 pub(super) const CALL_BYTES: usize = 64;
@@ -43,7 +43,7 @@ pub struct Completion {
 pub(super) enum Outcome {
     Appended(Appended),
     Response(Bytes),
-    Answer(Bytes),
+    Answer(Answer),
     Records(Records),
     Status(GroupStatus),
     Members(Arc<ConfState>),
@@ -297,7 +297,7 @@ impl Work {
             {
                 Box::new(records_of(&responses).map(Outcome::Response))
             }
-            (ClientBody::Query { .. }, ReplyBody::Answer { answer, .. }) => {
+            (ClientBody::Query { .. }, ReplyBody::Answer(answer)) => {
                 Box::new([Outcome::Answer(answer)].into_iter())
             }
             (ClientBody::ReadRecords { from, .. }, ReplyBody::Records { from: answered, end, batches })

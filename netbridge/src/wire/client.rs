@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
-use iroh_raft_core::{AnswerOn, GroupId, MemberChange, Offset, ShardId};
+use iroh_raft_core::{AnswerOn, Consistency, GroupId, MemberChange, Offset, ShardId};
 use rkyv::{Archive, Serialize};
 
 use super::payload::{PayloadBuilder, PayloadCursor};
@@ -33,8 +33,11 @@ pub enum ClientBody {
     },
     /// Ask the state machine.
     Query {
-        /// Whether the answer must be linearizable; otherwise local and possibly stale.
-        is_linearizable: bool,
+        /// What the answer has to cover.
+        consistency: Consistency,
+        /// Whether a replica that does not lead asks the leader and answers itself; otherwise it says who
+        /// leads. Never for a local one.
+        may_forward: bool,
         /// The question, the state machine's business.
         query: Bytes,
     },
@@ -72,7 +75,7 @@ struct RequestDescriptor {
     /// Append, Query, ChangeMembers: bytes of payload.
     bytes: u32,
     kind: u8,
-    /// Append: 1 to answer on apply. Query: 1 for linearizable.
+    /// Append: 1 to answer on apply. Query: its consistency, and whether it may be forwarded.
     option: u8,
     reserved: [u8; 2],
 }
@@ -82,6 +85,12 @@ const QUERY: u8 = 2;
 const READ_RECORDS: u8 = 3;
 const STATUS: u8 = 4;
 const CHANGE_MEMBERS: u8 = 5;
+
+const LOCAL: u8 = 0;
+const LINEARIZABLE: u8 = 1;
+const LEASE: u8 = 2;
+/// Added to one of the two above.
+const MAY_FORWARD: u8 = 4;
 
 const ROOT_BYTES: usize = size_of::<ArchivedDescriptors>();
 const REQUEST_BYTES: usize = size_of::<ArchivedRequestDescriptor>();
@@ -175,29 +184,37 @@ fn read(
 ) -> Result<ClientRequest, FrameError> {
     let (from, number, bytes) =
         (descriptor.from.to_native(), descriptor.number.to_native(), descriptor.bytes.to_native());
-    let option = match descriptor.option {
-        0 => false,
-        1 => true,
-        number => return Err(FrameError::UnknownNumber { what: "option of a request", number }),
-    };
+    let option = descriptor.option;
+    let unknown_option = || FrameError::UnknownNumber { what: "option of a request", number: option };
     let (body, unused) = match descriptor.kind {
         APPEND => {
             let block = RecordBlock::new(number, payload.take(bytes)?)?;
-            let answer = if option { AnswerOn::Apply } else { AnswerOn::Commit };
+            let answer = match option {
+                0 => AnswerOn::Commit,
+                1 => AnswerOn::Apply,
+                _ => return Err(unknown_option()),
+            };
             (ClientBody::Append { block, answer }, from != 0)
         }
         QUERY => {
             let query = payload.take(bytes)?;
-            (ClientBody::Query { is_linearizable: option, query }, from != 0 || number != 0)
+            let may_forward = option & MAY_FORWARD != 0;
+            let consistency = match option & !MAY_FORWARD {
+                LOCAL if !may_forward => Consistency::Local,
+                LINEARIZABLE => Consistency::Linearizable,
+                LEASE => Consistency::Lease,
+                _ => return Err(unknown_option()),
+            };
+            (ClientBody::Query { consistency, may_forward, query }, from != 0 || number != 0)
         }
         READ_RECORDS => {
             let body = ClientBody::ReadRecords { from: Offset(from), bytes_max: number };
-            (body, bytes != 0 || option)
+            (body, bytes != 0 || option != 0)
         }
-        STATUS => (ClientBody::Status, from != 0 || number != 0 || bytes != 0 || option),
+        STATUS => (ClientBody::Status, from != 0 || number != 0 || bytes != 0 || option != 0),
         CHANGE_MEMBERS => {
             let changes = members::decode_changes(&payload.take(bytes)?)?;
-            (ClientBody::ChangeMembers { changes }, from != 0 || number != 0 || option)
+            (ClientBody::ChangeMembers { changes }, from != 0 || number != 0 || option != 0)
         }
         number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
     };
@@ -226,7 +243,7 @@ impl RequestFrameBuilder {
     /// Adds a request.
     ///
     /// # Panics
-    /// If its records or its query reach 4 GiB.
+    /// If its records or its query reach 4 GiB, or a local query may be forwarded.
     pub fn push(&mut self, request: &ClientRequest) {
         let mut descriptor = RequestDescriptor {
             request: request.request,
@@ -246,9 +263,16 @@ impl RequestFrameBuilder {
                 descriptor.number = block.count();
                 descriptor.bytes = self.payload.push(block.as_bytes().clone());
             }
-            ClientBody::Query { is_linearizable, query } => {
+            ClientBody::Query { consistency, may_forward, query } => {
                 descriptor.kind = QUERY;
-                descriptor.option = u8::from(*is_linearizable);
+                let forwarding = if *may_forward { MAY_FORWARD } else { 0 };
+                descriptor.option = forwarding
+                    | match consistency {
+                        Consistency::Local => LOCAL,
+                        Consistency::Linearizable => LINEARIZABLE,
+                        Consistency::Lease => LEASE,
+                    };
+                assert_ne!(descriptor.option, LOCAL | MAY_FORWARD, "a local query asks nobody");
                 descriptor.bytes = self.payload.push(query.clone());
             }
             ClientBody::ReadRecords { from, bytes_max } => {

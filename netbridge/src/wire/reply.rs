@@ -1,11 +1,12 @@
 //! Frames of answers to a client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    ConfState, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term,
+    ConfState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term,
 };
 use rkyv::{Archive, Serialize};
 
@@ -50,12 +51,7 @@ pub enum ReplyBody {
         responses: RecordBlock,
     },
     /// The state machine's answer.
-    Answer {
-        /// Applied index it was given at.
-        index: Index,
-        /// The answer.
-        answer: Bytes,
-    },
+    Answer(Answer),
     /// Records of the log.
     Records {
         /// Record asked for; the first batch may begin before it.
@@ -78,6 +74,16 @@ pub enum ReplyBody {
     Failed(RequestError),
 }
 
+/// A state machine's answer, and of when it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// How far the replica was that gave it: the answer is of the state after `applied`, exactly. On the wire
+    /// its time is cut to microseconds.
+    pub freshness: Freshness,
+    /// The answer, the state machine's business.
+    pub bytes: Bytes,
+}
+
 #[derive(Archive, Serialize, Default, Debug)]
 struct Descriptors {
     replies: Vec<ReplyDescriptor>,
@@ -91,11 +97,12 @@ struct Descriptors {
 struct ReplyDescriptor {
     request: u64,
     group: u64,
-    /// Appended, Responses: first offset. Answer, MembersChanged: index. Records: from. Failed: by its code.
+    /// Appended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Failed: by
+    /// its code.
     first: u64,
-    /// Appended, Responses: index. Records: end. Failed: by its code.
+    /// Appended, Responses: index. Answer: commit. Records: end. Failed: by its code.
     second: u64,
-    /// Appended, Responses: term.
+    /// Appended, Responses: term. Answer: microseconds since a leader was heard, or [`NEVER`].
     third: u64,
     /// Appended, Responses: records. Records: batches. Failed: by its code.
     number: u32,
@@ -131,6 +138,9 @@ const RECORDS: u8 = 4;
 const STATUS: u8 = 5;
 const FAILED: u8 = 6;
 const MEMBERS_CHANGED: u8 = 7;
+
+/// No leader was heard since the replica started.
+const NEVER: u64 = u64::MAX;
 
 const ROOT_BYTES: usize = size_of::<ArchivedDescriptors>();
 const REPLY_BYTES: usize = size_of::<ArchivedReplyDescriptor>();
@@ -262,9 +272,10 @@ impl<'a> Walk<'a> {
                 (ReplyBody::Responses { first, index, term, responses }, no_failure)
             }
             ANSWER => {
-                let answer = self.payload.take(bytes)?;
-                let is_clean = second == 0 && third == 0 && number == 0 && no_failure;
-                (ReplyBody::Answer { index: Index(first), answer }, is_clean)
+                let bytes = self.payload.take(bytes)?;
+                let heard = (third != NEVER).then(|| Duration::from_micros(third));
+                let freshness = Freshness { applied: Index(first), commit: Index(second), heard };
+                (ReplyBody::Answer(Answer { freshness, bytes }), number == 0 && no_failure)
             }
             RECORDS => {
                 let batches = self.batches(number as usize)?;
@@ -385,10 +396,12 @@ impl ReplyFrameBuilder {
                 descriptor.number = responses.count();
                 descriptor.bytes = self.payload.push(responses.as_bytes().clone());
             }
-            ReplyBody::Answer { index, answer } => {
+            ReplyBody::Answer(Answer { freshness: Freshness { applied, commit, heard }, bytes }) => {
                 descriptor.kind = ANSWER;
-                descriptor.first = index.0;
-                descriptor.bytes = self.payload.push(answer);
+                (descriptor.first, descriptor.second) = (applied.0, commit.0);
+                let micros = |heard: Duration| u64::try_from(heard.as_micros()).unwrap_or(NEVER - 1);
+                descriptor.third = heard.map_or(NEVER, micros);
+                descriptor.bytes = self.payload.push(bytes);
             }
             ReplyBody::Records { from, end, batches } => {
                 descriptor.kind = RECORDS;

@@ -6,14 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, BusyReason, ConfState, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role,
-    ShardId, Term, WallTime,
+    AnswerOn, BusyReason, ConfState, Consistency, Freshness, GroupId, GroupStatus, Index, NodeId, Offset,
+    RequestError, Role, ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::bridge::{BridgeLimits, ClientGrant, Rights};
 use iroh_raft_netbridge::client::{Client, ClientError, ClientLimits, Completion};
 use iroh_raft_netbridge::identity::Identity;
 use iroh_raft_netbridge::port::{ToBridge, ToShard};
-use iroh_raft_netbridge::wire::{ClientBody, ClientReply, ClientRequest, ReplyBody, ReplyFrameBuilder};
+use iroh_raft_netbridge::wire::{
+    Answer, ClientBody, ClientReply, ClientRequest, ReplyBody, ReplyFrameBuilder,
+};
 
 use crate::harness::{
     ALL_RIGHTS, DEADLINE, Epochs, Member, Shard, TestNode, client_config, connect, node_for_client, runtime,
@@ -121,7 +123,7 @@ fn every_kind_of_call_gets_its_answer() {
     let calls = runtime.spawn(async move {
         let batch = client.append_batch(GROUP, &["a", "b", "c"]).await?;
         let response = client.propose(GROUP, "command").await?;
-        let answer = client.query(GROUP, "question", true).await?;
+        let answer = client.query(GROUP, "question", Consistency::Lease).await?;
         let records = client.read(NodeId(1), GROUP, Offset(1), 1000).await?;
         let status = client.status(NodeId(1), GROUP).await?;
         let unknown = client.status(NodeId(7), GROUP).await;
@@ -145,8 +147,12 @@ fn every_kind_of_call_gets_its_answer() {
     answer(shard, connection, [(request, body)]);
 
     let (_, request) = next();
-    assert_eq!(request.body, ClientBody::Query { is_linearizable: true, query: "question".into() });
-    answer(shard, connection, [(request, ReplyBody::Answer { index: Index(10), answer: "42".into() })]);
+    let (consistency, may_forward) = (Consistency::Lease, false);
+    assert_eq!(request.body, ClientBody::Query { consistency, may_forward, query: "question".into() });
+    let heard = Some(Duration::ZERO);
+    let freshness = Freshness { applied: Index(10), commit: Index(11), heard };
+    let body = ReplyBody::Answer(Answer { freshness, bytes: "42".into() });
+    answer(shard, connection, [(request, body)]);
 
     let (_, request) = next();
     assert_eq!(request.body, ClientBody::ReadRecords { from: Offset(1), bytes_max: 1000 });
@@ -173,7 +179,8 @@ fn every_kind_of_call_gets_its_answer() {
 
     let (batch, response, answer, records, answered) = runtime.block_on(calls).unwrap().unwrap();
     assert_eq!(batch.offset, Offset(7));
-    assert_eq!((response, answer), (Bytes::from("done"), Bytes::from("42")));
+    assert_eq!((response, answer.bytes), (Bytes::from("done"), Bytes::from("42")));
+    assert_eq!(answer.freshness, freshness);
     assert_eq!(records.iter().collect::<Vec<_>>(), [(Offset(1), &b"y"[..]), (Offset(2), b"z")]);
     assert_eq!(answered, status);
     node.shutdown();
@@ -446,7 +453,7 @@ fn a_deadline_ends_calls_sent_or_not() {
     let Setting { node, client, runtime, .. } = setting();
     let hurried = client.with_deadline(Duration::from_millis(50));
     assert_eq!(runtime.block_on(hurried.append(GROUP, "a")), Err(ClientError::OutcomeUnknown));
-    assert_eq!(runtime.block_on(hurried.query(GROUP, "q", false)), Err(ClientError::Deadline));
+    assert_eq!(runtime.block_on(hurried.query(GROUP, "q", Consistency::Local)), Err(ClientError::Deadline));
     let (connection, mut requests) = collect_requests(node.shard(), 1);
     // The late answer is for nobody, and harms nobody.
     let request = requests.remove(0);

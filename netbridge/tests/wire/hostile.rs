@@ -250,6 +250,14 @@ fn each_field_of_a_descriptor_is_checked() {
     let request = joined(&encode(sample("request")));
     assert_eq!(decode(&with(&request, HEADER_BYTES + 36, &[9])), unknown("kind of request", 9));
     assert_eq!(decode(&with(&request, HEADER_BYTES + 37, &[2])), unknown("option of a request", 2));
+    // Of a query: no such consistency, and a local one that is to be forwarded.
+    let query = joined(&encode(sample("request-reads")));
+    for option in [3, 4, 7, 8] {
+        assert_eq!(
+            decode(&with(&query, HEADER_BYTES + 37, &[option])),
+            unknown("option of a request", option)
+        );
+    }
     assert!(matches!(decode(&with(&request, HEADER_BYTES + 38, &[1])), Err(FrameError::Reserved { .. })));
     let no_records = decode(&with(&request, HEADER_BYTES + 28, &[0]));
     assert_eq!(no_records, Err(FrameError::Block(BatchError::Empty)));
@@ -258,7 +266,7 @@ fn each_field_of_a_descriptor_is_checked() {
     assert!(matches!(lie, Err(FrameError::Block(BatchError::Lengths { .. }))));
 
     let reply = joined(&encode(sample("reply")));
-    assert_eq!(decode(&with(&reply, HEADER_BYTES + 48, &[7])), unknown("kind of answer", 7));
+    assert_eq!(decode(&with(&reply, HEADER_BYTES + 48, &[9])), unknown("kind of answer", 9));
     assert!(matches!(decode(&with(&reply, HEADER_BYTES + 49, &[1])), Err(FrameError::Reserved { .. })));
     assert!(matches!(decode(&with(&reply, HEADER_BYTES + 55, &[1])), Err(FrameError::Reserved { .. })));
 }

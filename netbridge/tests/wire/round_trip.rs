@@ -1,14 +1,16 @@
 //! What goes in comes out, for any content.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, EntryKind, GroupId, Index, LogEntry, MessageKind,
-    NodeId, Offset, PeerMessage, ShardId, Term,
+    AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, Consistency, EntryKind, Freshness, GroupId, Index,
+    LogEntry, MessageKind, NodeId, Offset, PeerMessage, ShardId, Term,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, TEXT_BYTES_MAX};
 use iroh_raft_netbridge::wire::{
-    ClientBody, ClientReply, ClientRequest, Lane, PeerFrameBuilder, ReplyBody, ReplyFrameBuilder,
+    Answer, ClientBody, ClientReply, ClientRequest, Lane, PeerFrameBuilder, ReplyBody, ReplyFrameBuilder,
     RequestFrameBuilder,
 };
 use proptest::collection::vec;
@@ -74,12 +76,18 @@ fn message(lane: Lane) -> impl Strategy<Value = PeerMessage> {
     )
 }
 
+fn consistency() -> impl Strategy<Value = Consistency> {
+    prop_oneof![Just(Consistency::Local), Just(Consistency::Lease), Just(Consistency::Linearizable)]
+}
+
 fn request() -> impl Strategy<Value = ClientRequest> {
     let answer = prop_oneof![Just(AnswerOn::Commit), Just(AnswerOn::Apply)];
     let body = prop_oneof![
         (block(), answer).prop_map(|(block, answer)| ClientBody::Append { block, answer }),
-        (any::<bool>(), payload())
-            .prop_map(|(is_linearizable, query)| ClientBody::Query { is_linearizable, query }),
+        (consistency(), any::<bool>(), payload()).prop_map(|(consistency, may_forward, query)| {
+            let may_forward = may_forward && consistency != Consistency::Local;
+            ClientBody::Query { consistency, may_forward, query }
+        }),
         (any::<u64>(), any::<u32>())
             .prop_map(|(from, bytes_max)| ClientBody::ReadRecords { from: Offset(from), bytes_max }),
         Just(ClientBody::Status),
@@ -99,7 +107,13 @@ fn reply() -> impl Strategy<Value = ClientReply> {
         (number(), number(), number(), block()).prop_map(|(first, index, term, responses)| {
             ReplyBody::Responses { first: Offset(first), index: Index(index), term: Term(term), responses }
         }),
-        (number(), payload()).prop_map(|(index, answer)| ReplyBody::Answer { index: Index(index), answer }),
+        (number(), number(), prop::option::of(any::<u32>()), payload()).prop_map(
+            |(applied, commit, heard, bytes)| {
+                let heard = heard.map(|micros| Duration::from_micros(micros.into()));
+                let freshness = Freshness { applied: Index(applied), commit: Index(commit), heard };
+                ReplyBody::Answer(Answer { freshness, bytes })
+            }
+        ),
         (number(), number(), vec(payload(), 0..4)).prop_map(|(from, end, batches)| ReplyBody::Records {
             from: Offset(from),
             end: Offset(end),

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use std::sync::Once;
+use std::time::Duration;
 
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, EntryKind, GroupId, GroupStatus, Index, LogEntry,
-    MemberChange, MemberRole, MembersRefusal, MessageKind, NodeId, Offset, PeerMessage, RequestError, Role,
-    ShardId, Term, WallTime,
+    AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, EntryKind, Freshness, GroupId,
+    GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal, MessageKind, NodeId, Offset,
+    PeerMessage, RequestError, Role, ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
-    ClientBody, ClientFrame, ClientReply, ClientRequest, FrameError, FrameHeader, FrameKind, FrameLimits,
-    HEADER_BYTES, Lane, OutFrame, PeerFrame, PeerFrameBuilder, ReplyBody, ReplyFrame, ReplyFrameBuilder,
-    RequestFrameBuilder,
+    Answer, ClientBody, ClientFrame, ClientReply, ClientRequest, FrameError, FrameHeader, FrameKind,
+    FrameLimits, HEADER_BYTES, Lane, OutFrame, PeerFrame, PeerFrameBuilder, ReplyBody, ReplyFrame,
+    ReplyFrameBuilder, RequestFrameBuilder,
 };
 
 /// What a frame says, whatever its kind.
@@ -134,7 +135,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
             for reply in &replies {
                 match &reply.body {
                     ReplyBody::Responses { responses, .. } => inside(responses.as_bytes()),
-                    ReplyBody::Answer { answer, .. } => inside(answer),
+                    ReplyBody::Answer(answer) => inside(&answer.bytes),
                     ReplyBody::Records { batches, .. } => batches.iter().for_each(inside),
                     ReplyBody::Appended { .. }
                     | ReplyBody::Status(_)
@@ -326,7 +327,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
             2,
             ReplyBody::Responses { first: Offset(5), index: Index(6), term: Term(7), responses: block() },
         ),
-        reply(3, ReplyBody::Answer { index: Index(8), answer: Bytes::from_static(b"answer") }),
+        reply(3, answer(8, 0, Some(Duration::ZERO), b"answer")),
         reply(
             4,
             ReplyBody::Records { from: Offset(9), end: Offset(10), batches: vec![batch.clone(), batch] },
@@ -352,8 +353,8 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
             Content::Requests(vec![
                 request(1, ClientBody::Append { block: block(), answer: AnswerOn::Commit }),
                 request(2, ClientBody::Append { block: block(), answer: AnswerOn::Apply }),
-                request(3, ClientBody::Query { is_linearizable: true, query: Bytes::from_static(b"query") }),
-                request(4, ClientBody::Query { is_linearizable: false, query: Bytes::new() }),
+                request(3, query(Consistency::Linearizable, false, b"query")),
+                request(4, query(Consistency::Local, false, b"")),
                 request(5, ClientBody::ReadRecords { from: Offset(77), bytes_max: 1 << 20 }),
                 request(6, ClientBody::Status),
             ]),
@@ -364,6 +365,21 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ),
         ("reply", Content::Replies(replies)),
         ("reply-later", Content::Replies(later)),
+        (
+            "request-reads",
+            Content::Requests(vec![
+                request(1, query(Consistency::Lease, false, b"leader's")),
+                request(2, query(Consistency::Lease, true, b"anybody's")),
+                request(3, query(Consistency::Linearizable, true, b"anybody's")),
+            ]),
+        ),
+        (
+            "reply-reads",
+            Content::Replies(vec![
+                reply(1, answer(8, 9, Some(Duration::from_micros(1_234)), b"stale")),
+                reply(2, answer(0, 9, None, b"")),
+            ]),
+        ),
         ("handshake-hello", Content::Handshake(Handshake::Hello(introduction()))),
         ("handshake-welcome", Content::Handshake(Handshake::Welcome(introduction()))),
         (
@@ -374,4 +390,13 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
             }),
         ),
     ]
+}
+
+fn query(consistency: Consistency, may_forward: bool, query: &'static [u8]) -> ClientBody {
+    ClientBody::Query { consistency, may_forward, query: Bytes::from_static(query) }
+}
+
+pub(crate) fn answer(applied: u64, commit: u64, heard: Option<Duration>, bytes: &'static [u8]) -> ReplyBody {
+    let freshness = Freshness { applied: Index(applied), commit: Index(commit), heard };
+    ReplyBody::Answer(Answer { freshness, bytes: Bytes::from_static(bytes) })
 }

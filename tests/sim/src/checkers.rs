@@ -4,6 +4,7 @@
 //! recovery finds; they see it all at once, which no replica ever does.
 
 mod acknowledged;
+mod answers;
 mod commits;
 mod durable;
 mod elections;
@@ -13,17 +14,18 @@ pub(crate) mod members;
 mod sent;
 mod trace;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
-    Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, MessageKind, NodeId,
-    Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp,
+    Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, MessageKind,
+    NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp, Token,
 };
 
 use crate::clock::elapsed;
 use crate::marks::Marks;
 use crate::plan::Plan;
 use acknowledged::Acknowledged;
+use answers::Answers;
 use commits::Commits;
 use durable::Durable;
 use elections::Elections;
@@ -72,6 +74,9 @@ pub(crate) struct Checks {
     logs: Logs,
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
+    pub(crate) answers: Answers,
+    /// Reads by a lease that came in this turn.
+    leased: BTreeSet<Token>,
     /// How each replica stood at the end of its last turn.
     statuses: BTreeMap<(NodeId, GroupId), GroupStatus>,
     /// The last things that happened, if they are told.
@@ -92,6 +97,8 @@ impl Checks {
             logs: Logs::default(),
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
+            answers: Answers::default(),
+            leased: BTreeSet::new(),
             statuses: BTreeMap::new(),
             told: is_told.then(VecDeque::new),
         }
@@ -121,6 +128,7 @@ impl Checks {
     /// A node's process ended.
     pub(crate) fn stopped(&mut self, node: NodeId) {
         self.statuses.retain(|(of, _), _| *of != node);
+        self.answers.stopped(node);
     }
 
     /// A shard was opened; these are the replicas that recovery found.
@@ -164,6 +172,18 @@ impl Checks {
                 let checked = entries.iter().try_for_each(|entry| self.logs.check(*group, entry));
                 self.note(checked);
             }
+            Input::Message(message)
+                if matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat) =>
+            {
+                self.answers.heard(now, node, message.group);
+            }
+            Input::Read { token, group, consistency: Consistency::Local, .. } => {
+                let before = self.statuses.get(&(node, *group));
+                self.answers.asked(now, (node, *group, *token), before);
+            }
+            Input::Read { token, consistency: Consistency::Lease, .. } => {
+                self.leased.insert(*token);
+            }
             _ => {}
         }
         self.trace.input(node, shard, now, input);
@@ -206,6 +226,8 @@ impl Checks {
             self.status(node, status);
         }
         self.replies(node, outputs);
+        self.answers.turn_over();
+        self.leased.clear();
     }
 
     fn event(&mut self, node: NodeId, event: &Event) {
@@ -264,6 +286,14 @@ impl Checks {
 
     fn replies(&mut self, node: NodeId, outputs: &Outputs) {
         for reply in &outputs.replies {
+            if let Reply::ReadReady { token, group, freshness } = reply {
+                // A round takes longer than a turn.
+                self.marks.add("read answered by a lease", u64::from(self.leased.contains(token)));
+                let after = self.statuses.get(&(node, *group));
+                let committed = self.commits.last(*group);
+                let checked = self.answers.ready((node, *group, *token), freshness, after, committed);
+                self.note(checked);
+            }
             if let Reply::Appended { group, index, term, .. } = reply {
                 // A shard that is fenced in the same turn says no more how far it was.
                 let (from, log) = (self.commits.last(*group), self.logs.of(node, *group));
@@ -278,6 +308,7 @@ impl Checks {
                 let checked = self.acknowledgeable(node, apply.group, waiter.index, waiter.term);
                 self.note(checked);
             }
+            self.answers.applied(apply.group, &apply.entries);
             let checked =
                 apply.entries.iter().try_for_each(|entry| self.commits.applied(node, apply.group, entry));
             self.note(checked);
@@ -308,10 +339,12 @@ impl Checks {
             // One that was removed and has not heard of it asks on, in vain.
             let is_member = self.commits.members.latest(message.group).is_member(message.from);
             self.campaigns += u64::from(is_campaign && is_member);
-            let checked =
-                sent::check(&message, &self.durable).and_then(|()| self.elections.voted(&message)).and_then(
-                    |()| message.entries.iter().try_for_each(|entry| self.logs.check(message.group, entry)),
-                );
+            // What a forwarded read has is not of the log.
+            let is_append = message.kind == MessageKind::Append;
+            let mut entries = message.entries.iter().filter(|_| is_append);
+            let checked = sent::check(&message, &self.durable)
+                .and_then(|()| self.elections.voted(&message))
+                .and_then(|()| entries.try_for_each(|entry| self.logs.check(message.group, entry)));
             self.note(checked);
         }
     }

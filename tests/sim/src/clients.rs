@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_channel::oneshot;
 use iroh_raft_core::batch::{Batch, RecordBlock};
-use iroh_raft_core::{AnswerOn, BusyReason, GroupId, NodeId, Offset, RequestError, Retry, shard_of};
+use iroh_raft_core::{
+    AnswerOn, BusyReason, Consistency, GroupId, NodeId, Offset, RequestError, Retry, shard_of,
+};
 use iroh_raft_netbridge::port::{Rights, ToShard};
 use iroh_raft_netbridge::wire::{
     ClientBody, ClientFrame, ClientRequest, FrameLimits, OutFrame, ReplyBody, ReplyFrame, RequestFrameBuilder,
@@ -49,6 +51,8 @@ const TAILED_MAX: usize = 4;
 #[derive(Default, Debug)]
 pub(crate) struct Clients {
     open: BTreeMap<u64, oneshot::Sender<ReplyBody>>,
+    /// Registers asked for, by request.
+    asked: BTreeMap<u64, u32>,
     requests: u64,
     values: u64,
     leaders: BTreeMap<GroupId, NodeId>,
@@ -56,6 +60,15 @@ pub(crate) struct Clients {
     pub(crate) tails: BTreeMap<GroupId, Offset>,
     pub(crate) operations: u64,
     pub(crate) is_over: bool,
+    /// Nothing new is begun for a while.
+    pub(crate) is_resting: bool,
+}
+
+impl Clients {
+    fn forget(&mut self, request: u64) {
+        self.open.remove(&request);
+        self.asked.remove(&request);
+    }
 }
 
 /// No answer that says anything.
@@ -82,7 +95,8 @@ async fn run_writer(sim: Shared) {
         if sim.clients.borrow().is_over && in_flight.get() == 0 {
             return;
         }
-        if sim.clients.borrow().is_over || in_flight.get() == IN_FLIGHT_MAX {
+        let is_idle = sim.clients.borrow().is_over || sim.clients.borrow().is_resting;
+        if is_idle || in_flight.get() == IN_FLIGHT_MAX {
             continue;
         }
         in_flight.set(in_flight.get() + 1);
@@ -133,6 +147,11 @@ pub(crate) async fn call(
         clients.requests += 1;
         let request = clients.requests;
         clients.open.insert(request, sender);
+        if let ClientBody::Query { query, .. } = &body
+            && let Ok(register) = <[u8; 4]>::try_from(&query[..])
+        {
+            clients.asked.insert(request, u32::from_le_bytes(register));
+        }
         request
     };
     let mut builder = RequestFrameBuilder::default();
@@ -155,11 +174,11 @@ pub(crate) async fn call(
     };
     if refused {
         // Nobody listens, or the server answers that its ring is full.
-        sim.clients.borrow_mut().open.remove(&request);
+        sim.clients.borrow_mut().forget(request);
         return Err(Trouble::Refused);
     }
     let answer = timeout(DEADLINE + SLACK, receiver).await;
-    sim.clients.borrow_mut().open.remove(&request);
+    sim.clients.borrow_mut().forget(request);
     match answer {
         Ok(Ok(body)) => Ok(body),
         _ => Err(Trouble::Unknown),
@@ -176,6 +195,14 @@ pub(crate) fn answer(sim: &Shared, node: NodeId, connection: u64, frame: &OutFra
             format!("node {node} answers {} on connection {connection}", reply.request)
         });
         sim.checks.borrow_mut().note(checked);
+        let asked = sim.clients.borrow().asked.get(&reply.request).copied();
+        if let (Some(register), ReplyBody::Answer(answer)) = (asked, &reply.body)
+            && let Some(value) = machine::value_of(&answer.bytes)
+        {
+            let mut checks = sim.checks.borrow_mut();
+            let checked = checks.answers.answered(node, reply.group, register, &answer.freshness, value);
+            checks.note(checked);
+        }
         let sim = sim.clone();
         spawn_local(async move {
             let mut random = sim.random();
@@ -280,7 +307,7 @@ fn unique(sim: &Shared) -> u64 {
     clients.values
 }
 
-fn register(random: &mut SmallRng) -> u32 {
+pub(crate) fn register(random: &mut SmallRng) -> u32 {
     let age = elapsed().as_millis() / REGISTERS_FOR.as_millis();
     u32::try_from(age).expect("a short run") * REGISTERS + random.random_range(0..REGISTERS)
 }
@@ -294,36 +321,127 @@ pub(crate) async fn change(sim: &Shared, random: &mut SmallRng, group: &GroupPla
     } else {
         Change::Swap { expected: random.random_range(value.saturating_sub(20)..value), value }
     };
-    let command = machine::encode(register, change);
-    let block = RecordBlock::from_records(&[&command]);
+    let body = command(register, change);
     let called = elapsed();
-    let body = ClientBody::Append { block, answer: AnswerOn::Apply };
-    let (called, before, returned) = match ask(sim, random, group, body).await {
-        Ok((called, ReplyBody::Responses { first, responses, .. })) => {
-            acknowledge(sim, group.id, first, responses.count(), &[record_hash(&command)]);
+    let (called, outcome) = match ask(sim, random, group, body).await {
+        Ok((called, body)) => (called, Ok(body)),
+        Err(trouble) => (called, Err(trouble)),
+    };
+    changed(sim, group, register, change, called, outcome);
+}
+
+/// Writes a register at this very node; whether it was done.
+pub(crate) async fn write_register(
+    sim: &Shared,
+    random: &mut SmallRng,
+    node: NodeId,
+    group: &GroupPlan,
+    register: u32,
+) -> bool {
+    let change = Change::Write { value: unique(sim) };
+    let called = elapsed();
+    let outcome = match call(sim, random, node, group.id, command(register, change)).await {
+        Ok(ReplyBody::Failed(error)) if error.retry() == Retry::OutcomeUnknown => Err(Trouble::Unknown),
+        Ok(ReplyBody::Failed(_)) => Err(Trouble::Refused),
+        outcome => outcome,
+    };
+    let is_done = outcome.is_ok();
+    changed(sim, group, register, change, called, outcome);
+    is_done
+}
+
+fn command(register: u32, change: Change) -> ClientBody {
+    let block = RecordBlock::from_records(&[machine::encode(register, change)]);
+    ClientBody::Append { block, answer: AnswerOn::Apply }
+}
+
+/// Puts what came of a change into the history of its register.
+fn changed(
+    sim: &Shared,
+    group: &GroupPlan,
+    register: u32,
+    change: Change,
+    called: Duration,
+    outcome: Result<ReplyBody, Trouble>,
+) {
+    let (before, returned) = match outcome {
+        Ok(ReplyBody::Responses { first, responses, .. }) => {
+            let hash = record_hash(&machine::encode(register, change));
+            acknowledge(sim, group.id, first, responses.count(), &[hash]);
             sim.mark("command answered");
-            let before = responses.records().next().and_then(machine::value_of);
-            (called, before, Some(elapsed()))
+            (responses.records().next().and_then(machine::value_of), Some(elapsed()))
         }
-        Ok((_, other)) => return drop(wrong::<()>(sim, group.id, &other)),
+        Ok(other) => return drop(wrong::<()>(sim, group.id, &other)),
         Err(Trouble::Refused) => return,
-        Err(Trouble::Unknown) => (called, None, None),
+        Err(Trouble::Unknown) => (None, None),
     };
     let operation = Operation { called, returned, action: Action::Change { change, before } };
     sim.histories.borrow_mut().record(group.id, register, operation);
 }
 
-/// Reads a register, linearizably.
+/// Reads a register: of the leader, of any replica on its behalf, or of any replica at once.
 async fn query(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) {
     let register = register(random);
+    let consistency = *pick(random, &[Consistency::Linearizable, Consistency::Lease]);
+    match random.random_range(0..100) {
+        0..50 => {
+            let body = body_of(register, consistency, false);
+            let Ok((called, answer)) = ask(sim, random, group, body).await else { return };
+            if observed(sim, group, register, called, &answer) {
+                sim.mark("query answered");
+            }
+        }
+        50..75 => {
+            let node = *pick(random, &group.voters);
+            if read_register(sim, random, node, group, register, consistency).await {
+                sim.mark("query answered by a replica that does not lead");
+            }
+        }
+        _ => {
+            // What it says is checked where it is said; it tells nothing of what others have seen.
+            let node = *pick(random, &group.voters);
+            let body = body_of(register, Consistency::Local, false);
+            if let Ok(ReplyBody::Answer(_)) = call(sim, random, node, group.id, body).await {
+                sim.mark("query answered locally");
+            }
+        }
+    }
+}
+
+fn body_of(register: u32, consistency: Consistency, may_forward: bool) -> ClientBody {
     let query = Bytes::copy_from_slice(&register.to_le_bytes());
-    let body = ClientBody::Query { is_linearizable: true, query };
-    let Ok((called, answer)) = ask(sim, random, group, body).await else { return };
-    let ReplyBody::Answer { answer, .. } = answer else { return drop(wrong::<()>(sim, group.id, &answer)) };
-    let Some(value) = machine::value_of(&answer) else { return };
-    sim.mark("query answered");
+    ClientBody::Query { consistency, may_forward, query }
+}
+
+/// Reads a register of this very node, which may ask the leader; whether it answers, not being the leader.
+pub(crate) async fn read_register(
+    sim: &Shared,
+    random: &mut SmallRng,
+    node: NodeId,
+    group: &GroupPlan,
+    register: u32,
+    consistency: Consistency,
+) -> bool {
+    let called = elapsed();
+    let body = body_of(register, consistency, true);
+    match call(sim, random, node, group.id, body).await {
+        Ok(ReplyBody::Failed(_)) | Err(_) => false,
+        Ok(answer) => {
+            let leads = sim.checks.borrow().leader_of(group.id) == Some(node);
+            observed(sim, group, register, called, &answer) && !leads
+        }
+    }
+}
+
+/// Puts an answer that must be linearizable into the history of its register.
+fn observed(sim: &Shared, group: &GroupPlan, register: u32, called: Duration, answer: &ReplyBody) -> bool {
+    let ReplyBody::Answer(answer) = answer else {
+        return wrong::<bool>(sim, group.id, answer).is_ok();
+    };
+    let Some(value) = machine::value_of(&answer.bytes) else { return false };
     let operation = Operation { called, returned: Some(elapsed()), action: Action::Read { value } };
     sim.histories.borrow_mut().record(group.id, register, operation);
+    true
 }
 
 /// Reads records of one replica; returns the offset after them.

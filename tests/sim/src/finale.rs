@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use iroh_raft_core::{Index, NodeId, Offset, Role};
+use iroh_raft_core::{Consistency, Index, NodeId, Offset, Role};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use madsim::task::JoinHandle;
 
@@ -244,11 +244,10 @@ async fn state_of(
 ) -> Result<Bytes, crate::checkers::Violation> {
     let mut random = sim.random();
     loop {
-        let body = ClientBody::Query { is_linearizable: false, query: Bytes::from_static(machine::ALL) };
-        if let Ok(ReplyBody::Answer { answer, .. }) =
-            clients::call(sim, &mut random, node, group.id, body).await
-        {
-            return Ok(answer);
+        let query = Bytes::from_static(machine::ALL);
+        let body = ClientBody::Query { consistency: Consistency::Local, may_forward: false, query };
+        if let Ok(ReplyBody::Answer(answer)) = clients::call(sim, &mut random, node, group.id, body).await {
+            return Ok(answer.bytes);
         }
         ensure(elapsed() < deadline, ALIVE, || {
             format!("node {node} does not answer for group {}", group.id)

@@ -24,7 +24,7 @@ pub(crate) fn encode(register: u32, change: Change) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<(u32, Change)> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<(u32, Change)> {
     let (kind, rest) = bytes.split_first()?;
     let (register, rest) = rest.split_first_chunk()?;
     let (first, rest) = rest.split_first_chunk()?;

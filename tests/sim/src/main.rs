@@ -30,6 +30,7 @@ mod shrink;
 mod sim;
 #[cfg(madsim)]
 mod tasks;
+mod usurp;
 
 #[cfg(madsim)]
 fn main() -> std::process::ExitCode {

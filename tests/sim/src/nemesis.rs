@@ -18,6 +18,7 @@ use crate::clock::{elapsed, sleep};
 use crate::node;
 use crate::plan::{GroupPlan, within};
 use crate::sim::Shared;
+use crate::usurp::usurp;
 
 /// How long a power cut that waits for a write waits at most.
 const CUT_WITHIN: Duration = Duration::from_secs(2);
@@ -51,6 +52,7 @@ pub(crate) enum FaultKind {
     RollBack,
     HandOver,
     Members,
+    Usurp,
 }
 
 impl std::str::FromStr for FaultKind {
@@ -63,7 +65,7 @@ impl std::str::FromStr for FaultKind {
 }
 
 impl FaultKind {
-    pub(crate) const ALL: [FaultKind; 20] = [
+    pub(crate) const ALL: [FaultKind; 21] = [
         FaultKind::Kill,
         FaultKind::PowerCut,
         FaultKind::PowerCutInCommit,
@@ -84,6 +86,7 @@ impl FaultKind {
         FaultKind::RollBack,
         FaultKind::HandOver,
         FaultKind::Members,
+        FaultKind::Usurp,
     ];
 
     pub(crate) fn weight(self) -> u32 {
@@ -95,7 +98,7 @@ impl FaultKind {
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
             FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
-            FaultKind::BitFlip => 8,
+            FaultKind::BitFlip | FaultKind::Usurp => 8,
             FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::RollBack => 2,
         }
     }
@@ -215,6 +218,17 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
             let group = pick(random, &sim.plan.groups).clone();
             if !sim.network.borrow().has_limits() {
                 go_on(sim, duel(sim.clone(), group, sim.random()));
+            }
+        }
+        FaultKind::Usurp => {
+            let group = pick(random, &sim.plan.groups).clone();
+            let has_leases = sim.plan.core.lease_reads.is_some();
+            if group.has_machine && has_leases && !sim.is_usurping.replace(true) {
+                let (of, random) = (sim.clone(), sim.random());
+                go_on(sim, async move {
+                    usurp(of.clone(), group, random).await;
+                    of.is_usurping.set(false);
+                });
             }
         }
         FaultKind::OneWay => {

@@ -63,12 +63,11 @@ pub(crate) struct Machines(ByNode<OneNode>);
 impl Machines {
     pub(crate) fn new(plan: &Plan) -> Machines {
         let one = |id: NodeId| {
-            let sign = if id.0.is_multiple_of(2) { 1 } else { -1 };
             let node = OneNode {
                 disk: FaultDisk::lasting(plan.seed ^ id.0 << 32),
                 boots: 0,
                 process: None,
-                drift_ppm: sign * plan.drift_ppm,
+                drift_ppm: if plan.slow.contains(&id) { -plan.drift_ppm } else { plan.drift_ppm },
                 wall_offset_ms: Arc::default(),
                 is_halted: false,
             };

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use iroh_raft_core::{ConfState, GroupId, GroupState, NodeId, ShardConfig};
+use iroh_raft_core::{ConfState, GroupId, GroupState, LeaseReads, NodeId, ShardConfig};
 use iroh_raft_storage::ShardOptions;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::nemesis::FaultKind;
+
+/// More than all other faults together.
+const USURP_WEIGHT: u32 = 200;
 
 /// A range in microseconds, both ends included.
 pub(crate) type Micros = (u64, u64);
@@ -64,7 +67,9 @@ pub(crate) struct Plan {
     pub(crate) is_reordering: bool,
     pub(crate) flush: Micros,
     pub(crate) turn: Micros,
+    /// By how much clocks are slow or fast, and whose are slow.
     pub(crate) drift_ppm: i64,
+    pub(crate) slow: Vec<NodeId>,
     pub(crate) writers: u64,
     pub(crate) record_bytes_max: usize,
     pub(crate) think: Micros,
@@ -108,6 +113,7 @@ impl Plan {
             flush: *pick(random, &[(100, 500), (200, 2_000), (1_000, 20_000)]),
             turn: *pick(random, &[(1, 20), (10, 200), (10, 2_000)]),
             drift_ppm: *pick(random, &[0, 100, 10_000, 100_000]),
+            slow: Vec::new(),
             writers: random.random_range(2..=6),
             record_bytes_max: *pick(random, &[64, 64, 64, 512, 512, 4_096, 32_768]),
             think: *pick(random, &[(1_000, 10_000), (1_000, 20_000), (5_000, 100_000)]),
@@ -118,7 +124,40 @@ impl Plan {
             liars,
         };
         plan.draw_faults(random);
+        plan.draw_clocks(random);
         plan
+    }
+
+    /// Clocks drift by as much as the bound allows, or by less. Worst for a lease is a leader whose clock is slow among
+    /// others that are fast.
+    fn draw_clocks(&mut self, random: &mut SmallRng) {
+        let is_lone = random.random_bool(0.5);
+        let lone = NodeId(random.random_range(1..=self.nodes));
+        self.slow =
+            self.node_ids().filter(|id| if is_lone { *id == lone } else { random.random() }).collect();
+        if random.random_bool(0.3) {
+            return;
+        }
+        if random.random_bool(0.3) {
+            self.drift_ppm = 200_000;
+        }
+        let bound = *pick(random, &[1, 1, 1, 10_000, 100_000]);
+        let drift = u32::try_from(self.drift_ppm).expect("a drift is not negative");
+        self.core.lease_reads = Some(LeaseReads { drift_ppm_max: bound.max(drift) });
+        if random.random_bool(0.7) {
+            // Elections as soon as promises allow.
+            let shortest = self.core.lease_ticks + 1;
+            self.core.election_ticks = (shortest, shortest + 6);
+        }
+        if random.random_bool(0.5) {
+            // Hardly anything but what leases get wrong, and in few groups, so that it meets them.
+            self.groups.truncate(2);
+            self.groups.iter_mut().for_each(|group| group.has_machine = true);
+            // Turns that take so long are met by pauses.
+            self.turn = (10, 2_000);
+            self.faults.retain(|(kind, _)| *kind != FaultKind::Usurp);
+            self.faults.push((FaultKind::Usurp, USURP_WEIGHT));
+        }
     }
 
     /// Three kinds of runs: everything at times; one leader after the other loses touch, often before it has

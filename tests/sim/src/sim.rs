@@ -39,6 +39,8 @@ pub(crate) struct Sim {
     pub(crate) histories: RefCell<Histories>,
     /// Faults that have struck and are not over.
     pub(crate) faults_open: Cell<u32>,
+    /// Whether a leader is being deposed behind its back: one at a time.
+    pub(crate) is_usurping: Cell<bool>,
     /// Where each part gets a generator of its own.
     seeds: RefCell<SmallRng>,
 }
@@ -54,6 +56,7 @@ impl Sim {
             clients: RefCell::default(),
             histories: RefCell::default(),
             faults_open: Cell::new(0),
+            is_usurping: Cell::new(false),
             seeds: RefCell::new(SmallRng::seed_from_u64(plan.seed ^ 0x7365_6564)),
             plan,
             recorded,

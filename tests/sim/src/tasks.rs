@@ -134,8 +134,11 @@ async fn run_driver(place: Place, mut driver: Driver, bell: Arc<Doorbell>, clock
     let turn = place.sim.plan.turn;
     let mut turns = 0;
     loop {
+        // What a turn takes, it takes between its first look at the clock and the rings: so a pause strikes there, too.
+        let began = Cell::new(Some(clock.now()));
+        sleep(within(&mut random, turn)).await;
+        let next = driver.turn(|| began.take().unwrap_or_else(|| clock.now()), clock.wall());
         let now = clock.now();
-        let next = driver.turn(now, clock.wall());
         turns += 1;
         match next {
             Next::Over => return,
@@ -155,7 +158,6 @@ async fn run_driver(place: Place, mut driver: Driver, bell: Arc<Doorbell>, clock
             )
         });
         place.sim.checks.borrow_mut().note(checked);
-        sleep(within(&mut random, turn)).await;
     }
 }
 

@@ -168,12 +168,14 @@ impl Replica {
         after: Option<FlushSeq>,
         sends_before: usize,
     ) {
-        for message in messages.into_iter().filter_map(|message| to_peer_message(self.group, message)) {
+        let group = self.group;
+        for message in messages.into_iter().filter_map(|message| to_peer_message(group, message)) {
             if matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote) {
                 let (term, role) = (Term(self.raw.raft.term), self.raw.raft.state);
                 self.persistence.campaign = Some(Campaign { term, role, after });
             }
             let mut send = Send { message, after };
+            self.prepare(turn, &mut send);
             if mutants::is(Mutant::CandidateSpeaksEarly) && send.message.kind == MessageKind::RequestVote {
                 send.after = None;
             }

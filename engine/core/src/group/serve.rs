@@ -23,9 +23,7 @@ impl Replica {
             self.commit_end = self.raw.store().end_at(committed);
         }
         self.apply(turn);
-        let is_early = mutants::is(Mutant::ReadBeforeApplied);
-        let applied = if is_early { Index(u64::MAX) } else { self.applied };
-        self.reads.handle_applied(applied, &mut turn.out.replies);
+        self.reads.handle_applied(self.freshness(turn.now), &mut turn.out.replies);
         self.serve_records(turn);
         self.fetch_for_followers(turn);
     }

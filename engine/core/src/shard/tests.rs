@@ -1,7 +1,7 @@
 use super::*;
 use crate::batch::RecordBlock;
 use crate::ids::{Index, Offset, Term};
-use crate::io::{AnswerOn, ConfState, FetchFrom, HardState, Propose, TermRun};
+use crate::io::{AnswerOn, ConfState, Consistency, FetchFrom, HardState, Propose, TermRun};
 
 fn lone(group: u64) -> GroupState {
     GroupState::fresh(GroupId(group), ConfState { voters: vec![NodeId(1)], ..ConfState::default() }, false)
@@ -92,7 +92,8 @@ fn a_group_that_makes_raft_panic_is_taken_out_alone() {
     let [first, broken, third] = [1, 2, 3].map(|group| fixture.propose(group, 10));
     let read = Token { origin: 9, request: 0 };
     let deadline = fixture.now.after(Duration::from_secs(1));
-    fixture.step(Input::Read { token: read, group: GroupId(2), deadline });
+    let consistency = Consistency::Linearizable;
+    fixture.step(Input::Read { token: read, group: GroupId(2), consistency, may_forward: true, deadline });
     // raft-rs finds its commit index beyond its log and panics.
     fixture.replica(2).plant_commit_beyond_last();
     fixture.turn();
@@ -339,6 +340,12 @@ fn settings_that_cannot_work_are_refused() {
     for (shortest, longest) in [(10, 18), (14, 13), (12, u32::MAX)] {
         let error = ConfigError::ElectionTicks { shortest, longest, lease_ticks: 10 };
         assert_eq!(refused(&ShardConfig { election_ticks: (shortest, longest), ..good() }, none()), error);
+    }
+    // A lease of a third of ten ticks is shorter than from one heartbeat to the next, here.
+    for (drift_ppm_max, heartbeat_ticks) in [(0, 2), (500_001, 2), (u32::MAX, 2), (500_000, 4)] {
+        let lease_reads = Some(LeaseReads { drift_ppm_max });
+        let error = ConfigError::LeaseReads { drift_ppm_max, heartbeat_ticks, lease_ticks: 10 };
+        assert_eq!(refused(&ShardConfig { lease_reads, heartbeat_ticks, ..good() }, none()), error);
     }
     for value in [0, usize::MAX] {
         let error = refused(&ShardConfig { pending_bytes_max: value, ..good() }, none());

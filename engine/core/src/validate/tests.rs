@@ -20,6 +20,7 @@ impl LogView for Log {
 fn follower(log: &Log) -> GroupView<'_> {
     GroupView {
         node: NodeId(1),
+        now: Timestamp(1_000),
         term: Term(5),
         role: Role::Follower,
         leader: Some(NodeId(2)),
@@ -80,8 +81,7 @@ fn what_an_honest_peer_says_passes() {
     let pre_candidate = GroupView { leader: None, has_asked_for_votes: true, ..pre_candidate };
     let leader = GroupView { role: Role::Leader, leader: Some(NodeId(1)), ..follower(&log) };
     let vote = PeerMessage { index: Index(4), log_term: Term(4), ..message(MessageKind::RequestVote) };
-    let read = [2_u64.to_le_bytes(), 9_u64.to_le_bytes()].concat();
-    let read = LogEntry { data: read.into(), ..entry(0, 0, 0) };
+    let read = read_of(2);
     let cases = [
         (&view, append()),
         (&view, PeerMessage { term: Term(9), from: NodeId(77), ..append() }),
@@ -112,7 +112,15 @@ fn what_an_honest_peer_says_passes() {
         (&leader, PeerMessage { index: Index(4), ..message(MessageKind::AppendResponse) }),
         (&leader, PeerMessage { term: Term(6), ..message(MessageKind::AppendResponse) }),
         (&leader, message(MessageKind::HeartbeatResponse)),
+        (&leader, PeerMessage { context: stamped(1_000), ..message(MessageKind::HeartbeatResponse) }),
+        // The clock of a leader of an older term may have been another.
+        (&view, PeerMessage { context: stamped(2_000), ..message(MessageKind::HeartbeatResponse) }),
+        (
+            &leader,
+            PeerMessage { term: Term(4), context: stamped(2_000), ..message(MessageKind::HeartbeatResponse) },
+        ),
         (&leader, PeerMessage { term: Term(0), entries: vec![read], ..message(MessageKind::ReadIndex) }),
+        (&view, PeerMessage { entries: vec![read_of(1)], ..message(MessageKind::ReadIndexResponse) }),
     ];
     for (view, message) in cases {
         assert_eq!(check(view, &message), Ok(()), "{message:?}");
@@ -152,7 +160,6 @@ fn an_envelope_that_cannot_be_is_refused() {
     let request_snapshot = Index(1);
     assert_eq!(refusal(&view, PeerMessage { request_snapshot, ..heartbeat() }), Refusal::Snapshot);
     assert_eq!(refusal(&view, message(MessageKind::Snapshot)), Refusal::Snapshot);
-    assert_eq!(refusal(&view, message(MessageKind::ReadIndexResponse)), Refusal::UnaskedRead);
 }
 
 #[test]
@@ -311,19 +318,55 @@ fn only_the_leader_may_ask_for_a_campaign() {
 }
 
 #[test]
-fn reads_reach_only_the_leader_and_only_under_the_senders_name() {
+fn reads_are_forwarded_only_under_the_senders_name() {
     let log = log();
     let leader = |reads_waiting| GroupView { role: Role::Leader, reads_waiting, ..follower(&log) };
-    let context = |node: u64| LogEntry { data: node.to_le_bytes().to_vec().into(), ..entry(0, 0, 0) };
     let read = |entries| PeerMessage { term: Term(0), entries, ..message(MessageKind::ReadIndex) };
-    assert_eq!(refusal(&follower(&log), read(vec![context(2)])), Refusal::ReadNotAtLeader);
     let kind = MessageKind::ReadIndex;
     assert_eq!(refusal(&leader(0), read(vec![])), Refusal::Entries { kind, count: 0 });
-    assert_eq!(refusal(&leader(0), read(vec![context(2), context(2)])), Refusal::Entries { kind, count: 2 });
-    assert_eq!(refusal(&leader(0), read(vec![context(1)])), Refusal::ReadContext);
-    let short = LogEntry { data: Bytes::from_static(b"short"), ..context(2) };
-    assert_eq!(refusal(&leader(0), read(vec![short])), Refusal::ReadContext);
-    let long = LogEntry { data: [&2_u64.to_le_bytes()[..], &[0; 57]].concat().into(), ..context(2) };
-    assert_eq!(refusal(&leader(0), read(vec![long])), Refusal::ReadContext);
-    assert_eq!(refusal(&leader(FORWARDED_READS_MAX), read(vec![context(2)])), Refusal::ReadsFull);
+    assert_eq!(refusal(&leader(0), read(vec![read_of(2), read_of(2)])), Refusal::Entries { kind, count: 2 });
+    assert_eq!(refusal(&leader(0), read(vec![read_of(1)])), Refusal::ReadContext);
+    // A stamp in front of it must be told from it by its length.
+    for bytes in [0, 5, ROUND_BYTES - 1, ROUND_BYTES + 1, CONTEXT_BYTES_MAX] {
+        let data = [&2_u64.to_le_bytes()[..], &[0; CONTEXT_BYTES_MAX]].concat();
+        let other = LogEntry { data: Bytes::from(data).slice(..bytes), ..read_of(2) };
+        assert_eq!(refusal(&leader(0), read(vec![other])), Refusal::ReadContext);
+    }
+    assert_eq!(refusal(&leader(FORWARDED_READS_MAX), read(vec![read_of(2)])), Refusal::ReadsFull);
+}
+
+#[test]
+fn forwarded_reads_are_answered_by_the_leader_and_to_whom_they_belong() {
+    let log = log();
+    let view = follower(&log);
+    let answer = |entries| PeerMessage { entries, ..message(MessageKind::ReadIndexResponse) };
+    let kind = MessageKind::ReadIndexResponse;
+    assert_eq!(refusal(&view, answer(vec![])), Refusal::Entries { kind, count: 0 });
+    assert_eq!(refusal(&view, answer(vec![read_of(2)])), Refusal::UnaskedRead);
+    let second = Refusal::SecondLeader { from: NodeId(3), leader: NodeId(2), term: Term(5) };
+    assert_eq!(refusal(&view, PeerMessage { from: NodeId(3), ..answer(vec![read_of(1)]) }), second);
+    let term = Term(0);
+    assert_eq!(
+        refusal(&view, PeerMessage { term, ..answer(vec![read_of(1)]) }),
+        Refusal::Term { kind, term }
+    );
+}
+
+#[test]
+fn a_heartbeat_that_was_not_sent_yet_has_no_answer() {
+    let log = log();
+    let leader = GroupView { role: Role::Leader, leader: Some(NodeId(1)), ..follower(&log) };
+    let answer = PeerMessage { context: stamped(1_001), ..message(MessageKind::HeartbeatResponse) };
+    assert_eq!(refusal(&leader, answer), Refusal::Stamp { sent: Timestamp(1_001) });
+}
+
+/// An entry as a forwarded read of this node has it.
+fn read_of(node: u64) -> LogEntry {
+    let mut data = node.to_le_bytes().to_vec();
+    data.resize(ROUND_BYTES, 9);
+    LogEntry { data: data.into(), ..entry(0, 0, 0) }
+}
+
+fn stamped(sent: u64) -> Bytes {
+    Stamp { sent: Timestamp(sent), promise: std::time::Duration::from_millis(500) }.put_before(&[])
 }

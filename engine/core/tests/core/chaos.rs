@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use iroh_raft_core::{AnswerOn, GroupId, Input, NodeId};
+use iroh_raft_core::{AnswerOn, GroupId, Input, LeaseReads, NodeId};
 
 use crate::harness::{Cluster, Group, Options, Rng};
 
@@ -45,6 +45,7 @@ fn options(seed: u64) -> Options {
     options.config.inflight_messages_max = rng.within(1..20) as usize;
     options.config.apply_bytes_max = 1 << rng.within(4..12);
     options.config.pending_bytes_max = 1 << rng.within(11..16);
+    options.config.lease_reads = rng.chance(500).then(LeaseReads::default);
     options
 }
 
@@ -77,7 +78,7 @@ fn act(cluster: &mut Cluster) {
         55..=94 => cluster.cut.clear(),
         95..=119 if cluster.is_up(target) => cluster.feed(target, Input::TransferLeader { group, to: None }),
         120..=139 if cluster.is_up(target) => cluster.feed(target, Input::Unreachable { node }),
-        140..=239 if cluster.is_up(target) => drop(cluster.read(target, group)),
+        140..=239 if cluster.is_up(target) => drop(cluster.read_any(target, group)),
         240..=339 if cluster.is_up(node) => read_some(cluster, node, group),
         340.. if cluster.is_up(target) => {
             for _ in 0..cluster.rng.within(1..6) {

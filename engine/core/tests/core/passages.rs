@@ -220,8 +220,8 @@ fn a_read_index_covers_all_acknowledged_writes() {
         let commit = cluster.status(leader, GROUP).unwrap().commit;
         let token = cluster.read(leader, GROUP);
         cluster.run_until("a read", |cluster| cluster.replies.contains_key(&token));
-        let Reply::ReadReady { index, .. } = cluster.replies[&token] else { panic!() };
-        assert!(index >= commit);
+        let Reply::ReadReady { freshness, .. } = cluster.replies[&token] else { panic!() };
+        assert!(freshness.applied >= commit);
         assert!(cluster.nodes[&leader].applied[&GROUP].len() as u64 >= commit.0);
     }
 }

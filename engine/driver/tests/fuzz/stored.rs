@@ -13,9 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, ConfState, EntryKind, FetchError, FetchId, FlushSeq, GroupId, GroupState, HardState, Index,
-    Input, LogDamage, LogEntry, MessageKind, NodeId, Offset, Outputs, PeerMessage, Propose, Shard,
-    ShardConfig, ShardId, Term, TermRun, Timestamp, Token, WallTime,
+    AnswerOn, ConfState, Consistency, EntryKind, FetchError, FetchId, FlushSeq, GroupId, GroupState,
+    HardState, Index, Input, LogDamage, LogEntry, MessageKind, NodeId, Offset, Outputs, PeerMessage, Propose,
+    Shard, ShardConfig, ShardId, Term, TermRun, Timestamp, Token, WallTime,
 };
 use iroh_raft_driver::Observer;
 use iroh_raft_driver::recording::{Origin, Recorder};
@@ -197,10 +197,17 @@ fn write_recordings() {
             deadline,
         })
     };
+    let read = |request| Input::Read {
+        token: token(request),
+        group: GROUP,
+        consistency: Consistency::Lease,
+        may_forward: true,
+        deadline,
+    };
     // A lone voter becomes leader.
     let mut leader = Recorded::new(&memory, 1 << 20, vec![state(&[1], 0)]);
     (0..25).for_each(|_| leader.turn(Vec::new()));
-    leader.turn(vec![propose(1), Input::Read { token: token(2), group: GROUP, deadline }]);
+    leader.turn(vec![propose(1), read(2)]);
     leader
         .turn(vec![Input::Unreachable { node: NodeId(2) }, Input::TransferLeader { group: GROUP, to: None }]);
     leader.turn(vec![Input::ReadRecords {
@@ -236,7 +243,7 @@ fn write_recordings() {
         ("wall", Input::Wall(WallTime(1))),
         ("append", append(6)),
         ("propose", propose(1)),
-        ("read", Input::Read { token: token(1), group: GROUP, deadline }),
+        ("read", read(1)),
         ("fetched", Input::Fetched { id: FetchId(1), group: GROUP, result: Ok(vec![entry(1), entry(2)]) }),
         ("applied", Input::Applied { group: GROUP, index: Index(3) }),
         ("transfer", Input::TransferLeader { group: GROUP, to: Some(NodeId(2)) }),

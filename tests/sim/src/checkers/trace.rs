@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use iroh_raft_core::{
-    FlushSeq, GroupState, Input, LogEntry, NodeId, Outputs, PeerMessage, Reply, ShardId, Timestamp,
+    FlushSeq, Freshness, GroupState, Input, LogEntry, NodeId, Outputs, PeerMessage, Reply, ShardId, Timestamp,
 };
 
 #[derive(Default)]
@@ -30,7 +30,9 @@ impl Trace {
                 (propose.token, propose.group, propose.deadline).hash(&mut self.0);
                 crc32c::crc32c(propose.block.as_bytes()).hash(&mut self.0);
             }
-            Input::Read { token, group, deadline } => (token, group, deadline).hash(&mut self.0),
+            Input::Read { token, group, consistency, may_forward, deadline } => {
+                (token, group, consistency, may_forward, deadline).hash(&mut self.0);
+            }
             Input::ReadRecords { token, group, from, .. } => (token, group, from).hash(&mut self.0),
             Input::Persisted { seq } => seq.hash(&mut self.0),
             Input::Damaged { group, damage } => (group, damage.first, damage.last).hash(&mut self.0),
@@ -74,7 +76,9 @@ impl Trace {
                 Reply::Appended { token, first, index, term, .. } => {
                     (token, first, index, term).hash(&mut self.0);
                 }
-                Reply::ReadReady { token, index, .. } => (token, index).hash(&mut self.0),
+                Reply::ReadReady { token, freshness: Freshness { applied, commit, heard }, .. } => {
+                    (token, applied, commit, heard).hash(&mut self.0);
+                }
                 Reply::Records { token, end, .. } => (token, end).hash(&mut self.0),
                 Reply::MembersChanged { token, index, .. } => (token, index).hash(&mut self.0),
                 Reply::Failed { token, error, .. } => {

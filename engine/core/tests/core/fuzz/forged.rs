@@ -91,16 +91,25 @@ pub(crate) fn forged(choices: &mut Choices<'_>, about: &About<'_>) -> PeerMessag
             message.reject = choices.below(3) == 0;
         }
         MessageKind::ReadIndex => {
-            let data = [&from.0.to_le_bytes()[..], &choices.bytes(2)].concat().into();
-            let entry = LogEntry { index: Index(0), term: Term(0), kind: EntryKind::Normal, data };
-            message.entries = vec![entry];
+            message.entries = vec![round(from, &choices.bytes(2))];
         }
-        MessageKind::TimeoutNow | MessageKind::ReadIndexResponse | MessageKind::Snapshot => {}
+        MessageKind::ReadIndexResponse => {
+            message.index = status.commit;
+            message.entries = vec![round(about.node, &[])];
+        }
+        MessageKind::TimeoutNow | MessageKind::Snapshot => {}
     }
     for _ in 0..choices.one_of(&[0, 0, 0, 1, 1, 2]) {
         bend(choices, about, &mut message);
     }
     message
+}
+
+/// What a forwarded read carries: the name of a round, which begins with its reader.
+fn round(reader: NodeId, name: &[u8]) -> LogEntry {
+    let mut data = [&reader.0.to_le_bytes()[..], name].concat();
+    data.resize(24, 0);
+    LogEntry { index: Index(0), term: Term(0), kind: EntryKind::Normal, data: data.into() }
 }
 
 /// A leader's word to campaign.

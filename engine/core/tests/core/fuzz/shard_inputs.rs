@@ -78,7 +78,7 @@ impl World {
                 cluster.propose(leader, group, 1 + choices.below(8), answer);
             }
             14 if cluster.is_up(node) => drop(cluster.propose(node, group, 1, AnswerOn::Commit)),
-            15 if cluster.is_up(leader) => drop(cluster.read(leader, group)),
+            15 if cluster.is_up(leader) => drop(cluster.read_any(leader, group)),
             16 if cluster.is_up(node) => {
                 let end = cluster.status(node, group).map_or(0, |status| status.end.0);
                 let (from, bytes_max) = (choices.number(end), choices.number(256));

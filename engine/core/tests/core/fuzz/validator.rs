@@ -30,7 +30,7 @@ pub(crate) fn validator(data: &[u8]) -> BTreeSet<String> {
             0 => (0..=choices.below(8)).for_each(|_| cluster.run_nth(0)),
             1 => cluster.run_for(Duration::from_millis(choices.below(256))),
             2 => drop(cluster.propose(node, GROUP, 1 + choices.below(3), AnswerOn::Commit)),
-            3 if choices.below(4) == 0 => drop(cluster.read(node, GROUP)),
+            3 if choices.below(4) == 0 => drop(cluster.read_any(node, GROUP)),
             _ => {
                 let message = forged(&mut choices, &about(&cluster, node));
                 seen.extend(told(&mut cluster, node, message));

@@ -6,9 +6,9 @@ use std::time::Duration;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::validate::Refusal;
 use iroh_raft_core::{
-    AnswerOn, Append, Apply, ConfState, Event, Fetch, FlushSeq, GroupId, GroupState, GroupStatus, Index,
-    Input, LogDamage, LogEntry, NodeId, Offset, Outputs, PeerMessage, Propose, Reply, RequestError, Role,
-    Send, Shard, ShardConfig, Timestamp, Token, WallTime,
+    AnswerOn, Append, Apply, ConfState, Consistency, Event, Fetch, FlushSeq, GroupId, GroupState,
+    GroupStatus, Index, Input, LogDamage, LogEntry, NodeId, Offset, Outputs, PeerMessage, Propose, Reply,
+    RequestError, Role, Send, Shard, ShardConfig, Timestamp, Token, WallTime,
 };
 
 use super::checker::Checker;
@@ -285,11 +285,30 @@ impl Cluster {
         token
     }
 
+    /// A linearizable read, for the leader alone.
     pub(crate) fn read(&mut self, node: NodeId, group: GroupId) -> Token {
+        self.read_as(node, group, Consistency::Linearizable, false)
+    }
+
+    /// A read of any kind.
+    pub(crate) fn read_any(&mut self, node: NodeId, group: GroupId) -> Token {
+        let kinds = [Consistency::Local, Consistency::Lease, Consistency::Linearizable];
+        let consistency = kinds[self.rng.within(0..3) as usize];
+        let may_forward = consistency != Consistency::Local && self.rng.chance(500);
+        self.read_as(node, group, consistency, may_forward)
+    }
+
+    pub(crate) fn read_as(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        consistency: Consistency,
+        may_forward: bool,
+    ) -> Token {
         let token = self.token(node);
         self.checker.open(token, group, Vec::new());
         let deadline = self.deadline();
-        self.feed(node, Input::Read { token, group, deadline });
+        self.feed(node, Input::Read { token, group, consistency, may_forward, deadline });
         token
     }
 

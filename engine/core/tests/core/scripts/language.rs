@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use iroh_raft_core::{AnswerOn, FetchError, GroupId, Index, Input, LogDamage, NodeId};
+use iroh_raft_core::{
+    AnswerOn, Consistency, FetchError, GroupId, Index, Input, LeaseReads, LogDamage, NodeId,
+};
 
 use super::message::{parse_message, parse_number, parse_record};
 use super::trace::Detail;
@@ -29,7 +31,9 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         | "unreachable" => connect(world, name, group, rest),
         "hold" | "release" => hold(world, *name == "hold", rest),
         "persist" | "fail" | "damage" | "fetch" | "applied" => store(world, name, group, rest),
-        "propose" | "command" | "read" | "records" | "members" | "transfer" => ask(world, name, group, rest),
+        "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer" => {
+            ask(world, name, group, rest)
+        }
         "status" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_status(&ids);
@@ -91,6 +95,11 @@ fn group(id: u64, members: &[&str]) -> Result<Group, String> {
 }
 
 fn set(world: &mut World, setting: &str, value: usize) -> Result<(), String> {
+    if setting == "drift_ppm_max" {
+        let drift_ppm_max = u32::try_from(value).map_err(|error| error.to_string())?;
+        world.config.lease_reads = Some(LeaseReads { drift_ppm_max });
+        return Ok(());
+    }
     let config = &mut world.config;
     let place = match setting {
         "entry_bytes_max" => &mut config.entry_bytes_max,
@@ -272,7 +281,14 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
             let answer = if name == "command" { AnswerOn::Apply } else { AnswerOn::Commit };
             world.propose(node(id)?, group, &requests, answer, patience)
         }
-        ("read", [id, names @ ..]) => world.read(node(id)?, group, names, patience),
+        ("read" | "lease" | "local" | "here", [id, names @ ..]) => {
+            let kind = match name {
+                "local" => (Consistency::Local, false),
+                "lease" => (Consistency::Lease, false),
+                _ => (Consistency::Linearizable, name == "here"),
+            };
+            world.read(node(id)?, group, names, kind, patience)
+        }
         ("members", [id, changes @ ..]) => world.change_members(node(id)?, group, changes, patience),
         ("records", [id, from]) => world.read_records(node(id)?, group, parse_number(from)?),
         ("transfer", [id]) => world.feed(node(id)?, Input::TransferLeader { group, to: None }),

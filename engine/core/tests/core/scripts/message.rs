@@ -38,9 +38,10 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
         text.push_str(&what);
     };
     let is_answer = is_answer(message.kind);
-    if message.kind == MessageKind::AppendResponse {
+    if matches!(message.kind, MessageKind::AppendResponse | MessageKind::ReadIndexResponse) {
         say(format!("index={}", message.index));
-    } else if !is_answer && message.kind != MessageKind::Heartbeat && message.kind != MessageKind::TimeoutNow
+    } else if !is_answer
+        && !matches!(message.kind, MessageKind::Heartbeat | MessageKind::TimeoutNow | MessageKind::ReadIndex)
     {
         say(format!("after={}/{}", message.index, message.log_term));
     }
@@ -60,13 +61,35 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
         _ if message.reject => say("reject".to_owned()),
         _ => {}
     }
+    // When a heartbeat was sent stands before the context of a read.
+    let is_stamped = matches!(message.context.len(), 16 | 40);
+    let word = |at: usize| -> Option<u64> {
+        let bytes = message.context.get(at..at + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
+    };
     if message.context == CAMPAIGN_TRANSFER {
         say("transfer".to_owned());
-    } else if let Some(round) = message.context.get(8..16) {
-        say(format!("round={}", u64::from_le_bytes(round.try_into().expect("eight bytes"))));
+    } else {
+        if let Some(sent) = word(0).filter(|_| is_stamped) {
+            say(format!("sent={}ms", sent / 1_000_000));
+        }
+        if let Some(round) = word(if is_stamped { 24 } else { 8 }) {
+            say(format!("round={round}"));
+        }
     }
-    message.entries.iter().for_each(|entry| say(print_entry(entry)));
+    for entry in &message.entries {
+        match message.kind {
+            MessageKind::ReadIndex | MessageKind::ReadIndexResponse => say(print_round(&entry.data)),
+            _ => say(print_entry(entry)),
+        }
+    }
     text
+}
+
+/// The name of a forwarded read: its reader, and the reader's number of it.
+fn print_round(context: &[u8]) -> String {
+    let word = |at: usize| u64::from_le_bytes(context[at..at + 8].try_into().expect("eight bytes"));
+    format!("reader={} round={}", word(0), word(8))
 }
 
 fn is_answer(kind: MessageKind) -> bool {

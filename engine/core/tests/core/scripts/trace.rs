@@ -1,10 +1,11 @@
 //! What shards say, as short lines.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use iroh_raft_core::{
-    Append, Apply, Event, Fetch, FetchFrom, GroupAppend, GroupId, GroupStatus, HardState, LogEntry, NodeId,
-    Reply, Role, Send, Token,
+    Append, Apply, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState,
+    LogEntry, NodeId, Reply, Role, Send, Token,
 };
 
 use super::message::{print_entry, print_members, print_message};
@@ -95,7 +96,7 @@ impl Trace {
                 let count = if *count == 1 { String::new() } else { format!(" and {} more", count - 1) };
                 (token, group, format!("appended at offset {first}{count}, entry {index}/{term}"))
             }
-            Reply::ReadReady { token, group, index } => (token, group, format!("look now, applied {index}")),
+            Reply::ReadReady { token, group, freshness } => (token, group, ready(freshness)),
             Reply::Records { token, group, entries: found, end, .. } => {
                 (token, group, format!("records{}, end {end}", entries(found)))
             }
@@ -140,6 +141,18 @@ impl Trace {
 /// The node, and the group where it is not the first.
 pub(super) fn who(node: NodeId, group: GroupId) -> String {
     if group == GroupId(1) { node.to_string() } else { format!("{node} g{group}") }
+}
+
+/// What there is to see, and how old it may be where that is not known to be nothing.
+fn ready(freshness: &Freshness) -> String {
+    let Freshness { applied, commit, heard } = freshness;
+    let commit = if commit == applied { String::new() } else { format!(", committed {commit}") };
+    let heard = match heard {
+        Some(Duration::ZERO) => String::new(),
+        Some(heard) => format!(", heard {} ms ago", heard.as_millis()),
+        None => ", heard nobody".to_owned(),
+    };
+    format!("look now, applied {applied}{commit}{heard}")
 }
 
 fn entries(entries: &[LogEntry]) -> String {

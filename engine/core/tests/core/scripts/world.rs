@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, Append, Fetch, FetchError, GroupId, GroupStatus, Index, Input, MessageKind, NodeId, Offset,
-    Outputs, PeerMessage, Propose, Role, Send, Shard, ShardConfig, Timestamp, Token, WallTime,
+    AnswerOn, Append, Consistency, Fetch, FetchError, GroupId, GroupStatus, Index, Input, MessageKind,
+    NodeId, Offset, Outputs, PeerMessage, Propose, Role, Send, Shard, ShardConfig, Timestamp, Token,
+    WallTime,
 };
 
 use super::message::{parse_change, print_message, print_record};
@@ -396,12 +397,13 @@ impl World {
         id: NodeId,
         group: GroupId,
         names: &[&str],
+        (consistency, may_forward): (Consistency, bool),
         patience: Option<Duration>,
     ) -> Result<(), String> {
         let mut inputs = Vec::new();
         for name in names {
             let (token, deadline) = self.request(id, (*name).to_owned(), patience)?;
-            inputs.push(Input::Read { token, group, deadline });
+            inputs.push(Input::Read { token, group, consistency, may_forward, deadline });
         }
         self.turn(id, inputs)
     }
