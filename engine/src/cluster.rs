@@ -212,7 +212,6 @@ impl<S> RaftClusterBuilder<S> {
 
     /// Nodes that vote in new groups, the same on every node; the others wait to be made members
     /// ([`Engine::change_members`]). Default: all.
-    #[must_use]
     pub fn voters(mut self, nodes: &[u64]) -> Self {
         self.config.voters = nodes.iter().copied().map(NodeId).collect();
         self

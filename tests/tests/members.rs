@@ -71,7 +71,8 @@ async fn a_node_takes_the_place_of_the_leader() {
     })
     .await;
     nodes.push(again);
-    (client.close(), reader.close());
+    client.close();
+    reader.close();
     for node in nodes {
         node.shutdown().await.unwrap();
     }

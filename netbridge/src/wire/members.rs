@@ -22,14 +22,16 @@ pub(super) fn encode(members: &ConfState) -> Vec<u8> {
 pub(super) fn decode(bytes: &[u8]) -> Result<ConfState, FrameError> {
     let wrong = || FrameError::Count { what: "members" };
     let (counts, mut rest) = bytes.split_first_chunk::<8>().ok_or_else(wrong)?;
-    let mut list = |at: usize| -> Result<Vec<NodeId>, FrameError> {
-        let count = usize::from(u16::from_le_bytes([counts[at], counts[at + 1]]));
+    let (counts, _) = counts.as_chunks::<2>();
+    let mut counts = counts.iter().map(|count| usize::from(u16::from_le_bytes(*count)));
+    let mut list = || -> Result<Vec<NodeId>, FrameError> {
+        let count = counts.next().ok_or_else(wrong)?;
         let (nodes, others) = rest.split_at_checked(count * NODE_BYTES).ok_or_else(wrong)?;
         rest = others;
         let (nodes, _) = nodes.as_chunks::<NODE_BYTES>();
         Ok(nodes.iter().map(|node| NodeId(u64::from_le_bytes(*node))).collect())
     };
-    let (voters, learners, voters_outgoing, learners_next) = (list(0)?, list(2)?, list(4)?, list(6)?);
+    let (voters, learners, voters_outgoing, learners_next) = (list()?, list()?, list()?, list()?);
     if !rest.is_empty() {
         return Err(wrong());
     }

@@ -30,6 +30,7 @@ mod shrink;
 mod sim;
 #[cfg(madsim)]
 mod tasks;
+#[cfg(madsim)]
 mod usurp;
 
 #[cfg(madsim)]
