@@ -98,8 +98,8 @@ async fn settle(sim: &Shared) -> Checked {
 
 /// Nobody campaigns against a leader who does its work.
 async fn quiet(sim: &Shared) -> Checked {
-    if sim.plan.ring < QUIET_RING_MIN {
-        // Heartbeats are lost there even when nothing fails.
+    if sim.plan.ring < QUIET_RING_MIN || !sim.plan.liars.is_empty() {
+        // Heartbeats are lost there even when nothing fails; what a disk did may come to light at any time.
         return Ok(());
     }
     // What is late from before may still arrive.
