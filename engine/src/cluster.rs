@@ -16,6 +16,7 @@ use crate::config::{EngineConfig, Pinning, Preset};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::start::start;
+use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 use iroh_raft_driver::state_machine::{DecodeError, Machine, MachineFactory, Message, StateMachine};
 
 /// Time that [`RaftCluster::shutdown`] takes at most.
@@ -69,6 +70,26 @@ impl<S> RaftCluster<S> {
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Hands leadership of a group that this node leads to another node, or to the best one.
+    ///
+    /// # Errors
+    /// As [`Engine::transfer_leader`].
+    pub async fn transfer_leader(
+        &self,
+        group: GroupId,
+        to: Option<NodeId>,
+    ) -> Result<HandedOver, LeadershipError> {
+        self.engine.transfer_leader(group, to).await
+    }
+
+    /// Stops leading a group.
+    ///
+    /// # Errors
+    /// As [`Engine::step_down`].
+    pub async fn step_down(&self, group: GroupId) -> Result<HandedOver, LeadershipError> {
+        self.engine.step_down(group).await
     }
 
     /// Stops the node in order.

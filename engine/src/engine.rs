@@ -21,7 +21,7 @@ use iroh_raft_netbridge::wire::{Answer, ClientBody, ReplyBody};
 use iroh_raft_storage::DataFolder;
 
 use crate::error::EngineError;
-use iroh_raft_driver::lines::Command;
+use iroh_raft_driver::lines::{Command, HandedOver, LeadershipError, LeadershipReply};
 use iroh_raft_driver::stats::{ShardCounters, ShardStats};
 
 /// Time that a dropped engine takes to stop in order.
@@ -236,6 +236,30 @@ impl Engine {
         }
     }
 
+    /// Hands leadership of a group that this node leads to another node; `None` chooses the best one (a voter
+    /// that answers and has all that is committed, then by priority). Ok once it leads; new proposals wait until
+    /// then, and those under way are answered first.
+    ///
+    /// # Errors
+    /// [`LeadershipError`]: this node does not lead, the other one cannot, or did not take over within a lease
+    /// and an election timeout.
+    pub async fn transfer_leader(
+        &self,
+        group: GroupId,
+        to: Option<NodeId>,
+    ) -> Result<HandedOver, LeadershipError> {
+        self.leadership(group, |reply| Command::TransferLeader { group, to, reply }).await
+    }
+
+    /// Stops leading a group: hands over to the best node, and if none takes over follows, and does not
+    /// campaign for an election timeout.
+    ///
+    /// # Errors
+    /// [`LeadershipError`]: this node does not lead, a transfer is under way, or it was elected anew meanwhile.
+    pub async fn step_down(&self, group: GroupId) -> Result<HandedOver, LeadershipError> {
+        self.leadership(group, |reply| Command::StepDown { group, reply }).await
+    }
+
     /// Changes the members of a group in one step, by joint consensus when more than one node is named
     /// (Raft thesis 4.3). Answered once they are in force, at once when they are already. Only the leader
     /// does it.
@@ -349,6 +373,27 @@ impl Engine {
     }
 
     async fn request(&self, group: GroupId, body: ClientBody) -> Result<ReplyBody, RequestError> {
+        let deadline = self.inner.request_deadline;
+        match self.call(group, |reply| Command::Request { group, deadline, body, reply }).await? {
+            ReplyBody::Failed(error) => Err(error),
+            body => Ok(body),
+        }
+    }
+
+    async fn leadership(
+        &self,
+        group: GroupId,
+        command: impl FnOnce(LeadershipReply) -> Command,
+    ) -> Result<HandedOver, LeadershipError> {
+        self.call(group, command).await?
+    }
+
+    /// Gives a command to a group's shard, and waits for what it answers.
+    async fn call<T>(
+        &self,
+        group: GroupId,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, RequestError> {
         let shard = shard_of(group, self.inner.shards.len() as u16);
         let Some(shard) = self.inner.shards.get(usize::from(shard.0)) else {
             return Err(RequestError::UnknownGroup);
@@ -357,25 +402,17 @@ impl Engine {
             return Err(RequestError::ShuttingDown);
         }
         let (reply, mut answer) = oneshot::channel();
-        let command = Command::Request { group, deadline: self.inner.request_deadline, body, reply };
-        if shard.commands.push(command).is_err() {
+        if shard.commands.push(command(reply)).is_err() {
             return Err(RequestError::busy(BusyReason::Ring));
         }
         // The shard sets it before it empties the ring for the last time: it may have taken this one,
-        // or left it there for good.
-        if shard.is_closed.load(Ordering::SeqCst) {
-            return match answer.try_recv() {
-                Ok(Some(ReplyBody::Failed(error))) => Err(error),
-                Ok(Some(body)) => Ok(body),
-                Ok(None) | Err(oneshot::Canceled) => Err(RequestError::OutcomeUnknown { leader: None }),
-            };
-        }
-        match answer.await {
-            Ok(ReplyBody::Failed(error)) => Err(error),
-            Ok(body) => Ok(body),
-            // The shard ended before it answered.
-            Err(oneshot::Canceled) => Err(RequestError::OutcomeUnknown { leader: None }),
-        }
+        // or left it there for good. Or it ended before it answered.
+        let answer = if shard.is_closed.load(Ordering::SeqCst) {
+            answer.try_recv().ok().flatten()
+        } else {
+            answer.await.ok()
+        };
+        answer.ok_or(RequestError::OutcomeUnknown { leader: None })
     }
 }
 

@@ -33,8 +33,9 @@ pub use error::EngineError;
 pub use iroh_raft_core as core;
 pub use iroh_raft_core::{
     ConfState, Consistency, Freshness, GroupId, GroupStatus, LeaseReads, MemberChange, MemberRole,
-    MembersRefusal, NodeId, Offset, RequestError, Retry, Role, ShardConfig,
+    MembersRefusal, NodeId, Offset, RequestError, Retry, Role, ShardConfig, SpreadConfig, TransferError,
 };
+pub use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 pub use iroh_raft_driver::recording;
 pub use iroh_raft_driver::state_machine::{self, ApplyContext, Message, StateMachine};
 pub use iroh_raft_driver::stats;

@@ -1,6 +1,8 @@
 //! Why a client's request failed, and whether trying again can help.
 
-use crate::ids::{GroupId, NodeId, Offset};
+use std::time::Duration;
+
+use crate::ids::{GroupId, NodeId, Offset, Term};
 use crate::members::MembersRefusal;
 
 /// Whether a retry can help, and how.
@@ -146,6 +148,69 @@ impl RequestError {
     }
 }
 
+/// Why leadership was not handed over. The group is as it was, unless the reason says otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub enum TransferError {
+    /// No replica of the group is there.
+    #[error("node {to} has no replica of the group: name one of its voters")]
+    UnknownTarget {
+        /// The node named.
+        to: NodeId,
+    },
+    /// A learner cannot lead.
+    #[error("the replica on node {to} does not vote: promote it first")]
+    NotVoter {
+        /// The node named.
+        to: NodeId,
+    },
+    /// The replica has not answered for three heartbeats.
+    #[error("node {to} does not answer")]
+    NotAlive {
+        /// The node named.
+        to: NodeId,
+    },
+    /// No other voter answers.
+    #[error("no other voter of the group answers")]
+    NobodyAlive,
+    /// Another transfer of the group is not over yet.
+    #[error("leadership is being handed to node {to}")]
+    UnderWay {
+        /// Where to.
+        to: NodeId,
+    },
+    /// It took longer than it may: a lease while this replica led, and the longest election timeout after
+    /// it. This replica leads on, or nobody is known to.
+    #[error("node {to} did not take over in time")]
+    TimedOut {
+        /// Who should have.
+        to: NodeId,
+    },
+    /// An election came in between.
+    #[error("node {leader} won term {term} instead")]
+    WonByAnother {
+        /// The leader now.
+        leader: NodeId,
+        /// Its term.
+        term: Term,
+    },
+}
+
+impl TransferError {
+    /// Whether trying again can help. It is always safe.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            TransferError::UnknownTarget { .. } | TransferError::NotVoter { .. } => Retry::Never,
+            TransferError::NotAlive { .. }
+            | TransferError::NobodyAlive
+            | TransferError::UnderWay { .. }
+            | TransferError::TimedOut { .. }
+            | TransferError::WonByAnother { .. } => Retry::Safe,
+        }
+    }
+}
+
 /// Why a shard cannot be built. Nothing was started; mend the configuration and try again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -197,6 +262,19 @@ pub enum ConfigError {
         /// Ticks of a promise.
         lease_ticks: u32,
     },
+    /// A time is shorter than what it is made of.
+    #[error("{setting} is {value:?}: it must be at least {value_min:?}")]
+    TooShort {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: Duration,
+        /// Shortest value allowed.
+        value_min: Duration,
+    },
+    /// Leaders would be moved for ever.
+    #[error("spread.band is 0: leaders cannot always be spread evenly; choose 1 or more")]
+    Band,
     /// A limit is zero or too high.
     #[error("{setting} is {value}: it must be between 1 and {value_max}")]
     Limit {

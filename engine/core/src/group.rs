@@ -5,6 +5,7 @@
 //! After every call into raft-rs, [`Replica::after_call`] restores what it cannot be trusted with
 //! (its ambient election timeout) and settles what the call decided (commits, leadership).
 
+mod leadership;
 mod members;
 mod miscount;
 mod read;
@@ -19,6 +20,7 @@ use raft::{RawNode, ReadOnlyOption, StateRole};
 use slog::{Discard, Logger, o};
 
 use crate::convert::{to_hard_state, to_node, to_raft_message, to_role};
+use crate::disk_watch::DiskHealth;
 use crate::error::{BusyReason, RequestError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{
@@ -33,6 +35,8 @@ use crate::pending::{Pending, Position, block_bytes};
 use crate::read_index::Reads;
 use crate::records::{RecordRead, RecordReads};
 use crate::validate::{self, GroupView, LogView};
+use leadership::Leadership;
+pub(crate) use leadership::Seat;
 use members::Members;
 use ready::Persistence;
 use serve::Purpose;
@@ -52,6 +56,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) seq: FlushSeq,
     /// Newest durable flush.
     pub(crate) persisted: FlushSeq,
+    pub(crate) disk: DiskHealth,
     pub(crate) next_fetch: &'a mut FetchId,
     pub(crate) out: &'a mut Outputs,
 }
@@ -79,6 +84,7 @@ pub(crate) struct Replica {
 
     /// The term that we lead, while we do.
     leading: Option<Term>,
+    leadership: Leadership,
     announced: (Term, Option<NodeId>),
     persistence: Persistence,
 
@@ -135,6 +141,7 @@ impl Replica {
             drawn_for: (state.hard_state.term, StateRole::Leader),
             draws: 0,
             leading: None,
+            leadership: Leadership::default(),
             announced: (state.hard_state.term, None),
             is_dirty: first_conf_state.is_some() || (state.has_state_machine && commit.0 > 0),
             persistence: Persistence::new(state.hard_state, first_conf_state),
@@ -199,6 +206,7 @@ impl Replica {
             members: self.members.now.clone(),
             members_since: self.members.since,
             is_quarantined: false,
+            is_disk_hung: false,
         }
     }
 
@@ -234,23 +242,21 @@ impl Replica {
         self.is_dirty |= std::mem::take(&mut self.is_paused_by_missing);
         self.is_dirty |= self.reads.is_asking();
         for _ in 0..ticks {
-            if self.must_not_campaign() || self.is_bound_to_wait(turn.now) {
-                return;
+            self.is_dirty |= self.leadership.handle_tick();
+            if self.is_bound_to_wait(turn.now) {
+                continue;
+            }
+            if !self.is_leader() && (self.must_not_lead(turn) || self.leadership.is_resting()) {
+                self.let_tick_pass();
+                continue;
             }
             let has_campaigned = self.raw.tick() && !self.is_leader();
             self.is_dirty |= self.raw.has_ready() || self.pending.has_waiting();
             self.after_call(turn, has_campaigned);
         }
-    }
-
-    /// A lone voter wins its campaign within the call, and raft-rs demands that its whole log is
-    /// durable then. What came in this very turn is not even on its way to the disk.
-    fn must_not_campaign(&self) -> bool {
-        let is_alone = self.raw.raft.prs().is_singleton();
-        let log = &self.raw.raft.raft_log;
-        let is_durable = log.persisted == log.last_index() && !self.persistence.is_waiting();
-        let is_mute = mutants::is(Mutant::NeverCampaigns);
-        !self.is_leader() && (is_mute || (is_alone && !is_durable))
+        if turn.disk == DiskHealth::Hung {
+            self.leave_hung_disk(turn);
+        }
     }
 
     /// A message of a peer: refused, dropped as stale, or stepped.
@@ -261,9 +267,12 @@ impl Replica {
             return;
         }
         self.members.hear(message.from, turn.now);
-        let is_campaign = message.kind == MessageKind::TimeoutNow;
+        let is_campaign = matches!(
+            message.kind,
+            MessageKind::TimeoutNow | MessageKind::RequestVoteResponse | MessageKind::RequestPreVoteResponse
+        ) && !self.is_leader();
         if self.is_stale_reject(&message)
-            || (is_campaign && self.must_not_campaign())
+            || (is_campaign && self.must_not_lead(turn))
             || self.is_read_for_another(&message)
             || self.is_promised_against(turn.now, &message)
         {
@@ -273,7 +282,7 @@ impl Replica {
         for entry in message.entries.iter_mut().filter(|entry| entry.data.len() < COPY_BYTES_MAX) {
             entry.data = Bytes::copy_from_slice(&entry.data);
         }
-        let (kind, from, term) = (message.kind, message.from, message.term.0);
+        let (kind, from, term) = (message.kind, message.from, message.term);
         if mutants::is(Mutant::VoteWithoutLog)
             && matches!(kind, MessageKind::RequestVote | MessageKind::RequestPreVote)
         {
@@ -286,10 +295,11 @@ impl Replica {
             self.raw.raft.election_elapsed = waited;
         }
         if matches!(kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot)
-            && (self.raw.raft.leader_id, self.raw.raft.term) == (from.0, term)
+            && (self.raw.raft.leader_id, self.raw.raft.term) == (from.0, term.0)
         {
             self.promise.handle_leader(turn.now, Times::of(turn.config));
         }
+        self.note_answer(turn.now, from, term, kind);
         self.is_dirty = true;
         self.after_call(turn, false);
     }
@@ -366,23 +376,6 @@ impl Replica {
         }
     }
 
-    /// Hand leadership over. Proposals wait meanwhile; raft-rs gives up after a lease.
-    pub(crate) fn handle_transfer(&mut self, turn: &mut Turn<'_>, to: Option<NodeId>) {
-        if !self.is_leader() {
-            return;
-        }
-        let progress =
-            |node: NodeId| self.raw.raft.prs().get(node.0).map(|progress| (progress.matched, node));
-        let others = self.voters.iter().filter(|node| **node != self.node);
-        // Of equally advanced ones the lowest node, so that the choice is the same in every run.
-        let best = || others.filter_map(|node| progress(*node)).rev().max_by_key(|(matched, _)| *matched);
-        if let Some(to) = to.or_else(|| best().map(|(_, node)| node)) {
-            self.raw.transfer_leader(to.0);
-            self.is_dirty = true;
-            self.after_call(turn, false);
-        }
-    }
-
     /// Everything up to a flush is durable.
     pub(crate) fn handle_persisted(&mut self, turn: &mut Turn<'_>) {
         if let Some(number) = self.persistence.take_persisted(turn.persisted) {
@@ -403,6 +396,7 @@ impl Replica {
 
     /// Answers everything that is open: `error` to what was not proposed.
     pub(crate) fn fail_all(&mut self, error: &RequestError, replies: &mut Vec<Reply>) {
+        self.fail_transfer(error, replies);
         self.pending.fail_all(error, replies);
         self.reads.fail_all(error, replies);
         self.records.fail_all(error, replies);
@@ -415,6 +409,7 @@ impl Replica {
     /// The turn ends: say everything that has to be done.
     pub(crate) fn handle_turn(&mut self, turn: &mut Turn<'_>) {
         self.is_dirty = false;
+        self.advance_transfer(turn);
         self.leave_joint(turn);
         self.propose(turn);
         self.start_reads(turn);
@@ -425,10 +420,11 @@ impl Replica {
 
     fn propose(&mut self, turn: &mut Turn<'_>) {
         // While leadership is handed over raft-rs drops proposals: they wait for its outcome.
-        let raft = &self.raw.raft;
-        if !self.pending.has_waiting() || !self.is_leader() || raft.lead_transferee.is_some() {
+        let is_leaving = self.leadership.is_transferring();
+        if !self.pending.has_waiting() || !self.is_leader() || is_leaving {
             return;
         }
+        let raft = &self.raw.raft;
         let last = Index(raft.raft_log.last_index());
         let at = turn.wall.max(raft.store().at_max());
         let is_miscounted = mutants::is(Mutant::OffsetFromCommit);
@@ -480,6 +476,7 @@ impl Replica {
             if !is_any_ours {
                 self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
             }
+            self.leadership.handle_lost();
             let unknown = RequestError::OutcomeUnknown { leader };
             self.members.fail(self.group, &unknown, &mut turn.out.replies);
             self.leading = None;
@@ -569,6 +566,7 @@ fn raft_config(config: &ShardConfig, commit: Index) -> raft::Config {
         read_only_option: ReadOnlyOption::Safe,
         skip_bcast_commit: false,
         batch_append: false,
+        // Ours chooses successors, and never refuses a vote: see `leadership`.
         priority: 0,
         // Uncommitted bytes are bounded by `pending_bytes_max`, before Raft sees them.
         max_uncommitted_size: raft::NO_LIMIT,

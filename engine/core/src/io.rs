@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::batch::RecordBlock;
-use crate::error::RequestError;
+use crate::error::{RequestError, TransferError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 
 /// Where an answer goes. The core carries it and never looks inside.
@@ -477,12 +477,25 @@ pub enum Input {
         /// When the asker stops waiting.
         deadline: Timestamp,
     },
-    /// Hand leadership of a group to another replica, or to the best one.
+    /// Hand leadership of a group to another replica (Raft thesis 3.10). New proposals wait until it is
+    /// over. Answered by [`Reply::LeadershipGiven`] once another is known to lead, or by
+    /// [`Reply::NotTransferred`] within a lease and the longest election timeout.
     TransferLeader {
+        /// Where the answer goes.
+        token: Token,
         /// The group.
         group: GroupId,
-        /// The successor; `None` for the replica whose log is furthest.
+        /// The successor. `None` for the best one: a voter that answers; of these one that has all that is
+        /// committed; then by priority, then by how much it has of the rest.
         to: Option<NodeId>,
+    },
+    /// Stop leading a group: hand over to the best replica, or if none answers or it does not take over,
+    /// follow, and do not campaign for the longest election timeout. Answered like a transfer.
+    StepDown {
+        /// Where the answer goes.
+        token: Token,
+        /// The group.
+        group: GroupId,
     },
 }
 
@@ -702,6 +715,26 @@ pub enum Reply {
         /// Offset after the last committed record of this replica.
         end: Offset,
     },
+    /// This replica does not lead any more: another does, or it has stepped down.
+    LeadershipGiven {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Who leads now; `None` after stepping down with nobody to take over.
+        leader: Option<NodeId>,
+        /// The term that it leads, or that nobody leads any more.
+        term: Term,
+    },
+    /// Leadership was not handed over.
+    NotTransferred {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Why, and whether to try again.
+        error: TransferError,
+    },
     /// The members of the group are those that were asked for.
     MembersChanged {
         /// Whom to answer.
@@ -766,6 +799,19 @@ pub enum Event {
     },
     /// The shard has fenced itself after a failed write.
     Fenced,
+    /// A flush has been on its way for longer than `flush_stuck_after`: the shard gives its leaderships away
+    /// and takes none.
+    DiskHung {
+        /// The oldest flush on its way.
+        seq: FlushSeq,
+        /// For how long it has been so far.
+        waited: Duration,
+    },
+    /// The flush that hung is durable, and none after it has been on its way for too long.
+    DiskRecovered {
+        /// How long the disk hung, from the flush that did.
+        hung: Duration,
+    },
 }
 
 /// How a replica stands, for status pages and metrics.
@@ -793,6 +839,8 @@ pub struct GroupStatus {
     pub members_since: Index,
     /// Whether it was taken out after a broken invariant.
     pub is_quarantined: bool,
+    /// Whether the disk of its shard hangs ([`Event::DiskHung`]).
+    pub is_disk_hung: bool,
 }
 
 /// Role of a replica.
@@ -872,6 +920,27 @@ pub struct ShardConfig {
     /// `lease_ticks` as long as its own. To switch it off, or to shorten tick or `lease_ticks`, let each node stay
     /// down for the old lease: what it promised before it stopped must run out.
     pub lease_reads: Option<LeaseReads>,
+    /// Time that a flush may take before the disk counts as hung: the shard's leaders then hand over, or step
+    /// down, and none campaigns. Default 1 s; at least a tick. Shorter: a slow disk costs leaderships; longer:
+    /// a leader without a disk takes more into memory.
+    pub flush_stuck_after: Duration,
+    /// Whether and how leaders are spread over the nodes by themselves. Default: every 10 s, band 2.
+    pub spread: Option<SpreadConfig>,
+    /// How much leaders are wanted on a node, 0 where it is not named; the higher wins. It chooses among
+    /// replicas that can lead, and never keeps one from being elected. All nodes should agree. Default: none.
+    pub priorities: Vec<(NodeId, u32)>,
+}
+
+/// How a shard gives leaderships away that it has too many of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SpreadConfig {
+    /// Shortest time between two moves; the longest is twice that. At least the longest election timeout.
+    /// Shorter: sooner even after a restart, and more moves under changing faults.
+    pub interval: Duration,
+    /// Leaderships that a node may have beyond another's, in each shard, of the groups that both are voters
+    /// of. At least 1: a difference of one cannot always be mended. Higher: fewer moves.
+    pub band: u32,
 }
 
 impl ShardConfig {
@@ -894,6 +963,15 @@ impl ShardConfig {
             apply_bytes_max: 1 << 20,
             reads_waiting_max: 65_536,
             lease_reads: None,
+            flush_stuck_after: Duration::from_secs(1),
+            spread: Some(SpreadConfig { interval: Duration::from_secs(10), band: 2 }),
+            priorities: Vec::new(),
         }
+    }
+
+    /// How much leaders are wanted on a node.
+    #[must_use]
+    pub fn priority_of(&self, node: NodeId) -> u32 {
+        self.priorities.iter().find(|(of, _)| *of == node).map_or(0, |(_, priority)| *priority)
     }
 }

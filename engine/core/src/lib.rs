@@ -10,9 +10,10 @@
 //! The way of a record: `pending` packs what arrived in a turn into one entry, `group` proposes it,
 //! `group::ready` says what must be durable and what may leave, `log_window` keeps the entry until
 //! nobody near needs it, `pending` answers once it is committed, `group::serve` hands it to state
-//! machines and readers. `shard` routes, keeps time and contains panics; `validate` stands between
-//! peers and Raft; raft-rs itself is seen by `group`, `members`,
-//! `log_window` and `convert` alone.
+//! machines and readers; `group::leadership` gives leadership away when it is told to, or `spread` or
+//! `disk_watch` say so. `shard` routes, keeps time and contains panics; `validate` stands between
+//! peers and Raft; raft-rs itself is seen by `group`, `members`, `log_window` and `convert`
+//! alone.
 //!
 //! It never awaits, blocks, starts a thread, opens a file or a socket, reads a clock or draws
 //! ambient randomness.
@@ -20,6 +21,7 @@
 
 pub mod batch;
 mod convert;
+mod disk_watch;
 pub mod error;
 mod group;
 pub mod ids;
@@ -34,9 +36,10 @@ mod pending;
 mod read_index;
 mod records;
 mod shard;
+mod spread;
 pub mod validate;
 
-pub use error::{BusyReason, ConfigError, RequestError, Retry};
+pub use error::{BusyReason, ConfigError, RequestError, Retry, TransferError};
 pub use ids::*;
 pub use io::*;
 pub use members::{MEMBER_CHANGES_MAX, MembersRefusal, decode_change};

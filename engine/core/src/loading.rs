@@ -82,6 +82,7 @@ impl Loading {
             members: Arc::default(),
             members_since: Default::default(),
             is_quarantined: false,
+            is_disk_hung: false,
         }
     }
 

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::disk_watch::DiskWatch;
 use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::group::{Replica, Turn};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
@@ -22,6 +23,7 @@ use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
 use crate::read_index::Read;
 use crate::records::RecordRead;
+use crate::spread::Spread;
 use crate::validate::Refusal;
 
 /// Highest byte limit accepted: a batch stays far below the 4 GiB that its header can say.
@@ -45,6 +47,8 @@ pub struct Shard {
     persisted: FlushSeq,
     /// Flushes on their way, with the positions of the members in each.
     flushes: VecDeque<(FlushSeq, Vec<usize>)>,
+    disk: DiskWatch,
+    spread: Spread,
     ticked: Timestamp,
     wall: WallTime,
     next_fetch: FetchId,
@@ -92,6 +96,8 @@ impl Shard {
         let members: Vec<Member> = states.into_iter().map(|state| start(&config, state, now)).collect();
         let mut shard = Shard {
             evict_at_bytes: config.window_bytes_max,
+            disk: DiskWatch::new(),
+            spread: Spread::new(&config, now),
             config,
             dirty: Vec::new(),
             is_listed: vec![false; groups.len()],
@@ -159,8 +165,13 @@ impl Shard {
                     replica.handle_change_members(turn, token, &changes, deadline);
                 });
             }
-            Input::TransferLeader { group, to } => {
-                self.with_group(now, group, out, |replica, turn| replica.handle_transfer(turn, to));
+            Input::TransferLeader { token, group, to } => {
+                self.request(now, token, group, out, |replica, turn| {
+                    replica.handle_transfer(turn, token, to);
+                });
+            }
+            Input::StepDown { token, group } => {
+                self.request(now, token, group, out, |replica, turn| replica.handle_step_down(turn, token));
             }
         }
     }
@@ -180,12 +191,16 @@ impl Shard {
     /// How a group's replica stands; `None` if there is none.
     #[must_use]
     pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
-        self.position(group).map(|at| self.members[at].status())
+        self.position(group).map(|at| self.describe(&self.members[at]))
     }
 
     /// How all replicas stand, in order of group.
     pub fn statuses(&self) -> impl Iterator<Item = GroupStatus> {
-        self.members.iter().map(Member::status)
+        self.members.iter().map(|member| self.describe(member))
+    }
+
+    fn describe(&self, member: &Member) -> GroupStatus {
+        GroupStatus { is_disk_hung: self.disk.is_hung(), ..member.status() }
     }
 
     /// How far each replica's log is known to be the leader's, in order of node; empty unless the replica
@@ -242,6 +257,7 @@ impl Shard {
 
     fn handle_persisted(&mut self, now: Timestamp, seq: FlushSeq, out: &mut Outputs) {
         self.persisted = self.persisted.max(seq.min(self.last_seq));
+        self.disk.handle_persisted(self.persisted);
         while self.flushes.front().is_some_and(|(flush, _)| *flush <= self.persisted) {
             let (_, members) = self.flushes.pop_front().expect("looked at just now");
             for at in members {
@@ -326,7 +342,7 @@ impl Shard {
         // A group can ask for another turn within its own: that is for the next one.
         dirty.append(&mut self.dirty);
         self.dirty = dirty;
-        self.number_flush(out);
+        self.number_flush(now, out);
         self.evict();
     }
 
@@ -341,6 +357,10 @@ impl Shard {
         // What could not be let go of may have become durable since.
         self.evict_at_bytes = self.config.window_bytes_max;
         let ticks_max = u64::from(self.config.heartbeat_ticks);
+        if due > ticks_max {
+            self.disk.handle_pause(self.config.tick * u32::try_from(due - ticks_max).unwrap_or(u32::MAX));
+        }
+        out.events.extend(self.disk.handle_tick(now, &self.config));
         self.ticked = if due > ticks_max { now } else { Timestamp(self.ticked.0 + due * tick) };
         let ticks = u32::try_from(due.min(ticks_max)).expect("at most heartbeat_ticks");
         for at in 0..self.members.len() {
@@ -349,10 +369,27 @@ impl Shard {
             }
             self.call(now, at, out, |replica, turn| replica.handle_ticks(turn, ticks));
         }
+        if self.spread.is_due(now, &self.config) {
+            self.spread(now, out);
+        }
     }
 
-    fn number_flush(&mut self, out: &Outputs) {
+    /// Gives one leadership away, if this node has more than its share of them.
+    fn spread(&mut self, now: Timestamp, out: &mut Outputs) {
+        let seats: Vec<_> = self.members.iter().filter_map(Member::live).map(Replica::seat).collect();
+        for (group, to) in self.spread.candidates(&self.config, &seats) {
+            let Some(at) = self.position(group) else { continue };
+            let mut is_taken = false;
+            self.call(now, at, out, |replica, turn| is_taken = replica.handle_spread(turn, to));
+            if is_taken {
+                return self.spread.handle_taken(group, to);
+            }
+        }
+    }
+
+    fn number_flush(&mut self, now: Timestamp, out: &Outputs) {
         let Some(append) = &out.append else { return };
+        self.disk.handle_handed_over(now, append.seq);
         self.last_seq = append.seq;
         let members = append.groups.iter().filter_map(|group| self.position(group.group)).collect();
         self.flushes.push_back((append.seq, members));
@@ -405,6 +442,7 @@ impl Shard {
             wall: self.wall,
             seq: FlushSeq(self.last_seq.0 + 1),
             persisted: self.persisted,
+            disk: self.disk.health(now),
             next_fetch: &mut self.next_fetch,
             out,
         };
@@ -545,6 +583,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         members: Arc::default(),
         members_since: Default::default(),
         is_quarantined: false,
+        is_disk_hung: false,
     }
 }
 
@@ -560,7 +599,9 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         Input::Propose(propose) => (propose.token, propose.group),
         Input::Read { token, group, .. }
         | Input::ReadRecords { token, group, .. }
-        | Input::ChangeMembers { token, group, .. } => (token, group),
+        | Input::ChangeMembers { token, group, .. }
+        | Input::TransferLeader { token, group, .. }
+        | Input::StepDown { token, group } => (token, group),
         Input::EndTurn
         | Input::Wall(_)
         | Input::Message(_)
@@ -569,8 +610,7 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Damaged { .. }
         | Input::Fetched { .. }
         | Input::Applied { .. }
-        | Input::Unreachable { .. }
-        | Input::TransferLeader { .. } => return,
+        | Input::Unreachable { .. } => return,
     };
     out.replies.push(Reply::Failed { token, group, error: RequestError::Fenced });
 }
@@ -609,6 +649,19 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         if !(1..=DRIFT_PPM_LIMIT).contains(&drift_ppm_max) || is_short() {
             return Err(ConfigError::LeaseReads { drift_ppm_max, heartbeat_ticks, lease_ticks });
         }
+    }
+    let election = config.tick * longest;
+    let times = [
+        ("flush_stuck_after", config.flush_stuck_after, config.tick),
+        ("spread.interval", config.spread.map_or(election, |spread| spread.interval), election),
+    ];
+    if let Some((setting, value, value_min)) =
+        times.into_iter().find(|(_, value, value_min)| value < value_min)
+    {
+        return Err(ConfigError::TooShort { setting, value, value_min });
+    }
+    if config.spread.is_some_and(|spread| spread.band == 0) {
+        return Err(ConfigError::Band);
     }
     let limits = [
         ("entry_bytes_max", config.entry_bytes_max, LIMIT_BYTES_MAX),

@@ -19,7 +19,9 @@ use iroh_raft_netbridge::ring::{Consumer, Producer};
 use iroh_raft_netbridge::wire::{Answer, ClientBody, ClientRequest, FrameLimits, ReplyBody};
 use iroh_raft_storage::StorageError;
 
-use crate::lines::{Closing, Command, Fetched, Finding, Queued, Written};
+use crate::lines::{
+    Closing, Command, Fetched, Finding, HandedOver, LeadershipError, LeadershipReply, Queued, Written,
+};
 use crate::machines::Machines;
 use crate::outbox::{FRAME_BYTES_TARGET, Outbox};
 use crate::state_machine::Machine;
@@ -96,9 +98,18 @@ pub enum Next {
     Sleep(Option<Timestamp>),
 }
 
+/// A caller of this process that waits.
+enum Call {
+    Request(oneshot::Sender<ReplyBody>),
+    Leadership(LeadershipReply),
+}
+
+/// Token of what the driver itself asks for: nobody waits for the answer.
+const NOBODY: Token = Token { origin: 0, request: u64::MAX };
+
 #[derive(Default)]
 struct Open {
-    calls: slab::Slab<oneshot::Sender<ReplyBody>>,
+    calls: slab::Slab<Call>,
     queries: HashMap<Token, Bytes>,
 }
 
@@ -278,23 +289,35 @@ impl Driver {
             let Some(command) = self.parts.commands.pop() else { break };
             match command {
                 Command::Request { group, deadline, body, reply } => {
-                    let request = self.open.calls.insert(reply) as u64;
-                    self.handle_request(Token { origin: 0, request }, group, deadline, body);
+                    let token = self.open_call(Call::Request(reply));
+                    self.handle_request(token, group, deadline, body);
                 }
                 Command::Statuses(reply) => {
                     // The asker may be gone: then nobody waits for it.
                     let _ = reply.send(self.parts.shard.statuses().collect());
                 }
+                Command::TransferLeader { group, to, reply } => {
+                    let token = self.open_call(Call::Leadership(reply));
+                    self.step(Input::TransferLeader { token, group, to });
+                }
+                Command::StepDown { group, reply } => {
+                    let token = self.open_call(Call::Leadership(reply));
+                    self.step(Input::StepDown { token, group });
+                }
                 Command::HandOver(reply) => {
                     let led: Vec<GroupId> = self.led_groups().collect();
                     for group in led {
-                        self.step(Input::TransferLeader { group, to: None });
+                        self.step(Input::StepDown { token: NOBODY, group });
                     }
                     self.hand_over = Some(reply);
                 }
                 Command::Stop => self.is_stopping = true,
             }
         }
+    }
+
+    fn open_call(&mut self, call: Call) -> Token {
+        Token { origin: 0, request: self.open.calls.insert(call) as u64 }
     }
 
     fn led_groups(&self) -> impl Iterator<Item = GroupId> {
@@ -451,6 +474,14 @@ impl Driver {
                 let batches = entries.into_iter().map(|entry| entry.data).collect();
                 self.answer(token, group, ReplyBody::Records { from, end, batches });
             }
+            Reply::LeadershipGiven { token, group, leader, term } => {
+                ShardCounters::add(&self.parts.counters.leaderships_given, 1);
+                tracing::info!(%group, ?leader, %term, "leadership given away on request");
+                self.answer_leadership(token, Ok(HandedOver { leader, term }));
+            }
+            Reply::NotTransferred { token, error, .. } => {
+                self.answer_leadership(token, Err(error.into()));
+            }
             Reply::MembersChanged { token, group, index, members } => {
                 self.answer(token, group, ReplyBody::MembersChanged { index, members });
             }
@@ -483,9 +514,20 @@ impl Driver {
                 }
             };
             self.outbox.push_reply(token, group, body);
-        } else if let Some(call) = self.open.calls.try_remove(token.request as usize) {
+            return;
+        }
+        // The caller may have stopped waiting.
+        match (self.open.calls.try_remove(token.request as usize), body) {
+            (Some(Call::Request(call)), body) => drop(call.send(body)),
+            (Some(Call::Leadership(call)), ReplyBody::Failed(error)) => drop(call.send(Err(error.into()))),
+            (Some(Call::Leadership(_)) | None, _) => {}
+        }
+    }
+
+    fn answer_leadership(&mut self, token: Token, outcome: Result<HandedOver, LeadershipError>) {
+        if let Some(Call::Leadership(call)) = self.open.calls.try_remove(token.request as usize) {
             // The caller may have stopped waiting.
-            let _ = call.send(body);
+            let _ = call.send(outcome);
         }
     }
 
@@ -522,6 +564,13 @@ impl Driver {
                 ShardCounters::add(&counters.messages_refused, 1);
                 tracing::warn!(%group, %from, ?reason, "message of a peer refused");
             }
+            Event::DiskHung { seq, waited } => {
+                ShardCounters::add(&counters.disk_hangs, 1);
+                tracing::error!(shard = %self.parts.shard_id, %seq, ?waited, "the disk hangs: leaderships are given away");
+            }
+            Event::DiskRecovered { hung } => {
+                tracing::warn!(shard = %self.parts.shard_id, ?hung, "the disk is back");
+            }
             Event::Fenced => {
                 tracing::error!(shard = %self.parts.shard_id, "shard fenced after a failed write");
             }
@@ -552,8 +601,12 @@ impl Driver {
         self.take_written();
         self.take_commands();
         self.carry_out();
-        for call in std::mem::take(&mut self.open.calls) {
-            let _ = call.1.send(ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None }));
+        let error = || RequestError::OutcomeUnknown { leader: None };
+        for (_, call) in std::mem::take(&mut self.open.calls) {
+            match call {
+                Call::Request(call) => drop(call.send(ReplyBody::Failed(error()))),
+                Call::Leadership(call) => drop(call.send(Err(error().into()))),
+            }
         }
     }
 }

@@ -5,9 +5,48 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
-use iroh_raft_core::{Append, FetchError, FetchId, FlushSeq, GroupId, GroupStatus, LogDamage, LogEntry};
+use iroh_raft_core::{
+    Append, FetchError, FetchId, FlushSeq, GroupId, GroupStatus, LogDamage, LogEntry, NodeId, RequestError,
+    Retry, Term, TransferError,
+};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use iroh_raft_storage::StorageError;
+
+/// Who leads a group after leadership was given away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HandedOver {
+    /// The leader now; `None` when the old one stepped down with nobody to take over.
+    pub leader: Option<NodeId>,
+    /// Its term, or the last one of the old leader.
+    pub term: Term,
+}
+
+/// Why leadership was not given away.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LeadershipError {
+    /// The request was not taken up, or its shard ended.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The transfer was refused, or did not come about.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+}
+
+impl LeadershipError {
+    /// Whether asking again can help. It is always safe.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            // Whoever leads now, asking for it again does it once.
+            LeadershipError::Request(RequestError::OutcomeUnknown { .. }) => Retry::Safe,
+            LeadershipError::Request(error) => error.retry(),
+            LeadershipError::Transfer(error) => error.retry(),
+        }
+    }
+}
+
+/// Where the outcome of a transfer goes.
+pub type LeadershipReply = oneshot::Sender<Result<HandedOver, LeadershipError>>;
 
 /// A request of this process.
 #[derive(Debug)]
@@ -25,7 +64,23 @@ pub enum Command {
     },
     /// How all groups of the shard stand.
     Statuses(oneshot::Sender<Vec<GroupStatus>>),
-    /// Hand every leadership to another node; answered when none is left or nobody takes it.
+    /// Hand leadership of a group to a node, or to the best one.
+    TransferLeader {
+        /// The group.
+        group: GroupId,
+        /// The successor, if it is to be a certain one.
+        to: Option<NodeId>,
+        /// Where the outcome goes.
+        reply: LeadershipReply,
+    },
+    /// Stop leading a group, whether or not somebody can take over.
+    StepDown {
+        /// The group.
+        group: GroupId,
+        /// Where the outcome goes.
+        reply: LeadershipReply,
+    },
+    /// Step down from every leadership; answered when none is left.
     HandOver(oneshot::Sender<()>),
     /// Stop: answer what is open, flush what is queued, end.
     Stop,

@@ -19,6 +19,8 @@ pub struct ShardCounters {
     pub leaderships_gained: AtomicU64,
     pub groups_quarantined: AtomicU64,
     pub messages_refused: AtomicU64,
+    pub leaderships_given: AtomicU64,
+    pub disk_hangs: AtomicU64,
 }
 
 impl ShardCounters {
@@ -45,6 +47,8 @@ impl ShardCounters {
             leaderships_gained: read(&self.leaderships_gained),
             groups_quarantined: read(&self.groups_quarantined),
             messages_refused: read(&self.messages_refused),
+            leaderships_given: read(&self.leaderships_given),
+            disk_hangs: read(&self.disk_hangs),
         }
     }
 }
@@ -78,4 +82,8 @@ pub struct ShardStats {
     pub groups_quarantined: u64,
     /// Messages of peers refused by the validator.
     pub messages_refused: u64,
+    /// Leaderships handed over or given up on request, not counting those that the shard gave away by itself.
+    pub leaderships_given: u64,
+    /// Times that a flush took longer than `flush_stuck_after`.
+    pub disk_hangs: u64,
 }

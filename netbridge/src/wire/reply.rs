@@ -128,7 +128,8 @@ struct StatusDescriptor {
     members_since: u64,
     role: u8,
     quarantined: u8,
-    reserved: [u8; 6],
+    disk_hung: u8,
+    reserved: [u8; 5],
 }
 
 const APPENDED: u8 = 1;
@@ -327,7 +328,7 @@ fn status_of(
     group: GroupId,
     members: Arc<ConfState>,
 ) -> Result<GroupStatus, FrameError> {
-    if descriptor.reserved != [0; 6] {
+    if descriptor.reserved != [0; 5] {
         return Err(FrameError::Reserved { what: "a status' reserved bytes" });
     }
     Ok(GroupStatus {
@@ -347,12 +348,17 @@ fn status_of(
         end: Offset(descriptor.end.to_native()),
         members,
         members_since: Index(descriptor.members_since.to_native()),
-        is_quarantined: match descriptor.quarantined {
-            0 => false,
-            1 => true,
-            number => return Err(FrameError::UnknownNumber { what: "flag", number }),
-        },
+        is_quarantined: flag(descriptor.quarantined)?,
+        is_disk_hung: flag(descriptor.disk_hung)?,
     })
+}
+
+fn flag(number: u8) -> Result<bool, FrameError> {
+    match number {
+        0 => Ok(false),
+        1 => Ok(true),
+        number => Err(FrameError::UnknownNumber { what: "flag", number }),
+    }
 }
 
 /// Packs the answers of one turn for one client connection.
@@ -495,7 +501,8 @@ impl StatusDescriptor {
                 Role::Leader => 3,
             },
             quarantined: status.is_quarantined.into(),
-            reserved: [0; 6],
+            disk_hung: status.is_disk_hung.into(),
+            reserved: [0; 5],
         }
     }
 }

@@ -174,6 +174,7 @@ fn every_kind_of_call_gets_its_answer() {
         members: Arc::new(ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() }),
         members_since: Index(3),
         is_quarantined: false,
+        is_disk_hung: true,
     };
     answer(shard, connection, [(request, ReplyBody::Status(status.clone()))]);
 

@@ -295,6 +295,7 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         members: members(),
         members_since: Index(2),
         is_quarantined: role == Role::Candidate,
+        is_disk_hung: false,
     })
 }
 

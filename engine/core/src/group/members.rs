@@ -124,7 +124,7 @@ impl Replica {
         self.is_leader()
             && raft.commit_to_current_term()
             && !raft.has_pending_conf()
-            && raft.lead_transferee.is_none()
+            && !self.leadership.is_transferring()
     }
 
     /// Whether these voters could go on with the group now.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::batch::RecordBlock;
 use crate::ids::{Index, Offset, Term};
-use crate::io::{AnswerOn, ConfState, Consistency, FetchFrom, HardState, Propose, TermRun};
+use crate::io::{AnswerOn, ConfState, Consistency, FetchFrom, HardState, Propose, SpreadConfig, TermRun};
 
 fn lone(group: u64) -> GroupState {
     GroupState::fresh(GroupId(group), ConfState { voters: vec![NodeId(1)], ..ConfState::default() }, false)
@@ -55,8 +55,11 @@ impl Fixture {
     fn answer(&mut self, token: Token) -> Option<Result<Reply, RequestError>> {
         let of = |reply: &Reply| match reply {
             Reply::Appended { token, .. } | Reply::ReadReady { token, .. } => *token,
-            Reply::MembersChanged { token, .. } => *token,
-            Reply::Records { token, .. } | Reply::Failed { token, .. } => *token,
+            Reply::Records { token, .. }
+            | Reply::MembersChanged { token, .. }
+            | Reply::LeadershipGiven { token, .. }
+            | Reply::NotTransferred { token, .. }
+            | Reply::Failed { token, .. } => *token,
         };
         let at = self.out.replies.iter().position(|reply| of(reply) == token)?;
         Some(match self.out.replies.remove(at) {
@@ -347,6 +350,15 @@ fn settings_that_cannot_work_are_refused() {
         let error = ConfigError::LeaseReads { drift_ppm_max, heartbeat_ticks, lease_ticks: 10 };
         assert_eq!(refused(&ShardConfig { lease_reads, heartbeat_ticks, ..good() }, none()), error);
     }
+    let tick = Duration::from_millis(50);
+    let error = refused(&ShardConfig { flush_stuck_after: Duration::ZERO, ..good() }, none());
+    let (setting, value, value_min) = ("flush_stuck_after", Duration::ZERO, tick);
+    assert_eq!(error, ConfigError::TooShort { setting, value, value_min });
+    let spread = |interval, band| ShardConfig { spread: Some(SpreadConfig { interval, band }), ..good() };
+    let (setting, value, value_min) = ("spread.interval", tick * 17, tick * 18);
+    let error = ConfigError::TooShort { setting, value, value_min };
+    assert_eq!(refused(&spread(value, 1), none()), error);
+    assert_eq!(refused(&spread(value_min, 0), none()), ConfigError::Band);
     for value in [0, usize::MAX] {
         let error = refused(&ShardConfig { pending_bytes_max: value, ..good() }, none());
         assert_eq!(

@@ -76,7 +76,7 @@ fn act(cluster: &mut Cluster) {
         }
         35..=54 => cluster.isolate(node),
         55..=94 => cluster.cut.clear(),
-        95..=119 if cluster.is_up(target) => cluster.feed(target, Input::TransferLeader { group, to: None }),
+        95..=119 if cluster.is_up(target) => drop(cluster.transfer(target, group, None)),
         120..=139 if cluster.is_up(target) => cluster.feed(target, Input::Unreachable { node }),
         140..=239 if cluster.is_up(target) => drop(cluster.read_any(target, group)),
         240..=339 if cluster.is_up(node) => read_some(cluster, node, group),

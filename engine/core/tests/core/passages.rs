@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use iroh_raft_core::batch::Batch;
-use iroh_raft_core::{AnswerOn, GroupId, Input, NodeId, Reply, RequestError, Role};
+use iroh_raft_core::{AnswerOn, GroupId, NodeId, Reply, RequestError, Role, TransferError};
 
 use crate::harness::cluster::MILLIS;
 use crate::harness::{Cluster, Group, Options};
@@ -270,11 +270,15 @@ fn leadership_is_handed_over() {
     append(&mut cluster, leader, 1);
     cluster.run_for(Duration::from_millis(100));
     let heir = others(&cluster, leader)[1];
-    cluster.feed(leader, Input::TransferLeader { group: GROUP, to: Some(heir) });
+    let moved = cluster.transfer(leader, GROUP, Some(heir));
     let token = cluster.propose(leader, GROUP, 1, AnswerOn::Commit);
     cluster.run_until("the heir", |cluster| cluster.leader(GROUP) == Some(heir));
     cluster.run_until("an answer", |cluster| cluster.replies.contains_key(&token));
     assert!(matches!(cluster.error_of(token), Some(RequestError::NotLeader { .. })));
+    let term = cluster.status(heir, GROUP).unwrap().term;
+    cluster.run_until("the outcome", |cluster| cluster.replies.contains_key(&moved));
+    let done = Reply::LeadershipGiven { token: moved, group: GROUP, leader: Some(heir), term };
+    assert_eq!(cluster.replies[&moved], done);
     append(&mut cluster, heir, 1);
 }
 
@@ -284,9 +288,11 @@ fn a_transfer_to_a_dead_node_ends_and_proposals_go_on() {
     cluster.run_for(Duration::from_millis(100));
     let heir = others(&cluster, leader)[0];
     cluster.crash(heir);
-    cluster.feed(leader, Input::TransferLeader { group: GROUP, to: Some(heir) });
+    let moved = cluster.transfer(leader, GROUP, Some(heir));
     append(&mut cluster, leader, 1);
     assert_eq!(cluster.leader(GROUP), Some(leader));
+    let error = TransferError::TimedOut { to: heir };
+    assert_eq!(cluster.replies[&moved], Reply::NotTransferred { token: moved, group: GROUP, error });
 }
 
 /// A failed write is never retried: the shard is silent from then on, and the others go on.

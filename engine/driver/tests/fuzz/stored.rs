@@ -208,8 +208,9 @@ fn write_recordings() {
     let mut leader = Recorded::new(&memory, 1 << 20, vec![state(&[1], 0)]);
     (0..25).for_each(|_| leader.turn(Vec::new()));
     leader.turn(vec![propose(1), read(2)]);
-    leader
-        .turn(vec![Input::Unreachable { node: NodeId(2) }, Input::TransferLeader { group: GROUP, to: None }]);
+    let transfer = |request, to| Input::TransferLeader { token: token(request), group: GROUP, to };
+    leader.turn(vec![Input::Unreachable { node: NodeId(2) }, transfer(5, None)]);
+    leader.turn(vec![Input::StepDown { token: token(6), group: GROUP }]);
     leader.turn(vec![Input::ReadRecords {
         token: token(3),
         group: GROUP,
@@ -246,7 +247,7 @@ fn write_recordings() {
         ("read", read(1)),
         ("fetched", Input::Fetched { id: FetchId(1), group: GROUP, result: Ok(vec![entry(1), entry(2)]) }),
         ("applied", Input::Applied { group: GROUP, index: Index(3) }),
-        ("transfer", Input::TransferLeader { group: GROUP, to: Some(NodeId(2)) }),
+        ("transfer", transfer(1, Some(NodeId(2)))),
     ];
     for (name, input) in inputs {
         Recorded::new(&memory, 1 << 20, vec![state(&[1, 2, 3], 6)]).turn(vec![input]);

@@ -96,7 +96,11 @@ impl World {
             23 if cluster.is_up(node) => cluster.pause(node, Duration::from_millis(4 * choices.below(256))),
             24 if cluster.is_up(leader) => {
                 let to = Some(NodeId(choices.below(5))).filter(|node| node.0 != 0);
-                cluster.feed(leader, Input::TransferLeader { group, to });
+                if choices.below(4) == 0 {
+                    cluster.step_down(leader, group);
+                } else {
+                    cluster.transfer(leader, group, to);
+                }
             }
             25 if cluster.is_up(leader) => cluster.feed(leader, Input::Unreachable { node }),
             26 if cluster.is_up(node) && choices.below(4) == 0 => {

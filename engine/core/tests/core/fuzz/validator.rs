@@ -93,7 +93,7 @@ fn victim(choices: &mut Choices<'_>) -> (Cluster, NodeId) {
         }
         6 => {
             cluster.isolate(follower);
-            cluster.feed(leader, Input::TransferLeader { group: GROUP, to: Some(follower) });
+            cluster.transfer(leader, GROUP, Some(follower));
             cluster.run_for(Duration::from_millis(1));
             return (cluster, leader);
         }

@@ -312,6 +312,20 @@ impl Cluster {
         token
     }
 
+    pub(crate) fn transfer(&mut self, node: NodeId, group: GroupId, to: Option<NodeId>) -> Token {
+        let token = self.token(node);
+        self.checker.open(token, group, Vec::new());
+        self.feed(node, Input::TransferLeader { token, group, to });
+        token
+    }
+
+    pub(crate) fn step_down(&mut self, node: NodeId, group: GroupId) -> Token {
+        let token = self.token(node);
+        self.checker.open(token, group, Vec::new());
+        self.feed(node, Input::StepDown { token, group });
+        token
+    }
+
     pub(crate) fn read_records(
         &mut self,
         node: NodeId,
@@ -484,7 +498,11 @@ impl Cluster {
     /// leader or campaigns anew.
     fn is_expected(&self, node: NodeId, event: &Event) -> bool {
         match event {
-            Event::LeaderChanged { .. } | Event::MembersChanged { .. } | Event::Fenced => true,
+            Event::LeaderChanged { .. }
+            | Event::MembersChanged { .. }
+            | Event::Fenced
+            | Event::DiskHung { .. }
+            | Event::DiskRecovered { .. } => true,
             Event::MessageRefused { reason, .. } => {
                 let is_honest =
                     matches!(reason, Refusal::CampaignNotFromLeader | Refusal::UnaskedVote { .. });
@@ -552,6 +570,8 @@ impl Cluster {
             }
             Reply::ReadReady { token, .. }
             | Reply::Records { token, .. }
+            | Reply::LeadershipGiven { token, .. }
+            | Reply::NotTransferred { token, .. }
             | Reply::MembersChanged { token, .. }
             | Reply::Failed { token, .. } => {
                 self.count(name_of(&reply));
@@ -671,6 +691,8 @@ fn name_of(reply: &Reply) -> &'static str {
         Reply::Appended { .. } => "appended",
         Reply::ReadReady { .. } => "read ready",
         Reply::Records { .. } => "records",
+        Reply::LeadershipGiven { .. } => "leadership given",
+        Reply::NotTransferred { .. } => "not transferred",
         Reply::MembersChanged { .. } => "members changed",
         Reply::Failed { error, .. } => match error {
             RequestError::NotLeader { .. } => "not leader",

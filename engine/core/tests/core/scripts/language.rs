@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use iroh_raft_core::{
-    AnswerOn, Consistency, FetchError, GroupId, Index, Input, LeaseReads, LogDamage, NodeId,
+    AnswerOn, Consistency, FetchError, GroupId, Index, Input, LeaseReads, LogDamage, NodeId, SpreadConfig,
 };
 
 use super::message::{parse_message, parse_number, parse_record};
@@ -31,9 +31,8 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         | "unreachable" => connect(world, name, group, rest),
         "hold" | "release" => hold(world, *name == "hold", rest),
         "persist" | "fail" | "damage" | "fetch" | "applied" => store(world, name, group, rest),
-        "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer" => {
-            ask(world, name, group, rest)
-        }
+        "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
+        | "step-down" => ask(world, name, group, rest),
         "status" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_status(&ids);
@@ -53,6 +52,13 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
 fn set_up(world: &mut World, name: &str, words: &[&str]) -> Result<(), String> {
     match (name, words) {
         ("seed", [seed]) => world.seed = parse_number(seed)?,
+        ("set", ["spread_ms", interval, "band", band]) => {
+            let interval = Duration::from_millis(parse_number(interval)?);
+            world.config.spread = Some(SpreadConfig { interval, band: parse_number(band)? });
+        }
+        ("set", ["priority", id, priority]) => {
+            world.config.priorities.push((node(id)?, parse_number(priority)?));
+        }
         ("set", [setting, value]) => set(world, setting, parse_number(value)?)?,
         ("nodes", [count]) => (1..=parse_number(count)?).for_each(|id| world.add_node(NodeId(id))),
         ("group", [id, members @ ..]) => {
@@ -109,6 +115,10 @@ fn set(world: &mut World, setting: &str, value: usize) -> Result<(), String> {
         "window_bytes_max" => &mut config.window_bytes_max,
         "reads_waiting_max" => &mut config.reads_waiting_max,
         "tail_max" => &mut world.tail_max,
+        "flush_stuck_ms" => {
+            config.flush_stuck_after = Duration::from_millis(value as u64);
+            return Ok(());
+        }
         _ => return Err(format!("there is no setting {setting:?}")),
     };
     *place = value;
@@ -291,11 +301,9 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
         }
         ("members", [id, changes @ ..]) => world.change_members(node(id)?, group, changes, patience),
         ("records", [id, from]) => world.read_records(node(id)?, group, parse_number(from)?),
-        ("transfer", [id]) => world.feed(node(id)?, Input::TransferLeader { group, to: None }),
-        ("transfer", [id, to]) => {
-            let to = Some(node(to)?);
-            world.feed(node(id)?, Input::TransferLeader { group, to })
-        }
+        ("transfer", [id]) => world.transfer(node(id)?, group, None),
+        ("transfer", [id, to]) => world.transfer(node(id)?, group, Some(node(to)?)),
+        ("step-down", [id]) => world.step_down(node(id)?, group),
         _ => Err(format!("wrong words for {name}")),
     }
 }

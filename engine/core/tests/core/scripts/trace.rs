@@ -100,6 +100,13 @@ impl Trace {
             Reply::Records { token, group, entries: found, end, .. } => {
                 (token, group, format!("records{}, end {end}", entries(found)))
             }
+            Reply::LeadershipGiven { token, group, leader, term } => {
+                let who = leader.map_or("nobody".to_owned(), |leader| format!("node {leader}"));
+                (token, group, format!("done, {who} leads in term {term}"))
+            }
+            Reply::NotTransferred { token, group, error } => {
+                (token, group, format!("failed ({:?}): {error}", error.retry()))
+            }
             Reply::MembersChanged { token, group, index, members } => {
                 (token, group, format!("{} since entry {index}", print_members(members)))
             }
@@ -129,6 +136,8 @@ impl Trace {
                 format!("{} refuse {from}: {reason}", who(node, *group))
             }
             Event::Fenced => format!("{node} fenced"),
+            Event::DiskHung { seq, waited } => format!("{node} disk hangs: flush {seq} for {waited:?}"),
+            Event::DiskRecovered { hung } => format!("{node} disk is back after {hung:?}"),
         };
         self.news(line);
     }
@@ -184,8 +193,9 @@ pub(super) fn status(node: NodeId, status: &GroupStatus) -> String {
     };
     let leader = status.leader.map_or("none".to_owned(), |leader| leader.to_string());
     let GroupStatus { group, term, commit, applied, last, end, .. } = status;
+    let disk = if status.is_disk_hung { " disk hangs" } else { "" };
     let who = who(node, *group);
     format!(
-        "{who} {role} term={term} leader={leader} applied={applied} commit={commit} last={last} end={end}"
+        "{who} {role} term={term} leader={leader} applied={applied} commit={commit} last={last} end={end}{disk}"
     )
 }

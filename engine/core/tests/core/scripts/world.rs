@@ -426,6 +426,17 @@ impl World {
         self.feed(id, Input::ReadRecords { token, group, from, bytes_max, deadline })
     }
 
+    pub(super) fn transfer(&mut self, id: NodeId, group: GroupId, to: Option<NodeId>) -> Result<(), String> {
+        let name = to.map_or("transfer".to_owned(), |to| format!("transfer to {to}"));
+        let (token, _) = self.request(id, name, None)?;
+        self.feed(id, Input::TransferLeader { token, group, to })
+    }
+
+    pub(super) fn step_down(&mut self, id: NodeId, group: GroupId) -> Result<(), String> {
+        let (token, _) = self.request(id, "step-down".to_owned(), None)?;
+        self.feed(id, Input::StepDown { token, group })
+    }
+
     // Looks
 
     fn status(&self, id: NodeId, group: GroupId) -> Option<GroupStatus> {

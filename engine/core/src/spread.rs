@@ -1,0 +1,251 @@
+//! Spreading leaders over nodes, without a coordinator: each shard looks at its own replicas alone.
+//!
+//! Every group has a home among its voters of the highest priority: a function of its number and of who they
+//! are, that all of them compute alike and that spreads groups evenly. A node's fair share is the number of
+//! groups that are at home there. A node that leads more than its share by more than the band gives a group
+//! that it leads, and that is not at home there, to its home; a group that a node of higher priority could
+//! lead goes there without counting.
+//!
+//! It comes to rest: with each move one group more is at home, or led with a higher priority, and no move goes
+//! the other way. Comparing the numbers of leaders instead would not: where groups live on some of the nodes
+//! only, no node knows all numbers, and groups were seen to go round for ever.
+//!
+//! One move at a time, not before the next round, and rounds are drawn apart from the seed, so that nodes
+//! rarely give to the same one at once. A node that did not take over is not asked again for a while. What a
+//! node that is down should lead, the others keep as it falls to them.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::group::Seat;
+use crate::ids::{GroupId, NodeId, Timestamp};
+use crate::io::ShardConfig;
+use crate::jitter::mix;
+use crate::mutants::{self, Mutant};
+
+/// Rounds for which a node is left out that did not take over.
+const AVOID_ROUNDS: u64 = 5;
+
+#[derive(Debug)]
+pub(crate) struct Spread {
+    next_at: Timestamp,
+    rounds: u64,
+    /// The last move: it has failed if this node still leads the group in the next round.
+    last: Option<(GroupId, NodeId)>,
+    /// Nodes that did not take over, each with the last round for which it is left out.
+    avoided: BTreeMap<NodeId, u64>,
+}
+
+impl Spread {
+    pub(crate) fn new(config: &ShardConfig, now: Timestamp) -> Spread {
+        let mut spread = Spread { next_at: now, rounds: 0, last: None, avoided: BTreeMap::new() };
+        spread.put_off(config, now);
+        spread
+    }
+
+    /// Whether the time of a round has come; then it is the next one's time that is waited for.
+    pub(crate) fn is_due(&mut self, now: Timestamp, config: &ShardConfig) -> bool {
+        let is_due = config.spread.is_some() && now >= self.next_at;
+        if is_due {
+            self.rounds += 1;
+            self.put_off(config, now);
+        }
+        is_due
+    }
+
+    fn put_off(&mut self, config: &ShardConfig, now: Timestamp) {
+        let interval = config.spread.map_or(Duration::ZERO, |spread| spread.interval);
+        let jitter_ns = mix(mix(config.seed) ^ self.rounds) % (interval.as_nanos() as u64).max(1);
+        self.next_at = now.after(interval + Duration::from_nanos(jitter_ns));
+    }
+
+    /// Moves of this round, the best first: it is for the caller to find one whose replica can lead.
+    pub(crate) fn candidates(&mut self, config: &ShardConfig, seats: &[Seat]) -> Vec<(GroupId, NodeId)> {
+        let Some(settings) = config.spread else { return Vec::new() };
+        let is_led =
+            |group: GroupId| seats.iter().any(|seat| seat.group == group && seat.leader == Some(config.node));
+        if let Some((group, to)) = self.last.take()
+            && is_led(group)
+        {
+            self.avoided.insert(to, self.rounds + AVOID_ROUNDS);
+        }
+        self.avoided.retain(|_, until| *until >= self.rounds);
+        let mut moves = moves(config, settings.band, seats);
+        moves.retain(|(_, to)| !self.avoided.contains_key(to));
+        moves
+    }
+
+    pub(crate) fn handle_taken(&mut self, group: GroupId, to: NodeId) {
+        self.last = Some((group, to));
+    }
+}
+
+fn moves(config: &ShardConfig, band: u32, seats: &[Seat]) -> Vec<(GroupId, NodeId)> {
+    let (here, ours) = (config.node, config.priority_of(config.node));
+    // A replica that was removed and has not heard of it takes itself for a voter, but knows no leader.
+    let seats = seats.iter().filter(|seat| seat.voters.contains(&here) && seat.leader.is_some());
+    let homes: Vec<(&Seat, NodeId)> = seats.map(|seat| (seat, home(config, seat))).collect();
+    let share = homes.iter().filter(|(_, home)| *home == here).count();
+    let led = homes.iter().filter(|(seat, _)| seat.leader == Some(here));
+    let is_over = led.clone().count() > share + band as usize;
+    let mut moves: Vec<(GroupId, NodeId, bool)> = Vec::new();
+    for (seat, home) in led {
+        let higher = seat.voters.iter().filter(|node| config.priority_of(**node) > ours);
+        moves.extend(higher.map(|node| (seat.group, *node, node == home)));
+        if is_over && *home != here && config.priority_of(*home) == ours {
+            moves.push((seat.group, *home, true));
+        }
+        if mutants::is(Mutant::SpreadRestless) {
+            let next = seat.voters.iter().find(|node| **node > here).unwrap_or(&seat.voters[0]);
+            moves.push((seat.group, *next, true));
+        }
+    }
+    // Which group goes is drawn by a hash, so that not all nodes give to the same one.
+    moves.sort_by_key(|(group, node, is_home)| {
+        Reverse((config.priority_of(*node), *is_home, mix(mix(group.0) ^ node.0)))
+    });
+    moves.into_iter().map(|(group, node, _)| (group, node)).collect()
+}
+
+/// Fibonacci hashing (Knuth, volume 3, 6.4): numbers in a row fall evenly on the voters, and so do those of one
+/// shard, which are so many apart as there are shards.
+fn home(config: &ShardConfig, seat: &Seat) -> NodeId {
+    let priority = |node: &NodeId| config.priority_of(*node);
+    let highest = seat.voters.iter().map(priority).max().unwrap_or_default();
+    let wanted: Vec<NodeId> = seat.voters.iter().filter(|node| priority(node) == highest).copied().collect();
+    let point = u128::from(seat.group.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    wanted[usize::try_from((point * wanted.len() as u128) >> 64).expect("below the number of voters")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::SpreadConfig;
+
+    /// A cluster in which every transfer succeeds at once.
+    struct Nodes {
+        configs: Vec<ShardConfig>,
+        spreads: Vec<Spread>,
+        seats: Vec<Seat>,
+    }
+
+    impl Nodes {
+        fn new(nodes: u64, groups: u64, voters: usize, band: u32, seed: u64) -> Nodes {
+            let spread = Some(SpreadConfig { interval: Duration::from_secs(10), band });
+            let config = |node| ShardConfig { spread, ..ShardConfig::new(NodeId(node), mix(seed ^ node)) };
+            let configs: Vec<ShardConfig> = (1..=nodes).map(config).collect();
+            let spreads = configs.iter().map(|config| Spread::new(config, Timestamp(0))).collect();
+            let seat = |group: u64| {
+                let mut all: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
+                all.sort_by_key(|node| mix(mix(seed ^ group) ^ node.0));
+                all.truncate(voters);
+                // All on few nodes, as after restarts.
+                let leader = all.iter().copied().min();
+                all.sort_unstable();
+                Seat { group: GroupId(group), leader, voters: all }
+            };
+            let seats = (1..=groups).map(seat).collect();
+            Nodes { configs, spreads, seats }
+        }
+
+        /// One round of every node whose time has come, in order of time; returns the moves.
+        fn run(&mut self, until: Timestamp) -> u64 {
+            let mut moved = 0;
+            loop {
+                let next = (0..self.spreads.len()).min_by_key(|at| self.spreads[*at].next_at).unwrap();
+                let (config, spread) = (&self.configs[next], &mut self.spreads[next]);
+                let now = spread.next_at;
+                if now >= until {
+                    return moved;
+                }
+                assert!(spread.is_due(now, config));
+                let node = config.node;
+                let seen: Vec<Seat> =
+                    self.seats.iter().filter(|seat| seat.voters.contains(&node)).cloned().collect();
+                if let Some((group, to)) = spread.candidates(config, &seen).first().copied() {
+                    spread.handle_taken(group, to);
+                    let seat = self.seats.iter_mut().find(|seat| seat.group == group).unwrap();
+                    assert!(seat.voters.contains(&to) && seat.leader == Some(node));
+                    seat.leader = Some(to);
+                    moved += 1;
+                }
+            }
+        }
+
+        fn led(&self, node: u64) -> usize {
+            self.seats.iter().filter(|seat| seat.leader == Some(NodeId(node))).count()
+        }
+    }
+
+    fn hours(hours: u64) -> Timestamp {
+        Timestamp(hours * 3_600_000_000_000)
+    }
+
+    /// Until nothing moves any more, and how many nodes lead more than their share and the band.
+    fn at_rest(cluster: &mut Nodes, band: usize, what: &str) {
+        cluster.run(hours(1));
+        assert_eq!(cluster.run(hours(2)), 0, "{what}: at rest");
+        for config in &cluster.configs {
+            let share = cluster.seats.iter().filter(|seat| home(config, seat) == config.node).count();
+            let led = cluster.led(config.node.0);
+            assert!(led <= share + band, "{what}: {led} led by {}, share {share}", config.node);
+        }
+    }
+
+    #[test]
+    fn leaders_come_to_rest_within_the_band_of_the_fair_share() {
+        for seed in 0..40 {
+            let (nodes, groups, band) = (3 + seed % 7, 1 + mix(seed) % 120, 1 + (seed % 3) as u32);
+            for voters in [3, nodes as usize] {
+                let mut cluster = Nodes::new(nodes, groups, voters, band, seed);
+                let what = format!("seed {seed}: {nodes} nodes, {groups} groups on {voters}");
+                at_rest(&mut cluster, band as usize, &what);
+            }
+        }
+    }
+
+    #[test]
+    fn shares_are_even_also_in_each_shard() {
+        for (shards, nodes) in [(1, 3), (2, 3), (3, 3), (4, 3), (8, 5), (16, 3), (3, 7)] {
+            for shard in 0..shards {
+                let voters: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
+                let groups = (1..=30 * nodes).map(|at| GroupId(at * shards + shard));
+                let mut shares = BTreeMap::<NodeId, u64>::new();
+                for group in groups {
+                    let seat = Seat { group, leader: None, voters: voters.clone() };
+                    *shares.entry(home(&ShardConfig::new(NodeId(1), 0), &seat)).or_default() += 1;
+                }
+                let within = shares.values().all(|share| (24..=36).contains(share));
+                assert!(shares.len() as u64 == nodes && within, "{shards} shards, shard {shard}: {shares:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_higher_priority_gets_all_and_a_lower_one_nothing() {
+        let mut cluster = Nodes::new(3, 12, 3, 1, 9);
+        for config in &mut cluster.configs {
+            config.priorities = vec![(NodeId(2), 5), (NodeId(3), 5)];
+        }
+        at_rest(&mut cluster, 1, "two of three");
+        assert_eq!(cluster.led(1), 0);
+    }
+
+    #[test]
+    fn a_node_that_did_not_take_over_is_left_out_for_some_rounds() {
+        let mut cluster = Nodes::new(3, 12, 3, 1, 9);
+        let (config, spread, seats) = (&cluster.configs[0], &mut cluster.spreads[0], &cluster.seats);
+        let (group, to) = spread.candidates(config, seats)[0];
+        spread.handle_taken(group, to);
+        let targets = |spread: &mut Spread| {
+            spread.rounds += 1;
+            spread.candidates(config, seats).iter().map(|(_, to)| *to).collect::<Vec<_>>()
+        };
+        for _ in 0..AVOID_ROUNDS {
+            assert!(!targets(spread).contains(&to));
+        }
+        targets(spread);
+        assert!(targets(spread).contains(&to));
+    }
+}
