@@ -8,6 +8,7 @@ mod answers;
 mod commits;
 mod durable;
 mod elections;
+mod leadership;
 pub(crate) mod linear;
 mod log;
 pub(crate) mod members;
@@ -29,6 +30,7 @@ use answers::Answers;
 use commits::Commits;
 use durable::Durable;
 use elections::Elections;
+use leadership::Leadership;
 use log::Logs;
 use trace::Trace;
 
@@ -71,6 +73,7 @@ pub(crate) struct Checks {
     pub(crate) trace: Trace,
     durable: Durable,
     elections: Elections,
+    leadership: Leadership,
     logs: Logs,
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
@@ -94,6 +97,7 @@ impl Checks {
             trace: Trace::default(),
             durable: Durable::default(),
             elections: Elections::default(),
+            leadership: Leadership::default(),
             logs: Logs::default(),
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
@@ -134,6 +138,7 @@ impl Checks {
     /// A shard was opened; these are the replicas that recovery found.
     pub(crate) fn booted(&mut self, node: NodeId, shard: ShardId, last_seq: FlushSeq, found: &[GroupState]) {
         self.tell(|| format!("node {node} shard {shard} starts after flush {last_seq}"));
+        self.leadership.booted(node, shard);
         let checked = self.durable.booted(node, shard, last_seq, found, &mut self.marks);
         self.note(checked);
         for state in found {
@@ -186,6 +191,7 @@ impl Checks {
             }
             _ => {}
         }
+        self.leadership.input(node, shard, now, &self.plan.core, input);
         self.trace.input(node, shard, now, input);
     }
 
@@ -228,6 +234,8 @@ impl Checks {
         self.replies(node, outputs);
         self.answers.turn_over();
         self.leased.clear();
+        let checked = self.leadership.turn(node, id, now, &self.plan.core, shard, outputs);
+        self.note(checked);
     }
 
     fn event(&mut self, node: NodeId, event: &Event) {
@@ -243,8 +251,9 @@ impl Checks {
                 self.note(checked);
             }
             Event::MessageRefused { .. } => self.marks.add("message refused by the validator", 1),
+            Event::DiskHung { .. } => self.marks.add("disk hung", 1),
             Event::MembersChanged { .. } => self.marks.add("members in force", 1),
-            Event::LeaderChanged { .. } | Event::Fenced => {}
+            Event::LeaderChanged { .. } | Event::DiskRecovered { .. } | Event::Fenced => {}
         }
     }
 
@@ -286,6 +295,14 @@ impl Checks {
 
     fn replies(&mut self, node: NodeId, outputs: &Outputs) {
         for reply in &outputs.replies {
+            match reply {
+                Reply::LeadershipGiven { leader: Some(_), .. } => self.marks.add("leadership handed over", 1),
+                Reply::LeadershipGiven { leader: None, .. } => {
+                    self.marks.add("leader stepped down when told", 1);
+                }
+                Reply::NotTransferred { .. } => self.marks.add("transfer failed", 1),
+                _ => {}
+            }
             if let Reply::ReadReady { token, group, freshness } = reply {
                 // A round takes longer than a turn.
                 self.marks.add("read answered by a lease", u64::from(self.leased.contains(token)));

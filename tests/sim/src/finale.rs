@@ -1,5 +1,8 @@
 //! When the faults have stopped: everything must come back to life, and say the same everywhere.
 
+mod hung_disk;
+mod spread;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -7,6 +10,7 @@ use bytes::Bytes;
 use iroh_raft_core::{Consistency, Index, NodeId, Offset, Role};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use madsim::task::JoinHandle;
+use rand::rngs::SmallRng;
 
 use crate::checkers::members::is_quorum;
 use crate::checkers::{Checked, ensure};
@@ -93,6 +97,13 @@ async fn settle(sim: &Shared) -> Checked {
         wait_until(sim, group, "groups converge after a write", |sim| is_settled(sim, group)).await?;
         audit(sim, group).await?;
     }
+    let first = &sim.plan.groups[0];
+    hung_disk::check(sim, first).await?;
+    // Other groups had their leaders on that disk, too.
+    for group in &sim.plan.groups {
+        wait_until(sim, group, "groups converge after a disk hung", |sim| is_settled(sim, group)).await?;
+    }
+    spread::check(sim).await?;
     quiet(sim).await
 }
 
@@ -184,14 +195,18 @@ async fn probe(sim: &Shared, group: &GroupPlan) -> Checked {
         ensure(elapsed() < deadline, ALIVE, || {
             format!("no write to group {} succeeds; {}", group.id, standing(sim, group))
         })?;
-        if group.has_machine {
-            clients::change(sim, &mut random, group).await;
-        } else {
-            // Tried again until it works.
-            let _ = clients::append(sim, &mut random, group).await;
-        }
+        write(sim, &mut random, group).await;
     }
     Ok(())
+}
+
+/// Tries to write something; whoever wants it done looks at what was acknowledged.
+async fn write(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) {
+    if group.has_machine {
+        clients::change(sim, random, group).await;
+    } else {
+        let _ = clients::append(sim, random, group).await;
+    }
 }
 
 /// Every replica has every committed record, and the same state.

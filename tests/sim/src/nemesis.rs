@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use iroh_raft_core::{MemberChange, MemberRole, NodeId};
-use iroh_raft_driver::lines::Command;
+use iroh_raft_core::{MemberChange, MemberRole, NodeId, RequestError, TransferError, shard_of};
+use iroh_raft_driver::lines::{Command, LeadershipError};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use iroh_raft_storage::FileKind;
 use iroh_raft_storage::fault::{Fault, Operation, Trouble};
@@ -13,6 +13,7 @@ use madsim::task::spawn_local;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use crate::checkers::ensure;
 use crate::clients::{self, RECORD_FILLER};
 use crate::clock::{elapsed, sleep};
 use crate::node;
@@ -28,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Time that the others are given to elect another leader, in election timeouts.
 const DUEL_ELECTIONS: u32 = 4;
 const HOUR_MS: i64 = 3_600_000;
+/// Longest time until a transfer is answered: pauses, stalls and turns of a slow node included.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// What can go wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +47,7 @@ pub(crate) enum FaultKind {
     SlowLink,
     ClockJump,
     DiskStall,
+    LeaderDiskHung,
     DiskError,
     DiskFull,
     LostWrite,
@@ -51,6 +55,7 @@ pub(crate) enum FaultKind {
     BitFlip,
     RollBack,
     HandOver,
+    Transfer,
     Members,
     Usurp,
 }
@@ -65,7 +70,7 @@ impl std::str::FromStr for FaultKind {
 }
 
 impl FaultKind {
-    pub(crate) const ALL: [FaultKind; 21] = [
+    pub(crate) const ALL: [FaultKind; 23] = [
         FaultKind::Kill,
         FaultKind::PowerCut,
         FaultKind::PowerCutInCommit,
@@ -78,6 +83,7 @@ impl FaultKind {
         FaultKind::SlowLink,
         FaultKind::ClockJump,
         FaultKind::DiskStall,
+        FaultKind::LeaderDiskHung,
         FaultKind::DiskError,
         FaultKind::DiskFull,
         FaultKind::LostWrite,
@@ -85,6 +91,7 @@ impl FaultKind {
         FaultKind::BitFlip,
         FaultKind::RollBack,
         FaultKind::HandOver,
+        FaultKind::Transfer,
         FaultKind::Members,
         FaultKind::Usurp,
     ];
@@ -94,6 +101,8 @@ impl FaultKind {
             FaultKind::Partition | FaultKind::LeaderCut => 12,
             FaultKind::Kill | FaultKind::PowerCutInCommit | FaultKind::OneWay => 8,
             FaultKind::Duel => 3,
+            FaultKind::LeaderDiskHung => 6,
+            FaultKind::Transfer => 16,
             FaultKind::Members => 20,
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
@@ -255,6 +264,16 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
             let us = random.random_range(50_000..3_000_000);
             plant(sim, node, random, &[Operation::Sync, Operation::Write], Trouble::Stall { us });
         }
+        FaultKind::LeaderDiskHung => {
+            // Also for much longer than it takes to be noticed.
+            let group = pick(random, &sim.plan.groups).id;
+            let Some(leader) = sim.checks.borrow().leader_of(group) else { return };
+            let time = sim.plan.core.flush_stuck_after.mul_f64(random.random_range(0.5..6.0));
+            let us = u64::try_from(time.as_micros()).expect("a few seconds");
+            let (kind, operation) = (Some(FileKind::Journal), Operation::Sync);
+            let fault = Fault { kind, operation, after: 0, times: 1, trouble: Trouble::Stall { us } };
+            sim.nodes.borrow().disk(leader).plant(fault);
+        }
         FaultKind::DiskError => {
             let trouble = *pick(random, &[Trouble::Eio, Trouble::Eio, Trouble::Short]);
             plant(sim, node, random, &[Operation::Write, Operation::Sync, Operation::Change], trouble);
@@ -301,12 +320,60 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
             let nodes = sim.nodes.borrow();
             for commands in nodes.commands(node) {
                 let (sender, _) = oneshot::channel();
-                if commands.push(Command::HandOver(sender)).is_ok() {
-                    sim.mark("leadership handed over");
-                }
+                // A full ring is an operator who is told that the node is busy.
+                let _ = commands.push(Command::HandOver(sender));
             }
         }
+        FaultKind::Transfer => transfer(sim, random),
     }
+}
+
+/// Somebody asks a leader, or who he takes for one, to hand over or to step down, and waits for the outcome.
+fn transfer(sim: &Shared, random: &mut SmallRng) {
+    let group = pick(random, &sim.plan.groups).id;
+    let leader = sim.checks.borrow().leader_of(group).filter(|_| random.random_bool(0.9));
+    let (asked, named) = (leader.unwrap_or(any_node(sim, random)), any_node(sim, random));
+    let (reply, outcome) = oneshot::channel();
+    let command = match random.random_range(0..4) {
+        0 | 1 => Command::TransferLeader { group, to: Some(named), reply },
+        2 => Command::TransferLeader { group, to: None, reply },
+        _ => Command::StepDown { group, reply },
+    };
+    let to = if let Command::TransferLeader { to, .. } = &command { *to } else { None };
+    let shard = shard_of(group, sim.plan.shards);
+    let nodes = sim.nodes.borrow();
+    let Some(commands) = nodes.commands(asked).get(usize::from(shard.0)) else { return };
+    if commands.push(command).is_err() {
+        return;
+    }
+    let of = sim.clone();
+    go_on(sim, async move {
+        let sim = of;
+        // A node that is paused answers late, one that ends not at all.
+        let answered = madsim::time::timeout(ANSWER_WITHIN, outcome).await;
+        let checked = ensure(answered.is_ok(), "transfers are answered", || {
+            format!("node {asked} does not say what became of a transfer of group {group} to {to:?}")
+        });
+        sim.checks.borrow_mut().note(checked);
+        let Ok(Ok(outcome)) = answered else { return };
+        let is_as_asked = match &outcome {
+            Ok(over) => to.is_none() || over.leader == to,
+            Err(LeadershipError::Transfer(TransferError::NobodyAlive)) => to.is_none(),
+            Err(LeadershipError::Transfer(_)) => true,
+            Err(LeadershipError::Request(error)) => matches!(
+                error,
+                RequestError::NotLeader { .. }
+                    | RequestError::UnknownGroup
+                    | RequestError::Busy { .. }
+                    | RequestError::Quarantined
+                    | RequestError::Fenced
+            ),
+        };
+        let checked = ensure(is_as_asked, "transfers are answered as they were asked for", || {
+            format!("node {asked} to hand group {group} to {to:?}: {outcome:?}")
+        });
+        sim.checks.borrow_mut().note(checked);
+    });
 }
 
 fn pick<'a, T>(random: &mut SmallRng, from: &'a [T]) -> &'a T {

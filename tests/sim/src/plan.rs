@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iroh_raft_core::{ConfState, GroupId, GroupState, LeaseReads, NodeId, ShardConfig};
+use iroh_raft_core::{ConfState, GroupId, GroupState, LeaseReads, NodeId, ShardConfig, SpreadConfig};
 use iroh_raft_storage::ShardOptions;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -125,6 +125,7 @@ impl Plan {
         };
         plan.draw_faults(random);
         plan.draw_clocks(random);
+        plan.draw_leadership(&mut SmallRng::seed_from_u64(seed ^ 0x6c65_6164));
         plan
     }
 
@@ -157,6 +158,19 @@ impl Plan {
             self.turn = (10, 2_000);
             self.faults.retain(|(kind, _)| *kind != FaultKind::Usurp);
             self.faults.push((FaultKind::Usurp, USURP_WEIGHT));
+        }
+    }
+
+    fn draw_leadership(&mut self, random: &mut SmallRng) {
+        let election = self.election();
+        self.core.flush_stuck_after = Duration::from_millis(*pick(random, &[100, 300, 1_000]));
+        let spread = SpreadConfig {
+            interval: election * random.random_range(1..=3),
+            band: random.random_range(1..=2),
+        };
+        self.core.spread = random.random_bool(0.5).then_some(spread);
+        if random.random_bool(0.25) {
+            self.core.priorities = self.node_ids().map(|node| (node, random.random_range(0..3))).collect();
         }
     }
 

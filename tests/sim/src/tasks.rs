@@ -95,14 +95,12 @@ impl Place {
         }
     }
 
-    /// Waits as long as stalls of the disk took since it was last asked.
-    async fn stall(&self, seen_us: &mut u64) {
-        let stalled_us = self.disk.stalled_us();
-        let new_us = stalled_us - *seen_us;
-        *seen_us = stalled_us;
-        if new_us > 0 {
+    /// Waits as long as the disk stalled in the call before which it had stalled for `before_us`.
+    async fn stall(&self, before_us: u64) {
+        let stalled_us = self.disk.stalled_us() - before_us;
+        if stalled_us > 0 {
             self.sim.mark("disk stalled");
-            sleep(Duration::from_micros(new_us)).await;
+            sleep(Duration::from_micros(stalled_us)).await;
         }
     }
 }
@@ -164,7 +162,6 @@ async fn run_driver(place: Place, mut driver: Driver, bell: Arc<Doorbell>, clock
 async fn run_writer(place: Place, mut task: WriterTask) {
     let mut random = place.sim.random();
     let plan = &place.sim.plan;
-    let mut stalled_us = 0;
     let mut is_space_low = false;
     let mut batch: Vec<Append> = Vec::new();
     loop {
@@ -188,9 +185,10 @@ async fn run_writer(place: Place, mut task: WriterTask) {
         {
             batch.push(append);
         }
+        let stalled_us = place.disk.stalled_us();
         let written = task.writer.run_once(&batch);
         place.check_power().await;
-        place.stall(&mut stalled_us).await;
+        place.stall(stalled_us).await;
         sleep(within(&mut random, plan.flush) / 2).await;
         match written {
             Ok(report) => {
@@ -224,7 +222,6 @@ async fn fail(place: &Place, task: &WriterTask, error: StorageError) {
 
 async fn run_mover(place: Place, mut task: MoverTask) {
     let mut random = place.sim.random();
-    let mut stalled_us = 0;
     let mut is_more = false;
     let mut findings: Vec<Finding> = Vec::new();
     loop {
@@ -236,9 +233,10 @@ async fn run_mover(place: Place, mut task: MoverTask) {
             scrub(&place, &mut task, &mut findings).await;
             continue;
         }
+        let stalled_us = place.disk.stalled_us();
         let moved = task.mover.run_once();
         place.check_power().await;
-        place.stall(&mut stalled_us).await;
+        place.stall(stalled_us).await;
         sleep(within(&mut random, place.sim.plan.flush)).await;
         match moved {
             Ok(report) => {

@@ -45,7 +45,8 @@ impl Trace {
             Input::ChangeMembers { token, group, changes, deadline } => {
                 (token, group, changes.len(), deadline).hash(&mut self.0);
             }
-            Input::TransferLeader { group, to } => (group, to).hash(&mut self.0),
+            Input::TransferLeader { token, group, to } => (token, group, to).hash(&mut self.0),
+            Input::StepDown { token, group } => (token, group).hash(&mut self.0),
             Input::EndTurn | Input::PersistFailed => {}
         }
     }
@@ -80,6 +81,10 @@ impl Trace {
                     (token, applied, commit, heard).hash(&mut self.0);
                 }
                 Reply::Records { token, end, .. } => (token, end).hash(&mut self.0),
+                Reply::LeadershipGiven { token, leader, term, .. } => (token, leader, term).hash(&mut self.0),
+                Reply::NotTransferred { token, error, .. } => {
+                    (token, std::mem::discriminant(error)).hash(&mut self.0);
+                }
                 Reply::MembersChanged { token, index, .. } => (token, index).hash(&mut self.0),
                 Reply::Failed { token, error, .. } => {
                     (token, std::mem::discriminant(error)).hash(&mut self.0);

@@ -1,0 +1,66 @@
+//! Liveness with a leader whose disk hangs: another one acknowledges within a bound, while it still hangs.
+//! (Design: memory of a leader without a disk is bounded only by giving leadership away.)
+
+use std::time::Duration;
+
+use iroh_raft_storage::FileKind;
+use iroh_raft_storage::fault::{Fault, Operation, Trouble};
+
+use super::{LOOK_EVERY, healthy, write};
+use crate::checkers::{Checked, ensure};
+use crate::clock::{elapsed, sleep};
+use crate::plan::GroupPlan;
+use crate::sim::Shared;
+
+const ALIVE: &str = "another leads when a leader's disk hangs";
+/// Hand-over, or stepping down and an election, with votes split and frames late.
+const ELECTIONS: u32 = 10;
+/// What clients need to find the new leader.
+const SEARCH: Duration = Duration::from_secs(5);
+/// Slack for clocks that are slow, in parts.
+const DRIFT: f64 = 1.2;
+
+/// Lets the disk of a group's leader hang; nothing else is wrong.
+pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
+    let Some(old) = sim.checks.borrow().leader_of(group.id) else { return Ok(()) };
+    let voters = sim.checks.borrow().commits.members.latest(group.id).voters.clone();
+    let healthy = healthy(sim, group);
+    if voters.len() < 3 || !voters.iter().all(|voter| healthy.contains(voter)) {
+        return Ok(());
+    }
+    let core = &sim.plan.core;
+    let network = Duration::from_micros(sim.plan.delay.1 + sim.plan.flush.1 + sim.plan.turn.1);
+    let bound =
+        core.flush_stuck_after.mul_f64(DRIFT) + sim.plan.election() * ELECTIONS + network * 20 + SEARCH;
+    let us = u64::try_from((bound * 2).as_micros()).expect("a bound of seconds");
+    let trouble = Trouble::Stall { us };
+    let kind = Some(FileKind::Journal);
+    sim.tell(|| format!("the disk of node {old}, leader of group {}, hangs", group.id));
+    sim.mark("disk of a leader hung at the end");
+    let disk = sim.nodes.borrow().disk(old);
+    disk.plant(Fault { kind, operation: Operation::Sync, after: 0, times: 1, trouble });
+    let stalled_us = disk.stalled_us();
+    let mut random = sim.random();
+    let mut deadline = None;
+    loop {
+        let is_moved = sim.checks.borrow().leader_of(group.id).is_some_and(|leader| leader != old);
+        let before = sim.checks.borrow().acknowledged.count;
+        write(sim, &mut random, group).await;
+        if is_moved && sim.checks.borrow().acknowledged.count > before {
+            break;
+        }
+        if deadline.is_none() && disk.stalled_us() > stalled_us {
+            deadline = Some(elapsed() + bound);
+        }
+        if sim.is_broken() {
+            return Ok(());
+        }
+        ensure(deadline.is_none_or(|deadline| elapsed() < deadline), ALIVE, || {
+            let leader = sim.checks.borrow().leader_of(group.id);
+            format!("group {}: {leader:?} leads {bound:?} after the disk of {old} hung", group.id)
+        })?;
+    }
+    // The next part needs this disk.
+    sleep(Duration::from_micros(us) + LOOK_EVERY).await;
+    Ok(())
+}
