@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iroh_raft_core::batch::BATCH_HEADER_BYTES;
@@ -9,7 +10,7 @@ use iroh_raft_core::{ClusterId, FlushSeq, GroupId, NodeId, Shard, ShardConfig, T
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::bridge::BridgeLimits;
 use iroh_raft_netbridge::wire::FrameLimits;
-use iroh_raft_storage::{BackendChoice, BackendKind, ShardOptions};
+use iroh_raft_storage::{BackendChoice, BackendKind, Disk, ShardOptions};
 
 use crate::error::EngineError;
 use iroh_raft_driver::FRAME_BYTES_TARGET;
@@ -98,6 +99,9 @@ pub struct EngineConfig {
     /// How the shards' files are written. Default: what a calibration at the first start finds best
     /// (about a second, once); for tests and development through the page cache.
     pub backend: BackendChoice,
+    /// Where everything durable but the key is, if not in the file system; `backend` then decides nothing. For
+    /// tests of what a node does when its disk misbehaves. Default: none.
+    pub disk: Option<Arc<dyn Disk>>,
     /// Everything stored is read and verified once in this time, evenly spread over it. Default 7 days;
     /// at least 1 s. Shorter: damage is found sooner, and the disk has more to read.
     pub scrub_period: Duration,
@@ -161,6 +165,7 @@ impl EngineConfig {
             ring_items_max: 4096,
             request_deadline: Duration::from_secs(10),
             backend,
+            disk: None,
             scrub_period: Duration::from_secs(7 * 24 * 3600),
             storage,
             core,

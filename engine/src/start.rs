@@ -57,12 +57,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
     membarrier::register();
 
     let identity = FolderIdentity { cluster: config.cluster, node: config.node, shards: config.shards };
-    let mut folder = DataFolder::open(&config.data_dir, identity)?;
-    let (backend, calibration) = folder.choose_backend(config.backend)?;
-    match calibration {
-        Some(calibration) => tracing::info!(%backend, %calibration, "files are written by calibration"),
-        None => tracing::info!(%backend, "files are written as set"),
-    }
+    let mut folder = open_folder(&config, identity)?;
     let key = Identity::load_or_create(config.key_file())?;
     let mut opened = Vec::new();
     for shard in 0..config.shards {
@@ -140,6 +135,19 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
     });
     // On failure the handle goes, and with it the threads that did start.
     started.map(|()| engine)
+}
+
+fn open_folder(config: &EngineConfig, identity: FolderIdentity) -> Result<DataFolder, EngineError> {
+    if let Some(disk) = &config.disk {
+        return Ok(DataFolder::open_on(&config.data_dir, identity, disk.clone())?);
+    }
+    let mut folder = DataFolder::open(&config.data_dir, identity)?;
+    let (backend, calibration) = folder.choose_backend(config.backend)?;
+    match calibration {
+        Some(calibration) => tracing::info!(%backend, %calibration, "files are written by calibration"),
+        None => tracing::info!(%backend, "files are written as set"),
+    }
+    Ok(folder)
 }
 
 struct Epochs(iroh_raft_storage::PeerEpochs);

@@ -1,6 +1,8 @@
 //! What the tests of real parts share.
 #![forbid(unsafe_code)]
 
+pub mod hanging_disk;
+
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};

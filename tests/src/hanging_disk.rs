@@ -1,0 +1,148 @@
+//! The file system, with journals that stop writing when they are told to: nothing fails, nothing returns.
+
+use std::io;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use iroh_raft::storage::{Disk, FileDisk, FileKind, FolderLock};
+use redb::{BackendError, StorageBackend};
+
+/// A disk that hangs and comes back. Clones are handles to the same one.
+///
+/// A node on it cannot be shut down while it hangs.
+#[derive(Clone, Default, Debug)]
+pub struct HangingDisk(Arc<Gate>);
+
+#[derive(Default, Debug)]
+struct Gate {
+    is_hung: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// A poisoned lock guards a flag here, which is always whole.
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_hung.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pass(&self) {
+        let mut is_hung = self.lock();
+        while *is_hung {
+            is_hung = self.changed.wait(is_hung).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl HangingDisk {
+    /// From now on no write to a journal and no sync of one returns, until told otherwise.
+    pub fn hang(&self, is_hung: bool) {
+        *self.0.lock() = is_hung;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Disk for HangingDisk {
+    fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
+        let file = FileDisk.open(path, kind, is_new)?;
+        Ok(match kind {
+            FileKind::Journal => Box::new(HangingFile { file, gate: self.0.clone() }),
+            FileKind::Log | FileKind::Mark => file,
+        })
+    }
+
+    fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        FileDisk.reserve(path, bytes)
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        FileDisk.free_bytes(folder)
+    }
+
+    fn read(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+        FileDisk.read(path, bytes_max)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        FileDisk.replace(path, bytes)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        FileDisk.remove(path)
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        FileDisk.names(folder)
+    }
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.create_folder(path)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.sync_folder(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<FolderLock> {
+        FileDisk.lock(path)
+    }
+}
+
+#[derive(Debug)]
+struct HangingFile {
+    file: Box<dyn StorageBackend>,
+    gate: Arc<Gate>,
+}
+
+impl StorageBackend for HangingFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.gate.pass();
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.gate.pass();
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.gate.pass();
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.query_lock_range(start, end)
+    }
+}
