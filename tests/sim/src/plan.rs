@@ -15,6 +15,9 @@ const USURP_WEIGHT: u32 = 200;
 /// A range in microseconds, both ends included.
 pub(crate) type Micros = (u64, u64);
 
+/// Flushes in one commit at most, where nothing else is drawn.
+const COMMIT_MAX: usize = 64;
+
 /// Nodes besides its first voters that a group may move to.
 const SPARES_MAX: usize = 2;
 
@@ -104,7 +107,7 @@ impl Plan {
             ring: (*pick(random, &[1, 4, 64, 1024])).max(if nodes > 3 { nodes as usize - 1 } else { 1 }),
             flushes: *pick(random, &[1, 2, 16, 256]),
             fetches: *pick(random, &[1, 4, 64]),
-            commit: *pick(random, &[1, 4, 64]),
+            commit: *pick(random, &[1, 4, COMMIT_MAX]),
             delay: (base, base * random.random_range(2..=10)),
             loss: *pick(random, &[0, 0, 1_000, 50_000]),
             duplicates: *pick(random, &[0, 0, 1_000, 50_000]),
@@ -123,6 +126,11 @@ impl Plan {
             leaves_cut: false,
             liars,
         };
+        // Nobody is elected on a disk that cannot keep up with the election timeout (Raft paper, 5.6).
+        let backlog = Duration::from_micros(plan.flush.1) * plan.flushes as u32 / plan.commit as u32;
+        if backlog > plan.election() / 4 {
+            plan.commit = COMMIT_MAX;
+        }
         plan.draw_faults(random);
         plan.draw_clocks(random);
         plan.draw_leadership(&mut SmallRng::seed_from_u64(seed ^ 0x6c65_6164));
