@@ -1,0 +1,124 @@
+//! Settings of a shard.
+
+use std::time::Duration;
+
+use crate::ids::NodeId;
+
+/// Reads from a leader's lease. Safe while no clock of the group's nodes runs faster or slower than true time
+/// by more than the bound: see ARCHITECTURE.md for the argument.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct LeaseReads {
+    /// Bound on the drift of a clock's rate, in parts per million: 1 to 500,000. Default 10,000 (1 %): an oscillator
+    /// is off by 200 at most, and time synchronization bends the monotonic clock by 500 at most; the rest is
+    /// margin, and costs 2 % of the lease. Hazard: a machine that is suspended, or moved while it runs,
+    /// may lose more: then stale reads are possible.
+    pub drift_ppm_max: u32,
+}
+
+impl Default for LeaseReads {
+    fn default() -> LeaseReads {
+        LeaseReads { drift_ppm_max: 10_000 }
+    }
+}
+
+/// Settings of a shard's core. All replicas of a group should agree on the timing ones.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ShardConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Seed of every random choice of the shard.
+    pub seed: u64,
+    /// Length of a tick. Default 50 ms. Shorter: faster elections, more wake-ups.
+    pub tick: Duration,
+    /// Ticks between a leader's heartbeats. Default 2.
+    pub heartbeat_ticks: u32,
+    /// Ticks without a leader for which a replica still refuses votes for others (check-quorum
+    /// lease, thesis 4.2.3). Default 10.
+    pub lease_ticks: u32,
+    /// Shortest and longest ticks (inclusive) without a leader before a replica campaigns; each
+    /// wait is drawn from the seed. Both above `lease_ticks`, so that the others' leases have run
+    /// out when it asks. Default 12 to 18.
+    pub election_ticks: (u32, u32),
+    /// Bytes of records packed into one entry at most; one larger block still gets an entry of its
+    /// own. Default 480 KiB, which with its tables stays below 512 KiB: redb writes values in
+    /// power-of-two sizes. Higher: longer turns and frames.
+    pub entry_bytes_max: usize,
+    /// Records packed into one entry at most. Default 16,384.
+    pub entry_records_max: usize,
+    /// Bytes of uncommitted and waiting proposals of a group; more is refused as busy. Default
+    /// 16 MiB.
+    pub pending_bytes_max: usize,
+    /// Bytes of entries in one append message. Default 1 MiB.
+    pub message_bytes_max: usize,
+    /// Append messages in flight to one follower. Default 128.
+    pub inflight_messages_max: usize,
+    /// Bytes of persisted entries that the shard keeps in memory, over all its groups. Default
+    /// 64 MiB. Lower: slow followers and readers go to the disk sooner.
+    pub window_bytes_max: usize,
+    /// Bytes of entries handed to a state machine at a time. Default 1 MiB.
+    pub apply_bytes_max: usize,
+    /// Reads of a group that may wait at once; more are refused as busy. Default 65,536.
+    pub reads_waiting_max: usize,
+    /// Whether leaders answer reads of [`Consistency::Lease`] from a lease, and voters keep the promise that it
+    /// rests on: no vote against a leader for `lease_ticks` after they heard it, nor for so long after a start.
+    /// Default: none. It may be switched on node by node: a leader has a lease once a quorum has it on, for
+    /// `lease_ticks` as long as its own. To switch it off, or to shorten tick or `lease_ticks`, let each node stay
+    /// down for the old lease: what it promised before it stopped must run out.
+    pub lease_reads: Option<LeaseReads>,
+    /// Time that a flush may take before the disk counts as hung: the shard's leaders then hand over, or step
+    /// down, and none campaigns. Default 1 s; at least a tick. Shorter: a slow disk costs leaderships; longer:
+    /// a leader without a disk takes more into memory.
+    pub flush_stuck_after: Duration,
+    /// Whether and how leaders are spread over the nodes by themselves. Default: every 10 s, band 2.
+    pub spread: Option<SpreadConfig>,
+    /// How much leaders are wanted on a node, 0 where it is not named; the higher wins. It chooses among
+    /// replicas that can lead, and never keeps one from being elected. All nodes should agree. Default: none.
+    pub priorities: Vec<(NodeId, u32)>,
+}
+
+/// How a shard gives leaderships away that it has too many of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SpreadConfig {
+    /// Shortest time between two moves; the longest is twice that. At least the longest election timeout.
+    /// Shorter: sooner even after a restart, and more moves under changing faults.
+    pub interval: Duration,
+    /// Leaderships that a node may have beyond another's, in each shard, of the groups that both are voters
+    /// of. At least 1: a difference of one cannot always be mended. Higher: fewer moves.
+    pub band: u32,
+}
+
+impl ShardConfig {
+    /// The defaults for a node.
+    #[must_use]
+    pub fn new(node: NodeId, seed: u64) -> ShardConfig {
+        ShardConfig {
+            node,
+            seed,
+            tick: Duration::from_millis(50),
+            heartbeat_ticks: 2,
+            lease_ticks: 10,
+            election_ticks: (12, 18),
+            entry_bytes_max: 480 << 10,
+            entry_records_max: 16_384,
+            pending_bytes_max: 16 << 20,
+            message_bytes_max: 1 << 20,
+            inflight_messages_max: 128,
+            window_bytes_max: 64 << 20,
+            apply_bytes_max: 1 << 20,
+            reads_waiting_max: 65_536,
+            lease_reads: None,
+            flush_stuck_after: Duration::from_secs(1),
+            spread: Some(SpreadConfig { interval: Duration::from_secs(10), band: 2 }),
+            priorities: Vec::new(),
+        }
+    }
+
+    /// How much leaders are wanted on a node.
+    #[must_use]
+    pub fn priority_of(&self, node: NodeId) -> u32 {
+        self.priorities.iter().find(|(of, _)| *of == node).map_or(0, |(_, priority)| *priority)
+    }
+}

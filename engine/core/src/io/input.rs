@@ -1,0 +1,242 @@
+//! What a shard takes.
+
+use super::{LogDamage, LogEntry, PeerMessage};
+use crate::batch::RecordBlock;
+use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Timestamp, WallTime};
+
+/// Where an answer goes. The core carries it and never looks inside.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Token {
+    /// Who asked: 0 for the embedding process, otherwise the bridge's number of a client connection.
+    pub origin: u64,
+    /// The asker's own number of the request.
+    pub request: u64,
+}
+
+/// What a node is to become in a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum MemberRole {
+    /// Receives the log and votes. Only a learner that keeps up can become one.
+    Voter,
+    /// Receives the log and does not vote.
+    Learner,
+    /// Neither.
+    Gone,
+}
+
+/// One node's part of a change of members.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct MemberChange {
+    /// The node.
+    pub node: NodeId,
+    /// What it is to become.
+    pub role: MemberRole,
+}
+
+/// When a proposal is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum AnswerOn {
+    /// When its entry is committed: [`Reply::Appended`].
+    Commit,
+    /// When its records are applied: the driver answers with the state machine's responses, told by
+    /// [`Apply::waiters`].
+    Apply,
+}
+
+/// What a read covers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Consistency {
+    /// What this replica has applied, however old: [`Freshness`] says how old it may be.
+    Local,
+    /// Everything that was acknowledged before the read was asked. The leader answers without a round while it
+    /// holds a lease ([`ShardConfig::lease_reads`]), which rests on the bound on the drift of the clocks; without
+    /// one the read is like a linearizable one.
+    Lease,
+    /// Everything that was acknowledged before the read was asked, by a round of heartbeats (Raft thesis 6.4): no
+    /// clock is trusted.
+    Linearizable,
+}
+
+/// One event for a shard.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Input {
+    /// Nothing more arrived: pack proposals, tick what is due, and say what has to be done. Also
+    /// the input for a wake-up at [`crate::Shard::next_wakeup`].
+    EndTurn,
+    /// The wall clock, for batch headers. Clamped so that it never runs backwards.
+    Wall(WallTime),
+    /// A message from a peer replica. `message.from` was checked against the connection.
+    Message(PeerMessage),
+    /// A client's records for a group.
+    Propose(Propose),
+    /// A read wants to know when it may look at the state machine: answered by [`Reply::ReadReady`].
+    Read {
+        /// Where the answer goes.
+        token: Token,
+        /// The group to read.
+        group: GroupId,
+        /// What the answer has to cover.
+        consistency: Consistency,
+        /// Whether a replica that does not lead asks the leader on the reader's behalf, and answers itself;
+        /// otherwise it says who leads. A local read asks nobody.
+        may_forward: bool,
+        /// When the asker stops waiting.
+        deadline: Timestamp,
+    },
+    /// Read committed records of this replica's log: answered by [`Reply::Records`].
+    ReadRecords {
+        /// Where the answer goes.
+        token: Token,
+        /// The group to read.
+        group: GroupId,
+        /// First record wanted.
+        from: Offset,
+        /// Bytes of entries to return at most; one entry is returned even if it is larger.
+        bytes_max: usize,
+        /// When the asker stops waiting.
+        deadline: Timestamp,
+    },
+    /// Every flush up to and including this one is on stable storage.
+    Persisted {
+        /// The newest durable flush.
+        seq: FlushSeq,
+    },
+    /// A write or an fsync failed. The shard fences itself for good: it steps down, acknowledges
+    /// nothing more and refuses work until restart.
+    PersistFailed,
+    /// A scrub found stored entries of a group damaged: its replica is taken out, as if it had read
+    /// them itself.
+    Damaged {
+        /// The group.
+        group: GroupId,
+        /// The entries.
+        damage: LogDamage,
+    },
+    /// Entries that [`Outputs::fetches`] asked for.
+    Fetched {
+        /// The fetch that is answered.
+        id: FetchId,
+        /// Its group.
+        group: GroupId,
+        /// Contiguous entries from the place asked for; never empty on success.
+        result: Result<Vec<LogEntry>, FetchError>,
+    },
+    /// The state machine has applied everything up to this index.
+    Applied {
+        /// The group.
+        group: GroupId,
+        /// Last index of the [`Apply`] that is done.
+        index: Index,
+    },
+    /// The connection to a node is gone; appends to its replicas are probed from now on.
+    Unreachable {
+        /// The node.
+        node: NodeId,
+    },
+    /// Change the members of a group, all in one step: by joint consensus when more than one node is
+    /// named (thesis 4.3). Answered by [`Reply::MembersChanged`] when the new members are in force, at
+    /// once when they are already.
+    ChangeMembers {
+        /// Where the answer goes.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// What is to change: 1 to [`crate::MEMBER_CHANGES_MAX`] different nodes.
+        changes: Vec<MemberChange>,
+        /// When the asker stops waiting.
+        deadline: Timestamp,
+    },
+    /// Hand leadership of a group to another replica (Raft thesis 3.10). New proposals wait until it is
+    /// over. Answered by [`Reply::LeadershipGiven`] once another is known to lead, or by
+    /// [`Reply::NotTransferred`] within a lease and the longest election timeout.
+    TransferLeader {
+        /// Where the answer goes.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// The successor. `None` for the best one: a voter that answers; of these one that has all that is
+        /// committed; then by priority, then by how much it has of the rest.
+        to: Option<NodeId>,
+    },
+    /// Stop leading a group: hand over to the best replica, or if none answers or it does not take over,
+    /// follow, and do not campaign for the longest election timeout. Answered like a transfer.
+    StepDown {
+        /// Where the answer goes.
+        token: Token,
+        /// The group.
+        group: GroupId,
+    },
+}
+
+/// A client's records for one group. They go into one entry together, in order, or not at all.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Propose {
+    /// Where the answer goes.
+    pub token: Token,
+    /// The group to append to.
+    pub group: GroupId,
+    /// The records.
+    pub block: RecordBlock,
+    /// When to answer.
+    pub answer: AnswerOn,
+    /// When the asker stops waiting: the outcome is then unknown to it.
+    pub deadline: Timestamp,
+}
+
+/// Number of a fetch, unique within its shard's life.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct FetchId(pub u64);
+
+/// Where a fetch starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub enum FetchFrom {
+    /// At this index.
+    Index(Index),
+    /// At the entry that holds this record.
+    Offset(Offset),
+}
+
+/// Entries that are no longer in memory, wanted from the durable log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Fetch {
+    /// To be returned with the answer.
+    pub id: FetchId,
+    /// The group.
+    pub group: GroupId,
+    /// First entry wanted.
+    pub from: FetchFrom,
+    /// Last index wanted (inclusive).
+    pub to: Index,
+    /// Bytes of entry data to return at most; one entry is returned even if it is larger.
+    pub bytes_max: usize,
+}
+
+/// Why a fetch failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum FetchError {
+    /// The durable log no longer has it (cut by a conflicting suffix meanwhile): ask again.
+    #[error("the entry is not in the durable log")]
+    Missing,
+    /// Stored bytes failed their check: the replica must not serve or vote.
+    #[error("stored entries are damaged from index {first} to {last}")]
+    Corrupt {
+        /// First damaged index (inclusive).
+        first: Index,
+        /// Last damaged index (inclusive).
+        last: Index,
+    },
+    /// The medium failed.
+    #[error("reading the durable log failed")]
+    Io,
+}

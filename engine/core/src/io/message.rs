@@ -1,0 +1,104 @@
+//! Messages between replicas, as the seam has them.
+
+use bytes::Bytes;
+
+use super::LogEntry;
+use crate::ids::{GroupId, Index, NodeId, Term};
+
+/// Kinds of message between replicas. The numbers are the wire's and never change.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[repr(u8)]
+pub enum MessageKind {
+    /// Entries from the leader (`MsgAppend`).
+    Append = 1,
+    /// Answer to `Append`.
+    AppendResponse = 2,
+    /// A candidate asks for a vote (`MsgRequestVote`).
+    RequestVote = 3,
+    /// Answer to `RequestVote`.
+    RequestVoteResponse = 4,
+    /// Would you vote for me? (`MsgRequestPreVote`, thesis 9.6)
+    RequestPreVote = 5,
+    /// Answer to `RequestPreVote`.
+    RequestPreVoteResponse = 6,
+    /// The leader lives (`MsgHeartbeat`).
+    Heartbeat = 7,
+    /// Answer to `Heartbeat`.
+    HeartbeatResponse = 8,
+    /// The leader asks its successor to campaign at once (`MsgTimeoutNow`, thesis 3.10).
+    TimeoutNow = 9,
+    /// A follower forwards a linearizable read (`MsgReadIndex`).
+    ReadIndex = 10,
+    /// Answer to `ReadIndex`.
+    ReadIndexResponse = 11,
+    /// A snapshot's metadata (`MsgSnapshot`). Reserved: none is sent yet.
+    Snapshot = 12,
+}
+
+impl MessageKind {
+    /// All kinds, in order of their numbers.
+    pub const ALL: [MessageKind; 12] = [
+        MessageKind::Append,
+        MessageKind::AppendResponse,
+        MessageKind::RequestVote,
+        MessageKind::RequestVoteResponse,
+        MessageKind::RequestPreVote,
+        MessageKind::RequestPreVoteResponse,
+        MessageKind::Heartbeat,
+        MessageKind::HeartbeatResponse,
+        MessageKind::TimeoutNow,
+        MessageKind::ReadIndex,
+        MessageKind::ReadIndexResponse,
+        MessageKind::Snapshot,
+    ];
+
+    /// The kind with this number, if there is one.
+    #[must_use]
+    pub fn from_u8(number: u8) -> Option<MessageKind> {
+        let position = usize::from(number).checked_sub(1)?;
+        MessageKind::ALL.get(position).copied()
+    }
+}
+
+/// One Raft message between two replicas of a group: raft-rs' message in plain types.
+///
+/// Field meanings depend on the kind, as in raft-rs; `validate.rs` says which combinations are
+/// legal. Nothing of a received message is trusted before that check.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PeerMessage {
+    /// What it is.
+    pub kind: MessageKind,
+    /// The group it belongs to.
+    pub group: GroupId,
+    /// Sender. The bridge has checked it against the connection's key.
+    pub from: NodeId,
+    /// Receiver.
+    pub to: NodeId,
+    /// Sender's term (for pre-votes: the term it would campaign in).
+    pub term: Term,
+    /// Term of the entry at `index`.
+    pub log_term: Term,
+    /// Log position; its meaning depends on the kind.
+    pub index: Index,
+    /// Sender's commit index.
+    pub commit: Index,
+    /// Term of the sender's commit index (votes).
+    pub commit_term: Term,
+    /// Whether the answer is a no.
+    pub reject: bool,
+    /// With `reject` of an append: where the follower's log may agree.
+    pub reject_hint: Index,
+    /// Index a follower wants a snapshot for; 0 for none.
+    pub request_snapshot: Index,
+    /// Sender's election priority.
+    pub priority: i64,
+    /// Heartbeat and ReadIndex context: at most [`CONTEXT_BYTES_MAX`] bytes.
+    pub context: Bytes,
+    /// Entries, contiguous, following `index` (for `ReadIndex`: one, with the context as data).
+    pub entries: Vec<LogEntry>,
+}
+
+/// Longest context of a message, in bytes.
+pub const CONTEXT_BYTES_MAX: usize = 64;

@@ -1,0 +1,243 @@
+//! What a shard says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Append, ConfState, Fetch, LogEntry, PeerMessage, Token};
+use crate::error::{RequestError, TransferError};
+use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
+
+/// How far a replica is as it answers a read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Freshness {
+    /// The answer is the state after this index, exactly.
+    pub applied: Index,
+    /// Highest committed index that the replica knows; never below `applied`.
+    pub commit: Index,
+    /// Time since the replica last took a message of a leader, by its own clock; `None` when it has taken none
+    /// since it started. Zero for one that leads, which may have been deposed without knowing for
+    /// two `lease_ticks` (check-quorum, thesis 6.2).
+    pub heard: Option<Duration>,
+}
+
+/// Everything a shard wants done after a turn. A driver empties it; the buffers are reused.
+#[derive(Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Outputs {
+    /// What has to become durable: at most one per turn, its `seq` one more than the last.
+    pub append: Option<Append>,
+    /// Messages for peers.
+    pub sends: Vec<Send>,
+    /// Committed entries for state machines.
+    pub applies: Vec<Apply>,
+    /// Entries wanted from the durable log.
+    pub fetches: Vec<Fetch>,
+    /// Answers to clients.
+    pub replies: Vec<Reply>,
+    /// Things worth telling an operator.
+    pub events: Vec<Event>,
+}
+
+impl Outputs {
+    /// Whether nothing has to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.append.is_none()
+            && self.sends.is_empty()
+            && self.applies.is_empty()
+            && self.fetches.is_empty()
+            && self.replies.is_empty()
+            && self.events.is_empty()
+    }
+
+    /// Empties it and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.append = None;
+        self.sends.clear();
+        self.applies.clear();
+        self.fetches.clear();
+        self.replies.clear();
+        self.events.clear();
+    }
+}
+
+/// A message for a peer, and what must be durable before it may leave.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Send {
+    /// The message; its `to` says where it goes.
+    pub message: PeerMessage,
+    /// It may leave once this flush is durable; `None`: at once.
+    pub after: Option<FlushSeq>,
+}
+
+/// Committed entries for a group's state machine, in order. Answered by [`Input::Applied`]; the
+/// next ones of the group come only after that.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Apply {
+    /// The group.
+    pub group: GroupId,
+    /// Contiguous committed entries. Only non-empty `Normal` ones carry records.
+    pub entries: Vec<LogEntry>,
+    /// Requests of this leader that wait for responses of these entries, in order of offset.
+    pub waiters: Vec<Waiter>,
+}
+
+/// A request that is answered by the state machine's responses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Waiter {
+    /// Where the answer goes.
+    pub token: Token,
+    /// Its first record.
+    pub first: Offset,
+    /// Its number of records.
+    pub count: u32,
+    /// Index of its entry.
+    pub index: Index,
+    /// Term of its entry.
+    pub term: Term,
+}
+
+/// An answer to a client's request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub enum Reply {
+    /// The records are on stable storage of a quorum, at these offsets, for good.
+    Appended {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Offset of the request's first record; the others follow.
+        first: Offset,
+        /// Number of records.
+        count: u32,
+        /// Index of their entry.
+        index: Index,
+        /// Term of their entry.
+        term: Term,
+    },
+    /// The state machine has applied all that the read has to cover: look now, before anything more is
+    /// applied.
+    ReadReady {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// How far the replica is.
+        freshness: Freshness,
+    },
+    /// Committed records of this replica's log.
+    Records {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Record asked for; the first entry may begin before it.
+        from: Offset,
+        /// Entries with records, in order; empty when `from` is at the end.
+        entries: Vec<LogEntry>,
+        /// Offset after the last committed record of this replica.
+        end: Offset,
+    },
+    /// This replica does not lead any more: another does, or it has stepped down.
+    LeadershipGiven {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Who leads now; `None` after stepping down with nobody to take over.
+        leader: Option<NodeId>,
+        /// The term that it leads, or that nobody leads any more.
+        term: Term,
+    },
+    /// Leadership was not handed over.
+    NotTransferred {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Why, and whether to try again.
+        error: TransferError,
+    },
+    /// The members of the group are those that were asked for.
+    MembersChanged {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Entry from which on they are.
+        index: Index,
+        /// The members now.
+        #[cfg_attr(feature = "serde", serde(serialize_with = "super::log::shared"))]
+        members: Arc<ConfState>,
+    },
+    /// The request failed.
+    Failed {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Why, and whether to try again.
+        error: RequestError,
+    },
+}
+
+/// Something worth telling an operator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub enum Event {
+    /// The replica learned of another leader, or lost the one it had.
+    LeaderChanged {
+        /// The group.
+        group: GroupId,
+        /// Its term.
+        term: Term,
+        /// The leader now; `None` while there is none.
+        leader: Option<NodeId>,
+    },
+    /// Other members are in force on this replica.
+    MembersChanged {
+        /// The group.
+        group: GroupId,
+        /// Entry from which on they are.
+        index: Index,
+        /// The members now.
+        #[cfg_attr(feature = "serde", serde(serialize_with = "super::log::shared"))]
+        members: Arc<ConfState>,
+    },
+    /// A group broke an invariant and was taken out; the other groups go on.
+    Quarantined {
+        /// The group.
+        group: GroupId,
+        /// What was seen.
+        reason: String,
+    },
+    /// A peer's message was refused before Raft saw it.
+    MessageRefused {
+        /// The group it named.
+        group: GroupId,
+        /// Who sent it.
+        from: NodeId,
+        /// What is wrong with it.
+        reason: crate::validate::Refusal,
+    },
+    /// The shard has fenced itself after a failed write.
+    Fenced,
+    /// A flush has been on its way for longer than `flush_stuck_after`: the shard gives its leaderships away
+    /// and takes none.
+    DiskHung {
+        /// The oldest flush on its way.
+        seq: FlushSeq,
+        /// For how long it has been so far.
+        waited: Duration,
+    },
+    /// The flush that hung is durable, and none after it has been on its way for too long.
+    DiskRecovered {
+        /// How long the disk hung, from the flush that did.
+        hung: Duration,
+    },
+}
