@@ -61,7 +61,7 @@ pub struct ShardConfig {
     pub apply_bytes_max: usize,
     /// Reads of a group that may wait at once; more are refused as busy. Default 65,536.
     pub reads_waiting_max: usize,
-    /// Whether leaders answer reads of [`Consistency::Lease`] from a lease, and voters keep the promise that it
+    /// Whether leaders answer reads of [`Consistency::Lease`](crate::Consistency::Lease) from a lease, and voters keep the promise that it
     /// rests on: no vote against a leader for `lease_ticks` after they heard it, nor for so long after a start.
     /// Default: none. It may be switched on node by node: a leader has a lease once a quorum has it on, for
     /// `lease_ticks` as long as its own. To switch it off, or to shorten tick or `lease_ticks`, let each node stay

@@ -40,10 +40,10 @@ pub struct MemberChange {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum AnswerOn {
-    /// When its entry is committed: [`Reply::Appended`].
+    /// When its entry is committed: [`Reply::Appended`](crate::Reply::Appended).
     Commit,
     /// When its records are applied: the driver answers with the state machine's responses, told by
-    /// [`Apply::waiters`].
+    /// [`Apply::waiters`](crate::Apply::waiters).
     Apply,
 }
 
@@ -51,10 +51,10 @@ pub enum AnswerOn {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Consistency {
-    /// What this replica has applied, however old: [`Freshness`] says how old it may be.
+    /// What this replica has applied, however old: [`Freshness`](crate::Freshness) says how old it may be.
     Local,
     /// Everything that was acknowledged before the read was asked. The leader answers without a round while it
-    /// holds a lease ([`ShardConfig::lease_reads`]), which rests on the bound on the drift of the clocks; without
+    /// holds a lease ([`ShardConfig::lease_reads`](crate::ShardConfig::lease_reads)), which rests on the bound on the drift of the clocks; without
     /// one the read is like a linearizable one.
     Lease,
     /// Everything that was acknowledged before the read was asked, by a round of heartbeats (Raft thesis 6.4): no
@@ -75,7 +75,7 @@ pub enum Input {
     Message(PeerMessage),
     /// A client's records for a group.
     Propose(Propose),
-    /// A read wants to know when it may look at the state machine: answered by [`Reply::ReadReady`].
+    /// A read wants to know when it may look at the state machine: answered by [`Reply::ReadReady`](crate::Reply::ReadReady).
     Read {
         /// Where the answer goes.
         token: Token,
@@ -89,7 +89,7 @@ pub enum Input {
         /// When the asker stops waiting.
         deadline: Timestamp,
     },
-    /// Read committed records of this replica's log: answered by [`Reply::Records`].
+    /// Read committed records of this replica's log: answered by [`Reply::Records`](crate::Reply::Records).
     ReadRecords {
         /// Where the answer goes.
         token: Token,
@@ -118,7 +118,7 @@ pub enum Input {
         /// The entries.
         damage: LogDamage,
     },
-    /// Entries that [`Outputs::fetches`] asked for.
+    /// Entries that [`Outputs::fetches`](crate::Outputs::fetches) asked for.
     Fetched {
         /// The fetch that is answered.
         id: FetchId,
@@ -131,7 +131,7 @@ pub enum Input {
     Applied {
         /// The group.
         group: GroupId,
-        /// Last index of the [`Apply`] that is done.
+        /// Last index of the [`Apply`](crate::Apply) that is done.
         index: Index,
     },
     /// The connection to a node is gone; appends to its replicas are probed from now on.
@@ -140,7 +140,7 @@ pub enum Input {
         node: NodeId,
     },
     /// Change the members of a group, all in one step: by joint consensus when more than one node is
-    /// named (thesis 4.3). Answered by [`Reply::MembersChanged`] when the new members are in force, at
+    /// named (thesis 4.3). Answered by [`Reply::MembersChanged`](crate::Reply::MembersChanged) when the new members are in force, at
     /// once when they are already.
     ChangeMembers {
         /// Where the answer goes.
@@ -153,8 +153,8 @@ pub enum Input {
         deadline: Timestamp,
     },
     /// Hand leadership of a group to another replica (Raft thesis 3.10). New proposals wait until it is
-    /// over. Answered by [`Reply::LeadershipGiven`] once another is known to lead, or by
-    /// [`Reply::NotTransferred`] within a lease and the longest election timeout.
+    /// over. Answered by [`Reply::LeadershipGiven`](crate::Reply::LeadershipGiven) once another is known to lead, or by
+    /// [`Reply::NotTransferred`](crate::Reply::NotTransferred) within a lease and the longest election timeout.
     TransferLeader {
         /// Where the answer goes.
         token: Token,

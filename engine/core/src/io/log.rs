@@ -185,7 +185,7 @@ pub struct GroupState {
     pub conf_changes: Vec<Index>,
     /// What recovery found damaged. The rest of the state is then only a hint.
     pub damage: Option<LogDamage>,
-    /// Whether committed entries go to a state machine ([`Outputs::applies`]). A group that is only
+    /// Whether committed entries go to a state machine ([`Outputs::applies`](crate::Outputs::applies)). A group that is only
     /// a log answers on commit and applies nothing.
     pub has_state_machine: bool,
 }

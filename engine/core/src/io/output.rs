@@ -72,7 +72,7 @@ pub struct Send {
     pub after: Option<FlushSeq>,
 }
 
-/// Committed entries for a group's state machine, in order. Answered by [`Input::Applied`]; the
+/// Committed entries for a group's state machine, in order. Answered by [`Input::Applied`](crate::Input::Applied); the
 /// next ones of the group come only after that.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

@@ -30,7 +30,7 @@ pub struct GroupStatus {
     pub members_since: Index,
     /// Whether it was taken out after a broken invariant.
     pub is_quarantined: bool,
-    /// Whether the disk of its shard hangs ([`Event::DiskHung`]).
+    /// Whether the disk of its shard hangs ([`Event::DiskHung`](crate::Event::DiskHung)).
     pub is_disk_hung: bool,
 }
 
