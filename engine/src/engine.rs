@@ -228,7 +228,7 @@ impl Engine {
     /// Reads committed records of this node's replica, about `bytes_max` bytes of them.
     ///
     /// # Errors
-    /// [`RequestError::PastEnd`] beyond the end; others as everywhere.
+    /// [`RequestError::PastEnd`] beyond the end, [`RequestError::BeforeStart`] for what was removed; others as everywhere.
     pub async fn read(&self, group: GroupId, from: Offset, bytes_max: u32) -> Result<Records, RequestError> {
         match self.request(group, ClientBody::ReadRecords { from, bytes_max }).await? {
             ReplyBody::Records { from, end, batches } => Ok(Records { from, end, batches }),

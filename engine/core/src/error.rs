@@ -102,6 +102,14 @@ pub enum RequestError {
         /// Offset after the last committed record.
         end: Offset,
     },
+    /// The record was removed from this replica's log, by retention or compaction.
+    #[error("offset {from} was removed: this replica's log begins at {start}")]
+    BeforeStart {
+        /// The offset asked for.
+        from: Offset,
+        /// Offset of the first record that the log still has.
+        start: Offset,
+    },
     /// The replica was taken out after a broken invariant or damaged data.
     #[error("the replica is quarantined on this node: see its log")]
     Quarantined,
@@ -143,6 +151,7 @@ impl RequestError {
             | RequestError::Members { .. }
             | RequestError::TooLarge { .. }
             | RequestError::Invalid { .. }
+            | RequestError::BeforeStart { .. }
             | RequestError::Denied => Retry::Never,
         }
     }

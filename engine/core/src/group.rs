@@ -5,6 +5,7 @@
 //! After every call into raft-rs, [`Replica::after_call`] restores what it cannot be trusted with
 //! (its ambient election timeout) and settles what the call decided (commits, leadership).
 
+mod compaction;
 mod leadership;
 mod members;
 mod miscount;
@@ -121,6 +122,9 @@ impl Replica {
         changes: &[LogEntry],
         now: Timestamp,
     ) -> Result<Replica, String> {
+        if state.has_state_machine && state.start.index > Index(0) {
+            return Err("its log was compacted, and there is no snapshot of its state machine".to_owned());
+        }
         let window = LogWindow::new(state).map_err(|error| error.to_string())?;
         let commit = state.hard_state.commit;
         let commit_end = window.end_at(commit);
@@ -128,7 +132,7 @@ impl Replica {
         let logger = Logger::root(Discard, o!());
         let mut raw = RawNode::new(&raft_config, window, &logger).map_err(|error| error.to_string())?;
         raw.raft.maybe_free_inflight_buffers();
-        let members = Members::new(&state.conf_state);
+        let members = Members::new(&state.conf_state, state.start.index);
         let first_conf_state: Option<ConfState> = (!state.is_durable).then(|| state.conf_state.clone());
         let mut replica = Replica {
             group: state.group,
@@ -323,6 +327,7 @@ impl Replica {
             term: Term(raft.term),
             role: to_role(raft.state),
             leader: to_node(raft.leader_id),
+            start: raft.store().base().index,
             commit: Index(raft.raft_log.committed),
             last: Index(raft.raft_log.last_index()),
             has_asked_for_votes: self.persistence.has_asked_for_votes(Term(raft.term), raft.state, persisted),

@@ -1,8 +1,8 @@
 //! What a replica keeps of its log in memory: the storage that raft-rs reads from.
 //!
-//! Invariants: the terms of the whole log are here, as runs; entries are a contiguous tail ending
-//! at the last index; everything above the commit index or not yet durable is in it; so is the
-//! offset after each of its entries.
+//! Invariants: the terms of the whole log are here, as runs, and that of the entry before it; entries are a
+//! contiguous tail ending at the last index; everything above the commit index or not yet durable is in
+//! it; so is the offset after each of its entries.
 //!
 //! raft-rs asks for entries in three situations, told apart by how it asks (facts of raft 0.7):
 //! - to send them to a follower: what left memory is fetched, and it is asked again later;
@@ -20,7 +20,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 use crate::batch::BatchHeader;
 use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state};
 use crate::ids::{Index, Offset, Term, WallTime};
-use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, TermRun};
+use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, LogStart, TermRun};
 
 /// What an entry takes in memory besides its data, about.
 const ENTRY_BYTES: usize = 96;
@@ -46,10 +46,8 @@ pub(crate) enum Inconsistent {
     OldTerm { term: Term, last_term: Term },
     #[error("entry {index} should change the membership, and does not")]
     Membership { index: Index },
-    #[error(
-        "its log begins after entry {index}, and this build cannot start from a snapshot: use a newer one"
-    )]
-    Compacted { index: Index },
+    #[error("its log begins after entry {index}, and its commit index is {commit}")]
+    Start { index: Index, commit: Index },
     #[error("its stored entries {first} to {last} are damaged: it stays out until it is repaired")]
     Damaged { first: Index, last: Index },
 }
@@ -72,6 +70,8 @@ struct Slot {
 #[derive(Debug)]
 pub(crate) struct LogWindow {
     start_state: RaftState,
+    /// Where the log begins.
+    base: LogStart,
     runs: Vec<TermRun>,
     last: Index,
     slots: VecDeque<Slot>,
@@ -94,6 +94,7 @@ impl LogWindow {
                 to_raft_hard_state(&state.hard_state),
                 to_raft_conf_state(&state.conf_state),
             ),
+            base: state.start,
             runs: state.term_runs.clone(),
             last: state.last,
             slots: VecDeque::with_capacity(state.tail.len()),
@@ -114,6 +115,9 @@ impl LogWindow {
             end = header.base;
         }
         window.start = end;
+        if expected == state.start.index.next() && end != state.start.offset {
+            return Err(Inconsistent::Offsets { index: expected });
+        }
         for entry in &state.tail {
             if entry.index != expected {
                 return Err(Inconsistent::Gap { index: entry.index, expected });
@@ -142,14 +146,23 @@ impl LogWindow {
         self.at_max
     }
 
-    /// Term of an index of the log; 0 before it.
+    /// Where the log begins.
+    pub(crate) fn base(&self) -> LogStart {
+        self.base
+    }
+
+    /// Term of an index of the log, or of the entry before it.
     ///
     /// # Panics
-    /// If the index lies beyond the last.
+    /// If the index lies beyond the last, or further before the first.
     pub(crate) fn term_at(&self, index: Index) -> Term {
-        assert!(index <= self.last, "index {index} is beyond the log, which ends at {}", self.last);
+        let (base, last) = (self.base.index, self.last);
+        assert!(
+            (base..=last).contains(&index),
+            "the log knows the terms of {base} to {last}, not of {index}"
+        );
         let after = self.runs.partition_point(|run| run.first <= index);
-        after.checked_sub(1).map_or(Term(0), |at| self.runs[at].term)
+        after.checked_sub(1).map_or(self.base.term, |at| self.runs[at].term)
     }
 
     /// Offset after the entry at an index.
@@ -216,10 +229,39 @@ impl LogWindow {
     /// Lets go of the oldest entries up to `up_to` (inclusive) until at most `bytes_max` are left.
     pub(crate) fn evict(&mut self, up_to: Index, bytes_max: usize) {
         while self.bytes > bytes_max && self.slots.front().is_some_and(|slot| slot.entry.index <= up_to) {
-            let slot = self.slots.pop_front().expect("looked at just now");
-            self.bytes -= entry_bytes(&slot.entry);
-            self.start = slot.end;
+            self.pop_front();
         }
+    }
+
+    /// Moves the beginning of the log: entries up to that of the place are gone.
+    ///
+    /// # Panics
+    /// If the place is before the present one, or not in the log.
+    pub(crate) fn compact_to(&mut self, place: LogStart) {
+        assert!(
+            place.index >= self.base.index && place.term == self.term_at(place.index),
+            "a place of the log"
+        );
+        while self.slots.front().is_some_and(|slot| slot.entry.index <= place.index) {
+            self.pop_front();
+        }
+        if self.first() == place.index.next() {
+            assert_eq!(self.start, place.offset, "a place has the offset after its entry");
+        }
+        self.base = place;
+        let first = place.index.next();
+        let before = self.runs.partition_point(|run| run.first <= first).saturating_sub(1);
+        self.runs.drain(..before);
+        match self.runs.first_mut() {
+            Some(run) if self.last >= first => run.first = run.first.max(first),
+            _ => self.runs.clear(),
+        }
+    }
+
+    fn pop_front(&mut self) {
+        let slot = self.slots.pop_front().expect("looked at just now");
+        self.bytes -= entry_bytes(&slot.entry);
+        self.start = slot.end;
     }
 
     /// Entries from one in memory to `to` (inclusive), of at most `bytes_max` but at least one.
@@ -242,7 +284,8 @@ impl LogWindow {
     pub(crate) fn contains(&self, entries: &[LogEntry]) -> bool {
         let is_contiguous = entries.windows(2).all(|pair| pair[1].index == pair[0].index.next());
         let is_ours = |entry: &LogEntry| {
-            (Index(1)..=self.last).contains(&entry.index) && entry.term == self.term_at(entry.index)
+            (self.base.index.next()..=self.last).contains(&entry.index)
+                && entry.term == self.term_at(entry.index)
         };
         is_contiguous && entries.iter().all(is_ours)
     }
@@ -319,11 +362,14 @@ impl Storage for LogWindow {
         if index > self.last.0 {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
+        if index < self.base.index.0 {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
         Ok(self.term_at(Index(index)).0)
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(1)
+        Ok(self.base.index.0 + 1)
     }
 
     fn last_index(&self) -> raft::Result<u64> {
@@ -339,19 +385,26 @@ fn check_state(state: &GroupState) -> Result<(), Inconsistent> {
     if let Some(LogDamage { first, last }) = state.damage {
         return Err(Inconsistent::Damaged { first, last });
     }
-    if state.start.index > Index(0) {
-        return Err(Inconsistent::Compacted { index: state.start.index });
-    }
-    if state.term_runs.is_empty() != (state.last.0 == 0) || state.tail.len() as u64 > state.last.0 {
+    let start = state.start;
+    let count = state.last.0.checked_sub(start.index.0).ok_or(Inconsistent::Last { last: state.last })?;
+    if state.term_runs.is_empty() != (count == 0) || state.tail.len() as u64 > count {
         return Err(Inconsistent::Last { last: state.last });
     }
-    let mut before = TermRun { first: Index(0), term: Term(0) };
-    for run in &state.term_runs {
-        let is_after = run.first > before.first && run.term > before.term && run.first <= state.last;
-        if !is_after || (before.first.0 == 0 && run.first != Index(1)) {
+    let mut before = TermRun { first: start.index, term: start.term };
+    for (number, run) in state.term_runs.iter().enumerate() {
+        let is_after = if number == 0 {
+            // It may go on with the term of the entry before the log.
+            run.first == start.index.next() && run.term >= start.term.max(Term(1))
+        } else {
+            run.first > before.first && run.term > before.term
+        };
+        if !is_after || run.first > state.last {
             return Err(Inconsistent::TermRuns { index: run.first });
         }
         before = *run;
+    }
+    if state.hard_state.commit < start.index {
+        return Err(Inconsistent::Start { index: start.index, commit: state.hard_state.commit });
     }
     if state.hard_state.commit > state.last {
         return Err(Inconsistent::Commit { commit: state.hard_state.commit, last: state.last });

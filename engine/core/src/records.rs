@@ -52,6 +52,9 @@ impl RecordReads {
                 replies.push(Reply::Failed { token, group, error: RequestError::PastEnd { from, end } });
             } else if from == end {
                 replies.push(Reply::Records { token, group, from, entries: Vec::new(), end });
+            } else if from < window.base().offset {
+                let error = RequestError::BeforeStart { from, start: window.base().offset };
+                replies.push(Reply::Failed { token, group, error });
             } else if let Some(index) = window.index_of(from) {
                 let mut entries = window.read(index, commit, bytes_max);
                 entries.retain(|entry| entry.batch().is_some());

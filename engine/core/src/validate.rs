@@ -217,7 +217,7 @@ pub enum Refusal {
 
 /// What the validator has to know of a replica's log.
 pub(crate) trait LogView {
-    /// Term of the entry at an index from 0 (term 0) to the last.
+    /// Term of the entry at an index from the one before the log to the last.
     fn term_at(&self, index: Index) -> Term;
     /// Offset after the entry at an index from the commit index to the last.
     fn offset_after(&self, index: Index) -> Offset;
@@ -230,6 +230,8 @@ pub(crate) struct GroupView<'a> {
     pub(crate) term: Term,
     pub(crate) role: Role,
     pub(crate) leader: Option<NodeId>,
+    /// The entry before the log: 0, or the last one that was compacted away.
+    pub(crate) start: Index,
     pub(crate) commit: Index,
     pub(crate) last: Index,
     /// Whether our request for votes of this term and role was durable and has left.
@@ -340,7 +342,9 @@ fn check_append(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refus
     }
     let position = LogPosition { index: message.index, term: message.log_term };
     let entries = message.entries.iter().map(|entry| LogPosition { index: entry.index, term: entry.term });
-    for LogPosition { index, term } in std::iter::once(position).chain(entries) {
+    // What was compacted away was committed: Raft does not look at it again.
+    let known = std::iter::once(position).chain(entries).filter(|place| place.index >= view.start);
+    for LogPosition { index, term } in known {
         if index > view.commit {
             break;
         }

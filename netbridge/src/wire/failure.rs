@@ -45,6 +45,9 @@ impl Failure<'static> {
             RequestError::Denied => plain(11),
             RequestError::ShuttingDown => plain(12),
             RequestError::Members { refusal } => of_refusal(refusal),
+            RequestError::BeforeStart { from, start } => {
+                Failure { first: from.0, second: start.0, ..plain(14) }
+            }
         }
     }
 }
@@ -67,6 +70,7 @@ impl Failure<'_> {
             11 => RequestError::Denied,
             12 => RequestError::ShuttingDown,
             13 => RequestError::Members { refusal: self.refusal()? },
+            14 => RequestError::BeforeStart { from: Offset(self.first), start: Offset(self.second) },
             number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
         };
         let used = Failure::of(&error);

@@ -244,6 +244,7 @@ pub(crate) fn failures() -> Vec<RequestError> {
         RequestError::Fenced,
         RequestError::Denied,
         RequestError::ShuttingDown,
+        RequestError::BeforeStart { from: Offset(3), start: Offset(7) },
     ]
 }
 

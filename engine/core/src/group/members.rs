@@ -1,7 +1,7 @@
 //! Changes of membership on a replica: asked for, in force once committed, ended by the leader.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use raft::ProgressState;
@@ -25,14 +25,40 @@ pub(super) struct Members {
     pub(super) now: Arc<ConfState>,
     /// The entry that put them in force; 0 for those that the log began with.
     pub(super) since: Index,
+    /// Those in force from an index on, from the beginning of the log: the last are those that are now.
+    history: VecDeque<(Index, Arc<ConfState>)>,
     request: Option<MembersRequest>,
     /// When each node was last heard of.
     heard: Vec<(NodeId, Timestamp)>,
 }
 
 impl Members {
-    pub(super) fn new(first: &ConfState) -> Members {
-        Members { now: Arc::new(first.clone()), since: Index(0), request: None, heard: Vec::new() }
+    /// `start`: the entry before the log, as of which these are the members.
+    pub(super) fn new(first: &ConfState, start: Index) -> Members {
+        let now = Arc::new(first.clone());
+        let history = [(start, now.clone())].into();
+        Members { now, since: start, history, request: None, heard: Vec::new() }
+    }
+
+    fn put_in_force(&mut self, since: Index, members: ConfState) {
+        self.now = Arc::new(members);
+        self.since = since;
+        // One entry may change them more than once, in a build with a bug.
+        self.history.pop_back_if(|(of, _)| *of == since);
+        self.history.push_back((since, self.now.clone()));
+    }
+
+    /// The members as of an entry of the log, or of the one before it.
+    pub(super) fn at(&self, index: Index) -> &Arc<ConfState> {
+        let after = self.history.partition_point(|(since, _)| *since <= index);
+        &self.history[after.checked_sub(1).expect("the log goes back to its members")].1
+    }
+
+    /// The log begins after this entry now.
+    pub(super) fn compact_to(&mut self, index: Index) {
+        while self.history.get(1).is_some_and(|(since, _)| *since <= index) {
+            self.history.pop_front();
+        }
     }
 
     /// Nodes that vote, in either half of a joint configuration; sorted.
@@ -229,8 +255,7 @@ impl Replica {
                 self.put_in_force(since, &ConfChangeV2 { changes, ..ConfChangeV2::default() });
             }
         } else if let Ok(members) = self.raw.apply_conf_change(change) {
-            self.members.now = Arc::new(from_raft_conf_state(&members));
-            self.members.since = since;
+            self.members.put_in_force(since, from_raft_conf_state(&members));
             self.voters = self.members.voters();
         }
     }

@@ -11,7 +11,7 @@ use raft::StateRole;
 use super::{FlushSeq, HardState, Index, Replica, Term, Turn, to_hard_state};
 use crate::convert::{to_log_entry, to_peer_message};
 use crate::ids::NodeId;
-use crate::io::{Append, ConfState, GroupAppend, LogEntry, MessageKind, Send};
+use crate::io::{Append, ConfState, GroupAppend, LogChange, LogEntry, MessageKind, Send};
 use crate::mutants::{self, Mutant};
 
 /// Readies in one turn after which a group counts as broken: it should have come to rest.
@@ -25,6 +25,7 @@ pub(super) struct Persistence {
     /// As Raft has it.
     current: HardState,
     conf_state: Option<ConfState>,
+    change: Option<LogChange>,
     /// Flushes on their way, each with the number of the last `Ready` that it covers.
     flushes: VecDeque<(FlushSeq, u64)>,
     /// Flush that makes our term and vote durable, while it is on its way.
@@ -46,6 +47,7 @@ impl Persistence {
             written: hard_state,
             current: hard_state,
             conf_state,
+            change: None,
             flushes: VecDeque::new(),
             vote_flush: None,
             campaign: None,
@@ -54,7 +56,17 @@ impl Persistence {
 
     /// Whether a flush is on its way.
     pub(super) fn is_waiting(&self) -> bool {
-        !self.flushes.is_empty() || self.conf_state.is_some()
+        !self.flushes.is_empty() || self.has_unwritten()
+    }
+
+    fn has_unwritten(&self) -> bool {
+        self.conf_state.is_some() || self.change.is_some()
+    }
+
+    /// The log begins at another place from the next flush on, with the members as of there.
+    pub(super) fn change_log(&mut self, change: LogChange, members: ConfState) {
+        self.change = Some(change);
+        self.conf_state = Some(members);
     }
 
     /// Number of the last `Ready` that flushes up to `persisted` cover, if it has grown.
@@ -81,8 +93,9 @@ impl Persistence {
 impl Replica {
     pub(super) fn take_ready(&mut self, turn: &mut Turn<'_>) {
         let sends_before = turn.out.sends.len();
-        if self.persistence.conf_state.is_some() {
-            self.flush(turn, &[], 0);
+        if self.persistence.has_unwritten() {
+            let covered = self.persistence.flushes.back().map_or(0, |(_, covered)| *covered);
+            self.flush(turn, &[], covered);
         }
         let mut readies = 0;
         while self.raw.has_ready() {
@@ -147,6 +160,9 @@ impl Replica {
         if state.current != state.written {
             ours.hard_state = Some(mutated(state.current, state.written));
             state.written = state.current;
+        }
+        if let Some(change) = state.change.take() {
+            ours.change = Some(change);
         }
         if let Some(conf_state) = state.conf_state.take() {
             ours.conf_state = Some(conf_state);

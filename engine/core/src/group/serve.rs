@@ -167,9 +167,14 @@ impl Replica {
     }
 
     /// An entry can be on its way from the journal to the log, or cut meanwhile: ask again at the
-    /// next tick. Committed entries that stay away are lost.
+    /// next tick. Committed entries that stay away are lost, unless they were compacted away meanwhile.
     fn handle_missing(&mut self, purpose: Purpose) {
-        if let Purpose::Send { .. } = purpose {
+        let is_compacted = match purpose {
+            Purpose::Send { .. } => true,
+            Purpose::Records { from } => from < self.raw.store().base().offset,
+            Purpose::Apply => false,
+        };
+        if is_compacted {
             return;
         }
         self.missing += 1;

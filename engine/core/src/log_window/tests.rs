@@ -171,3 +171,52 @@ fn a_recovered_state_that_contradicts_itself_is_refused() {
     let old = Inconsistent::OldTerm { term: Term(2), last_term: Term(3) };
     assert_eq!(broken(&|state| state.hard_state.term = Term(2)), old);
 }
+
+#[test]
+fn a_compacted_log_is_the_one_that_recovery_would_find() {
+    let offsets = [0, 0, 2, 2, 3, 6];
+    for tail in 0..=5 {
+        for to in 1..=5 {
+            let mut window = LogWindow::new(&state(tail)).unwrap();
+            let place = LogStart {
+                index: Index(to),
+                term: window.term_at(Index(to)),
+                offset: Offset(offsets[to as usize]),
+            };
+            window.compact_to(place);
+            assert_eq!(window.first_index().unwrap(), to + 1);
+            assert_eq!(window.term(to).unwrap(), place.term.0);
+            assert!(window.term(to - 1).is_err());
+            let mut state = state(tail.min(5 - to as usize));
+            (state.start, state.hard_state.commit) = (place, Index(5));
+            state.term_runs.clone_from(&window.runs);
+            let found = LogWindow::new(&state).unwrap();
+            assert_eq!(
+                (found.base(), found.first(), found.bytes()),
+                (place, window.first(), window.bytes()),
+                "{tail} {to}"
+            );
+            assert_eq!(found.end_at(Index(5)), Offset(6));
+        }
+    }
+}
+
+#[test]
+fn a_state_that_contradicts_the_start_of_its_log_is_refused() {
+    let mut sound = state(2);
+    sound.start = LogStart { index: Index(2), term: Term(1), offset: Offset(2) };
+    sound.term_runs = vec![TermRun { first: Index(3), term: Term(3) }];
+    assert!(LogWindow::new(&sound).is_ok());
+    let refused = |change: &dyn Fn(&mut GroupState)| {
+        let mut state = sound.clone();
+        change(&mut state);
+        LogWindow::new(&state).unwrap_err()
+    };
+    assert!(matches!(refused(&|state| state.start.index = Index(6)), Inconsistent::Last { .. }));
+    assert!(matches!(refused(&|state| state.start.index = Index(1)), Inconsistent::TermRuns { .. }));
+    assert!(matches!(refused(&|state| state.start.term = Term(4)), Inconsistent::TermRuns { .. }));
+    assert!(matches!(refused(&|state| state.hard_state.commit = Index(1)), Inconsistent::Start { .. }));
+    let tail = entries()[2..].to_vec();
+    let whole = |state: &mut GroupState| (state.tail, state.start.offset) = (tail.clone(), Offset(1));
+    assert!(matches!(refused(&whole), Inconsistent::Offsets { .. }));
+}

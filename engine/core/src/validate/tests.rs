@@ -19,6 +19,7 @@ impl LogView for Log {
 
 fn follower(log: &Log) -> GroupView<'_> {
     GroupView {
+        start: Index(0),
         node: NodeId(1),
         now: Timestamp(1_000),
         term: Term(5),

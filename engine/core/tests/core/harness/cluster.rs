@@ -700,6 +700,7 @@ fn name_of(reply: &Reply) -> &'static str {
             RequestError::OutcomeUnknown { .. } => "unknown",
             RequestError::Timeout => "timeout",
             RequestError::PastEnd { .. } => "past end",
+            RequestError::BeforeStart { .. } => "before start",
             RequestError::Fenced => "fenced",
             _ => "failed otherwise",
         },
