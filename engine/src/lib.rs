@@ -23,6 +23,7 @@ mod mover_thread;
 mod preflight;
 mod reader_thread;
 mod record;
+mod snapshot_thread;
 mod start;
 mod writer_thread;
 
@@ -33,11 +34,14 @@ pub use error::EngineError;
 pub use iroh_raft_core as core;
 pub use iroh_raft_core::{
     ConfState, Consistency, Freshness, GroupId, GroupStatus, LeaseReads, MemberChange, MemberRole,
-    MembersRefusal, NodeId, Offset, RequestError, Retry, Role, ShardConfig, SpreadConfig, TransferError,
+    MembersRefusal, NodeId, Offset, RequestError, Retry, Role, ShardConfig, SnapshotConfig, SpreadConfig,
+    TransferError,
 };
 pub use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 pub use iroh_raft_driver::recording;
-pub use iroh_raft_driver::state_machine::{self, ApplyContext, Message, StateMachine};
+pub use iroh_raft_driver::state_machine::{
+    self, ApplyContext, Message, Restore, RestoreError, SnapshotView, StateMachine,
+};
 pub use iroh_raft_driver::stats;
 pub use iroh_raft_netbridge as net;
 pub use iroh_raft_netbridge::identity::{EndpointId, Identity};

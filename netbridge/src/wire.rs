@@ -67,7 +67,7 @@ impl Lane {
             | MessageKind::ReadIndex
             | MessageKind::ReadIndexResponse => Lane::Heartbeat,
             MessageKind::Append | MessageKind::AppendResponse => Lane::Append,
-            MessageKind::Snapshot => Lane::Snapshot,
+            MessageKind::Snapshot | MessageKind::SnapshotChunk | MessageKind::SnapshotAck => Lane::Snapshot,
         }
     }
 

@@ -553,6 +553,7 @@ impl Scan {
                 next_offset: log.next_offset(),
                 tail: tails.remove(&group).unwrap_or_default(),
                 conf_changes: recovering.conf_changes,
+                snapshot: None,
                 damage: damage.map(|(first, last)| LogDamage { first, last }),
                 has_state_machine: false,
             });

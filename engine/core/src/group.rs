@@ -12,6 +12,9 @@ mod miscount;
 mod read;
 mod ready;
 mod serve;
+mod snapshot_receive;
+mod snapshot_send;
+mod snapshots;
 
 use std::collections::BTreeMap;
 
@@ -25,11 +28,12 @@ use crate::disk_watch::DiskHealth;
 use crate::error::{BusyReason, RequestError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{
-    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupState, GroupStatus, HardState, LogEntry,
-    MessageKind, Outputs, PeerMessage, Propose, Reply, ShardConfig,
+    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupStatus, HardState, LogChange, LogEntry, MessageKind,
+    Outputs, PeerMessage, Propose, Reply, ShardConfig,
 };
 use crate::jitter::Draw;
 use crate::lease::{Lease, Promise, Times};
+use crate::loading::Loaded;
 use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
@@ -41,6 +45,8 @@ pub(crate) use leadership::Seat;
 use members::Members;
 use ready::Persistence;
 use serve::Purpose;
+use snapshots::Snapshots;
+pub(crate) use snapshots::{SendBudget, SnapshotsOpen};
 
 /// Data of a received entry below this is copied: a slice would keep its whole frame in memory.
 const COPY_BYTES_MAX: usize = 4 << 10;
@@ -59,6 +65,9 @@ pub(crate) struct Turn<'a> {
     pub(crate) persisted: FlushSeq,
     pub(crate) disk: DiskHealth,
     pub(crate) next_fetch: &'a mut FetchId,
+    /// What the shard's other groups have in hand of snapshots.
+    pub(crate) snapshots_open: SnapshotsOpen,
+    pub(crate) send_budget: &'a mut SendBudget,
     pub(crate) out: &'a mut Outputs,
 }
 
@@ -99,8 +108,11 @@ pub(crate) struct Replica {
     /// Offset after the last committed record.
     commit_end: Offset,
     applied: Index,
-    /// Last index of the apply that the driver works on.
-    applying: Option<Index>,
+    /// Offset after the last record applied.
+    applied_end: Offset,
+    /// Last index of the apply that the driver works on, and the offset after it.
+    applying: Option<(Index, Offset)>,
+    snapshots: Snapshots,
     fetches: BTreeMap<FetchId, Purpose>,
     /// Fetches came back without an entry: how often in a row, and whether to wait for a tick.
     missing: u32,
@@ -112,18 +124,16 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// A replica as its shard starts. `changes`: the committed changes of membership in its log, in order.
+    /// A replica as its shard starts.
     ///
     /// # Errors
     /// What is inconsistent about its state.
-    pub(crate) fn new(
-        config: &ShardConfig,
-        state: &GroupState,
-        changes: &[LogEntry],
-        now: Timestamp,
-    ) -> Result<Replica, String> {
-        if state.has_state_machine && state.start.index > Index(0) {
-            return Err("its log was compacted, and there is no snapshot of its state machine".to_owned());
+    pub(crate) fn new(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Result<Replica, String> {
+        let Loaded { state, changes, written, is_adopted } = loaded;
+        let snapshot = state.snapshot.clone().filter(|_| state.has_state_machine);
+        let snapshot_index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
+        if state.has_state_machine && snapshot_index < state.start.index {
+            return Err("its log begins after what its snapshot covers, if it has one".to_owned());
         }
         let window = LogWindow::new(state).map_err(|error| error.to_string())?;
         let commit = state.hard_state.commit;
@@ -148,7 +158,7 @@ impl Replica {
             leadership: Leadership::default(),
             announced: (state.hard_state.term, None),
             is_dirty: first_conf_state.is_some() || (state.has_state_machine && commit.0 > 0),
-            persistence: Persistence::new(state.hard_state, first_conf_state),
+            persistence: Persistence::new(*written, state.hard_state, first_conf_state),
             pending: Pending::new(state.group),
             reads: Reads::new(state.group, config.node, config.seed),
             lease: Lease::default(),
@@ -156,8 +166,10 @@ impl Replica {
             records: RecordReads::new(state.group),
             commit,
             commit_end,
-            applied: if state.has_state_machine { Index(0) } else { commit },
+            applied: if state.has_state_machine { snapshot_index } else { commit },
+            applied_end: snapshot.as_ref().map_or(Offset(0), |snapshot| snapshot.head.offset),
             applying: None,
+            snapshots: Snapshots::new(snapshot, now),
             fetches: BTreeMap::new(),
             missing: 0,
             is_paused_by_missing: false,
@@ -170,6 +182,11 @@ impl Replica {
             }
             replica.apply_change(change);
         }
+        if *is_adopted {
+            replica.persistence.change_log(LogChange::StartAfter(state.start), state.conf_state.clone());
+        }
+        replica.is_dirty |= *is_adopted || replica.snapshots.needs_turn();
+        replica.show_offer();
         replica.write_draw(config, false);
         Ok(replica)
     }
@@ -258,6 +275,7 @@ impl Replica {
             self.is_dirty |= self.raw.has_ready() || self.pending.has_waiting();
             self.after_call(turn, has_campaigned);
         }
+        self.handle_snapshot_tick(turn);
         if turn.disk == DiskHealth::Hung {
             self.leave_hung_disk(turn);
         }
@@ -282,6 +300,12 @@ impl Replica {
         {
             return;
         }
+        match message.kind {
+            MessageKind::Snapshot => return self.handle_offer(turn, &message),
+            MessageKind::SnapshotChunk => return self.handle_chunk(turn, &message),
+            MessageKind::SnapshotAck => return self.handle_ack(turn, &message),
+            _ => {}
+        }
         self.handle_stamp(turn, &mut message);
         for entry in message.entries.iter_mut().filter(|entry| entry.data.len() < COPY_BYTES_MAX) {
             entry.data = Bytes::copy_from_slice(&entry.data);
@@ -298,7 +322,7 @@ impl Replica {
         if mutants::is(Mutant::Deaf) && matches!(kind, MessageKind::Append | MessageKind::Heartbeat) {
             self.raw.raft.election_elapsed = waited;
         }
-        if matches!(kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot)
+        if matches!(kind, MessageKind::Append | MessageKind::Heartbeat)
             && (self.raw.raft.leader_id, self.raw.raft.term) == (from.0, term.0)
         {
             self.promise.handle_leader(turn.now, Times::of(turn.config));
@@ -332,6 +356,7 @@ impl Replica {
             last: Index(raft.raft_log.last_index()),
             has_asked_for_votes: self.persistence.has_asked_for_votes(Term(raft.term), raft.state, persisted),
             reads_waiting: raft.pending_read_count(),
+            has_state_machine: self.has_state_machine,
             log: self,
         }
     }
@@ -485,6 +510,7 @@ impl Replica {
             let unknown = RequestError::OutcomeUnknown { leader };
             self.members.fail(self.group, &unknown, &mut turn.out.replies);
             self.leading = None;
+            self.snapshots.outgoing.clear();
             self.raw.raft.maybe_free_inflight_buffers();
         }
         let known = (term, to_node(self.raw.raft.leader_id));

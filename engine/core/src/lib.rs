@@ -10,7 +10,8 @@
 //! The way of a record: `pending` packs what arrived in a turn into one entry, `group` proposes it,
 //! `group::ready` says what must be durable and what may leave, `log_window` keeps the entry until
 //! nobody near needs it, `pending` answers once it is committed, `group::serve` hands it to state
-//! machines and readers; `group::leadership` gives leadership away when it is told to, or `spread` or
+//! machines and readers; `group::snapshots` takes snapshots, lets go of what they cover, and brings them to
+//! followers that need it; `group::leadership` gives leadership away when it is told to, or `spread` or
 //! `disk_watch` say so. `shard` routes, keeps time and contains panics; `validate` stands between
 //! peers and Raft; raft-rs itself is seen by `group`, `members`, `log_window` and `convert`
 //! alone.
@@ -36,6 +37,7 @@ mod pending;
 mod read_index;
 mod records;
 mod shard;
+mod snapshot_wire;
 mod spread;
 pub mod validate;
 

@@ -5,7 +5,10 @@
 use std::sync::Arc;
 
 use crate::ids::{GroupId, Index, Term};
-use crate::io::{Fetch, FetchError, FetchFrom, FetchId, GroupState, GroupStatus, LogEntry, Role};
+use crate::io::{
+    Fetch, FetchError, FetchFrom, FetchId, GroupState, GroupStatus, HardState, LogEntry, LogStart, Role,
+    SnapshotHead,
+};
 
 /// Fetches that may come back without an entry, a tick apart, before the log counts as damaged.
 const MISSING_MAX: u32 = 100;
@@ -13,6 +16,8 @@ const MISSING_MAX: u32 = 100;
 #[derive(Debug)]
 pub(crate) struct Loading {
     state: GroupState,
+    written: HardState,
+    is_adopted: bool,
     /// What was fetched so far, from the first missing entry on.
     head: Vec<LogEntry>,
     /// Committed changes of membership, in order, as far as they were fetched.
@@ -27,6 +32,10 @@ pub(crate) struct Loaded {
     pub(crate) state: GroupState,
     /// The committed changes of membership in its log, in order.
     pub(crate) changes: Vec<LogEntry>,
+    /// The hard state that is durable.
+    pub(crate) written: HardState,
+    /// Whether the log begins after the snapshot, and the disk has still to be told.
+    pub(crate) is_adopted: bool,
 }
 
 /// How loading goes on.
@@ -38,8 +47,11 @@ pub(crate) enum Step {
 
 impl Loading {
     /// The state as given, if its tail suffices.
-    pub(crate) fn new(state: GroupState) -> Result<Loading, Box<Loaded>> {
-        let mut loading = Loading { state, head: Vec::new(), changes: Vec::new(), fetch: None, missing: 0 };
+    pub(crate) fn new(mut state: GroupState) -> Result<Loading, Box<Loaded>> {
+        let written = state.hard_state;
+        let is_adopted = adopt_snapshot(&mut state);
+        let (head, changes) = (Vec::new(), Vec::new());
+        let mut loading = Loading { state, written, is_adopted, head, changes, fetch: None, missing: 0 };
         if loading.gap().is_some() { Ok(loading) } else { Err(Box::new(loading.finish())) }
     }
 
@@ -66,7 +78,7 @@ impl Loading {
         }
         state.tail = std::mem::take(&mut self.head);
         state.tail.extend(tail);
-        Loaded { state, changes }
+        Loaded { state, changes, written: self.written, is_adopted: self.is_adopted }
     }
 
     pub(crate) fn status(&self) -> GroupStatus {
@@ -136,4 +148,28 @@ impl Loading {
             None => Step::Complete(Box::new(self.finish())),
         }
     }
+}
+
+/// A published snapshot is of what is committed, whatever the log knows of that: the process ended between the two
+/// steps of an installation, or before the log was as durable as the snapshot. Returns whether the log is void.
+fn adopt_snapshot(state: &mut GroupState) -> bool {
+    let Some(snapshot) = state.snapshot.as_ref().filter(|_| state.has_state_machine) else { return false };
+    let SnapshotHead { index, term, offset, conf_state } = snapshot.head.clone();
+    if index <= state.hard_state.commit || state.damage.is_some() {
+        return false;
+    }
+    state.hard_state.commit = index;
+    let after = state.term_runs.partition_point(|run| run.first <= index);
+    let ours = after.checked_sub(1).map_or(state.start.term, |at| state.term_runs[at].term);
+    if index <= state.last && ours == term {
+        return false;
+    }
+    state.hard_state.term = state.hard_state.term.max(term);
+    state.start = LogStart { index, term, offset };
+    (state.conf_state, state.is_durable) = (conf_state, true);
+    (state.last, state.next_offset) = (index, offset);
+    state.term_runs.clear();
+    state.conf_changes.clear();
+    state.tail.clear();
+    true
 }

@@ -18,9 +18,9 @@ use bytes::Bytes;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::batch::BatchHeader;
-use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state};
-use crate::ids::{Index, Offset, Term, WallTime};
-use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, LogStart, TermRun};
+use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state, to_raft_snapshot};
+use crate::ids::{Index, NodeId, Offset, Term, WallTime};
+use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, LogStart, SnapshotHead, TermRun};
 
 /// What an entry takes in memory besides its data, about.
 const ENTRY_BYTES: usize = 96;
@@ -83,6 +83,8 @@ pub(crate) struct LogWindow {
     /// Entries on loan for the append that is being built. Contiguous.
     fetched: Vec<LogEntry>,
     wanted: RefCell<Vec<Wanted>>,
+    /// What a follower may be sent that needs what is gone.
+    offer: Option<SnapshotHead>,
 }
 
 impl LogWindow {
@@ -103,6 +105,7 @@ impl LogWindow {
             at_max: WallTime(0),
             fetched: Vec::new(),
             wanted: RefCell::new(Vec::new()),
+            offer: None,
         };
         let mut expected = Index(state.last.0 + 1 - state.tail.len() as u64);
         let mut end = state.next_offset;
@@ -258,6 +261,20 @@ impl LogWindow {
         }
     }
 
+    /// The log is void, and goes on after a place.
+    pub(crate) fn restart(&mut self, place: LogStart) {
+        self.slots.clear();
+        self.runs.clear();
+        (self.base, self.last, self.start, self.bytes) = (place, place.index, place.offset, 0);
+        self.fetched.clear();
+        self.wanted.take();
+    }
+
+    /// What a follower may be sent that needs what is gone.
+    pub(crate) fn set_offer(&mut self, offer: Option<SnapshotHead>) {
+        self.offer = offer;
+    }
+
     fn pop_front(&mut self) {
         let slot = self.slots.pop_front().expect("looked at just now");
         self.bytes -= entry_bytes(&slot.entry);
@@ -376,8 +393,9 @@ impl Storage for LogWindow {
         Ok(self.last.0)
     }
 
-    fn snapshot(&self, _: u64, _: u64) -> raft::Result<eraftpb::Snapshot> {
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, _: u64, to: u64) -> raft::Result<eraftpb::Snapshot> {
+        let offer = self.offer.as_ref().map(|head| to_raft_snapshot(head, NodeId(to)));
+        offer.ok_or(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }
 }
 

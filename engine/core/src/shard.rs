@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::disk_watch::DiskWatch;
 use crate::error::{BusyReason, ConfigError, RequestError};
-use crate::group::{Replica, Turn};
+use crate::group::{Replica, SendBudget, SnapshotsOpen, Turn};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
     Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LeaseReads, LogDamage, LogEntry,
@@ -52,6 +52,8 @@ pub struct Shard {
     ticked: Timestamp,
     wall: WallTime,
     next_fetch: FetchId,
+    snapshots_open: SnapshotsOpen,
+    send_budget: SendBudget,
     window_bytes: usize,
     /// Bytes in memory at which entries are let go next.
     evict_at_bytes: usize,
@@ -109,6 +111,8 @@ impl Shard {
             ticked: now,
             wall: WallTime(0),
             next_fetch: FetchId(1),
+            snapshots_open: SnapshotsOpen::default(),
+            send_budget: SendBudget::new(now),
             window_bytes: 0,
             is_fenced: false,
         };
@@ -158,6 +162,9 @@ impl Shard {
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
                 self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
+            }
+            Input::Snapshot { group, event } => {
+                self.with_group(now, group, out, |replica, turn| replica.handle_snapshot(turn, event));
             }
             Input::Unreachable { node } => self.handle_unreachable(now, node, out),
             Input::ChangeMembers { token, group, changes, deadline } => {
@@ -278,6 +285,8 @@ impl Shard {
     fn handle_damaged(&mut self, group: GroupId, damage: LogDamage, out: &mut Outputs) {
         let Some(at) = self.position(group) else { return };
         if let Some(replica) = self.members[at].live() {
+            self.snapshots_open =
+                self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());
             self.window_bytes -= replica.window_bytes();
         }
         if !matches!(self.members[at], Member::Out(_)) {
@@ -356,6 +365,7 @@ impl Shard {
         }
         // What could not be let go of may have become durable since.
         self.evict_at_bytes = self.config.window_bytes_max;
+        self.send_budget.fill(now, self.config.tick, self.config.snapshots.send_bytes_per_second);
         let ticks_max = u64::from(self.config.heartbeat_ticks);
         if due > ticks_max {
             self.disk.handle_pause(self.config.tick * u32::try_from(due - ticks_max).unwrap_or(u32::MAX));
@@ -435,6 +445,8 @@ impl Shard {
     ) {
         let Member::Live(replica) = &mut self.members[at] else { return };
         let bytes_before = replica.window_bytes();
+        let open_before = replica.snapshots_open();
+        let open_others = self.snapshots_open.after(open_before, SnapshotsOpen::default());
         let said_before = Said::of(out);
         let mut turn = Turn {
             config: &self.config,
@@ -444,6 +456,8 @@ impl Shard {
             persisted: self.persisted,
             disk: self.disk.health(now),
             next_fetch: &mut self.next_fetch,
+            snapshots_open: open_others,
+            send_budget: &mut self.send_budget,
             out,
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(replica, &mut turn)));
@@ -454,9 +468,11 @@ impl Shard {
         if let Some(reason) = reason {
             said_before.withdraw_rest(out);
             self.window_bytes -= bytes_before;
+            self.snapshots_open = open_others;
             return self.quarantine(at, reason, out);
         }
         let is_dirty = replica.is_dirty();
+        self.snapshots_open = open_others.after(SnapshotsOpen::default(), replica.snapshots_open());
         self.window_bytes = self.window_bytes + replica.window_bytes() - bytes_before;
         if is_dirty {
             self.list(at);
@@ -511,6 +527,7 @@ struct Said {
     sends: usize,
     applies: usize,
     fetches: usize,
+    snapshots: usize,
 }
 
 impl Said {
@@ -520,6 +537,7 @@ impl Said {
             sends: out.sends.len(),
             applies: out.applies.len(),
             fetches: out.fetches.len(),
+            snapshots: out.snapshots.len(),
         }
     }
 
@@ -537,6 +555,7 @@ impl Said {
             out.replies.extend(apply.waiters.iter().map(|waiter| failed(waiter.token)));
         }
         out.fetches.truncate(self.fetches);
+        out.snapshots.truncate(self.snapshots);
     }
 }
 
@@ -551,14 +570,14 @@ fn start(config: &ShardConfig, mut state: GroupState, now: Timestamp) -> Member 
 }
 
 fn start_loaded(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Member {
-    let Loaded { state, changes } = loaded;
+    let state = &loaded.state;
     let status = GroupStatus {
         term: state.hard_state.term,
         commit: state.hard_state.commit,
         last: state.last,
         ..unknown_status(state.group)
     };
-    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, state, changes, now))) {
+    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, loaded, now))) {
         Ok(Ok(replica)) => Member::Live(Box::new(replica)),
         Ok(Err(reason)) => taken_out(status, reason),
         Err(panic) => taken_out(status, panic_text(panic.as_ref())),
@@ -610,6 +629,7 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Damaged { .. }
         | Input::Fetched { .. }
         | Input::Applied { .. }
+        | Input::Snapshot { .. }
         | Input::Unreachable { .. } => return,
     };
     out.replies.push(Reply::Failed { token, group, error: RequestError::Fenced });
@@ -654,6 +674,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     let times = [
         ("flush_stuck_after", config.flush_stuck_after, config.tick),
         ("spread.interval", config.spread.map_or(election, |spread| spread.interval), election),
+        ("snapshots.stall_after", config.snapshots.stall_after, election),
     ];
     if let Some((setting, value, value_min)) =
         times.into_iter().find(|(_, value, value_min)| value < value_min)
@@ -663,6 +684,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     if config.spread.is_some_and(|spread| spread.band == 0) {
         return Err(ConfigError::Band);
     }
+    let as_limit = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     let limits = [
         ("entry_bytes_max", config.entry_bytes_max, LIMIT_BYTES_MAX),
         ("entry_records_max", config.entry_records_max, LIMIT_COUNT_MAX),
@@ -672,6 +694,12 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         ("window_bytes_max", config.window_bytes_max, usize::MAX / 2),
         ("apply_bytes_max", config.apply_bytes_max, LIMIT_BYTES_MAX),
         ("reads_waiting_max", config.reads_waiting_max, LIMIT_COUNT_MAX),
+        ("snapshots.taking_max", config.snapshots.taking_max, LIMIT_COUNT_MAX),
+        ("snapshots.sending_max", config.snapshots.sending_max, LIMIT_COUNT_MAX),
+        ("snapshots.receiving_max", config.snapshots.receiving_max, LIMIT_COUNT_MAX),
+        ("snapshots.entries", as_limit(config.snapshots.entries), usize::MAX),
+        ("snapshots.bytes", as_limit(config.snapshots.bytes), usize::MAX),
+        ("snapshots.send_bytes_per_second", as_limit(config.snapshots.send_bytes_per_second), usize::MAX),
     ];
     let is_out_of_range = |limit: &(&'static str, usize, usize)| limit.1 == 0 || limit.1 > limit.2;
     match limits.into_iter().find(is_out_of_range) {

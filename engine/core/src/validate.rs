@@ -7,6 +7,8 @@
 //! What is *not* a reason to refuse: a sender outside of the known membership. A replica that slept
 //! through a reconfiguration must still learn of a newer leader (Raft thesis 4.1).
 
+mod snapshot;
+
 use crate::batch::{Batch, BatchError};
 use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp};
 use crate::io::{CONTEXT_BYTES_MAX, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
@@ -210,9 +212,23 @@ pub enum Refusal {
     /// An answer to a read that this replica cannot have forwarded.
     #[error("an answer to a read that this replica has not forwarded")]
     UnaskedRead,
-    /// Snapshots, which this build neither sends nor takes.
-    #[error("this build takes no snapshots and sends none: update this node")]
-    Snapshot,
+    /// What it says of a snapshot cannot be.
+    #[error("it says of a snapshot at index {index} what cannot be")]
+    Snapshot {
+        /// Last index that the snapshot covers.
+        index: Index,
+    },
+    /// A chunk of a snapshot is not what its sender has read.
+    #[error("chunk {chunk} of the snapshot at index {index} does not have its digest: it is sent again")]
+    SnapshotDigest {
+        /// Last index that the snapshot covers.
+        index: Index,
+        /// Number of the chunk.
+        chunk: u32,
+    },
+    /// A request for a snapshot, which no replica makes.
+    #[error("no replica asks for a snapshot in this way")]
+    SnapshotRequest,
 }
 
 /// What the validator has to know of a replica's log.
@@ -238,6 +254,7 @@ pub(crate) struct GroupView<'a> {
     pub(crate) has_asked_for_votes: bool,
     /// Reads that wait for a round, of peers and our own.
     pub(crate) reads_waiting: usize,
+    pub(crate) has_state_machine: bool,
     pub(crate) log: &'a dyn LogView,
 }
 
@@ -259,7 +276,9 @@ pub(crate) fn check(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), R
         MessageKind::TimeoutNow => check_timeout_now(view, message),
         MessageKind::ReadIndex => check_read_index(view, message),
         MessageKind::ReadIndexResponse => check_read_index_response(view, message),
-        MessageKind::Snapshot => Err(Refusal::Snapshot),
+        MessageKind::Snapshot => snapshot::check_offer(view, message),
+        MessageKind::SnapshotChunk => snapshot::check_chunk(view, message),
+        MessageKind::SnapshotAck => snapshot::check_ack(message),
     }
 }
 
@@ -282,13 +301,19 @@ fn check_envelope(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Ref
     if message.context.len() > CONTEXT_BYTES_MAX {
         return Err(Refusal::Context { bytes: message.context.len() });
     }
-    let may_have_entries =
-        matches!(message.kind, MessageKind::Append | MessageKind::ReadIndex | MessageKind::ReadIndexResponse);
+    let may_have_entries = matches!(
+        message.kind,
+        MessageKind::Append
+            | MessageKind::ReadIndex
+            | MessageKind::ReadIndexResponse
+            | MessageKind::Snapshot
+            | MessageKind::SnapshotChunk
+    );
     if !message.entries.is_empty() && !may_have_entries {
         return Err(Refusal::Entries { kind: message.kind, count: message.entries.len() });
     }
     if message.request_snapshot.0 != 0 {
-        return Err(Refusal::Snapshot);
+        return Err(Refusal::SnapshotRequest);
     }
     Ok(())
 }

@@ -11,8 +11,9 @@ use futures_channel::oneshot;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    AnswerOn, Append, Apply, BusyReason, ConfState, Event, Fetch, FlushSeq, GroupId, Input, NodeId, Outputs,
-    Propose, Reply, RequestError, Role, Shard, ShardId, Timestamp, Token, WallTime,
+    AnswerOn, Append, Apply, BusyReason, ConfState, Event, Fetch, FlushSeq, GroupId, Input, MessageKind,
+    NodeId, Outputs, Propose, Reply, RequestError, Role, Shard, ShardId, SnapshotStep, Timestamp, Token,
+    WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -24,6 +25,7 @@ use crate::lines::{
 };
 use crate::machines::Machines;
 use crate::outbox::{FRAME_BYTES_TARGET, Outbox};
+use crate::snapshots::Snapshots;
 use crate::state_machine::Machine;
 use crate::stats::ShardCounters;
 
@@ -76,6 +78,8 @@ pub struct DriverParts {
     pub fetched: Consumer<Fetched>,
     /// What a scrub found.
     pub findings: Consumer<Finding>,
+    /// Its snapshots.
+    pub snapshots: Snapshots,
     /// The state machines, by group.
     pub machines: BTreeMap<GroupId, Box<dyn Machine>>,
     /// What is counted.
@@ -176,6 +180,7 @@ impl Driver {
         self.take_written();
         self.take_fetched();
         self.take_findings();
+        self.go_on_with_snapshots();
         let mut loopback = std::mem::take(&mut self.loopback);
         loopback.drain(..).for_each(|input| self.step(input));
         self.loopback = loopback;
@@ -259,6 +264,12 @@ impl Driver {
         while let Some(Finding { group, damage }) = self.parts.findings.pop() {
             self.step(Input::Damaged { group, damage });
         }
+    }
+
+    fn go_on_with_snapshots(&mut self) {
+        let mut events = Vec::new();
+        self.parts.snapshots.turn(&mut self.machines, |group, event| events.push((group, event)));
+        events.into_iter().for_each(|(group, event)| self.step(Input::Snapshot { group, event }));
     }
 
     fn take_from_bridge(&mut self, clock: &impl Fn() -> Timestamp) {
@@ -408,6 +419,8 @@ impl Driver {
             self.hand_to_writer(append);
         }
         for send in outputs.sends.drain(..) {
+            let is_chunk = send.message.kind == MessageKind::SnapshotChunk;
+            ShardCounters::add(&self.parts.counters.snapshot_chunks_sent, u64::from(is_chunk));
             let after = send.after.filter(|seq| *seq > self.persisted);
             self.outbox.push(send.message, after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates)));
         }
@@ -415,6 +428,13 @@ impl Driver {
             if let Err(fetch) = self.parts.fetches.push(fetch) {
                 self.fetches_waiting.push_back(fetch);
             }
+        }
+        for task in outputs.snapshots.drain(..) {
+            let group = task.group;
+            let is_chunk = matches!(task.step, SnapshotStep::Write { .. });
+            ShardCounters::add(&self.parts.counters.snapshot_chunks_received, u64::from(is_chunk));
+            let event = self.parts.snapshots.begin(task, &self.machines, self.is_space_low);
+            self.loopback.extend(event.map(|event| Input::Snapshot { group, event }));
         }
         // Before the next entries are applied: an answer is of the state that the core says it is of.
         for reply in outputs.replies.drain(..) {
@@ -564,6 +584,18 @@ impl Driver {
                 ShardCounters::add(&counters.messages_refused, 1);
                 tracing::warn!(%group, %from, ?reason, "message of a peer refused");
             }
+            Event::SnapshotTaken { group, index, bytes } => {
+                ShardCounters::add(&counters.snapshots_taken, 1);
+                tracing::info!(%group, %index, bytes, "snapshot taken");
+            }
+            Event::SnapshotInstalled { group, index, bytes } => {
+                ShardCounters::add(&counters.snapshots_installed, 1);
+                tracing::info!(%group, %index, bytes, "snapshot of the leader installed");
+            }
+            Event::SnapshotGivenUp { group, index, peer, chunks } => {
+                ShardCounters::add(&counters.snapshots_given_up, 1);
+                tracing::warn!(%group, %index, %peer, chunks, "transfer of a snapshot given up for now");
+            }
             Event::DiskHung { seq, waited } => {
                 ShardCounters::add(&counters.disk_hangs, 1);
                 tracing::error!(shard = %self.parts.shard_id, %seq, ?waited, "the disk hangs: leaderships are given away");
@@ -585,6 +617,7 @@ impl Driver {
             || !self.parts.written.is_empty()
             || !self.parts.fetched.is_empty()
             || !self.parts.findings.is_empty()
+            || self.parts.snapshots.has_work()
             || !self.parts.port.from_bridge.is_empty()
             || !self.parts.commands.is_empty()
     }

@@ -15,6 +15,7 @@ pub mod lines;
 mod machines;
 mod outbox;
 pub mod recording;
+pub mod snapshots;
 pub mod state_machine;
 pub mod stats;
 

@@ -244,7 +244,6 @@ pub(crate) fn failures() -> Vec<RequestError> {
         RequestError::Fenced,
         RequestError::Denied,
         RequestError::ShuttingDown,
-        RequestError::BeforeStart { from: Offset(3), start: Offset(7) },
     ]
 }
 
@@ -342,6 +341,10 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         failures().into_iter().zip(20..).map(|(error, number)| reply(number, ReplyBody::Failed(error))),
     );
     let later = later_failures().into_iter().zip(1..);
+    let before_start = RequestError::BeforeStart { from: Offset(3), start: Offset(7) };
+    let mut chunk = message(MessageKind::SnapshotChunk, 13);
+    chunk.entries = vec![entry(8, EntryKind::Normal, Bytes::from_static(b"chunk"))];
+    let chunks = vec![chunk, message(MessageKind::SnapshotAck, 14)];
     let mut later: Vec<ClientReply> =
         later.map(|(error, number)| reply(number, ReplyBody::Failed(error))).collect();
     later.push(reply(90, ReplyBody::MembersChanged { index: Index(4), members: members() }));
@@ -349,7 +352,8 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ("peer-election", Content::Peer(Lane::Election, on(Lane::Election))),
         ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
         ("peer-append", Content::Peer(Lane::Append, appends)),
-        ("peer-snapshot", Content::Peer(Lane::Snapshot, on(Lane::Snapshot))),
+        ("peer-snapshot", Content::Peer(Lane::Snapshot, vec![message(MessageKind::Snapshot, 12)])),
+        ("peer-snapshot-chunks", Content::Peer(Lane::Snapshot, chunks)),
         (
             "request",
             Content::Requests(vec![
@@ -367,6 +371,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ),
         ("reply", Content::Replies(replies)),
         ("reply-later", Content::Replies(later)),
+        ("reply-before-start", Content::Replies(vec![reply(1, ReplyBody::Failed(before_start))])),
         (
             "request-reads",
             Content::Requests(vec![

@@ -1,6 +1,6 @@
 //! The bytes of snapshots: what is known of one, and a chunk.
 
-use iroh_raft_core::{GroupId, Index, Offset, Term};
+use iroh_raft_core::{GroupId, Index, Offset, Snapshot, SnapshotBody, Term};
 
 use super::{SNAPSHOT_CHUNK_BYTES, SnapshotHead};
 use crate::block::{JournalIdentity, conf_state_bytes, encode_conf_state, parse_conf_state};
@@ -31,6 +31,13 @@ pub struct SnapshotMeta {
 }
 
 impl SnapshotMeta {
+    /// The snapshot as the core knows it.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let body = SnapshotBody { bytes: self.body_bytes, checksum: self.checksum };
+        Snapshot { head: self.head.clone(), body }
+    }
+
     /// Bytes of the body in one of its chunks.
     pub(crate) fn chunk_bytes(&self, chunk: u32) -> Option<usize> {
         let before = u64::from(chunk) * SNAPSHOT_CHUNK_BYTES as u64;

@@ -13,13 +13,14 @@ pub(crate) mod linear;
 mod log;
 pub(crate) mod members;
 mod sent;
+mod snapshots;
 mod trace;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
-    Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, MessageKind,
-    NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp, Token,
+    Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, LogChange,
+    MessageKind, NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp, Token,
 };
 
 use crate::clock::elapsed;
@@ -32,6 +33,7 @@ use durable::Durable;
 use elections::Elections;
 use leadership::Leadership;
 use log::Logs;
+use snapshots::Snapshots;
 use trace::Trace;
 
 pub(crate) use acknowledged::read as acknowledged_read;
@@ -75,6 +77,7 @@ pub(crate) struct Checks {
     elections: Elections,
     leadership: Leadership,
     logs: Logs,
+    snapshots: Snapshots,
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
     pub(crate) answers: Answers,
@@ -99,6 +102,7 @@ impl Checks {
             elections: Elections::default(),
             leadership: Leadership::default(),
             logs: Logs::default(),
+            snapshots: Snapshots::default(),
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
             answers: Answers::default(),
@@ -145,6 +149,8 @@ impl Checks {
             let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
             self.logs.restart(node, state.group, entries);
             self.commits.restart(node, state.group);
+            let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);
+            self.snapshots.booted(node, state.group, published);
             let is_damaged = state.damage.is_some();
             self.marks.add("group damaged at start", u64::from(is_damaged));
             let open = state.conf_changes.iter().filter(|index| **index > state.hard_state.commit).count();
@@ -177,6 +183,9 @@ impl Checks {
                 let checked = entries.iter().try_for_each(|entry| self.logs.check(*group, entry));
                 self.note(checked);
             }
+            Input::Snapshot { group, event } => {
+                self.snapshots.event(node, *group, event, &mut self.commits, &mut self.marks);
+            }
             Input::Message(message)
                 if matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat) =>
             {
@@ -205,6 +214,8 @@ impl Checks {
         outputs: &Outputs,
     ) {
         self.trace.outputs(node, id, now, outputs);
+        let checked = self.snapshots.turn(node, outputs, &self.commits);
+        self.note(checked);
         if let Some(append) = &outputs.append {
             for part in &append.groups {
                 let key = (node, part.group);
@@ -220,10 +231,14 @@ impl Checks {
                     let (group, seq) = (part.group, append.seq);
                     format!("node {node} group {group} flush {seq}: {:?} entries {range:?}", part.hard_state)
                 });
-                let checked = self.logs.appended(key, part, is_leader, &mut self.marks);
+                let covered = match part.change {
+                    Some(LogChange::StartAfter(start)) => Some(self.commits.upto(part.group, start.index)),
+                    _ => None,
+                };
+                let checked = self.logs.appended(key, part, is_leader, covered, &mut self.marks);
                 self.note(checked);
             }
-            self.durable.handed_over(node, id, append);
+            self.durable.handed_over(node, id, append, |group, index| self.commits.upto(group, index));
         }
         for event in &outputs.events {
             self.event(node, event);
@@ -253,7 +268,12 @@ impl Checks {
             Event::MessageRefused { .. } => self.marks.add("message refused by the validator", 1),
             Event::DiskHung { .. } => self.marks.add("disk hung", 1),
             Event::MembersChanged { .. } => self.marks.add("members in force", 1),
-            Event::LeaderChanged { .. } | Event::DiskRecovered { .. } | Event::Fenced => {}
+            Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
+            Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),
+            Event::LeaderChanged { .. }
+            | Event::SnapshotTaken { .. }
+            | Event::DiskRecovered { .. }
+            | Event::Fenced => {}
         }
     }
 

@@ -456,6 +456,16 @@ pub(crate) async fn read(
     let body = ClientBody::ReadRecords { from, bytes_max };
     let batches = match call(sim, random, node, group, body).await? {
         ReplyBody::Records { batches, .. } => batches,
+        ReplyBody::Failed(RequestError::BeforeStart { start, .. }) => {
+            sim.mark("records removed");
+            let mut checks = sim.checks.borrow_mut();
+            let end = Offset(checks.commits.records(group).len() as u64);
+            let is_right = start > from && start <= end && !checks.commits.is_log(group);
+            checks.note(ensure(is_right, "only what a snapshot covers is removed", || {
+                format!("node {node} group {group}: nothing from {from} to {start}, committed is up to {end}")
+            }));
+            return Ok(start);
+        }
         ReplyBody::Failed(error) => {
             sim.tell(|| format!("node {node} does not hand out records of group {group}: {error}"));
             return Err(Trouble::Refused);

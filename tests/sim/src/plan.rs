@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use iroh_raft_core::{ConfState, GroupId, GroupState, LeaseReads, NodeId, ShardConfig, SpreadConfig};
+use iroh_raft_core::{
+    ConfState, GroupId, GroupState, LeaseReads, NodeId, ShardConfig, SnapshotConfig, SpreadConfig,
+};
 use iroh_raft_storage::ShardOptions;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -76,6 +78,8 @@ pub(crate) struct Plan {
     pub(crate) writers: u64,
     pub(crate) record_bytes_max: usize,
     pub(crate) think: Micros,
+    /// Bytes of a snapshot besides what it is about.
+    pub(crate) filler_bytes: usize,
     /// How long faults come, and how often.
     pub(crate) chaos: Duration,
     pub(crate) fault_every: Micros,
@@ -122,6 +126,7 @@ impl Plan {
             think: *pick(random, &[(1_000, 10_000), (1_000, 20_000), (5_000, 100_000)]),
             chaos: Duration::from_secs(random.random_range(10..=30)),
             fault_every: *pick(random, &[(100_000, 1_000_000), (300_000, 2_000_000), (1_000_000, 6_000_000)]),
+            filler_bytes: 0,
             faults: Vec::new(),
             leaves_cut: false,
             liars,
@@ -134,6 +139,7 @@ impl Plan {
         plan.draw_faults(random);
         plan.draw_clocks(random);
         plan.draw_leadership(&mut SmallRng::seed_from_u64(seed ^ 0x6c65_6164));
+        plan.draw_snapshots(&mut SmallRng::seed_from_u64(seed ^ 0x736e_6170));
         plan
     }
 
@@ -179,6 +185,24 @@ impl Plan {
         self.core.spread = random.random_bool(0.5).then_some(spread);
         if random.random_bool(0.25) {
             self.core.priorities = self.node_ids().map(|node| (node, random.random_range(0..3))).collect();
+        }
+    }
+
+    /// Snapshots after a few entries in most runs; of several chunks where there are few groups to send them.
+    fn draw_snapshots(&mut self, random: &mut SmallRng) {
+        self.core.snapshots = SnapshotConfig {
+            entries: *pick(random, &[1, 5, 20, 20, 100, 100_000]),
+            bytes: *pick(random, &[1 << 10, 64 << 10, 256 << 20]),
+            age: *pick(random, &[Duration::from_millis(500), Duration::from_secs(3600)]),
+            lag_entries_max: *pick(random, &[0, 0, 3, 20]),
+            taking_max: random.random_range(1..=2),
+            sending_max: random.random_range(1..=2),
+            receiving_max: random.random_range(1..=2),
+            send_bytes_per_second: *pick(random, &[256 << 10, 4 << 20, 64 << 20]),
+            stall_after: self.election() * random.random_range(1..=4),
+        };
+        if self.groups.len() <= 4 {
+            self.filler_bytes = *pick(random, &[0, 300_000, 600_000]);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use raft::ProgressState;
 use raft::eraftpb::{self, ConfChangeV2, EntryType, MessageType};
@@ -11,7 +12,7 @@ use super::{Index, NodeId, Replica, Timestamp, Turn};
 use crate::convert::to_peer_message;
 use crate::error::{BusyReason, RequestError};
 use crate::ids::GroupId;
-use crate::io::{ConfState, EntryKind, Event, LogEntry, MemberChange, Reply, Send, Token};
+use crate::io::{ConfState, EntryKind, Event, LogEntry, MemberChange, MemberRole, Reply, Send, Token};
 use crate::members::{
     LAG_ENTRIES_MAX, MembersRefusal, MembersRequest, from_raft_conf_state, is_done, parse, to_conf_change,
     voters_after,
@@ -52,6 +53,23 @@ impl Members {
     pub(super) fn at(&self, index: Index) -> &Arc<ConfState> {
         let after = self.history.partition_point(|(since, _)| *since <= index);
         &self.history[after.checked_sub(1).expect("the log goes back to its members")].1
+    }
+
+    /// Those that the log began with.
+    pub(super) fn first(&self) -> &Arc<ConfState> {
+        &self.history[0].1
+    }
+
+    /// A snapshot took the place of the log.
+    pub(super) fn restart(&mut self, members: &ConfState, since: Index) {
+        self.now = Arc::new(members.clone());
+        self.since = since;
+        self.history = [(since, self.now.clone())].into();
+    }
+
+    /// Whether a node was heard of within this time.
+    pub(super) fn has_heard(&self, node: NodeId, now: Timestamp, within: Duration) -> bool {
+        self.heard.iter().any(|(of, at)| *of == node && now.since(*at) <= within)
     }
 
     /// The log begins after this entry now.
@@ -157,11 +175,7 @@ impl Replica {
     fn check_voters(&self, turn: &Turn<'_>, voters: &BTreeSet<NodeId>) -> Result<(), MembersRefusal> {
         let raft = &self.raw.raft;
         let lease = turn.config.tick * turn.config.lease_ticks;
-        let has_heard = |node: &NodeId| {
-            let mut heard = self.members.heard.iter();
-            heard.any(|(of, at)| of == node && turn.now.since(*at) <= lease)
-        };
-        let is_alive = |node: NodeId| node == self.node || has_heard(&node);
+        let is_alive = |node: NodeId| node == self.node || self.members.has_heard(node, turn.now, lease);
         for node in voters.iter().copied().filter(|node| !self.members.now.voters.contains(node)) {
             let progress = raft.prs().get(node.0).ok_or(MembersRefusal::NotLearner { node })?;
             let is_near = progress.matched + LAG_ENTRIES_MAX >= raft.raft_log.committed;
@@ -258,6 +272,13 @@ impl Replica {
             self.members.put_in_force(since, from_raft_conf_state(&members));
             self.voters = self.members.voters();
         }
+    }
+
+    /// raft-rs counts this replica as a learner of the members that it just took from a snapshot, which it is not.
+    pub(super) fn leave_members(&mut self) {
+        let change = MemberChange { node: self.node, role: MemberRole::Gone };
+        let left = self.raw.apply_conf_change(&to_conf_change(&[change]));
+        left.expect("one learner leaves, outside of a joint configuration");
     }
 
     fn answer_change(&mut self, turn: &mut Turn<'_>) {

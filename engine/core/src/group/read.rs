@@ -13,6 +13,10 @@ impl Replica {
     /// A read: answered at once, or queued for the end of the turn.
     pub(crate) fn handle_read(&mut self, turn: &mut Turn<'_>, read: Read) {
         let (token, group) = (read.token, self.group);
+        if read.consistency == Consistency::Local && self.snapshots.is_restoring {
+            let error = RequestError::busy(BusyReason::Reads);
+            return turn.out.replies.push(Reply::Failed { token, group, error });
+        }
         if read.consistency == Consistency::Local {
             let freshness = self.freshness(turn.now);
             return turn.out.replies.push(Reply::ReadReady { token, group, freshness });

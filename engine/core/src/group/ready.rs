@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use raft::StateRole;
+use raft::eraftpb::MessageType;
 
 use super::{FlushSeq, HardState, Index, Replica, Term, Turn, to_hard_state};
 use crate::convert::{to_log_entry, to_peer_message};
@@ -42,10 +43,11 @@ struct Campaign {
 }
 
 impl Persistence {
-    pub(super) fn new(hard_state: HardState, conf_state: Option<ConfState>) -> Persistence {
+    /// `written` is what is durable, `current` what the replica starts with: it may know of a later commit.
+    pub(super) fn new(written: HardState, current: HardState, conf_state: Option<ConfState>) -> Persistence {
         Persistence {
-            written: hard_state,
-            current: hard_state,
+            written,
+            current,
             conf_state,
             change: None,
             flushes: VecDeque::new(),
@@ -91,6 +93,13 @@ impl Persistence {
 }
 
 impl Replica {
+    /// The flush that a message of ours about snapshots waits for: it tells our term.
+    pub(super) fn term_flush(&self, turn: &Turn<'_>) -> Option<FlushSeq> {
+        let (raft, written) = (&self.raw.raft, &self.persistence.written);
+        let is_written = (raft.term, raft.vote) == (written.term.0, written.vote.0);
+        if is_written { self.persistence.vote_flush } else { Some(turn.seq) }
+    }
+
     pub(super) fn take_ready(&mut self, turn: &mut Turn<'_>) {
         let sends_before = turn.out.sends.len();
         if self.persistence.has_unwritten() {
@@ -111,6 +120,7 @@ impl Replica {
         if let Some(hard_state) = ready.hs() {
             self.persistence.current = to_hard_state(hard_state);
         }
+        let is_restart = !ready.snapshot().is_empty();
         let entries: Vec<LogEntry> = ready.take_entries().into_iter().map(to_log_entry).collect();
         let messages = ready.take_messages();
         let persisted_messages = ready.take_persisted_messages();
@@ -121,7 +131,8 @@ impl Replica {
         self.raw.raft.raft_log.store.append(&entries);
         self.raw.advance_append_async(ready);
 
-        if !entries.is_empty() || self.persistence.has_vote_changed() {
+        // The flush that made the log begin elsewhere was asked for when the snapshot was installed.
+        if !entries.is_empty() || is_restart || self.persistence.has_vote_changed() {
             self.flush(turn, &entries, number);
         } else if let Some((_, covered)) = self.persistence.flushes.back_mut() {
             *covered = number;
@@ -185,7 +196,12 @@ impl Replica {
         sends_before: usize,
     ) {
         let group = self.group;
-        for message in messages.into_iter().filter_map(|message| to_peer_message(group, message)) {
+        for message in messages {
+            if message.msg_type == MessageType::MsgSnapshot {
+                self.begin_sending(turn, NodeId(message.to));
+                continue;
+            }
+            let Some(message) = to_peer_message(group, message) else { continue };
             if matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote) {
                 let (term, role) = (Term(self.raw.raft.term), self.raw.raft.state);
                 self.persistence.campaign = Some(Campaign { term, role, after });

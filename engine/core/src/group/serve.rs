@@ -1,5 +1,6 @@
 //! Applies, reads and fetches of a replica: what follows from a commit index that moved.
 
+use super::snapshots::end_of;
 use super::{FetchId, Index, MISSING_MAX, Offset, Replica, Turn};
 use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry};
 use crate::log_window::Wanted;
@@ -22,8 +23,12 @@ impl Replica {
             self.commit = committed;
             self.commit_end = self.raw.store().end_at(committed);
         }
+        // Before more is applied: a snapshot is of what is applied now.
+        self.serve_snapshots(turn);
         self.apply(turn);
-        self.reads.handle_applied(self.freshness(turn.now), &mut turn.out.replies);
+        if !self.snapshots.is_restoring {
+            self.reads.handle_applied(self.freshness(turn.now), &mut turn.out.replies);
+        }
         self.serve_records(turn);
         self.fetch_for_followers(turn);
     }
@@ -33,8 +38,10 @@ impl Replica {
             self.applied = self.commit;
             return;
         }
-        let is_busy =
-            self.applying.is_some() || self.is_fetching(Purpose::Apply) || self.is_paused_by_missing;
+        let is_busy = self.applying.is_some()
+            || self.snapshots.is_restoring
+            || self.is_fetching(Purpose::Apply)
+            || self.is_paused_by_missing;
         if is_busy || self.applied >= self.commit {
             return;
         }
@@ -57,16 +64,16 @@ impl Replica {
 
     fn emit_apply(&mut self, turn: &mut Turn<'_>, entries: Vec<LogEntry>) {
         let last = entries.last().expect("there is something to apply").index;
-        self.applying = Some(last);
+        self.applying = Some((last, end_of(&entries, self.applied_end)));
+        self.snapshots.handle_applied(&entries);
         let waiters = self.pending.take_waiters(last);
         turn.out.applies.push(Apply { group: self.group, entries, waiters });
     }
 
     /// The state machine has applied what it was given.
     pub(crate) fn handle_applied(&mut self, index: Index) {
-        if self.applying == Some(index) {
-            self.applying = None;
-            self.applied = index;
+        if let Some((_, end)) = self.applying.take_if(|(last, _)| *last == index) {
+            (self.applied, self.applied_end) = (index, end);
             self.is_dirty = true;
         }
     }
@@ -130,6 +137,10 @@ impl Replica {
             return self.send_fetched(turn, entries);
         }
         self.missing = 0;
+        if entries[0].index <= self.log_start().index {
+            // Compacted away since: whoever waits for it is told.
+            return;
+        }
         let is_committed = entries.last().is_some_and(|entry| entry.index <= self.commit);
         if !is_committed || !self.raw.store().contains(&entries) {
             self.broken = Some("the durable log gave back entries that are not those of this log".to_owned());

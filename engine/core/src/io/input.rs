@@ -1,6 +1,6 @@
 //! What a shard takes.
 
-use super::{LogDamage, LogEntry, PeerMessage};
+use super::{LogDamage, LogEntry, PeerMessage, SnapshotEvent};
 use crate::batch::RecordBlock;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Timestamp, WallTime};
 
@@ -133,6 +133,13 @@ pub enum Input {
         group: GroupId,
         /// Last index of the [`Apply`](crate::Apply) that is done.
         index: Index,
+    },
+    /// Something became of a [`SnapshotTask`](super::SnapshotTask).
+    Snapshot {
+        /// The group.
+        group: GroupId,
+        /// What.
+        event: SnapshotEvent,
     },
     /// The connection to a node is gone; appends to its replicas are probed from now on.
     Unreachable {

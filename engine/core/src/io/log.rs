@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::Snapshot;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
 
 /// What an entry of the log is for.
@@ -183,6 +184,9 @@ pub struct GroupState {
     pub tail: Vec<LogEntry>,
     /// Indexes of all conf-change entries of the log, wherever they are.
     pub conf_changes: Vec<Index>,
+    /// The group's published snapshot, if it has one. It may be ahead of the log: a crash came before the log
+    /// was made to begin after it.
+    pub snapshot: Option<Snapshot>,
     /// What recovery found damaged. The rest of the state is then only a hint.
     pub damage: Option<LogDamage>,
     /// Whether committed entries go to a state machine ([`Outputs::applies`](crate::Outputs::applies)). A group that is only
@@ -205,6 +209,7 @@ impl GroupState {
             next_offset: Offset(0),
             tail: Vec::new(),
             conf_changes: Vec::new(),
+            snapshot: None,
             damage: None,
             has_state_machine,
         }

@@ -32,13 +32,18 @@ pub enum MessageKind {
     ReadIndex = 10,
     /// Answer to `ReadIndex`.
     ReadIndexResponse = 11,
-    /// A snapshot's metadata (`MsgSnapshot`). Reserved: none is sent yet.
+    /// The leader offers a snapshot (`MsgSnapshot`, without its body): `index` and `log_term` are those of the last
+    /// entry that it covers; one entry carries the rest.
     Snapshot = 12,
+    /// A chunk of the body of an offered snapshot, as the data of one entry.
+    SnapshotChunk = 13,
+    /// How much of an offered snapshot the receiver has durable; with `reject` it cannot take any now.
+    SnapshotAck = 14,
 }
 
 impl MessageKind {
     /// All kinds, in order of their numbers.
-    pub const ALL: [MessageKind; 12] = [
+    pub const ALL: [MessageKind; 14] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestVote,
@@ -51,6 +56,8 @@ impl MessageKind {
         MessageKind::ReadIndex,
         MessageKind::ReadIndexResponse,
         MessageKind::Snapshot,
+        MessageKind::SnapshotChunk,
+        MessageKind::SnapshotAck,
     ];
 
     /// The kind with this number, if there is one.
@@ -96,7 +103,7 @@ pub struct PeerMessage {
     pub priority: i64,
     /// Heartbeat and ReadIndex context: at most [`CONTEXT_BYTES_MAX`] bytes.
     pub context: Bytes,
-    /// Entries, contiguous, following `index` (for `ReadIndex`: one, with the context as data).
+    /// Entries, contiguous, following `index` (for `ReadIndex` and snapshots: one, with their own data).
     pub entries: Vec<LogEntry>,
 }
 

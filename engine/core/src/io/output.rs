@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Append, ConfState, Fetch, LogEntry, PeerMessage, Token};
+use super::{Append, ConfState, Fetch, LogEntry, PeerMessage, SnapshotTask, Token};
 use crate::error::{RequestError, TransferError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
 
@@ -33,6 +33,8 @@ pub struct Outputs {
     pub applies: Vec<Apply>,
     /// Entries wanted from the durable log.
     pub fetches: Vec<Fetch>,
+    /// What has to be done about snapshots, in order: before [`Outputs::applies`].
+    pub snapshots: Vec<SnapshotTask>,
     /// Answers to clients.
     pub replies: Vec<Reply>,
     /// Things worth telling an operator.
@@ -47,6 +49,7 @@ impl Outputs {
             && self.sends.is_empty()
             && self.applies.is_empty()
             && self.fetches.is_empty()
+            && self.snapshots.is_empty()
             && self.replies.is_empty()
             && self.events.is_empty()
     }
@@ -57,6 +60,7 @@ impl Outputs {
         self.sends.clear();
         self.applies.clear();
         self.fetches.clear();
+        self.snapshots.clear();
         self.replies.clear();
         self.events.clear();
     }
@@ -208,6 +212,36 @@ pub enum Event {
         /// The members now.
         #[cfg_attr(feature = "serde", serde(serialize_with = "super::log::shared"))]
         members: Arc<ConfState>,
+    },
+    /// The group has a new snapshot, taken here.
+    SnapshotTaken {
+        /// The group.
+        group: GroupId,
+        /// Last index that it covers.
+        index: Index,
+        /// Length of its body.
+        bytes: u64,
+    },
+    /// The replica's log and state were replaced by a snapshot of the leader.
+    SnapshotInstalled {
+        /// The group.
+        group: GroupId,
+        /// Last index that it covers.
+        index: Index,
+        /// Length of its body.
+        bytes: u64,
+    },
+    /// A snapshot did not reach a follower, or did not come from the leader: it is tried again from where it
+    /// was.
+    SnapshotGivenUp {
+        /// The group.
+        group: GroupId,
+        /// Last index that it covers.
+        index: Index,
+        /// The other side.
+        peer: NodeId,
+        /// Chunks that had arrived.
+        chunks: u32,
     },
     /// A group broke an invariant and was taken out; the other groups go on.
     Quarantined {

@@ -26,7 +26,7 @@ pub struct GroupStatus {
     pub end: Offset,
     /// The members in force on this replica; none while it loads, or was taken out.
     pub members: Arc<ConfState>,
-    /// Entry that put them in force; 0 for those that the log began with.
+    /// Entry that put them in force; for those that the log began with, the entry before it.
     pub members_since: Index,
     /// Whether it was taken out after a broken invariant.
     pub is_quarantined: bool,

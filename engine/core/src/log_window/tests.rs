@@ -27,6 +27,7 @@ fn state(tail: usize) -> GroupState {
         conf_state: ConfState::default(),
         is_durable: true,
         start: Default::default(),
+        snapshot: None,
         damage: None,
         term_runs: vec![
             TermRun { first: Index(1), term: Term(1) },

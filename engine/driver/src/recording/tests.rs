@@ -47,6 +47,7 @@ impl Write for Memory {
 fn run(out: &Memory, bytes_max: u64, turns: u64) -> u64 {
     let config = ShardConfig::new(NodeId(1), 7);
     let group = GroupState {
+        snapshot: None,
         group: GROUP,
         hard_state: HardState::default(),
         conf_state: ConfState { voters: vec![NodeId(1)], ..ConfState::default() },

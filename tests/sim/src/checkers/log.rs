@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use iroh_raft_core::batch::Batch;
 use iroh_raft_core::{
-    EntryKind, GroupAppend, GroupId, Index, LogEntry, MemberChange, NodeId, Offset, Term, decode_change,
+    EntryKind, GroupAppend, GroupId, Index, LogChange, LogEntry, MemberChange, NodeId, Offset, Term,
+    decode_change,
 };
 
 use super::{Checked, EntryId, ensure};
@@ -64,14 +65,20 @@ impl Logs {
         })
     }
 
-    /// A replica appends entries. A leader only ever adds to its end.
+    /// A replica appends entries. A leader only ever adds to its end. A log that begins after a snapshot counts as what
+    /// that covers, and what was compacted away as still there.
     pub(super) fn appended(
         &mut self,
         (node, group): (NodeId, GroupId),
         part: &GroupAppend,
         is_leader: bool,
+        covered: Option<&[EntryId]>,
         marks: &mut Marks,
     ) -> Checked {
+        if let (Some(LogChange::StartAfter(_)), Some(covered)) = (part.change, covered) {
+            marks.add("log replaced by a snapshot", 1);
+            self.logs.insert((node, group), covered.to_vec());
+        }
         let Some(first) = part.entries.first() else { return Ok(()) };
         part.entries.iter().try_for_each(|entry| self.check(group, entry))?;
         let log = self.logs.entry((node, group)).or_default();

@@ -3,7 +3,8 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use iroh_raft_core::{
-    FlushSeq, Freshness, GroupState, Input, LogEntry, NodeId, Outputs, PeerMessage, Reply, ShardId, Timestamp,
+    FlushSeq, Freshness, GroupState, Input, LogEntry, NodeId, Outputs, PeerMessage, Reply, ShardId,
+    SnapshotEvent, Timestamp,
 };
 
 #[derive(Default)]
@@ -47,6 +48,12 @@ impl Trace {
             }
             Input::TransferLeader { token, group, to } => (token, group, to).hash(&mut self.0),
             Input::StepDown { token, group } => (token, group).hash(&mut self.0),
+            Input::Snapshot { group, event } => {
+                (group, std::mem::discriminant(event)).hash(&mut self.0);
+                if let SnapshotEvent::Staged { index, chunks } = event {
+                    (index, chunks).hash(&mut self.0);
+                }
+            }
             Input::EndTurn | Input::PersistFailed => {}
         }
     }

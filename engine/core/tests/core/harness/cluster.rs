@@ -502,6 +502,9 @@ impl Cluster {
             | Event::MembersChanged { .. }
             | Event::Fenced
             | Event::DiskHung { .. }
+            | Event::SnapshotTaken { .. }
+            | Event::SnapshotInstalled { .. }
+            | Event::SnapshotGivenUp { .. }
             | Event::DiskRecovered { .. } => true,
             Event::MessageRefused { reason, .. } => {
                 let is_honest =

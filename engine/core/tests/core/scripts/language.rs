@@ -30,7 +30,9 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         "deliver" | "drop" | "duplicate" | "wire" | "inject" | "cut" | "partition" | "heal"
         | "unreachable" => connect(world, name, group, rest),
         "hold" | "release" => hold(world, *name == "hold", rest),
-        "persist" | "fail" | "damage" | "fetch" | "applied" => store(world, name, group, rest),
+        "persist" | "fail" | "damage" | "fetch" | "applied" | "snapshot" | "lose" => {
+            store(world, name, group, rest)
+        }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
         | "step-down" => ask(world, name, group, rest),
         "status" => {
@@ -115,6 +117,15 @@ fn set(world: &mut World, setting: &str, value: usize) -> Result<(), String> {
         "window_bytes_max" => &mut config.window_bytes_max,
         "reads_waiting_max" => &mut config.reads_waiting_max,
         "tail_max" => &mut world.tail_max,
+        "body_chunks" => &mut world.body_chunks,
+        "snapshot_entries" => {
+            config.snapshots.entries = value as u64;
+            return Ok(());
+        }
+        "snapshot_lag_entries" => {
+            config.snapshots.lag_entries_max = value as u64;
+            return Ok(());
+        }
         "flush_stuck_ms" => {
             config.flush_stuck_after = Duration::from_millis(value as u64);
             return Ok(());
@@ -272,6 +283,8 @@ fn store(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Resul
             world.fetch(node(id)?, Some(FetchError::Corrupt { first, last }))
         }
         ("applied", [id]) => world.apply(node(id)?),
+        ("snapshot", [id]) => world.snapshot(node(id)?),
+        ("lose", ["snapshot", id]) => world.lose_snapshot(node(id)?, group),
         _ => Err(format!("wrong words for {name}")),
     }
 }

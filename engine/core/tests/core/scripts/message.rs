@@ -27,6 +27,8 @@ fn kind_name(kind: MessageKind) -> &'static str {
         MessageKind::ReadIndex => "read-index",
         MessageKind::ReadIndexResponse => "read-index-response",
         MessageKind::Snapshot => "snapshot",
+        MessageKind::SnapshotChunk => "snapshot-chunk",
+        MessageKind::SnapshotAck => "snapshot-ack",
     }
 }
 
@@ -61,6 +63,13 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
         _ if message.reject => say("reject".to_owned()),
         _ => {}
     }
+    // Chunk numbers stand first in what chunks and their answers carry.
+    let first = message.context.first_chunk().map_or(0, |number| u32::from_le_bytes(*number));
+    match message.kind {
+        MessageKind::SnapshotChunk => say(format!("chunk={first}")),
+        MessageKind::SnapshotAck => say(format!("chunks={first}")),
+        _ => {}
+    }
     // When a heartbeat was sent stands before the context of a read.
     let is_stamped = matches!(message.context.len(), 16 | 40);
     let word = |at: usize| -> Option<u64> {
@@ -73,13 +82,15 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
         if let Some(sent) = word(0).filter(|_| is_stamped) {
             say(format!("sent={}ms", sent / 1_000_000));
         }
-        if let Some(round) = word(if is_stamped { 24 } else { 8 }) {
+        let has_round = !matches!(message.kind, MessageKind::Snapshot | MessageKind::SnapshotChunk);
+        if let Some(round) = word(if is_stamped { 24 } else { 8 }).filter(|_| has_round) {
             say(format!("round={round}"));
         }
     }
     for entry in &message.entries {
         match message.kind {
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => say(print_round(&entry.data)),
+            MessageKind::Snapshot | MessageKind::SnapshotChunk => say(format!("{} bytes", entry.data.len())),
             _ => say(print_entry(entry)),
         }
     }

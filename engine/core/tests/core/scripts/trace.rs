@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use iroh_raft_core::{
-    Append, Apply, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState,
-    LogEntry, NodeId, Reply, Role, Send, Token,
+    Append, Apply, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState, Index,
+    LogChange, LogEntry, LogStart, NodeId, Reply, Role, Send, SnapshotTask, Token,
 };
 
 use super::message::{print_entry, print_members, print_message};
+use super::snapshots::print_step;
 use crate::harness::disk::StoredGroup;
 
 /// How much of what happens is printed.
@@ -90,6 +91,10 @@ impl Trace {
         self.news(format!("{} fetch from {from} to index {}", who(node, fetch.group), fetch.to));
     }
 
+    pub(super) fn snapshot(&mut self, node: NodeId, task: &SnapshotTask) {
+        self.detail(format!("{} snapshot: {}", who(node, task.group), print_step(&task.step)));
+    }
+
     pub(super) fn reply(&mut self, node: NodeId, reply: &Reply) {
         let (token, group, what) = match reply {
             Reply::Appended { token, group, first, count, index, term } => {
@@ -135,6 +140,18 @@ impl Trace {
             Event::MessageRefused { group, from, reason } => {
                 format!("{} refuse {from}: {reason}", who(node, *group))
             }
+            Event::SnapshotTaken { group, index, .. } => {
+                format!("{} has a snapshot at {index}", who(node, *group))
+            }
+            Event::SnapshotInstalled { group, index, .. } => {
+                format!("{} goes on from the snapshot at {index}", who(node, *group))
+            }
+            Event::SnapshotGivenUp { group, index, peer, chunks } => {
+                format!(
+                    "{} gives up the snapshot at {index} with {peer}, {chunks} chunks in",
+                    who(node, *group)
+                )
+            }
             Event::Fenced => format!("{node} fenced"),
             Event::DiskHung { seq, waited } => format!("{node} disk hangs: flush {seq} for {waited:?}"),
             Event::DiskRecovered { hung } => format!("{node} disk is back after {hung:?}"),
@@ -174,13 +191,24 @@ fn hard_state(state: HardState) -> String {
 }
 
 fn group_append(append: &GroupAppend) -> String {
+    let place = |place: LogStart| format!("{}/{}, offset {}", place.index, place.term, place.offset);
+    let change = match append.change {
+        Some(LogChange::CompactTo(start)) => format!(" compact to {};", place(start)),
+        Some(LogChange::StartAfter(start)) => format!(" void, start after {};", place(start)),
+        Some(LogChange::Remove) => " remove;".to_owned(),
+        None => String::new(),
+    };
     let members = append.conf_state.as_ref().map_or("", |_| " members");
     let state = append.hard_state.map(hard_state).unwrap_or_default();
-    format!("{members}{state}{}", entries(&append.entries))
+    format!("{change}{members}{state}{}", entries(&append.entries))
 }
 
 pub(super) fn stored(node: NodeId, group: GroupId, stored: &StoredGroup) -> String {
-    format!("{} has{}{}", who(node, group), hard_state(stored.hard_state), entries(&stored.entries))
+    let start = match stored.start.index {
+        Index(0) => String::new(),
+        index => format!(", after {index}:"),
+    };
+    format!("{} has{}{start}{}", who(node, group), hard_state(stored.hard_state), entries(&stored.entries))
 }
 
 pub(super) fn status(node: NodeId, status: &GroupStatus) -> String {

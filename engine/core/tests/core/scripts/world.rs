@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, Append, Consistency, Fetch, FetchError, GroupId, GroupStatus, Index, Input, MessageKind,
-    NodeId, Offset, Outputs, PeerMessage, Propose, Role, Send, Shard, ShardConfig, Timestamp, Token,
-    WallTime,
+    AnswerOn, Append, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus, Index, Input,
+    MessageKind, NodeId, Offset, Outputs, PeerMessage, Propose, Role, Send, Shard, ShardConfig, SnapshotTask,
+    Timestamp, Token, WallTime,
 };
 
 use super::message::{parse_change, print_message, print_record};
+use super::snapshots::Store;
 use super::trace::{self, Detail, Trace, who};
 use crate::harness::Group;
 use crate::harness::disk::Disk;
@@ -40,6 +41,9 @@ struct Node {
     gated: Vec<Send>,
     fetches: VecDeque<Fetch>,
     applies: VecDeque<(GroupId, Index)>,
+    /// Asked for about snapshots, in order.
+    tasks: VecDeque<SnapshotTask>,
+    snapshots: Store,
 }
 
 pub(super) struct World {
@@ -47,6 +51,8 @@ pub(super) struct World {
     pub(super) config: ShardConfig,
     /// Entries of each group that recovery hands over.
     pub(super) tail_max: usize,
+    /// Chunks of the snapshots that are taken.
+    pub(super) body_chunks: usize,
     pub(super) groups: Vec<Group>,
     pub(super) trace: Trace,
     nodes: BTreeMap<NodeId, Node>,
@@ -77,6 +83,7 @@ impl World {
             seed: 1,
             config: ShardConfig::new(NodeId(1), 0),
             tail_max: usize::MAX,
+            body_chunks: 1,
             groups: Vec::new(),
             trace: Trace::new(),
             nodes: BTreeMap::new(),
@@ -118,7 +125,10 @@ impl World {
         node.boot += 1;
         let config = ShardConfig { node: id, seed: seed ^ (id.0 << 32) ^ node.boot, ..config };
         let states = groups.iter().filter(|group| group.is_on(id));
-        let states = states.map(|group| node.disk.recover(&group.fresh(), tail_max)).collect();
+        let snapshot = |group: GroupId| node.snapshots.published.get(&group).cloned();
+        let recover = |group: &Group| node.disk.recover(&group.fresh(), tail_max);
+        let states =
+            states.map(|group| GroupState { snapshot: snapshot(group.id), ..recover(group) }).collect();
         let shard = Shard::new(config, node.disk.last_seq, states, Timestamp(node.clock));
         node.shard = Some(shard.map_err(|error| error.to_string())?);
         self.turn(id, Vec::new())
@@ -132,6 +142,7 @@ impl World {
         node.gated.clear();
         node.fetches.clear();
         node.applies.clear();
+        node.tasks.clear();
         Ok(())
     }
 
@@ -184,6 +195,10 @@ impl World {
         for fetch in out.fetches {
             trace.fetch(id, &fetch);
             node.fetches.push_back(fetch);
+        }
+        for task in out.snapshots {
+            trace.snapshot(id, &task);
+            node.tasks.push_back(task);
         }
         out.replies.iter().for_each(|reply| trace.reply(id, reply));
         out.events.iter().for_each(|event| trace.event(id, event));
@@ -252,6 +267,8 @@ impl World {
                 self.persist(id, usize::MAX)?;
             } else if !node.fetches.is_empty() {
                 self.fetch(id, None)?;
+            } else if !node.tasks.is_empty() {
+                self.snapshot(id)?;
             } else if !node.applies.is_empty() {
                 self.apply(id)?;
             } else {
@@ -355,6 +372,21 @@ impl World {
         let apply = self.node(id)?.applies.pop_front();
         let (group, index) = apply.ok_or_else(|| format!("node {id} applies nothing"))?;
         self.feed(id, Input::Applied { group, index })
+    }
+
+    /// What was asked for first about snapshots is done.
+    pub(super) fn snapshot(&mut self, id: NodeId) -> Result<(), String> {
+        let chunks = self.body_chunks;
+        let node = self.node(id)?;
+        let task = node.tasks.pop_front().ok_or_else(|| format!("node {id} wants no snapshot"))?;
+        let event = node.snapshots.run(task.group, task.step, chunks);
+        self.feed(id, Input::Snapshot { group: task.group, event })
+    }
+
+    /// A node loses the published snapshot of a group.
+    pub(super) fn lose_snapshot(&mut self, id: NodeId, group: GroupId) -> Result<(), String> {
+        let lost = self.node(id)?.snapshots.published.remove(&group);
+        lost.map(|_| ()).ok_or_else(|| format!("node {id} has no snapshot"))
     }
 
     // Clients
