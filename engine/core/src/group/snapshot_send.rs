@@ -158,7 +158,8 @@ impl Replica {
             }
             self.is_dirty = true;
             // Chunks take longer to be confirmed than an offer to be answered.
-            let times = if outgoing.confirmed.is_some() { 4 } else { 1 };
+            let chunks = outgoing.snapshot.body.chunks();
+            let times = if outgoing.confirmed.is_some_and(|confirmed| confirmed < chunks) { 4 } else { 1 };
             if turn.now.since(outgoing.asked_at) < patience * times {
                 continue;
             }
