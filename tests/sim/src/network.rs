@@ -133,7 +133,8 @@ pub(crate) fn send(sim: &Shared, from: NodeId, to: NodeId, lane: Lane, frame: &O
         let at = network.random.random_range(0..HEADER_BYTES);
         bytes[at] ^= 1 << network.random.random_range(0..8);
     }
-    if network.chance(plan.corruption) && damage_chunk(&mut bytes) {
+    // Chunks are few among frames.
+    if lane == Lane::Snapshot && network.chance(plan.corruption * 20) && damage_chunk(&mut bytes) {
         drop(network);
         sim.mark("chunk of a snapshot damaged");
         network = sim.network.borrow_mut();

@@ -98,10 +98,10 @@ impl Replica {
 
     /// So many chunks are durable.
     pub(super) fn handle_staged(&mut self, turn: &mut Turn<'_>, index: Index, chunks: u32) {
-        let is_of = |incoming: &&mut Incoming| incoming.snapshot.head.index == index;
-        let Some(incoming) = self.snapshots.incoming.as_mut().filter(|incoming| is_of(&incoming)) else {
+        let Some(incoming) = &mut self.snapshots.incoming else { return };
+        if incoming.snapshot.head.index != index {
             return;
-        };
+        }
         if incoming.next.is_none() || chunks > incoming.staged {
             (incoming.staged, incoming.moved_at) = (chunks, turn.now);
         }
