@@ -397,6 +397,8 @@ impl Starting<'_> {
         }
         for state in groups.values_mut() {
             state.has_state_machine = (self.machines)(state.group).is_some();
+            let kept = self.config.retention.iter().find(|(group, _)| *group == state.group);
+            state.retention = kept.map(|(_, retention)| *retention).unwrap_or_default();
         }
         groups.into_values().collect()
     }

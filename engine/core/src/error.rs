@@ -38,6 +38,9 @@ pub enum BusyReason {
     /// Another change of the group's members is under way, or its leader is too new to begin one.
     #[error("a change of the group's members is under way")]
     Members,
+    /// The group has as many commands to itself under way as it may.
+    #[error("too many commands to the group are under way")]
+    Commands,
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,
@@ -110,6 +113,12 @@ pub enum RequestError {
         /// Offset of the first record that the log still has.
         start: Offset,
     },
+    /// The group has as many cursors as it may.
+    #[error("the group has {cursors_max} cursors already: drop those of consumers that are gone")]
+    CursorsFull {
+        /// Cursors that a group has at most.
+        cursors_max: u32,
+    },
     /// The replica was taken out after a broken invariant or damaged data.
     #[error("the replica is quarantined on this node: see its log")]
     Quarantined,
@@ -152,6 +161,7 @@ impl RequestError {
             | RequestError::TooLarge { .. }
             | RequestError::Invalid { .. }
             | RequestError::BeforeStart { .. }
+            | RequestError::CursorsFull { .. }
             | RequestError::Denied => Retry::Never,
         }
     }

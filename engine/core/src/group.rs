@@ -5,12 +5,15 @@
 //! After every call into raft-rs, [`Replica::after_call`] restores what it cannot be trusted with
 //! (its ambient election timeout) and settles what the call decided (commits, leadership).
 
+mod commands;
 mod compaction;
 mod leadership;
 mod members;
 mod miscount;
 mod read;
+mod reading;
 mod ready;
+mod retention;
 mod serve;
 mod snapshot_receive;
 mod snapshot_send;
@@ -26,10 +29,12 @@ use slog::{Discard, Logger, o};
 use crate::convert::{to_hard_state, to_node, to_raft_message, to_role};
 use crate::disk_watch::DiskHealth;
 use crate::error::{BusyReason, RequestError};
+use crate::find::Finds;
+use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{
     AnswerOn, ConfState, EntryKind, Event, FetchId, GroupStatus, HardState, LogChange, LogEntry, MessageKind,
-    Outputs, PeerMessage, Propose, Reply, ShardConfig,
+    Outputs, PeerMessage, Propose, Reply, ShardConfig, Token, has_records,
 };
 use crate::jitter::Draw;
 use crate::lease::{Lease, Promise, Times};
@@ -38,12 +43,14 @@ use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
 use crate::read_index::Reads;
-use crate::records::{RecordRead, RecordReads};
+use crate::records::RecordReads;
 use crate::validate::{self, GroupView, LogView};
+use commands::Commands;
 use leadership::Leadership;
 pub(crate) use leadership::Seat;
 use members::Members;
 use ready::Persistence;
+use retention::Keeping;
 use serve::Purpose;
 use snapshots::Snapshots;
 pub(crate) use snapshots::{SendBudget, SnapshotsOpen};
@@ -103,6 +110,9 @@ pub(crate) struct Replica {
     lease: Lease,
     promise: Promise,
     records: RecordReads,
+    finds: Finds,
+    commands: Commands,
+    keeping: Keeping,
 
     commit: Index,
     /// Offset after the last committed record.
@@ -129,13 +139,14 @@ impl Replica {
     /// # Errors
     /// What is inconsistent about its state.
     pub(crate) fn new(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Result<Replica, String> {
-        let Loaded { state, changes, written, is_adopted } = loaded;
+        let Loaded { state, changes, written, is_adopted, at } = loaded;
         let snapshot = state.snapshot.clone().filter(|_| state.has_state_machine);
         let snapshot_index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
         if state.has_state_machine && snapshot_index < state.start.index {
             return Err("its log begins after what its snapshot covers, if it has one".to_owned());
         }
-        let window = LogWindow::new(state).map_err(|error| error.to_string())?;
+        let meta = GroupMeta::decode(state.meta.clone()).ok_or("its table of cursors is not readable")?;
+        let window = LogWindow::new(state, (*at).max(meta.at())).map_err(|error| error.to_string())?;
         let commit = state.hard_state.commit;
         let commit_end = window.end_at(commit);
         let raft_config = raft_config(config, commit);
@@ -164,6 +175,9 @@ impl Replica {
             lease: Lease::default(),
             promise: Promise::at_start(now, state.hard_state.term > Term(0), Times::of(config)),
             records: RecordReads::new(state.group),
+            finds: Finds::new(state.group),
+            commands: Commands::new(meta, commit),
+            keeping: Keeping::new(state.retention, now),
             commit,
             commit_end,
             applied: if state.has_state_machine { snapshot_index } else { commit },
@@ -223,6 +237,7 @@ impl Replica {
             commit: self.commit,
             applied: self.applied,
             last: Index(raft.raft_log.last_index()),
+            first: self.first_kept().min(self.commit_end),
             end: self.commit_end,
             members: self.members.now.clone(),
             members_since: self.members.since,
@@ -258,7 +273,9 @@ impl Replica {
         let leader = self.leader_hint();
         self.pending.handle_deadlines(turn.now, leader, &mut turn.out.replies);
         self.reads.handle_deadlines(turn.now, &mut turn.out.replies);
-        self.records.handle_deadlines(turn.now, &mut turn.out.replies);
+        self.records.handle_deadlines(turn.now, self.commit_end, &mut turn.out.replies);
+        self.finds.handle_deadlines(turn.now, &mut turn.out.replies);
+        self.commands.handle_deadlines(self.group, turn.now, leader, &mut turn.out.replies);
         self.members.handle_deadlines(self.group, turn.now, leader, &mut turn.out.replies);
         self.is_dirty |= std::mem::take(&mut self.is_paused_by_missing);
         self.is_dirty |= self.reads.is_asking();
@@ -272,13 +289,15 @@ impl Replica {
                 continue;
             }
             let has_campaigned = self.raw.tick() && !self.is_leader();
-            self.is_dirty |= self.raw.has_ready() || self.pending.has_waiting();
+            self.is_dirty |=
+                self.raw.has_ready() || self.pending.has_waiting() || self.commands.has_waiting();
             self.after_call(turn, has_campaigned);
         }
         self.handle_snapshot_tick(turn);
         if turn.disk == DiskHealth::Hung {
             self.leave_hung_disk(turn);
         }
+        self.look_at_retention(turn);
     }
 
     /// A message of a peer: refused, dropped as stale, or stepped.
@@ -383,18 +402,9 @@ impl Replica {
         turn.out.replies.push(Reply::Failed { token: propose.token, group: self.group, error });
     }
 
-    /// A read of committed records: queued for the end of the turn, or answered at once.
-    pub(crate) fn handle_read_records(&mut self, turn: &mut Turn<'_>, read: RecordRead) {
-        let error = if read.deadline <= turn.now {
-            RequestError::Timeout
-        } else if self.records.count() >= turn.config.reads_waiting_max {
-            RequestError::busy(BusyReason::Reads)
-        } else {
-            self.records.push(read);
-            self.is_dirty = true;
-            return;
-        };
-        turn.out.replies.push(Reply::Failed { token: read.token, group: self.group, error });
+    /// Highest time known in the log: none that is written from now on may be earlier.
+    fn at_max(&self) -> WallTime {
+        self.raw.store().at_max()
     }
 
     /// A node cannot be reached: probe its replica from now on.
@@ -430,6 +440,8 @@ impl Replica {
         self.pending.fail_all(error, replies);
         self.reads.fail_all(error, replies);
         self.records.fail_all(error, replies);
+        self.finds.fail_all(error, replies);
+        self.commands.fail_all(self.group, error, replies);
         let error = RequestError::OutcomeUnknown { leader: None };
         self.members.fail(self.group, &error, replies);
     }
@@ -441,6 +453,7 @@ impl Replica {
         self.is_dirty = false;
         self.advance_transfer(turn);
         self.leave_joint(turn);
+        self.propose_commands(turn);
         self.propose(turn);
         self.start_reads(turn);
         self.take_ready(turn);
@@ -456,7 +469,7 @@ impl Replica {
         }
         let raft = &self.raw.raft;
         let last = Index(raft.raft_log.last_index());
-        let at = turn.wall.max(raft.store().at_max());
+        let at = turn.wall.max(self.at_max());
         let is_miscounted = mutants::is(Mutant::OffsetFromCommit);
         let base = if is_miscounted { self.commit_end } else { self.offset_after(last) };
         let position = Position { index: last.next(), term: Term(raft.term), base, at };
@@ -506,6 +519,7 @@ impl Replica {
             if !is_any_ours {
                 self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
             }
+            self.commands.handle_leadership_lost(self.group, leader, &mut turn.out.replies);
             self.leadership.handle_lost();
             let unknown = RequestError::OutcomeUnknown { leader };
             self.members.fail(self.group, &unknown, &mut turn.out.replies);
@@ -554,10 +568,9 @@ impl LogView for Replica {
             return log.store.end_at(index);
         }
         let count = usize::try_from(index.0 - stable.0).expect("a position in memory");
-        let headers =
-            log.unstable.entries.iter().take(count).rev().filter(|entry| {
-                entry.entry_type == eraftpb::EntryType::EntryNormal && !entry.data.is_empty()
-            });
+        let headers = log.unstable.entries.iter().take(count).rev().filter(|entry| {
+            entry.entry_type == eraftpb::EntryType::EntryNormal && has_records(EntryKind::Normal, &entry.data)
+        });
         let mut headers = headers.map(|entry| crate::batch::BatchHeader::parse(&entry.data));
         match headers.next() {
             Some(header) => header.expect("a batch in the log was checked before it came here").end(),

@@ -19,6 +19,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::batch::BatchHeader;
 use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state, to_raft_snapshot};
+use crate::group_command::GroupCommands;
 use crate::ids::{Index, NodeId, Offset, Term, WallTime};
 use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, LogStart, SnapshotHead, TermRun};
 
@@ -65,6 +66,8 @@ struct Slot {
     entry: LogEntry,
     /// Offset after the entry's last record.
     end: Offset,
+    /// Highest time up to here, as far as memory went back when it came.
+    at: WallTime,
 }
 
 #[derive(Debug)]
@@ -77,8 +80,10 @@ pub(crate) struct LogWindow {
     slots: VecDeque<Slot>,
     /// Offset before the first slot.
     start: Offset,
+    /// Time before the first slot, as it was known then.
+    start_at: WallTime,
     bytes: usize,
-    /// Highest time of a batch seen in the log; never falls, even if that batch is cut.
+    /// Highest time seen in the log, of a batch or of commands; never falls, even if these are cut.
     at_max: WallTime,
     /// Entries on loan for the append that is being built. Contiguous.
     fetched: Vec<LogEntry>,
@@ -88,8 +93,9 @@ pub(crate) struct LogWindow {
 }
 
 impl LogWindow {
-    /// The window of a replica as it starts. The tail must reach back to the commit index.
-    pub(crate) fn new(state: &GroupState) -> Result<LogWindow, Inconsistent> {
+    /// The window of a replica as it starts. The tail must reach back to the commit index; `at` is a time that
+    /// the log is known to have reached before it.
+    pub(crate) fn new(state: &GroupState, at: WallTime) -> Result<LogWindow, Inconsistent> {
         check_state(state)?;
         let mut window = LogWindow {
             start_state: RaftState::new(
@@ -101,8 +107,9 @@ impl LogWindow {
             last: state.last,
             slots: VecDeque::with_capacity(state.tail.len()),
             start: Offset(0),
+            start_at: WallTime(0),
             bytes: 0,
-            at_max: WallTime(0),
+            at_max: at,
             fetched: Vec::new(),
             wanted: RefCell::new(Vec::new()),
             offer: None,
@@ -217,16 +224,21 @@ impl LogWindow {
     }
 
     fn push(&mut self, entry: LogEntry) {
-        let before = self.slots.back().map_or(self.start, |slot| slot.end);
+        let (before, mut at) =
+            self.slots.back().map_or((self.start, self.start_at), |slot| (slot.end, slot.at));
         let mut end = before;
         if entry.batch().is_some() {
             let header = header_of(&entry).expect("a batch in the log was checked before it came here");
             assert_eq!(header.base, before, "the batch of entry {} continues the offsets", entry.index);
             end = header.end();
-            self.at_max = self.at_max.max(header.at);
+            at = at.max(header.at);
+        } else if let Some(data) = entry.group_commands() {
+            let commands = GroupCommands::decode(data);
+            at = at.max(commands.expect("commands in the log were checked before they came here").at);
         }
+        self.at_max = self.at_max.max(at);
         self.bytes += entry_bytes(&entry);
-        self.slots.push_back(Slot { entry, end });
+        self.slots.push_back(Slot { entry, end, at });
     }
 
     /// Lets go of the oldest entries up to `up_to` (inclusive) until at most `bytes_max` are left.
@@ -278,7 +290,7 @@ impl LogWindow {
     fn pop_front(&mut self) {
         let slot = self.slots.pop_front().expect("looked at just now");
         self.bytes -= entry_bytes(&slot.entry);
-        self.start = slot.end;
+        (self.start, self.start_at) = (slot.end, slot.at);
     }
 
     /// Entries from one in memory to `to` (inclusive), of at most `bytes_max` but at least one.
@@ -295,6 +307,20 @@ impl LogWindow {
         }
         let position = self.slots.partition_point(|slot| slot.end <= offset);
         self.slots.get(position).map(|slot| slot.entry.index)
+    }
+
+    /// Offset of the first committed record in memory of a time or later, or after all of them; and whether no
+    /// record before memory can be of that time.
+    pub(crate) fn first_from(&self, at: WallTime, commit: Index) -> (Offset, bool) {
+        let count =
+            usize::try_from((commit.0 + 1).saturating_sub(self.first().0)).expect("a count in memory");
+        let (mut low, mut high) = (0, count.min(self.slots.len()));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.slots[middle].at < at { low = middle + 1 } else { high = middle }
+        }
+        let offset = low.checked_sub(1).map_or(self.start, |before| self.slots[before].end);
+        (offset, offset > self.start)
     }
 
     /// Whether entries read back from the durable log are those of this log.

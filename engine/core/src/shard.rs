@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use crate::disk_watch::DiskWatch;
 use crate::error::{BusyReason, ConfigError, RequestError};
+use crate::find::{Find, Seeker};
 use crate::group::{Replica, SendBudget, SnapshotsOpen, Turn};
+use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
     Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LeaseReads, LogDamage, LogEntry,
@@ -22,7 +24,7 @@ use crate::loading::{Loaded, Loading, Step};
 use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
 use crate::read_index::Read;
-use crate::records::RecordRead;
+use crate::records::{ReadKind, RecordRead};
 use crate::spread::Spread;
 use crate::validate::Refusal;
 
@@ -152,9 +154,33 @@ impl Shard {
                 let read = Read { token, consistency, may_forward, deadline };
                 self.request(now, token, group, out, |replica, turn| replica.handle_read(turn, read));
             }
-            Input::ReadRecords { token, group, from, bytes_max, deadline } => {
-                let read = RecordRead { token, from, bytes_max, deadline };
+            Input::ReadRecords { token, group, from, bytes_max, records_max, is_waiting, deadline } => {
+                let kind = if is_waiting { ReadKind::Waiting } else { ReadKind::Once };
+                let read = RecordRead { token, from, bytes_max, records_max, deadline, kind };
                 self.request(now, token, group, out, |replica, turn| replica.handle_read_records(turn, read));
+            }
+            Input::Tail { token, group, from, granted_bytes, deadline } => {
+                let kind = ReadKind::Tail { granted: granted_bytes, sent: 0 };
+                let (bytes_max, records_max) = (usize::MAX, u32::MAX);
+                let read = RecordRead { token, from, bytes_max, records_max, deadline, kind };
+                self.request(now, token, group, out, |replica, turn| replica.handle_read_records(turn, read));
+            }
+            Input::GrantTail { token, group, granted_bytes } => {
+                self.with_group(now, group, out, |replica, turn| {
+                    replica.handle_tail(turn, token, Some(granted_bytes));
+                });
+            }
+            Input::EndTail { token, group } => {
+                self.with_group(now, group, out, |replica, turn| replica.handle_tail(turn, token, None));
+            }
+            Input::Find { token, group, at, deadline } => {
+                let find = Find::new(Seeker::Client(token), at, deadline);
+                self.request(now, token, group, out, |replica, turn| replica.handle_find(turn, token, find));
+            }
+            Input::Command { token, group, command, deadline } => {
+                self.request(now, token, group, out, |replica, turn| {
+                    replica.handle_command(turn, token, command, deadline);
+                });
             }
             Input::Persisted { seq } => self.handle_persisted(now, seq, out),
             Input::PersistFailed => self.handle_persist_failed(now, out),
@@ -208,6 +234,12 @@ impl Shard {
 
     fn describe(&self, member: &Member) -> GroupStatus {
         GroupStatus { is_disk_hung: self.disk.is_hung(), ..member.status() }
+    }
+
+    /// What a group knows besides its records, as of the replica's commit index; `None` while it is not in service.
+    #[must_use]
+    pub fn meta(&self, group: GroupId) -> Option<&GroupMeta> {
+        self.position(group).and_then(|at| self.members[at].live()).map(Replica::meta)
     }
 
     /// How far each replica's log is known to be the leader's, in order of node; empty unless the replica
@@ -598,6 +630,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         commit: Default::default(),
         applied: Default::default(),
         last: Default::default(),
+        first: Default::default(),
         end: Default::default(),
         members: Arc::default(),
         members_since: Default::default(),
@@ -618,6 +651,9 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         Input::Propose(propose) => (propose.token, propose.group),
         Input::Read { token, group, .. }
         | Input::ReadRecords { token, group, .. }
+        | Input::Tail { token, group, .. }
+        | Input::Find { token, group, .. }
+        | Input::Command { token, group, .. }
         | Input::ChangeMembers { token, group, .. }
         | Input::TransferLeader { token, group, .. }
         | Input::StepDown { token, group } => (token, group),
@@ -630,7 +666,9 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Fetched { .. }
         | Input::Applied { .. }
         | Input::Snapshot { .. }
-        | Input::Unreachable { .. } => return,
+        | Input::Unreachable { .. }
+        | Input::GrantTail { .. }
+        | Input::EndTail { .. } => return,
     };
     out.replies.push(Reply::Failed { token, group, error: RequestError::Fenced });
 }
@@ -673,6 +711,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     let election = config.tick * longest;
     let times = [
         ("flush_stuck_after", config.flush_stuck_after, config.tick),
+        ("retention_interval", config.retention_interval, config.tick),
         ("spread.interval", config.spread.map_or(election, |spread| spread.interval), election),
         ("snapshots.stall_after", config.snapshots.stall_after, election),
     ];
@@ -700,6 +739,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         ("snapshots.entries", as_limit(config.snapshots.entries), usize::MAX),
         ("snapshots.bytes", as_limit(config.snapshots.bytes), usize::MAX),
         ("snapshots.send_bytes_per_second", as_limit(config.snapshots.send_bytes_per_second), usize::MAX),
+        ("tails_max", config.tails_max, LIMIT_COUNT_MAX),
     ];
     let is_out_of_range = |limit: &(&'static str, usize, usize)| limit.1 == 0 || limit.1 > limit.2;
     match limits.into_iter().find(is_out_of_range) {

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use crate::group_meta::GroupMeta;
 use crate::ids::{Index, NodeId, Offset, Term};
 use crate::io::{
     ConfState, EntryKind, LogEntry, MessageKind, PeerMessage, Snapshot, SnapshotBody, SnapshotHead,
@@ -53,6 +54,7 @@ pub(crate) fn put_offer(message: &mut PeerMessage, snapshot: &Snapshot) {
         data.extend_from_slice(&count.to_le_bytes());
     }
     voters.iter().chain(learners).for_each(|node| data.extend_from_slice(&node.0.to_le_bytes()));
+    data.extend_from_slice(&head.table);
     message.entries = vec![entry(head.index, head.term, data.into())];
 }
 
@@ -66,16 +68,17 @@ pub(crate) fn parse_offer(message: &PeerMessage) -> Option<Snapshot> {
     if zero != [0; 4] || body.bytes > SnapshotBody::BYTES_MAX {
         return None;
     }
-    let data = &data_of(message)?[..];
-    let (voter_count, data) = data.split_first_chunk()?;
-    let (learner_count, mut data) = data.split_first_chunk()?;
+    let all = data_of(message)?;
+    let (voter_count, data) = all.split_first_chunk()?;
+    let (learner_count, data) = data.split_first_chunk()?;
     let counts = [voter_count, learner_count].map(|count| usize::from(u16::from_le_bytes(*count)));
-    if counts[0] == 0
-        || counts.iter().sum::<usize>() > MEMBERS_MAX
-        || data.len() != 8 * (counts[0] + counts[1])
-    {
+    if counts[0] == 0 || counts.iter().sum::<usize>() > MEMBERS_MAX {
         return None;
     }
+    let (mut data, table) = data.split_at_checked(8 * (counts[0] + counts[1]))?;
+    // A slice would keep the whole frame in memory.
+    let table = Bytes::copy_from_slice(table);
+    GroupMeta::decode(table.clone())?;
     let mut nodes = Vec::with_capacity(counts[0] + counts[1]);
     while let Some((node, rest)) = data.split_first_chunk() {
         nodes.push(NodeId(u64::from_le_bytes(*node)));
@@ -90,7 +93,7 @@ pub(crate) fn parse_offer(message: &PeerMessage) -> Option<Snapshot> {
     }
     let conf_state = ConfState { voters: nodes, learners, ..ConfState::default() };
     let offset = Offset(u64::from_le_bytes(*offset));
-    let head = SnapshotHead { index: message.index, term: message.log_term, offset, conf_state };
+    let head = SnapshotHead { index: message.index, term: message.log_term, offset, conf_state, table };
     Some(Snapshot { head, body })
 }
 

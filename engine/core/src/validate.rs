@@ -10,6 +10,7 @@
 mod snapshot;
 
 use crate::batch::{Batch, BatchError};
+use crate::group_command::{GroupCommandError, GroupCommands};
 use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp};
 use crate::io::{CONTEXT_BYTES_MAX, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
 use crate::lease::{ROUND_BYTES, Stamp};
@@ -119,6 +120,14 @@ pub enum Refusal {
         index: Index,
         /// What is wrong with it.
         error: BatchError,
+    },
+    /// The data of an entry is not commands to the group.
+    #[error("entry {index} is not commands to the group: {error}")]
+    GroupCommands {
+        /// Index of the entry.
+        index: Index,
+        /// What is wrong with it.
+        error: GroupCommandError,
     },
     /// A batch does not continue the log's offsets.
     #[error("the batch of entry {index} begins at offset {base}, the log before it ends at {expected}")]
@@ -395,6 +404,9 @@ fn check_batches(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refu
     for entry in &message.entries {
         if entry.batch().is_some() {
             expected = Some(end_of_batch(entry, expected)?);
+        } else if let Some(data) = entry.group_commands() {
+            GroupCommands::decode(data)
+                .map_err(|error| Refusal::GroupCommands { index: entry.index, error })?;
         }
         // What we have already is kept, so what it says of offsets must be what ours says.
         is_ours = is_ours && entry.index <= view.last && view.log.term_at(entry.index) == entry.term;

@@ -48,6 +48,7 @@ impl Failure<'static> {
             RequestError::BeforeStart { from, start } => {
                 Failure { first: from.0, second: start.0, ..plain(14) }
             }
+            RequestError::CursorsFull { cursors_max } => Failure { number: cursors_max, ..plain(15) },
         }
     }
 }
@@ -71,6 +72,7 @@ impl Failure<'_> {
             12 => RequestError::ShuttingDown,
             13 => RequestError::Members { refusal: self.refusal()? },
             14 => RequestError::BeforeStart { from: Offset(self.first), start: Offset(self.second) },
+            15 => RequestError::CursorsFull { cursors_max: self.number },
             number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
         };
         let used = Failure::of(&error);
@@ -121,6 +123,7 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Credit => 5,
         BusyReason::Space => 6,
         BusyReason::Members => 7,
+        BusyReason::Commands => 8,
     }
 }
 
@@ -133,6 +136,7 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         5 => Ok(BusyReason::Credit),
         6 => Ok(BusyReason::Space),
         7 => Ok(BusyReason::Members),
+        8 => Ok(BusyReason::Commands),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

@@ -12,6 +12,7 @@ mod leadership;
 pub(crate) mod linear;
 mod log;
 pub(crate) mod members;
+pub(crate) mod reading;
 mod sent;
 mod snapshots;
 mod trace;
@@ -137,6 +138,7 @@ impl Checks {
     pub(crate) fn stopped(&mut self, node: NodeId) {
         self.statuses.retain(|(of, _), _| *of != node);
         self.answers.stopped(node);
+        self.commits.reading.stopped(node);
     }
 
     /// A shard was opened; these are the replicas that recovery found.
@@ -200,6 +202,7 @@ impl Checks {
             }
             _ => {}
         }
+        self.commits.reading.input(node, input);
         self.leadership.input(node, shard, now, &self.plan.core, input);
         self.trace.input(node, shard, now, input);
     }
@@ -244,7 +247,14 @@ impl Checks {
             self.event(node, event);
         }
         for status in shard.statuses() {
-            self.status(node, status);
+            if let Some(meta) = shard.meta(status.group).filter(|_| self.violation.is_none()) {
+                let (group, commit) = (status.group, status.commit);
+                self.status(node, status);
+                let checked = self.commits.reading.stands(node, group, commit, meta);
+                self.note(checked);
+            } else {
+                self.status(node, status);
+            }
         }
         self.replies(node, outputs);
         self.answers.turn_over();
@@ -315,6 +325,8 @@ impl Checks {
 
     fn replies(&mut self, node: NodeId, outputs: &Outputs) {
         for reply in &outputs.replies {
+            let checked = self.commits.reading.replied(node, reply);
+            self.note(checked);
             match reply {
                 Reply::LeadershipGiven { leader: Some(_), .. } => self.marks.add("leadership handed over", 1),
                 Reply::LeadershipGiven { leader: None, .. } => {

@@ -219,7 +219,8 @@ fn groups_of(sim: &Shared, id: NodeId, shard: ShardId, stored: Vec<GroupState>) 
         groups.entry(group.id).or_insert_with(|| group.fresh());
     }
     for state in groups.values_mut() {
-        state.has_state_machine = sim.plan.group(state.group).has_machine;
+        let plan = sim.plan.group(state.group);
+        (state.has_state_machine, state.retention) = (plan.has_machine, plan.retention);
     }
     groups.into_values().collect()
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use iroh_raft_core::{
-    ConfState, GroupId, GroupState, LeaseReads, NodeId, ShardConfig, SnapshotConfig, SpreadConfig,
+    ConfState, GroupId, GroupState, LeaseReads, NodeId, Retention, ShardConfig, SnapshotConfig, SpreadConfig,
 };
 use iroh_raft_storage::ShardOptions;
 use rand::rngs::SmallRng;
@@ -36,6 +36,7 @@ pub(crate) struct GroupPlan {
     /// Nodes that hold a replica: besides the voters those that may become members.
     pub(crate) hosts: Vec<NodeId>,
     pub(crate) has_machine: bool,
+    pub(crate) retention: Retention,
 }
 
 impl GroupPlan {
@@ -84,6 +85,8 @@ pub(crate) struct Plan {
     pub(crate) chaos: Duration,
     pub(crate) fault_every: Micros,
     pub(crate) faults: Vec<(FaultKind, u32)>,
+    /// Whether consumers trim what they have done with.
+    pub(crate) is_trimming: bool,
     /// Leaves a node cut off when the faults stop: to see that the end notices.
     pub(crate) leaves_cut: bool,
     /// Nodes whose disks may lie: so few that each group keeps a majority without them.
@@ -128,6 +131,7 @@ impl Plan {
             fault_every: *pick(random, &[(100_000, 1_000_000), (300_000, 2_000_000), (1_000_000, 6_000_000)]),
             filler_bytes: 0,
             faults: Vec::new(),
+            is_trimming: false,
             leaves_cut: false,
             liars,
         };
@@ -140,6 +144,7 @@ impl Plan {
         plan.draw_clocks(random);
         plan.draw_leadership(&mut SmallRng::seed_from_u64(seed ^ 0x6c65_6164));
         plan.draw_snapshots(&mut SmallRng::seed_from_u64(seed ^ 0x736e_6170));
+        plan.draw_reading(&mut SmallRng::seed_from_u64(seed ^ 0x7265_6164));
         plan
     }
 
@@ -206,6 +211,22 @@ impl Plan {
         }
     }
 
+    /// How long records are kept: for ever in half of the runs, where everything is read at the end.
+    fn draw_reading(&mut self, random: &mut SmallRng) {
+        self.core.tails_max = *pick(random, &[1, 2, 1024]);
+        self.core.retention_interval = Duration::from_millis(*pick(random, &[200, 1_000, 3_000]));
+        self.is_trimming = random.random_bool(0.4);
+        if random.random_bool(0.7) {
+            return;
+        }
+        for group in &mut self.groups {
+            group.retention.bytes_max =
+                random.random_bool(0.5).then(|| *pick(random, &[1 << 10, 32 << 10, 256 << 10]));
+            let ages = [Duration::from_millis(500), Duration::from_secs(4)];
+            group.retention.age_max = random.random_bool(0.5).then(|| *pick(random, &ages));
+        }
+    }
+
     /// Three kinds of runs: everything at times; one leader after the other loses touch, often before it has
     /// committed anything; leaders duel, and entries reach others one by one.
     fn draw_faults(&mut self, random: &mut SmallRng) {
@@ -255,7 +276,7 @@ fn draw_group(random: &mut SmallRng, id: GroupId, nodes: u64) -> GroupPlan {
     }
     let spares = (1..=nodes).map(NodeId).filter(|node| !voters.contains(node));
     let hosts = voters.iter().copied().chain(spares.take(SPARES_MAX)).collect();
-    GroupPlan { id, voters, hosts, has_machine: random.random_bool(0.5) }
+    GroupPlan { id, voters, hosts, has_machine: random.random_bool(0.5), retention: Retention::default() }
 }
 
 fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {

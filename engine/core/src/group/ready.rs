@@ -152,6 +152,9 @@ impl Replica {
 
     /// Puts entries and whatever else changed into this turn's flush.
     fn flush(&mut self, turn: &mut Turn<'_>, entries: &[LogEntry], number: u64) {
+        // What the group knows is written with the commit index that it is of, or not at all.
+        self.apply_commands(turn, self.persistence.current.commit);
+        let meta = self.take_unwritten_meta();
         let state = &mut self.persistence;
         let append = turn.out.append.get_or_insert_with(|| Append { seq: turn.seq, groups: Vec::new() });
         if append.groups.last().is_none_or(|last| last.group != self.group) {
@@ -161,6 +164,7 @@ impl Replica {
                 change: None,
                 hard_state: None,
                 conf_state: None,
+                meta: None,
                 entries: Vec::new(),
             });
         }
@@ -174,6 +178,9 @@ impl Replica {
         }
         if let Some(change) = state.change.take() {
             ours.change = Some(change);
+        }
+        if let Some(meta) = meta {
+            ours.meta = Some(meta);
         }
         if let Some(conf_state) = state.conf_state.take() {
             ours.conf_state = Some(conf_state);

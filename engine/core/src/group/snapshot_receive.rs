@@ -9,6 +9,7 @@ use raft::eraftpb::{self, MessageType};
 use super::snapshots::CHUNKS_IN_FLIGHT_MAX;
 use super::{Index, NodeId, PeerMessage, Replica, Term, Timestamp, Turn};
 use crate::convert::{to_node, to_raft_snapshot};
+use crate::group_meta::GroupMeta;
 use crate::io::{Event, LogChange, LogStart, Send, Snapshot, SnapshotStep};
 use crate::mutants::{self, Mutant};
 use crate::snapshot_wire::{Ack, parse_chunk, parse_offer, put_ack};
@@ -194,6 +195,8 @@ impl Replica {
         (self.commit, self.commit_end) = (place.index, place.offset);
         (self.applied, self.applied_end, self.applying) = (place.index, place.offset, None);
         self.fetches.clear();
+        let table = GroupMeta::decode(head.table.clone()).expect("an offer was checked before it came here");
+        self.commands.install(table, place.index);
         if !mutants::is(Mutant::InstallKeepsLog) {
             self.persistence.change_log(LogChange::StartAfter(place), head.conf_state.clone());
         }

@@ -172,7 +172,8 @@ impl Replica {
         }
         let LogStart { index, term, offset } = self.log_start();
         let conf_state = || (**self.members.at(index)).clone();
-        let head = || SnapshotHead { index, term, offset, conf_state: conf_state() };
+        let table = || self.meta().encode();
+        let head = || SnapshotHead { index, term, offset, conf_state: conf_state(), table: table() };
         (index > Index(0)).then(|| Snapshot { head: head(), body: SnapshotBody::default() })
     }
 
@@ -190,6 +191,7 @@ impl Replica {
         if !self.snapshots.places.is_empty() {
             self.compact(turn);
         }
+        self.reclaim(turn);
     }
 
     /// The end of a turn: what is due.
@@ -255,7 +257,8 @@ impl Replica {
         let term = self.raw.store().term_at(index);
         (self.snapshots.is_taking, self.snapshots.applied_bytes) = (true, 0);
         self.snapshots.taken_at = turn.now;
-        self.ask(turn, SnapshotStep::Take(SnapshotHead { index, term, offset, conf_state }));
+        let table = self.meta().encode();
+        self.ask(turn, SnapshotStep::Take(SnapshotHead { index, term, offset, conf_state, table }));
     }
 
     /// Something became of what was asked for.
@@ -330,11 +333,7 @@ impl Replica {
             return;
         }
         let covered = own.head.index.min(self.applied);
-        let kept_from = Index(covered.0.saturating_sub(turn.config.snapshots.lag_entries_max));
-        let mut limit = match self.slowest_live(turn) {
-            Some(slowest) => covered.min(slowest.max(kept_from)),
-            None => kept_from,
-        };
+        let mut limit = self.compaction_limit(turn, covered);
         if mutants::is(Mutant::CompactionIgnoresSnapshot) && self.snapshots.places.is_empty() {
             return;
         }
@@ -348,6 +347,15 @@ impl Replica {
             if self.compact_to(index, offset) {
                 break;
             }
+        }
+    }
+
+    /// How far the log may be compacted, of what nobody here needs any more: followers may.
+    pub(super) fn compaction_limit(&self, turn: &Turn<'_>, covered: Index) -> Index {
+        let kept_from = Index(covered.0.saturating_sub(turn.config.snapshots.lag_entries_max));
+        match self.slowest_live(turn) {
+            Some(slowest) => covered.min(slowest.max(kept_from)),
+            None => kept_from,
         }
     }
 

@@ -68,6 +68,19 @@ impl Default for SnapshotConfig {
     }
 }
 
+/// How long a group's records are kept, besides what is trimmed by command. The group's leader trims through
+/// the log, so all replicas agree on where the records begin.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Retention {
+    /// Bytes of the stored log that are kept at least; older blocks of it go, so up to one block more stays.
+    /// Default: no bound.
+    pub bytes_max: Option<u64>,
+    /// How long a record is kept, by the leaders' wall clocks ([`crate::batch`]). Default: for ever. Hazard: a
+    /// leader whose clock is ahead removes records early by as much.
+    pub age_max: Option<Duration>,
+}
+
 /// Settings of a shard's core. All replicas of a group should agree on the timing ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -107,6 +120,12 @@ pub struct ShardConfig {
     pub apply_bytes_max: usize,
     /// Reads of a group that may wait at once; more are refused as busy. Default 65,536.
     pub reads_waiting_max: usize,
+    /// Tails that may follow one group on this node; more are refused as busy. Default 1,024. Each costs some
+    /// 100 bytes, and what its consumer has granted and not taken.
+    pub tails_max: usize,
+    /// How often a leader looks for records that its group's [`Retention`] lets go. Default 10 s; at least a tick.
+    /// Shorter: space comes back sooner; each look may read from the disk.
+    pub retention_interval: Duration,
     /// Whether leaders answer reads of [`Consistency::Lease`](crate::Consistency::Lease) from a lease, and voters keep the promise that it
     /// rests on: no vote against a leader for `lease_ticks` after they heard it, nor for so long after a start.
     /// Default: none. It may be switched on node by node: a leader has a lease once a quorum has it on, for
@@ -157,6 +176,8 @@ impl ShardConfig {
             window_bytes_max: 64 << 20,
             apply_bytes_max: 1 << 20,
             reads_waiting_max: 65_536,
+            tails_max: 1024,
+            retention_interval: Duration::from_secs(10),
             lease_reads: None,
             flush_stuck_after: Duration::from_secs(1),
             spread: Some(SpreadConfig { interval: Duration::from_secs(10), band: 2 }),

@@ -142,10 +142,34 @@ pub enum Reply {
         group: GroupId,
         /// Record asked for; the first entry may begin before it.
         from: Offset,
-        /// Entries with records, in order; empty when `from` is at the end.
+        /// Entries with records, in order; empty when there are none from `from` on, and at the end of a tail.
         entries: Vec<LogEntry>,
         /// Offset after the last committed record of this replica.
         end: Offset,
+        /// Whether it is the last answer of its request: not, while a tail goes on.
+        is_last: bool,
+    },
+    /// Where the records of a time begin.
+    Found {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// First record of that time or later; `end` when there is none.
+        offset: Offset,
+        /// Offset after the last committed record of this replica as the search began.
+        end: Offset,
+    },
+    /// A command to the group is committed and applied.
+    CommandDone {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Where the cursor stands now, `None` when it is gone; for a trim the first record kept.
+        offset: Option<Offset>,
+        /// Its entry.
+        index: Index,
     },
     /// This replica does not lead any more: another does, or it has stepped down.
     LeadershipGiven {

@@ -21,6 +21,8 @@ pub struct SnapshotHead {
     pub offset: Offset,
     /// The group's members as of that entry; never a joint configuration.
     pub conf_state: ConfState,
+    /// The group's table ([`crate::GroupMeta`]) as of that entry or of a later one that is committed.
+    pub table: Bytes,
 }
 
 /// How long the body of a snapshot is, and what it must come to.

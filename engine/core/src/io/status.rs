@@ -22,6 +22,8 @@ pub struct GroupStatus {
     pub applied: Index,
     /// Last index of its log.
     pub last: Index,
+    /// First record that is kept: those before it were trimmed.
+    pub first: Offset,
     /// Offset after the last committed record.
     pub end: Offset,
     /// The members in force on this replica; none while it loads, or was taken out.

@@ -376,7 +376,13 @@ fn stamped(sent: u64) -> Bytes {
 
 fn snapshot() -> Snapshot {
     let conf_state = ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() };
-    let head = SnapshotHead { index: Index(9), term: Term(4), offset: Offset(7), conf_state };
+    let head = SnapshotHead {
+        index: Index(9),
+        term: Term(4),
+        offset: Offset(7),
+        conf_state,
+        table: Default::default(),
+    };
     Snapshot { head, body: SnapshotBody { bytes: 300_000, checksum: 5 } }
 }
 

@@ -102,7 +102,7 @@ impl Display for Words<'_> {
         }
         for reply in replies {
             match reply {
-                Reply::Records { token, group, from, entries, end } => {
+                Reply::Records { token, group, from, entries, end, .. } => {
                     write!(f, "[records for {token:?} of group {group} from {from}, end {end}")?;
                     write_entries(f, entries)?;
                     write!(f, "] ")?;

@@ -8,6 +8,7 @@ use iroh_raft_core::{GroupId, GroupStatus, Index, LogEntry, NodeId, Offset};
 
 use super::log::{Logs, id_of};
 use super::members::Members;
+use super::reading::Reading;
 use super::{Checked, EntryId, ensure};
 use crate::plan::Plan;
 
@@ -28,13 +29,14 @@ pub(crate) struct Commits {
     /// Those without a state machine.
     logs: BTreeSet<GroupId>,
     pub(crate) members: Members,
+    pub(crate) reading: Reading,
 }
 
 impl Commits {
     pub(super) fn new(plan: &Plan) -> Commits {
         let logs = plan.groups.iter().filter(|group| !group.has_machine).map(|group| group.id).collect();
         let (groups, applied) = Default::default();
-        Commits { groups, applied, logs, members: Members::new(plan) }
+        Commits { groups, applied, logs, members: Members::new(plan), reading: Reading::default() }
     }
 
     pub(super) fn of(&self, group: GroupId) -> &[EntryId] {
@@ -115,6 +117,8 @@ impl Commits {
                     })?;
                     committed.records.extend(&known.records);
                     committed.ends.push(Offset(committed.records.len() as u64));
+                    let (commands, count) = (known.commands.as_ref(), known.records.len());
+                    self.reading.committed(group, index, commands, count, known.at)?;
                     if let Some(changes) = &known.changes {
                         self.members.committed(group, index, changes);
                     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use iroh_raft_core::{
     Append, ConfState, FlushSeq, GroupId, GroupState, HardState, Index, LogChange, LogStart, NodeId, ShardId,
     Term,
@@ -20,6 +21,7 @@ pub(super) struct Stored {
     pub(super) hard_state: HardState,
     conf_state: Option<ConfState>,
     /// From the first entry on, whether the disk still has it or a snapshot covers it.
+    meta: Bytes,
     pub(super) entries: Vec<EntryId>,
     start: LogStart,
 }
@@ -32,6 +34,7 @@ struct Part {
     start: Option<LogStart>,
     /// The log is void but for these, which a snapshot covers.
     covered: Option<Vec<EntryId>>,
+    meta: Option<Bytes>,
     first: Index,
     entries: Vec<EntryId>,
 }
@@ -42,6 +45,7 @@ impl Stored {
         self.conf_state = part.conf_state.or(self.conf_state.take());
         self.start = part.start.unwrap_or(self.start);
         self.entries = part.covered.unwrap_or_else(|| std::mem::take(&mut self.entries));
+        self.meta = part.meta.unwrap_or(std::mem::take(&mut self.meta));
         if !part.entries.is_empty() {
             self.entries.truncate(usize::try_from(part.first.0 - 1).expect("a short log"));
             self.entries.extend(part.entries);
@@ -95,6 +99,7 @@ impl Durable {
                 Some(LogChange::StartAfter(start)) => Some(committed(part.group, start.index).to_vec()),
                 _ => None,
             },
+            meta: part.meta.clone(),
             first: part.entries.first().map_or(Index(0), |entry| entry.index),
             entries: part.entries.iter().map(id_of).collect(),
         };
@@ -166,6 +171,9 @@ fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
     })?;
     ensure(state.start == stored.start, FOUND_AGAIN, || {
         format!("node {node} group {group}: begins after {:?} instead of {:?}", state.start, stored.start)
+    })?;
+    ensure(stored.meta == state.meta, FOUND_AGAIN, || {
+        format!("node {node} group {group}: the table {:?} instead of {:?}", state.meta, stored.meta)
     })?;
     let last = Index(stored.entries.len() as u64);
     ensure(state.last == last, FOUND_AGAIN, || {

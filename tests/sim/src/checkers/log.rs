@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use iroh_raft_core::batch::Batch;
+use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
     EntryKind, GroupAppend, GroupId, Index, LogChange, LogEntry, MemberChange, NodeId, Offset, Term,
-    decode_change,
+    WallTime, decode_change,
 };
 
 use super::{Checked, EntryId, ensure};
@@ -20,6 +21,10 @@ pub(super) struct Known {
     /// Its first record's offset and a hash of each record.
     pub(super) base: Offset,
     pub(super) records: Vec<u64>,
+    /// Time of its records.
+    pub(super) at: WallTime,
+    /// What it commands its group.
+    pub(super) commands: Option<GroupCommands>,
     /// What it changes about the members.
     pub(super) changes: Option<Vec<MemberChange>>,
 }
@@ -58,7 +63,9 @@ impl Logs {
             let records = batch.iter().flat_map(Batch::records).map(|(_, record)| record_hash(record));
             let is_change = entry.kind == EntryKind::ConfChangeV2;
             let changes = is_change.then(|| decode_change(&entry.data)).flatten();
-            Known { id, before: None, base, records: records.collect(), changes }
+            let at = batch.as_ref().map_or(WallTime(0), Batch::at);
+            let commands = entry.group_commands().and_then(|data| GroupCommands::decode(data).ok());
+            Known { id, before: None, base, records: records.collect(), at, commands, changes }
         });
         ensure(known.id == id, "entries of one index and term are the same", || {
             format!("group {group}: two entries {} of term {}", entry.index, entry.term)

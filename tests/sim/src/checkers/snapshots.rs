@@ -109,8 +109,9 @@ impl Snapshots {
         for part in outputs.append.iter().flat_map(|append| &append.groups) {
             if let Some(LogChange::CompactTo(place) | LogChange::StartAfter(place)) = part.change {
                 let published = self.0.get(&(node, part.group)).map_or(Index(0), |replica| replica.published);
-                let is_log = commits.is_log(part.group);
-                ensure(is_log || place.index <= published, "what goes is covered by a snapshot", || {
+                let is_trimmed = place.offset <= commits.reading.first(part.group);
+                let may_go = if commits.is_log(part.group) { is_trimmed } else { place.index <= published };
+                ensure(may_go, "what goes is covered by a snapshot, or was trimmed", || {
                     format!(
                         "node {node} group {}: begins after {place:?}, published is {published}",
                         part.group

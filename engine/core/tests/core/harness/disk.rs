@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
     Append, ConfState, EntryKind, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState,
@@ -13,6 +14,7 @@ pub(crate) struct StoredGroup {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: Option<ConfState>,
     pub(crate) start: LogStart,
+    pub(crate) meta: Bytes,
     pub(crate) entries: Vec<LogEntry>,
 }
 
@@ -39,6 +41,9 @@ impl Disk {
                 assert!(is_first || change.change.is_some(), "members are written where a log begins");
             }
             stored.change(change.change);
+            if let Some(meta) = &change.meta {
+                stored.meta.clone_from(meta);
+            }
             if let Some(first) = change.entries.first() {
                 let keep = usize::try_from(first.index.0 - 1 - stored.start.index.0).unwrap();
                 assert!(keep <= stored.entries.len(), "an append leaves a gap");
@@ -68,6 +73,7 @@ impl Disk {
         GroupState {
             hard_state: stored.hard_state,
             conf_state: stored.conf_state.clone().unwrap_or_else(|| fresh.conf_state.clone()),
+            meta: stored.meta.clone(),
             is_durable: stored.conf_state.is_some(),
             start: stored.start,
             damage: None,
@@ -88,6 +94,14 @@ impl Disk {
             FetchFrom::Offset(offset) => {
                 let holds = |entry: &&LogEntry| header(entry).is_some_and(|header| header.end() > offset);
                 entries.iter().find(holds).ok_or(FetchError::Missing)?.index.0 - 1 - start
+            }
+            // Each entry is a block here.
+            FetchFrom::Newest { bytes } => {
+                let mut left = bytes;
+                let mut fits = |entry: &&LogEntry| {
+                    left.checked_sub(entry.data.len() as u64).map(|rest| left = rest).is_some()
+                };
+                (entries.len() - entries.iter().rev().take_while(|entry| fits(entry)).count()) as u64
             }
         };
         let to = usize::try_from(fetch.to.0.saturating_sub(start)).unwrap().min(entries.len());

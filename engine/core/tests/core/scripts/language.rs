@@ -34,7 +34,14 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
             store(world, name, group, rest)
         }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
-        | "step-down" => ask(world, name, group, rest),
+        | "step-down" | "wait" | "tail" | "grant" | "end-tail" | "find" | "cursor" | "trim" => {
+            ask(world, name, group, rest)
+        }
+        "cursors" => {
+            let ids = nodes_or_all(world, rest)?;
+            world.print_cursors(&ids, group);
+            Ok(())
+        }
         "status" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_status(&ids);
@@ -124,6 +131,19 @@ fn set(world: &mut World, setting: &str, value: usize) -> Result<(), String> {
         }
         "snapshot_lag_entries" => {
             config.snapshots.lag_entries_max = value as u64;
+            return Ok(());
+        }
+        "tails_max" => &mut config.tails_max,
+        "keep_ms" => {
+            world.retention.age_max = Some(Duration::from_millis(value as u64));
+            return Ok(());
+        }
+        "keep_bytes" => {
+            world.retention.bytes_max = Some(value as u64);
+            return Ok(());
+        }
+        "wall_ms" => {
+            world.wall = value as u64;
             return Ok(());
         }
         "flush_stuck_ms" => {
@@ -313,7 +333,26 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
             world.read(node(id)?, group, names, kind, patience)
         }
         ("members", [id, changes @ ..]) => world.change_members(node(id)?, group, changes, patience),
-        ("records", [id, from]) => world.read_records(node(id)?, group, parse_number(from)?),
+        ("records", [id, from]) => {
+            world.read_records(node(id)?, group, parse_number(from)?, (usize::MAX, u32::MAX), None)
+        }
+        ("records", [id, from, "up-to", records]) => {
+            let limits = (usize::MAX, parse_number(records)?);
+            world.read_records(node(id)?, group, parse_number(from)?, limits, None)
+        }
+        ("wait", [id, from]) => {
+            let patience = patience.ok_or("a read that waits has a deadline: within, and a time")?;
+            let from = parse_number(from)?;
+            world.read_records(node(id)?, group, from, (usize::MAX, u32::MAX), Some(patience))
+        }
+        ("tail", [id, name, from, bytes]) => {
+            world.tail(node(id)?, group, name, (parse_number(from)?, parse_number(bytes)?), patience)
+        }
+        ("grant", [id, name, bytes]) => world.grant(node(id)?, group, name, Some(parse_number(bytes)?)),
+        ("end-tail", [id, name]) => world.grant(node(id)?, group, name, None),
+        ("find", [id, at]) => world.find(node(id)?, group, parse_number(at)?),
+        ("cursor", [id, words @ ..]) => world.command(node(id)?, group, words, patience),
+        ("trim", [id, _]) => world.command(node(id)?, group, &["trim", words[1]], patience),
         ("transfer", [id]) => world.transfer(node(id)?, group, None),
         ("transfer", [id, to]) => world.transfer(node(id)?, group, Some(node(to)?)),
         ("step-down", [id]) => world.step_down(node(id)?, group),

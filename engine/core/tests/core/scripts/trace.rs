@@ -87,6 +87,7 @@ impl Trace {
         let from = match fetch.from {
             FetchFrom::Index(index) => format!("index {index}"),
             FetchFrom::Offset(offset) => format!("offset {offset}"),
+            FetchFrom::Newest { bytes } => format!("the newest {bytes} bytes"),
         };
         self.news(format!("{} fetch from {from} to index {}", who(node, fetch.group), fetch.to));
     }
@@ -102,8 +103,16 @@ impl Trace {
                 (token, group, format!("appended at offset {first}{count}, entry {index}/{term}"))
             }
             Reply::ReadReady { token, group, freshness } => (token, group, ready(freshness)),
-            Reply::Records { token, group, entries: found, end, .. } => {
-                (token, group, format!("records{}, end {end}", entries(found)))
+            Reply::Records { token, group, entries: found, end, is_last, .. } => {
+                let on = if *is_last { "" } else { ", more to come" };
+                (token, group, format!("records{}, end {end}{on}", entries(found)))
+            }
+            Reply::Found { token, group, offset, end } => {
+                (token, group, format!("found offset {offset}, end {end}"))
+            }
+            Reply::CommandDone { token, group, offset, index } => {
+                let offset = offset.map_or("none".to_owned(), |offset| offset.to_string());
+                (token, group, format!("done, now {offset}, entry {index}"))
             }
             Reply::LeadershipGiven { token, group, leader, term } => {
                 let who = leader.map_or("nobody".to_owned(), |leader| format!("node {leader}"));
@@ -200,7 +209,8 @@ fn group_append(append: &GroupAppend) -> String {
     };
     let members = append.conf_state.as_ref().map_or("", |_| " members");
     let state = append.hard_state.map(hard_state).unwrap_or_default();
-    format!("{change}{members}{state}{}", entries(&append.entries))
+    let meta = append.meta.as_ref().map_or("", |_| " table");
+    format!("{change}{members}{state}{meta}{}", entries(&append.entries))
 }
 
 pub(super) fn stored(node: NodeId, group: GroupId, stored: &StoredGroup) -> String {
