@@ -36,7 +36,7 @@ impl Commits {
     pub(super) fn new(plan: &Plan) -> Commits {
         let logs = plan.groups.iter().filter(|group| !group.has_machine).map(|group| group.id).collect();
         let (groups, applied) = Default::default();
-        Commits { groups, applied, logs, members: Members::new(plan), reading: Reading::default() }
+        Commits { groups, applied, logs, members: Members::new(plan), reading: Reading::new(plan) }
     }
 
     pub(super) fn of(&self, group: GroupId) -> &[EntryId] {

@@ -3,7 +3,7 @@
 //! fall; where the kept records begin, and where cursors stand, is a function of the committed log, the same on
 //! every replica at the same commit index, and found again by those that restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iroh_raft_core::batch::Batch;
 use iroh_raft_core::group_command::GroupCommands;
@@ -13,6 +13,7 @@ use iroh_raft_core::{
 };
 
 use super::{Checked, ensure};
+use crate::plan::Plan;
 
 const TAILS: &str = "a tail gets each record once, in order, within its credit";
 const TABLES: &str = "cursors and trims are what the committed log says";
@@ -65,12 +66,19 @@ struct Followed {
 
 #[derive(Default, Debug)]
 pub(crate) struct Reading {
+    /// Groups whose logs go when snapshots cover them, trimmed or not.
+    with_snapshots: BTreeSet<GroupId>,
     groups: BTreeMap<GroupId, OneGroup>,
     tails: BTreeMap<(NodeId, Token), Followed>,
     searches: BTreeMap<(NodeId, Token), WallTime>,
 }
 
 impl Reading {
+    pub(super) fn new(plan: &Plan) -> Reading {
+        let groups = plan.groups.iter().filter(|group| group.has_machine);
+        Reading { with_snapshots: groups.map(|group| group.id).collect(), ..Reading::default() }
+    }
+
     /// An entry is committed; the first time that anybody knows of it.
     pub(super) fn committed(
         &mut self,
@@ -162,7 +170,8 @@ impl Reading {
                 let first = self.first(*group);
                 match error {
                     RequestError::BeforeStart { from, start } => {
-                        ensure(from < start && *start <= first, "only what was trimmed is gone", || {
+                        let is_gone = *start <= first || self.with_snapshots.contains(group);
+                        ensure(from < start && is_gone, "only what was trimmed is gone", || {
                             format!("node {node} group {group}: {error}, kept are records from {first} on")
                         })
                     }
@@ -181,8 +190,9 @@ impl Reading {
             times.get(usize::try_from(offset).expect("a short log")).copied()
         };
         let is_late = offset == end || time(offset.0).is_some_and(|time| time >= at);
-        // What was trimmed is not looked at.
-        let before = offset.0.checked_sub(1).filter(|before| *before >= self.first(group).0);
+        // What is gone is not looked at.
+        let has_all = !self.with_snapshots.contains(&group);
+        let before = offset.0.checked_sub(1).filter(|before| has_all && *before >= self.first(group).0);
         let is_first = before.is_none_or(|before| time(before).is_some_and(|time| time < at));
         ensure(is_late && is_first && offset <= end, TIMES, || {
             let (before, here) = (before.map(time), time(offset.0));
