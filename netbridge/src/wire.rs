@@ -66,7 +66,11 @@ impl Lane {
             | MessageKind::HeartbeatResponse
             | MessageKind::ReadIndex
             | MessageKind::ReadIndexResponse => Lane::Heartbeat,
-            MessageKind::Append | MessageKind::AppendResponse => Lane::Append,
+            MessageKind::Append
+            | MessageKind::AppendResponse
+            | MessageKind::Invite
+            | MessageKind::Gone
+            | MessageKind::MayLeave => Lane::Append,
             MessageKind::Snapshot | MessageKind::SnapshotChunk | MessageKind::SnapshotAck => Lane::Snapshot,
         }
     }

@@ -130,6 +130,8 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ClientBody::Command(_)
                     | ClientBody::FetchCursor { .. }
                     | ClientBody::Status
+                    | ClientBody::CreateGroup { .. }
+                    | ClientBody::RemoveGroup
                     | ClientBody::ChangeMembers { .. } => {}
                 }
             }
@@ -150,6 +152,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ReplyBody::Cursor(_)
                     | ReplyBody::Granted
                     | ReplyBody::Status(_)
+                    | ReplyBody::Done
                     | ReplyBody::MembersChanged { .. }
                     | ReplyBody::Failed(_) => {}
                 }
@@ -255,6 +258,8 @@ pub(crate) fn failures() -> Vec<RequestError> {
         RequestError::Fenced,
         RequestError::Denied,
         RequestError::ShuttingDown,
+        RequestError::GroupExists,
+        RequestError::GroupRemoved,
     ]
 }
 

@@ -73,11 +73,12 @@ impl Members {
     }
 
     /// Whether these nodes could commit the entry at an index: under the members in force there, or, for one that
-    /// was committed along with the change, those before.
+    /// was committed along with the change, those before; or have it under members that came later: whoever left
+    /// since has it no more.
     pub(super) fn is_quorum(&self, group: GroupId, index: Index, has: impl Fn(NodeId) -> bool) -> bool {
         let all = &self.0[&group];
         let count = all.partition_point(|one| one.since <= index);
-        all[count.saturating_sub(2)..count].iter().any(|one| is_quorum(&one.members, &has))
+        all[count.saturating_sub(2)..].iter().any(|one| is_quorum(&one.members, &has))
     }
 }
 
