@@ -55,6 +55,11 @@ impl Members {
             return Ok(());
         }
         let all = &self.0[&status.group];
+        if status.last == Index(0) {
+            // It has just begun, with the members as of where its leader's log begins.
+            let is_known = all.iter().any(|one| one.members == *status.members);
+            return ensure(is_known, "members are what the log says", || format!("node {node}: {status:?}"));
+        }
         // A log that does not go back to the change knows of its members as of where it begins.
         let ours = all.iter().rev().find(|one| one.since <= status.members_since);
         ensure(
