@@ -116,9 +116,8 @@ pub(crate) struct Inner {
     pub(crate) request_deadline: Duration,
     pub(crate) has_peers: bool,
     pub(crate) shards: Vec<ShardHandle>,
-    /// Locked before `bridge`.
-    pub(crate) nodes: Mutex<KnownNodes>,
     pub(crate) bridge: Mutex<Option<Bridge>>,
+    /// Locked before `bridge`.
     pub(crate) threads: Mutex<Option<Threads>>,
     pub(crate) failure: Arc<Failure>,
 }
@@ -144,8 +143,9 @@ pub(crate) struct Threads {
     pub(crate) helpers: Vec<(String, JoinHandle<()>)>,
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) doorbells: Vec<Arc<Doorbell>>,
-    /// Held until all threads are gone: it holds the data folder's lock.
+    /// Held until all threads are gone, as is `nodes`: they hold the data folder's lock.
     pub(crate) folder: DataFolder,
+    pub(crate) nodes: KnownNodes,
 }
 
 /// The first thing that broke, and who waits for it.
@@ -414,7 +414,8 @@ impl Engine {
     /// [`NodeError::Refused`] when its number or key is another's or was removed; [`NodeError::Storage`], after
     /// which nothing has changed; [`NodeError::Stopped`].
     pub fn add_node(&self, peer: PeerAddress) -> Result<(), NodeError> {
-        let mut nodes = lock(&self.inner.nodes);
+        let mut threads = lock(&self.inner.threads);
+        let nodes = &mut threads.as_mut().ok_or(NodeError::Stopped)?.nodes;
         let bridge = lock(&self.inner.bridge);
         let bridge = bridge.as_ref().ok_or(NodeError::Stopped)?;
         let known = KnownNode { key: *peer.endpoint.as_bytes(), addr: peer.addr, is_removed: false };
@@ -428,7 +429,8 @@ impl Engine {
     /// # Errors
     /// As [`add_node`](Engine::add_node).
     pub fn remove_node(&self, node: NodeId) -> Result<bool, NodeError> {
-        let mut nodes = lock(&self.inner.nodes);
+        let mut threads = lock(&self.inner.threads);
+        let nodes = &mut threads.as_mut().ok_or(NodeError::Stopped)?.nodes;
         let bridge = lock(&self.inner.bridge);
         let bridge = bridge.as_ref().ok_or(NodeError::Stopped)?;
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
@@ -607,7 +609,7 @@ impl Inner {
                 std::thread::yield_now();
             }
         }
-        let Threads { executors, helpers, stop, doorbells, folder } = threads;
+        let Threads { executors, helpers, stop, doorbells, folder, nodes } = threads;
         let mut late = Vec::new();
         let mut panicked = None;
         for Executor { name, handle, running } in executors {
@@ -635,7 +637,7 @@ impl Inner {
                 panicked = Some(name);
             }
         }
-        drop(folder);
+        drop((folder, nodes));
         match panicked {
             _ if !late.is_empty() => Err(EngineError::ShutdownTimeout { deadline, threads: late.join(", ") }),
             Some(name) => Err(EngineError::Panicked { name }),

@@ -299,7 +299,7 @@ fn look(disk: &dyn Disk, path: &Path) -> Result<FolderState> {
         match name.as_str() {
             MANIFEST => return Ok(FolderState::Complete),
             CREATING => is_half_made = true,
-            BOOT | PEERS | NODES => has_parts = true,
+            BOOT | PEERS => has_parts = true,
             name if name.starts_with("shard-") => has_parts = true,
             name if TOLERATED.contains(&name) => {}
             _ => foreign = Some(name),
@@ -336,7 +336,6 @@ fn create(disk: &dyn Disk, path: &Path, identity: FolderIdentity, lock: &FolderL
         disk.sync_folder(&folder).map_err(io_error("sync", &folder))?;
     }
     PeerEpochs::create(disk, &path.join(PEERS))?;
-    KnownNodes::create(disk, &path.join(NODES))?;
     small_file::replace(
         disk,
         &path.join(BOOT),
@@ -356,7 +355,7 @@ fn create(disk: &dyn Disk, path: &Path, identity: FolderIdentity, lock: &FolderL
 
 /// Removes what an interrupted creation left. Only names that creation makes.
 fn clear_half_made(disk: &dyn Disk, path: &Path) -> Result<()> {
-    let mut left = vec![path.join(PEERS), path.join(NODES), path.join(BOOT)];
+    let mut left = vec![path.join(PEERS), path.join(BOOT)];
     for name in disk.names(path).map_err(io_error("list", path))? {
         if name.starts_with("shard-") {
             left.extend([JOURNAL, LOG, MARK].map(|file| path.join(&name).join(file)));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use iroh_raft_core::NodeId;
@@ -40,16 +40,13 @@ pub struct KnownNodes {
 
 impl KnownNodes {
     pub(crate) fn load(disk: Arc<dyn Disk>, path: PathBuf, lock: FolderLock) -> Result<KnownNodes> {
-        let payload = small_file::read(disk.as_ref(), &path, KIND)?
-            .ok_or_else(|| StorageError::MissingFile { path: path.clone() })?;
         let damaged = || StorageError::DamagedFile { path: path.clone(), damage: FileDamage::Content };
-        let nodes = parse(&payload).ok_or_else(damaged)?;
+        let nodes = match small_file::read(disk.as_ref(), &path, KIND)? {
+            Some(payload) => parse(&payload).ok_or_else(damaged)?,
+            // Made when the first is to be remembered.
+            None => BTreeMap::new(),
+        };
         Ok(KnownNodes { disk, path, nodes, _lock: lock })
-    }
-
-    /// Writes the file of a node that was told of nobody.
-    pub(crate) fn create(disk: &dyn Disk, path: &Path) -> Result<()> {
-        small_file::replace(disk, path, KIND, &encode(&BTreeMap::new()))
     }
 
     /// All of them, in order of their numbers.
@@ -128,7 +125,7 @@ mod tests {
         for cut in 0..bytes.len() {
             assert_eq!(parse(&bytes[..cut]), None, "cut at {cut}");
         }
-        let mut odd = bytes.clone();
+        let mut odd = bytes;
         *odd.last_mut().unwrap() = 1;
         assert_eq!(parse(&odd), None, "reserved bytes");
     }

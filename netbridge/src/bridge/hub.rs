@@ -95,6 +95,7 @@ async fn run(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) 
             return;
         }
     };
+    update_peers(&hub);
     let addr = hub.endpoint.bound_sockets().first().copied().unwrap_or(hub.config.bind);
     let _ = started.send(Ok(addr));
     tracing::info!(node = %hub.config.node, %addr, id = %hub.endpoint.id(), "bridge listens");
@@ -137,24 +138,27 @@ async fn open(seed: Seed) -> Result<Opened, BridgeError> {
     Ok((Arc::new(hub), consumers, doorbell, changed))
 }
 
-/// Has a dialer for each peer in the allow-list, and none for anybody else.
 async fn keep_peers(hub: Arc<Hub>, changed: Arc<Notify>) {
     loop {
-        let wanted: HashMap<NodeId, PeerAddress> =
-            hub.allow().peers().map(|peer| (peer.node, *peer)).collect();
-        let is_wanted = |peer: &Peer| wanted.get(&peer.address().node) == Some(peer.address());
-        for peer in hub.all_peers().into_iter().filter(|peer| !is_wanted(peer)) {
-            let node = peer.address().node;
-            hub.peers().remove(&node);
-            peer.end();
-            hub.tell_unreachable(node);
-        }
-        for address in wanted.values().filter(|address| hub.peer(address.node).is_none()) {
-            let peer = Arc::new(Peer::new(*address, &hub.config));
-            hub.peers().insert(address.node, peer.clone());
-            hub.spawn("dialer", peer::keep_connected(hub.clone(), peer));
-        }
         changed.notified().await;
+        update_peers(&hub);
+    }
+}
+
+/// Has a dialer for each peer in the allow-list, and none for anybody else.
+fn update_peers(hub: &Arc<Hub>) {
+    let wanted: HashMap<NodeId, PeerAddress> = hub.allow().peers().map(|peer| (peer.node, *peer)).collect();
+    let is_wanted = |peer: &Peer| wanted.get(&peer.address().node) == Some(peer.address());
+    for peer in hub.all_peers().into_iter().filter(|peer| !is_wanted(peer)) {
+        let node = peer.address().node;
+        hub.peers().remove(&node);
+        peer.end();
+        hub.tell_unreachable(node);
+    }
+    for address in wanted.values().filter(|address| hub.peer(address.node).is_none()) {
+        let peer = Arc::new(Peer::new(*address, &hub.config));
+        hub.peers().insert(address.node, peer.clone());
+        hub.spawn("dialer", peer::keep_connected(hub.clone(), peer));
     }
 }
 

@@ -10,7 +10,7 @@ use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, EntryKind, Freshness,
     GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
-    MessageKind, NodeId, Offset, PeerMessage, RequestError, Role, ShardId, Term, WallTime,
+    MessageKind, NodeId, Offset, PeerMessage, RequestError, Role, ShardId, Term, WallTime, encode_members,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
@@ -258,8 +258,6 @@ pub(crate) fn failures() -> Vec<RequestError> {
         RequestError::Fenced,
         RequestError::Denied,
         RequestError::ShuttingDown,
-        RequestError::GroupExists,
-        RequestError::GroupRemoved,
     ]
 }
 
@@ -336,8 +334,11 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     ];
     let mut read_index = message(MessageKind::ReadIndex, 4);
     read_index.entries = vec![entry(0, EntryKind::Normal, Bytes::from_static(b"context"))];
+    // Those of the first fixtures: what came later has its own.
     let on = |lane| {
-        let kinds = MessageKind::ALL.into_iter().zip(1..).filter(move |(kind, _)| Lane::of(*kind) == lane);
+        let first =
+            MessageKind::ALL.into_iter().take_while(|kind| *kind as u8 <= MessageKind::Snapshot as u8);
+        let kinds = first.zip(1..).filter(move |(kind, _)| Lane::of(*kind) == lane);
         kinds.map(|(kind, group)| message(kind, group)).collect::<Vec<_>>()
     };
     let mut heartbeats = on(Lane::Heartbeat);
@@ -375,6 +376,9 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     let mut chunk = message(MessageKind::SnapshotChunk, 13);
     chunk.entries = vec![entry(8, EntryKind::Normal, Bytes::from_static(b"chunk"))];
     let chunks = vec![chunk, message(MessageKind::SnapshotAck, 14)];
+    let mut invite = message(MessageKind::Invite, 15);
+    invite.entries = vec![entry(0, EntryKind::ConfChangeV2, encode_members(&members()).into())];
+    let comings = vec![invite, message(MessageKind::Gone, 16), message(MessageKind::MayLeave, 17)];
     let mut later: Vec<ClientReply> =
         later.map(|(error, number)| reply(number, ReplyBody::Failed(error))).collect();
     later.push(reply(90, ReplyBody::MembersChanged { index: Index(4), members: members() }));
@@ -383,6 +387,26 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
         ("peer-append", Content::Peer(Lane::Append, appends)),
         ("peer-snapshot", Content::Peer(Lane::Snapshot, vec![message(MessageKind::Snapshot, 12)])),
+        ("peer-groups", Content::Peer(Lane::Append, comings)),
+        (
+            "request-groups",
+            Content::Requests(vec![
+                request(1, ClientBody::CreateGroup { voters: vec![NodeId(1), NodeId(2)] }),
+                request(2, ClientBody::RemoveGroup),
+            ]),
+        ),
+        (
+            "reply-groups",
+            Content::Replies(vec![
+                reply(1, ReplyBody::Done),
+                reply(2, ReplyBody::Failed(RequestError::GroupExists)),
+                reply(3, ReplyBody::Failed(RequestError::GroupRemoved)),
+                reply(
+                    4,
+                    ReplyBody::Failed(RequestError::Busy { reason: BusyReason::Groups, retry_after_ms: 9 }),
+                ),
+            ]),
+        ),
         ("peer-snapshot-chunks", Content::Peer(Lane::Snapshot, chunks)),
         (
             "request",

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::Path;
 
 use iroh_raft_core::{BootEpoch, GroupAppend, Index, LogChange, LogStart, NodeId, Offset, Term};
-use iroh_raft_storage::SnapshotHead;
 use iroh_raft_storage::fuzzing::{Opened, decode, open_damaged};
+use iroh_raft_storage::{KnownNode, SnapshotHead};
 use redb::{Database, Key, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::common::*;
@@ -72,6 +72,8 @@ fn write_corpus() {
     let path = temporary.path().join("node");
     let (mut folder, mut shard) = open(&path).unwrap();
     folder.take_peer_epochs().observe(NodeId(5), BootEpoch(6), [7; 16]).unwrap();
+    let known = KnownNode { key: [8; 32], addr: ([127, 0, 0, 1], 9).into(), is_removed: true };
+    folder.take_known_nodes().set(NodeId(10), known).unwrap();
     let first = GroupAppend {
         hard_state: Some(hard_state(2, 2)),
         conf_state: Some(conf_state(&[1, 2])),

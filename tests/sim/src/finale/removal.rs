@@ -46,11 +46,9 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
     .await?;
     // A node that has just started says nothing of its replicas until its first turn.
     sleep(sim.plan.election() * 2).await;
-    let checks = sim.checks.borrow();
-    let left: Vec<_> =
-        sim.plan.node_ids().filter(|node| checks.status_of(*node, group.id).is_some()).collect();
+    let is_there = |node: &NodeId| sim.checks.borrow().status_of(*node, group.id).is_some();
+    let left: Vec<_> = sim.plan.node_ids().filter(is_there).collect();
     ensure(left.is_empty(), GONE, || format!("group {} is on {left:?}", group.id))?;
-    drop(checks);
     sim.mark("group removed at the end");
     open_again(sim, group).await
 }
@@ -74,9 +72,9 @@ async fn remove(sim: &Shared, group: &GroupPlan) -> Checked {
             continue;
         };
         is_tried = true;
-        match clients::call(sim, &mut random, leader, group.id, ClientBody::RemoveGroup).await {
-            Ok(ReplyBody::Done | ReplyBody::Failed(RequestError::UnknownGroup)) => return Ok(()),
-            Ok(_) | Err(_) => {}
+        let answer = clients::call(sim, &mut random, leader, group.id, ClientBody::RemoveGroup).await;
+        if let Ok(ReplyBody::Done | ReplyBody::Failed(RequestError::UnknownGroup)) = answer {
+            return Ok(());
         }
     }
 }
