@@ -204,7 +204,7 @@ pub(super) struct Work {
     /// How often it came back.
     pub(super) attempts: u32,
     /// Nodes that do not know the group.
-    pub(super) strangers: u32,
+    pub(super) strangers: Vec<NodeId>,
     /// Why it came back last.
     pub(super) failure: Option<ClientError>,
 }
@@ -220,7 +220,16 @@ impl Work {
     }
 
     pub(super) fn new(group: GroupId, ask: Ask, deadline: Instant, target: Target) -> Work {
-        Work { group, ask, parts: Vec::new(), deadline, target, attempts: 0, strangers: 0, failure: None }
+        Work {
+            group,
+            ask,
+            parts: Vec::new(),
+            deadline,
+            target,
+            attempts: 0,
+            strangers: Vec::new(),
+            failure: None,
+        }
     }
 
     /// Bytes and records that have gathered.
@@ -305,7 +314,7 @@ impl Work {
                 let own: Vec<Bytes> = records.by_ref().take(part.records as usize).collect();
                 let body = ClientBody::Append { block: RecordBlock::from_records(&own), answer };
                 let mut work = Work::new(self.group, Ask::Sealed(body), self.deadline, self.target);
-                (work.attempts, work.strangers) = (self.attempts, self.strangers);
+                (work.attempts, work.strangers) = (self.attempts, self.strangers.clone());
                 work.parts.push(part);
                 work
             })

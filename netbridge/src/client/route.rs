@@ -349,8 +349,10 @@ impl Shared {
                 self.retry(work, error.into(), pause)
             }
             RequestError::UnknownGroup if is_for_leader => {
-                work.strangers += 1;
-                if work.strangers as usize >= self.nodes.len() {
+                if !work.strangers.contains(&node) {
+                    work.strangers.push(node);
+                }
+                if work.strangers.len() >= self.nodes.len() {
                     return work.fail(&error.into(), node);
                 }
                 self.unlearn_leader(work.group, at, next);
