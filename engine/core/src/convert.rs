@@ -89,6 +89,7 @@ pub(crate) fn to_raft_message(message: PeerMessage) -> eraftpb::Message {
             MessageKind::ReadIndex => MessageType::MsgReadIndex,
             MessageKind::ReadIndexResponse => MessageType::MsgReadIndexResp,
             MessageKind::Snapshot => MessageType::MsgSnapshot,
+            MessageKind::Beat => unreachable!("a beat is of no group"),
         },
         to: message.to.0,
         from: message.from.0,

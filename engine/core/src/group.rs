@@ -8,6 +8,7 @@
 mod leadership;
 mod members;
 mod miscount;
+mod quiet;
 mod read;
 mod ready;
 mod serve;
@@ -29,6 +30,7 @@ use crate::io::{
 };
 use crate::jitter::Draw;
 use crate::lease::{Lease, Promise, Times};
+use crate::liveness::Liveness;
 use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
@@ -38,6 +40,7 @@ use crate::validate::{self, GroupView, LogView};
 use leadership::Leadership;
 pub(crate) use leadership::Seat;
 use members::Members;
+use quiet::Quiet;
 use ready::Persistence;
 use serve::Purpose;
 
@@ -57,6 +60,9 @@ pub(crate) struct Turn<'a> {
     /// Newest durable flush.
     pub(crate) persisted: FlushSeq,
     pub(crate) disk: DiskHealth,
+    pub(crate) liveness: &'a Liveness,
+    /// Campaigns that may still begin in this turn of the shard.
+    pub(crate) campaigns_left: &'a mut u32,
     pub(crate) next_fetch: &'a mut FetchId,
     pub(crate) out: &'a mut Outputs,
 }
@@ -93,6 +99,7 @@ pub(crate) struct Replica {
     lease: Lease,
     promise: Promise,
     records: RecordReads,
+    quiet: Quiet,
 
     commit: Index,
     /// Offset after the last committed record.
@@ -150,6 +157,7 @@ impl Replica {
             lease: Lease::default(),
             promise: Promise::at_start(now, state.hard_state.term > Term(0), Times::of(config)),
             records: RecordReads::new(state.group),
+            quiet: Quiet::default(),
             commit,
             commit_end,
             applied: if state.has_state_machine { Index(0) } else { commit },
@@ -207,7 +215,17 @@ impl Replica {
             members_since: self.members.since,
             is_quarantined: false,
             is_disk_hung: false,
+            is_quiet: self.is_quiet(),
         }
+    }
+
+    /// Whether its members have changed since this was last asked.
+    pub(crate) fn take_members_changed(&mut self) -> bool {
+        self.members.take_changed()
+    }
+
+    pub(crate) fn members(&self) -> impl Iterator<Item = NodeId> {
+        self.raw.raft.prs().iter().map(|(node, _)| NodeId(*node))
     }
 
     /// How far each replica's log is known to be ours, while we lead.
@@ -250,9 +268,14 @@ impl Replica {
                 self.let_tick_pass();
                 continue;
             }
+            if !self.may_campaign(turn) {
+                self.let_tick_pass();
+                continue;
+            }
             let has_campaigned = self.raw.tick() && !self.is_leader();
             self.is_dirty |= self.raw.has_ready() || self.pending.has_waiting();
             self.after_call(turn, has_campaigned);
+            self.tick_quiet(turn);
         }
         if turn.disk == DiskHealth::Hung {
             self.leave_hung_disk(turn);
@@ -266,6 +289,7 @@ impl Replica {
             turn.out.events.push(Event::MessageRefused { group, from, reason });
             return;
         }
+        self.wake_for(turn, &message);
         self.members.hear(message.from, turn.now);
         let is_campaign = matches!(
             message.kind,
@@ -282,7 +306,7 @@ impl Replica {
         for entry in message.entries.iter_mut().filter(|entry| entry.data.len() < COPY_BYTES_MAX) {
             entry.data = Bytes::copy_from_slice(&entry.data);
         }
-        let (kind, from, term) = (message.kind, message.from, message.term);
+        let (kind, from, term, index) = (message.kind, message.from, message.term, message.index);
         if mutants::is(Mutant::VoteWithoutLog)
             && matches!(kind, MessageKind::RequestVote | MessageKind::RequestPreVote)
         {
@@ -302,6 +326,7 @@ impl Replica {
         self.note_answer(turn.now, from, term, kind);
         self.is_dirty = true;
         self.after_call(turn, false);
+        self.handle_quiet(turn, kind, from, term, index);
     }
 
     /// raft-rs 0.7 lets a late rejection push a follower's next index to or below what it is known
@@ -346,6 +371,9 @@ impl Replica {
         } else if self.pending.bytes() + bytes > bytes_max {
             RequestError::busy(BusyReason::PendingBytes)
         } else {
+            if !mutants::is(Mutant::QuietWithProposal) {
+                self.wake(turn);
+            }
             self.pending.push(propose);
             self.is_dirty = true;
             return;
@@ -360,6 +388,7 @@ impl Replica {
         } else if self.records.count() >= turn.config.reads_waiting_max {
             RequestError::busy(BusyReason::Reads)
         } else {
+            self.wake(turn);
             self.records.push(read);
             self.is_dirty = true;
             return;
@@ -369,7 +398,8 @@ impl Replica {
 
     /// A node cannot be reached: probe its replica from now on.
     pub(crate) fn handle_unreachable(&mut self, turn: &mut Turn<'_>, node: NodeId) {
-        if self.is_leader() && self.raw.raft.prs().get(node.0).is_some() {
+        // A quiet leader has nothing on the way that could be lost.
+        if self.is_leader() && !self.is_quiet() && self.raw.raft.prs().get(node.0).is_some() {
             self.raw.report_unreachable(node.0);
             self.is_dirty = true;
             self.after_call(turn, false);

@@ -11,7 +11,7 @@
 //! `group::ready` says what must be durable and what may leave, `log_window` keeps the entry until
 //! nobody near needs it, `pending` answers once it is committed, `group::serve` hands it to state
 //! machines and readers; `group::leadership` gives leadership away when it is told to, or `spread` or
-//! `disk_watch` say so. `shard` routes, keeps time and contains panics; `validate` stands between
+//! `disk_watch` say so; `group::quiet` lets it rest, and `liveness` says when not to. `shard` routes, keeps time and contains panics; `validate` stands between
 //! peers and Raft; raft-rs itself is seen by `group`, `members`, `log_window` and `convert`
 //! alone.
 //!
@@ -28,6 +28,7 @@ pub mod ids;
 pub mod io;
 mod jitter;
 mod lease;
+mod liveness;
 mod loading;
 mod log_window;
 pub mod members;

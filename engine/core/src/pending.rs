@@ -66,6 +66,12 @@ impl Pending {
         }
     }
 
+    /// Whether nobody waits for anything, and nothing is proposed.
+    pub(crate) fn is_empty(&self) -> bool {
+        let requests = [self.proposed.len(), self.committed.len(), self.waiting.len()];
+        requests.iter().sum::<usize>() == 0 && self.uncommitted.is_empty()
+    }
+
     pub(crate) fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }

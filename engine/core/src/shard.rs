@@ -1,8 +1,10 @@
 //! The shard: routes inputs to its groups, keeps time, numbers the flushes and contains panics.
 //!
-//! Only groups that an input touched are looked at when the turn ends; all of them only at a tick.
+//! Only groups that an input touched are looked at when the turn ends, and only those that are not quiet at a tick.
 //! Whatever panics inside a group takes out that group alone: what it had said in that call is
 //! withdrawn, its requests are answered, and it never speaks again.
+
+mod awake;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,9 +17,10 @@ use crate::group::{Replica, Turn};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
     Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LeaseReads, LogDamage, LogEntry,
-    Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
+    MessageKind, Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
 };
 use crate::lease::Times;
+use crate::liveness::Liveness;
 use crate::loading::{Loaded, Loading, Step};
 use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
@@ -30,6 +33,9 @@ use crate::validate::Refusal;
 const LIMIT_BYTES_MAX: usize = 1 << 30;
 /// Highest bound on the drift of clocks accepted, in parts per million.
 const DRIFT_PPM_LIMIT: u32 = 500_000;
+/// Campaigns that begin in one turn at most: when thousands of groups lose their leader together, the others wait
+/// for a later tick, so that no turn takes long and no flush gets large.
+const CAMPAIGNS_PER_TURN_MAX: u32 = 1024;
 /// Highest count limit accepted.
 const LIMIT_COUNT_MAX: usize = 1 << 24;
 
@@ -49,6 +55,13 @@ pub struct Shard {
     flushes: VecDeque<(FlushSeq, Vec<usize>)>,
     disk: DiskWatch,
     spread: Spread,
+    /// Positions of the members that ticks are for: all but quiet ones and those taken out.
+    awake: Vec<usize>,
+    is_awake: Vec<bool>,
+    liveness: Liveness,
+    /// Whether replicas have come or their members have changed since `liveness` was told of them.
+    have_members_changed: bool,
+    campaigns_left: u32,
     ticked: Timestamp,
     wall: WallTime,
     next_fetch: FetchId,
@@ -98,6 +111,11 @@ impl Shard {
             evict_at_bytes: config.window_bytes_max,
             disk: DiskWatch::new(),
             spread: Spread::new(&config, now),
+            liveness: Liveness::new(&config, now),
+            awake: (0..groups.len()).collect(),
+            is_awake: vec![true; groups.len()],
+            have_members_changed: true,
+            campaigns_left: CAMPAIGNS_PER_TURN_MAX,
             config,
             dirty: Vec::new(),
             is_listed: vec![false; groups.len()],
@@ -154,7 +172,7 @@ impl Shard {
             }
             Input::Persisted { seq } => self.handle_persisted(now, seq, out),
             Input::PersistFailed => self.handle_persist_failed(now, out),
-            Input::Damaged { group, damage } => self.handle_damaged(group, damage, out),
+            Input::Damaged { group, damage } => self.handle_damaged(now, group, damage, out),
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
                 self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
@@ -185,7 +203,8 @@ impl Shard {
         if !self.dirty.is_empty() {
             return Some(self.ticked);
         }
-        Some(self.ticked.after(self.config.tick))
+        let tick = self.ticked.after(self.config.tick);
+        if self.awake.is_empty() { self.next_wakeup_when_quiet().map(|at| at.max(tick)) } else { Some(tick) }
     }
 
     /// How a group's replica stands; `None` if there is none.
@@ -248,6 +267,9 @@ impl Shard {
 
     fn handle_message(&mut self, now: Timestamp, message: PeerMessage, out: &mut Outputs) {
         let (group, from) = (message.group, message.from);
+        if message.kind == MessageKind::Beat {
+            return self.handle_beat(now, &message, out);
+        }
         if self.position(group).is_none() {
             let reason = Refusal::UnknownGroup { group };
             return out.events.push(Event::MessageRefused { group, from, reason });
@@ -275,14 +297,14 @@ impl Shard {
         out.events.push(Event::Fenced);
     }
 
-    fn handle_damaged(&mut self, group: GroupId, damage: LogDamage, out: &mut Outputs) {
+    fn handle_damaged(&mut self, now: Timestamp, group: GroupId, damage: LogDamage, out: &mut Outputs) {
         let Some(at) = self.position(group) else { return };
         if let Some(replica) = self.members[at].live() {
             self.window_bytes -= replica.window_bytes();
         }
         if !matches!(self.members[at], Member::Out(_)) {
             let LogDamage { first, last } = damage;
-            self.quarantine(at, Inconsistent::Damaged { first, last }.to_string(), out);
+            self.quarantine(now, at, Inconsistent::Damaged { first, last }.to_string(), out);
         }
     }
 
@@ -308,9 +330,10 @@ impl Shard {
         match loading.handle_fetched(id, result) {
             Step::Waiting if is_missing => {}
             Step::Waiting => self.list(at),
-            Step::Broken(reason) => self.quarantine(at, reason, out),
+            Step::Broken(reason) => self.quarantine(now, at, reason, out),
             Step::Complete(loaded) => {
                 self.members[at] = start_loaded(&self.config, &loaded, now);
+                self.have_members_changed = true;
                 if let Member::Live(replica) = &self.members[at] {
                     self.window_bytes += replica.window_bytes();
                 }
@@ -323,6 +346,7 @@ impl Shard {
 
     fn handle_end_turn(&mut self, now: Timestamp, out: &mut Outputs) {
         assert!(out.append.is_none(), "the driver empties the outputs of a turn before the next");
+        self.campaigns_left = CAMPAIGNS_PER_TURN_MAX;
         self.handle_ticks(now, out);
         let mut dirty = std::mem::take(&mut self.dirty);
         for at in dirty.drain(..) {
@@ -357,18 +381,18 @@ impl Shard {
         // What could not be let go of may have become durable since.
         self.evict_at_bytes = self.config.window_bytes_max;
         let ticks_max = u64::from(self.config.heartbeat_ticks);
-        if due > ticks_max {
-            self.disk.handle_pause(self.config.tick * u32::try_from(due - ticks_max).unwrap_or(u32::MAX));
-        }
-        out.events.extend(self.disk.handle_tick(now, &self.config));
+        let pause = self.pause_before(now);
+        self.disk.handle_pause(pause);
+        self.liveness.handle_pause(pause);
+        let disk = self.disk.handle_tick(now, &self.config);
         self.ticked = if due > ticks_max { now } else { Timestamp(self.ticked.0 + due * tick) };
         let ticks = u32::try_from(due.min(ticks_max)).expect("at most heartbeat_ticks");
-        for at in 0..self.members.len() {
-            if let Member::Loading(_) = &self.members[at] {
-                self.list(at);
-            }
-            self.call(now, at, out, |replica, turn| replica.handle_ticks(turn, ticks));
+        if let Some(event) = disk {
+            self.handle_disk_event(now, event, out);
         }
+        self.tick_awake(now, ticks, out);
+        self.handle_silence(now, out);
+        self.send_beats(now, out);
         if self.spread.is_due(now, &self.config) {
             self.spread(now, out);
         }
@@ -443,6 +467,8 @@ impl Shard {
             seq: FlushSeq(self.last_seq.0 + 1),
             persisted: self.persisted,
             disk: self.disk.health(now),
+            liveness: &self.liveness,
+            campaigns_left: &mut self.campaigns_left,
             next_fetch: &mut self.next_fetch,
             out,
         };
@@ -454,17 +480,22 @@ impl Shard {
         if let Some(reason) = reason {
             said_before.withdraw_rest(out);
             self.window_bytes -= bytes_before;
-            return self.quarantine(at, reason, out);
+            return self.quarantine(now, at, reason, out);
         }
-        let is_dirty = replica.is_dirty();
+        let (is_dirty, is_awake) = (replica.is_dirty(), !replica.is_quiet());
+        self.have_members_changed |= replica.take_members_changed();
         self.window_bytes = self.window_bytes + replica.window_bytes() - bytes_before;
         if is_dirty {
             self.list(at);
         }
+        if is_awake {
+            self.rouse(now, at);
+        }
     }
 
-    fn quarantine(&mut self, at: usize, reason: String, out: &mut Outputs) {
+    fn quarantine(&mut self, now: Timestamp, at: usize, reason: String, out: &mut Outputs) {
         let group = self.groups[at];
+        self.liveness.withdraw(now);
         // A replica that has just panicked may panic again.
         let status = catch_unwind(AssertUnwindSafe(|| self.members[at].status()));
         let status = status.unwrap_or_else(|_| unknown_status(group));
@@ -566,7 +597,8 @@ fn start_loaded(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Member
 }
 
 fn taken_out(status: GroupStatus, reason: String) -> Member {
-    let status = GroupStatus { role: Role::Follower, leader: None, is_quarantined: true, ..status };
+    let status =
+        GroupStatus { role: Role::Follower, leader: None, is_quarantined: true, is_quiet: false, ..status };
     Member::Out(Box::new(Quarantined { status, reason: Some(reason) }))
 }
 
@@ -584,6 +616,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         members_since: Default::default(),
         is_quarantined: false,
         is_disk_hung: false,
+        is_quiet: false,
     }
 }
 
@@ -662,6 +695,10 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     }
     if config.spread.is_some_and(|spread| spread.band == 0) {
         return Err(ConfigError::Band);
+    }
+    if config.quiet_after.is_some_and(|after| after < config.tick * heartbeat_ticks) {
+        let (value, value_min) = (config.quiet_after.unwrap_or_default(), config.tick * heartbeat_ticks);
+        return Err(ConfigError::TooShort { setting: "quiet_after", value, value_min });
     }
     let limits = [
         ("entry_bytes_max", config.entry_bytes_max, LIMIT_BYTES_MAX),

@@ -296,6 +296,7 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         members_since: Index(2),
         is_quarantined: role == Role::Candidate,
         is_disk_hung: false,
+        is_quiet: true,
     })
 }
 

@@ -28,11 +28,18 @@ pub(super) struct Members {
     request: Option<MembersRequest>,
     /// When each node was last heard of.
     heard: Vec<(NodeId, Timestamp)>,
+    has_changed: bool,
 }
 
 impl Members {
     pub(super) fn new(first: &ConfState) -> Members {
-        Members { now: Arc::new(first.clone()), since: Index(0), request: None, heard: Vec::new() }
+        Members {
+            now: Arc::new(first.clone()),
+            since: Index(0),
+            request: None,
+            heard: Vec::new(),
+            has_changed: true,
+        }
     }
 
     /// Nodes that vote, in either half of a joint configuration; sorted.
@@ -45,11 +52,20 @@ impl Members {
     /// A node has sent something.
     pub(super) fn hear(&mut self, node: NodeId, now: Timestamp) {
         match self.heard.iter_mut().find(|(of, _)| *of == node) {
-            Some((_, at)) => *at = now,
+            Some((_, at)) => *at = now.max(*at),
             // A stranger: bounded by the members there have been.
             None if self.now.is_member(node) => self.heard.push((node, now)),
             None => {}
         }
+    }
+
+    /// Whether a change is under way.
+    pub(super) fn is_changing(&self) -> bool {
+        self.request.is_some() || self.now.is_joint()
+    }
+
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.has_changed)
     }
 
     /// The request is over, or nobody waits for it any more.
@@ -82,6 +98,9 @@ impl Replica {
         deadline: Timestamp,
     ) {
         let group = self.group;
+        if self.is_leader() {
+            self.wake(turn);
+        }
         match self.begin_change(turn, changes, deadline) {
             Ok(Some(index)) => self.members.request = Some(MembersRequest { token, deadline, index }),
             Ok(None) => {
@@ -231,6 +250,7 @@ impl Replica {
         } else if let Ok(members) = self.raw.apply_conf_change(change) {
             self.members.now = Arc::new(from_raft_conf_state(&members));
             self.members.since = since;
+            self.members.has_changed = true;
             self.voters = self.members.voters();
         }
     }

@@ -57,6 +57,11 @@ impl Persistence {
         !self.flushes.is_empty() || self.conf_state.is_some()
     }
 
+    /// Whether all there is is durable, this term and vote as well.
+    pub(super) fn is_at_rest(&self, term: Term, vote: NodeId) -> bool {
+        !self.is_waiting() && (self.written.term, self.written.vote) == (term, vote)
+    }
+
     /// Number of the last `Ready` that flushes up to `persisted` cover, if it has grown.
     pub(super) fn take_persisted(&mut self, persisted: FlushSeq) -> Option<u64> {
         self.vote_flush = self.vote_flush.filter(|seq| *seq > persisted);

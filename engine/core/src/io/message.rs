@@ -34,11 +34,13 @@ pub enum MessageKind {
     ReadIndexResponse = 11,
     /// A snapshot's metadata (`MsgSnapshot`). Reserved: none is sent yet.
     Snapshot = 12,
+    /// The sender's shard lives: not of a group, sent to group 0.
+    Beat = 13,
 }
 
 impl MessageKind {
     /// All kinds, in order of their numbers.
-    pub const ALL: [MessageKind; 12] = [
+    pub const ALL: [MessageKind; 13] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestVote,
@@ -51,6 +53,7 @@ impl MessageKind {
         MessageKind::ReadIndex,
         MessageKind::ReadIndexResponse,
         MessageKind::Snapshot,
+        MessageKind::Beat,
     ];
 
     /// The kind with this number, if there is one.
@@ -80,9 +83,10 @@ pub struct PeerMessage {
     pub term: Term,
     /// Term of the entry at `index`.
     pub log_term: Term,
-    /// Log position; its meaning depends on the kind.
+    /// Log position; its meaning depends on the kind. Of a heartbeat: the last index if the leader asks to go quiet,
+    /// otherwise 0; of its answer the same if the follower agrees. Of a beat: a number drawn at the start.
     pub index: Index,
-    /// Sender's commit index.
+    /// Sender's commit index. Of a beat: how often the sender took back its word since its start.
     pub commit: Index,
     /// Term of the sender's commit index (votes).
     pub commit_term: Term,
