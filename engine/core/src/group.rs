@@ -135,6 +135,7 @@ impl Replica {
         let logger = Logger::root(Discard, o!());
         let mut raw = RawNode::new(&raft_config, window, &logger).map_err(|error| error.to_string())?;
         raw.raft.maybe_free_inflight_buffers();
+        raw.mut_store().forget_start();
         let members = Members::new(&state.conf_state);
         let first_conf_state: Option<ConfState> = (!state.is_durable).then(|| state.conf_state.clone());
         let mut replica = Replica {

@@ -1,6 +1,6 @@
 //! Whether the shards of other nodes live: what replicas of quiet groups rely on instead of heartbeats.
 //!
-//! Each shard sends one beat per heartbeat interval to the shard of the same number on every node that it shares
+//! Each shard sends one beat every two fifths of a lease to the shard of the same number on every node that it shares
 //! a group with, however many groups that are. A beat names the sender's incarnation: it changes with a restart,
 //! and whenever the sender can no longer vouch for what its replicas agreed to (one was taken out). A node is
 //! *heard* while its last beat is less than a lease (`lease_ticks`) ago.
@@ -89,7 +89,7 @@ impl Liveness {
     pub(crate) fn is_due(&mut self, now: Timestamp, config: &ShardConfig) -> bool {
         let is_due = self.silence.is_some() && now >= self.next_beat;
         if is_due {
-            self.next_beat = now.after(config.tick * config.heartbeat_ticks);
+            self.next_beat = now.after(interval(config));
         }
         is_due
     }
@@ -166,6 +166,12 @@ impl Liveness {
     pub(crate) fn heard(&self, node: NodeId) -> Option<Timestamp> {
         self.peers.get(&node).filter(|peer| peer.is_heard).map(|peer| peer.last_beat)
     }
+}
+
+/// Two fifths of a lease: one beat may be late before a node counts as silent, and each wakes a thread or two on both
+/// sides, which is nearly all that an idle node does.
+fn interval(config: &ShardConfig) -> Duration {
+    config.tick * config.heartbeat_ticks.max(config.lease_ticks * 2 / 5)
 }
 
 fn check(node: NodeId, beat: &PeerMessage) -> Result<(), Refusal> {
@@ -266,10 +272,10 @@ mod tests {
     fn beats_are_due_once_an_interval() {
         let config = ShardConfig::new(NodeId(1), 0);
         let mut here = Liveness::new(&config, at(0));
-        assert!(here.is_due(at(0), &config) && !here.is_due(at(99), &config));
-        assert_eq!(here.next_wakeup(), Some(at(100)));
-        assert!(here.is_due(at(130), &config));
-        assert_eq!(here.next_wakeup(), Some(at(230)));
+        assert!(here.is_due(at(0), &config) && !here.is_due(at(199), &config));
+        assert_eq!(here.next_wakeup(), Some(at(200)));
+        assert!(here.is_due(at(230), &config));
+        assert_eq!(here.next_wakeup(), Some(at(430)));
         let never = ShardConfig { quiet_after: None, ..config };
         let mut never_quiet = Liveness::new(&never, at(0));
         assert!(!never_quiet.is_due(at(500), &never) && never_quiet.next_wakeup().is_none());

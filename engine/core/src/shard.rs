@@ -106,7 +106,9 @@ impl Shard {
         if let Some(pair) = groups.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(ConfigError::DuplicateGroup { group: pair[0] });
         }
-        let members: Vec<Member> = states.into_iter().map(|state| start(&config, state, now)).collect();
+        let mut members: Vec<Member> = states.into_iter().map(|state| start(&config, state, now)).collect();
+        // They would go on in the memory of the states, which are many times as large.
+        members.shrink_to_fit();
         let mut shard = Shard {
             evict_at_bytes: config.window_bytes_max,
             disk: DiskWatch::new(),

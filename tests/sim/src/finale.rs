@@ -106,6 +106,8 @@ async fn settle(sim: &Shared) -> Checked {
     }
     spread::check(sim).await?;
     quiescence::check(sim).await?;
+    // A node was down meanwhile.
+    spread::check(sim).await?;
     quiet(sim).await
 }
 

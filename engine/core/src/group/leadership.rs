@@ -68,6 +68,10 @@ impl Leadership {
         self.rest_ticks > 0
     }
 
+    pub(super) fn forget_answers(&mut self) {
+        self.answered = Vec::new();
+    }
+
     pub(super) fn handle_lost(&mut self) {
         self.answered.clear();
     }

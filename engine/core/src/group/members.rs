@@ -59,6 +59,10 @@ impl Members {
         }
     }
 
+    pub(super) fn forget_heard(&mut self) {
+        self.heard = Vec::new();
+    }
+
     /// Whether a change is under way.
     pub(super) fn is_changing(&self) -> bool {
         self.request.is_some() || self.now.is_joint()

@@ -97,8 +97,9 @@ impl Replica {
             Some(ticks) => usize::try_from(ticks).unwrap_or(usize::MAX).min(lease_ticks),
             None => lease_ticks,
         };
-        if cause == Cause::Other && heard.is_some() {
-            self.quiet.is_calling = true;
+        // A leader that is not heard may come back before anybody campaigns, and be quiet.
+        self.quiet.is_calling = cause == Cause::Other && !self.is_leader();
+        if self.quiet.is_calling && heard.is_some() {
             self.call_leader(turn);
         }
     }
@@ -207,9 +208,25 @@ impl Replica {
         let is_settled =
             |node: NodeId| self.quiet.nodded.contains(&node) || turn.liveness.heard(node).is_none();
         if !self.quiet.is_quiet && self.is_asking_quiet(turn) && self.others().all(is_settled) {
-            self.quiet.is_quiet = true;
-            self.raw.raft.maybe_free_inflight_buffers();
+            self.begin_quiet();
         }
+    }
+
+    /// What the last work needed is given back: most groups of a shard are quiet most of the time.
+    fn begin_quiet(&mut self) {
+        if std::mem::replace(&mut self.quiet.is_quiet, true) {
+            return;
+        }
+        self.quiet.nodded = Vec::new();
+        // What beats say when it wakes takes their place.
+        self.leadership.forget_answers();
+        self.members.forget_heard();
+        self.persistence.shrink();
+        self.pending.shrink();
+        let raft = &mut self.raw.raft;
+        raft.maybe_free_inflight_buffers();
+        raft.raft_log.unstable.entries.shrink_to_fit();
+        raft.raft_log.store.shrink();
     }
 
     /// What goes out may ask, or nod.
@@ -261,7 +278,7 @@ impl Replica {
                     && turn.liveness.heard(from).is_some()
                     && (self.is_idle(turn) || is_blind);
                 if is_asked && agrees {
-                    self.quiet.is_quiet = true;
+                    self.begin_quiet();
                 } else if is_asked {
                     self.stir(turn, Cause::Leader);
                 }

@@ -52,6 +52,10 @@ impl Persistence {
         }
     }
 
+    pub(super) fn shrink(&mut self) {
+        self.flushes.shrink_to_fit();
+    }
+
     /// Whether a flush is on its way.
     pub(super) fn is_waiting(&self) -> bool {
         !self.flushes.is_empty() || self.conf_state.is_some()
