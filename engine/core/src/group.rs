@@ -14,6 +14,7 @@ mod ready;
 mod serve;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -223,6 +224,15 @@ impl Replica {
     /// Whether its members have changed since this was last asked.
     pub(crate) fn take_members_changed(&mut self) -> bool {
         self.members.take_changed()
+    }
+
+    /// Uses the same copy of its members as other replicas that have the same.
+    pub(crate) fn share_members(&mut self, common: &mut Arc<ConfState>) {
+        if self.members.now == *common {
+            self.members.now = common.clone();
+        } else {
+            *common = self.members.now.clone();
+        }
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = NodeId> {

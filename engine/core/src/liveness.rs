@@ -51,6 +51,9 @@ pub(crate) struct Liveness {
     nodes: BTreeSet<NodeId>,
     peers: BTreeMap<NodeId, Peer>,
     next_beat: Timestamp,
+    /// The next beat is sent at once, for another node's has come shortly before.
+    is_answering: bool,
+    answer_within: Duration,
     /// Time without a beat after which a node is not heard any more; none where groups never go quiet.
     silence: Option<Duration>,
 }
@@ -62,6 +65,8 @@ impl Liveness {
             nodes: BTreeSet::new(),
             peers: BTreeMap::new(),
             next_beat: now,
+            is_answering: false,
+            answer_within: interval(config) / 2,
             silence: config.quiet_after.map(|_| config.tick * config.lease_ticks),
         }
     }
@@ -89,7 +94,10 @@ impl Liveness {
     pub(crate) fn is_due(&mut self, now: Timestamp, config: &ShardConfig) -> bool {
         let is_due = self.silence.is_some() && now >= self.next_beat;
         if is_due {
-            self.next_beat = now.after(interval(config));
+            // Whoever answers waits a little longer, so that the same one goes first again: the others' beats then carry
+            // what acknowledges it, and come together.
+            let slack = if std::mem::take(&mut self.is_answering) { config.tick / 2 } else { Duration::ZERO };
+            self.next_beat = now.after(interval(config) + slack);
         }
         is_due
     }
@@ -137,6 +145,9 @@ impl Liveness {
         let incarnation = Incarnation { boot: beat.index.0, withdrawals: beat.commit.0 };
         let peer = Peer { incarnation, last_beat: now, is_heard: true };
         let before = self.peers.insert(from, peer);
+        if self.next_beat.since(now) < self.answer_within {
+            (self.next_beat, self.is_answering) = (now, true);
+        }
         let is_same = before.is_some_and(|before| before.is_heard && before.incarnation == incarnation);
         Ok((!is_same).then_some(Change::Returned(from)))
     }

@@ -16,8 +16,8 @@ use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::group::{Replica, Turn};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
-    Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LeaseReads, LogDamage, LogEntry,
-    MessageKind, Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
+    ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LeaseReads, LogDamage,
+    LogEntry, MessageKind, Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
 };
 use crate::lease::Times;
 use crate::liveness::Liveness;
@@ -59,6 +59,8 @@ pub struct Shard {
     awake: Vec<usize>,
     is_awake: Vec<bool>,
     liveness: Liveness,
+    /// Members that many groups have: one copy for all that begin with them.
+    common_members: Arc<ConfState>,
     /// Whether replicas have come or their members have changed since `liveness` was told of them.
     have_members_changed: bool,
     campaigns_left: u32,
@@ -116,6 +118,7 @@ impl Shard {
             liveness: Liveness::new(&config, now),
             awake: (0..groups.len()).collect(),
             is_awake: vec![true; groups.len()],
+            common_members: Arc::default(),
             have_members_changed: true,
             campaigns_left: CAMPAIGNS_PER_TURN_MAX,
             config,
@@ -133,8 +136,9 @@ impl Shard {
             is_fenced: false,
         };
         for at in 0..shard.members.len() {
-            let needs_turn = match &shard.members[at] {
+            let needs_turn = match &mut shard.members[at] {
                 Member::Live(replica) => {
+                    replica.share_members(&mut shard.common_members);
                     shard.window_bytes += replica.window_bytes();
                     replica.is_dirty()
                 }
@@ -336,7 +340,8 @@ impl Shard {
             Step::Complete(loaded) => {
                 self.members[at] = start_loaded(&self.config, &loaded, now);
                 self.have_members_changed = true;
-                if let Member::Live(replica) = &self.members[at] {
+                if let Member::Live(replica) = &mut self.members[at] {
+                    replica.share_members(&mut self.common_members);
                     self.window_bytes += replica.window_bytes();
                 }
                 self.list(at);
@@ -350,6 +355,7 @@ impl Shard {
         assert!(out.append.is_none(), "the driver empties the outputs of a turn before the next");
         self.campaigns_left = CAMPAIGNS_PER_TURN_MAX;
         self.handle_ticks(now, out);
+        self.send_beats(now, out);
         let mut dirty = std::mem::take(&mut self.dirty);
         for at in dirty.drain(..) {
             self.is_listed[at] = false;
@@ -394,7 +400,6 @@ impl Shard {
         }
         self.tick_awake(now, ticks, out);
         self.handle_silence(now, out);
-        self.send_beats(now, out);
         if self.spread.is_due(now, &self.config) {
             self.spread(now, out);
         }
