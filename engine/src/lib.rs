@@ -23,6 +23,7 @@ mod mover_thread;
 mod preflight;
 mod reader_thread;
 mod record;
+mod spare_memory;
 mod start;
 mod writer_thread;
 
