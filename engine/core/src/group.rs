@@ -271,6 +271,9 @@ impl Replica {
         self.is_dirty |= std::mem::take(&mut self.is_paused_by_missing);
         self.is_dirty |= self.reads.is_asking();
         for _ in 0..ticks {
+            if self.is_quiet() {
+                break;
+            }
             self.is_dirty |= self.leadership.handle_tick();
             if self.is_bound_to_wait(turn.now) {
                 continue;
