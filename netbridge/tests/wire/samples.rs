@@ -296,7 +296,7 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         members_since: Index(2),
         is_quarantined: role == Role::Candidate,
         is_disk_hung: false,
-        is_quiet: true,
+        is_quiet: false,
     })
 }
 
@@ -313,7 +313,9 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     let mut read_index = message(MessageKind::ReadIndex, 4);
     read_index.entries = vec![entry(0, EntryKind::Normal, Bytes::from_static(b"context"))];
     let on = |lane| {
-        let kinds = MessageKind::ALL.into_iter().zip(1..).filter(move |(kind, _)| Lane::of(*kind) == lane);
+        // Beats came later, and are in a frame of their own.
+        let kinds = MessageKind::ALL.into_iter().zip(1..).filter(|(kind, _)| *kind != MessageKind::Beat);
+        let kinds = kinds.filter(move |(kind, _)| Lane::of(*kind) == lane);
         kinds.map(|(kind, group)| message(kind, group)).collect::<Vec<_>>()
     };
     let mut heartbeats = on(Lane::Heartbeat);
@@ -348,6 +350,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     vec![
         ("peer-election", Content::Peer(Lane::Election, on(Lane::Election))),
         ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
+        ("peer-beat", Content::Peer(Lane::Heartbeat, vec![message(MessageKind::Beat, 0), heartbeat(6)])),
         ("peer-append", Content::Peer(Lane::Append, appends)),
         ("peer-snapshot", Content::Peer(Lane::Snapshot, on(Lane::Snapshot))),
         (
