@@ -188,6 +188,7 @@ impl Flush<'_> {
                 change,
                 hard_state: Some(hard_state),
                 conf_state: None,
+                meta: None,
                 entries: vec![entry],
             }
         };

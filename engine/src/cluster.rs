@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
-use iroh_raft_core::{ClusterId, Consistency, Freshness, GroupId, GroupStatus, NodeId, RequestError};
+use iroh_raft_core::{
+    ClusterId, Consistency, Freshness, GroupId, GroupStatus, NodeId, RequestError, Retention,
+};
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::identity::EndpointId;
 use iroh_raft_netbridge::port::Rights;
@@ -241,6 +243,12 @@ impl<S> RaftClusterBuilder<S> {
     /// Number of groups, numbered from 1. Default 1.
     pub fn groups(mut self, count: u64) -> Self {
         self.config.groups = (1..=count).map(GroupId).collect();
+        self
+    }
+
+    /// How long a group keeps its records, the same on every node. Default: for ever.
+    pub fn retention(mut self, group: u64, retention: Retention) -> Self {
+        self.config.retention.push((GroupId(group), retention));
         self
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iroh_raft_core::batch::BATCH_HEADER_BYTES;
-use iroh_raft_core::{ClusterId, FlushSeq, GroupId, NodeId, Shard, ShardConfig, Timestamp};
+use iroh_raft_core::{ClusterId, FlushSeq, GroupId, NodeId, Retention, Shard, ShardConfig, Timestamp};
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::bridge::BridgeLimits;
 use iroh_raft_netbridge::wire::FrameLimits;
@@ -82,6 +82,9 @@ pub struct EngineConfig {
     /// Groups that exist on this cluster from the start, with a replica on every node. Groups that the
     /// data folder already holds are opened whether they are listed or not.
     pub groups: Vec<GroupId>,
+    /// How long groups keep their records; the same on all nodes, whose leaders trim by it. Default: none named,
+    /// which means for ever.
+    pub retention: Vec<(GroupId, Retention)>,
     /// Nodes that vote in groups that are new; the same on all nodes. The others hold a replica that
     /// takes no part until it is made a member. Default: none named, which means all.
     pub voters: Vec<NodeId>,
@@ -158,6 +161,7 @@ impl EngineConfig {
             clients: Vec::new(),
             shards: 1,
             groups: vec![GroupId(1)],
+            retention: Vec::new(),
             voters: Vec::new(),
             pinning,
             bridge_cpu: None,

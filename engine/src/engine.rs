@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_channel::oneshot;
 use glommio::ExecutorJoinHandle;
-use iroh_raft_core::batch::{Batch, RecordBlock};
+use iroh_raft_core::batch::{BatchHeader, Record, RecordBlock, records_of};
 use iroh_raft_core::{
-    AnswerOn, BusyReason, ConfState, Consistency, GroupId, GroupStatus, Index, MemberChange, NodeId, Offset,
-    RequestError, Term, shard_of,
+    AnswerOn, BusyReason, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, Index,
+    MemberChange, NodeId, Offset, RequestError, Term, WallTime, shard_of,
 };
 use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
 use iroh_raft_netbridge::identity::EndpointId;
@@ -21,6 +21,7 @@ use iroh_raft_netbridge::wire::{Answer, ClientBody, ReplyBody};
 use iroh_raft_storage::DataFolder;
 
 use crate::error::EngineError;
+use crate::tail::Tail;
 use iroh_raft_driver::lines::{Command, HandedOver, LeadershipError, LeadershipReply};
 use iroh_raft_driver::stats::{ShardCounters, ShardStats};
 
@@ -47,15 +48,39 @@ pub struct Records {
     pub from: Offset,
     /// Offset after this replica's last committed record.
     pub end: Offset,
+    next: Offset,
     batches: Vec<Bytes>,
 }
 
 impl Records {
-    /// The records from `from` on, each with its offset, read in place.
-    pub fn iter(&self) -> impl Iterator<Item = (Offset, &[u8])> {
+    pub(crate) fn new(from: Offset, end: Offset, batches: Vec<Bytes>) -> Records {
         // Batches were checked when they entered the log.
-        let batches = self.batches.iter().filter_map(|data| Batch::parse(data).ok());
-        batches.flat_map(|batch| batch.records()).filter(|(offset, _)| *offset >= self.from)
+        let last = batches.last().and_then(|data| BatchHeader::parse(data).ok());
+        let next = last.map_or(from, |header| header.end());
+        Records { from, end, next, batches }
+    }
+
+    /// The records from `from` on, read in place.
+    pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
+        records_of(&self.batches).filter(|record| record.offset >= self.from)
+    }
+
+    /// Where to read on: the offset after the last record here.
+    #[must_use]
+    pub fn next(&self) -> Offset {
+        self.next
+    }
+
+    /// Whether there is no record at or after the one asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// Bytes of the batches.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.batches.iter().map(Bytes::len).sum()
     }
 }
 
@@ -228,10 +253,81 @@ impl Engine {
     /// Reads committed records of this node's replica, about `bytes_max` bytes of them.
     ///
     /// # Errors
-    /// [`RequestError::PastEnd`] beyond the end; others as everywhere.
+    /// [`RequestError::PastEnd`] beyond the end, [`RequestError::BeforeStart`] for what was removed; others as everywhere.
     pub async fn read(&self, group: GroupId, from: Offset, bytes_max: u32) -> Result<Records, RequestError> {
-        match self.request(group, ClientBody::ReadRecords { from, bytes_max }).await? {
-            ReplyBody::Records { from, end, batches } => Ok(Records { from, end, batches }),
+        let (records_max, is_waiting) = (u32::MAX, false);
+        self.read_records(group, ClientBody::ReadRecords { from, bytes_max, records_max, is_waiting }).await
+    }
+
+    /// As [`read`](Engine::read), with a bound on the records as well (those of the last batch may exceed it), and
+    /// where there is no record yet it waits until there is one. Empty, with the end of the log, when there is
+    /// none within the request's deadline.
+    ///
+    /// # Errors
+    /// As [`read`](Engine::read), but for `PastEnd`.
+    pub async fn read_from(
+        &self,
+        group: GroupId,
+        from: Offset,
+        bytes_max: u32,
+        records_max: u32,
+    ) -> Result<Records, RequestError> {
+        let (records_max, is_waiting) = (records_max.max(1), true);
+        self.read_records(group, ClientBody::ReadRecords { from, bytes_max, records_max, is_waiting }).await
+    }
+
+    async fn read_records(&self, group: GroupId, body: ClientBody) -> Result<Records, RequestError> {
+        match self.request(group, body).await? {
+            ReplyBody::Records { from, end, batches, .. } => Ok(Records::new(from, end, batches)),
+            _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
+        }
+    }
+
+    /// Finds the first committed record of this node's replica that was written at a time or later, by the
+    /// leaders' clocks; they never run backwards within a group. Returns the end of the log when there is none.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn find(&self, group: GroupId, at: WallTime) -> Result<Offset, RequestError> {
+        match self.request(group, ClientBody::Find { at }).await? {
+            ReplyBody::Found { offset, .. } => Ok(offset),
+            _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
+        }
+    }
+
+    /// Follows the committed records of this node's replica from `from` on, in order, each once, without polling.
+    /// `credit_bytes`, 1 to 8 MiB, may wait for the consumer, and one entry of the log; one that is slow is
+    /// fed from the disk.
+    #[must_use]
+    pub fn tail(&self, group: GroupId, from: Offset, credit_bytes: u32) -> Tail {
+        Tail::new(self.clone(), group, from, credit_bytes)
+    }
+
+    /// A command to the group itself: a consumer's cursor, or a trim. Only the leader does it. Returns where the
+    /// cursor stands then, `None` when it is gone; of a trim the first record kept.
+    ///
+    /// # Errors
+    /// [`RequestError::CursorsFull`] for another consumer than there may be, [`RequestError::PastEnd`] beyond what is
+    /// committed; others as everywhere.
+    pub async fn command(
+        &self,
+        group: GroupId,
+        command: GroupCommand,
+    ) -> Result<Option<Offset>, RequestError> {
+        match self.request(group, ClientBody::Command(command)).await? {
+            ReplyBody::CommandDone { offset, .. } => Ok(offset),
+            _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
+        }
+    }
+
+    /// Where a consumer's cursor stands, with all that was acknowledged before; `None` when it has none. Only the
+    /// leader says so.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn cursor(&self, group: GroupId, name: CursorName) -> Result<Option<Offset>, RequestError> {
+        match self.request(group, ClientBody::FetchCursor { name }).await? {
+            ReplyBody::Cursor(offset) => Ok(offset),
             _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
         }
     }
@@ -394,17 +490,8 @@ impl Engine {
         group: GroupId,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, RequestError> {
-        let shard = shard_of(group, self.inner.shards.len() as u16);
-        let Some(shard) = self.inner.shards.get(usize::from(shard.0)) else {
-            return Err(RequestError::UnknownGroup);
-        };
-        if shard.is_closed.load(Ordering::SeqCst) {
-            return Err(RequestError::ShuttingDown);
-        }
         let (reply, mut answer) = oneshot::channel();
-        if shard.commands.push(command(reply)).is_err() {
-            return Err(RequestError::busy(BusyReason::Ring));
-        }
+        let shard = self.push(group, command(reply))?;
         // The shard sets it before it empties the ring for the last time: it may have taken this one,
         // or left it there for good. Or it ended before it answered.
         let answer = if shard.is_closed.load(Ordering::SeqCst) {
@@ -413,6 +500,30 @@ impl Engine {
             answer.await.ok()
         };
         answer.ok_or(RequestError::OutcomeUnknown { leader: None })
+    }
+}
+
+impl Engine {
+    /// Gives a command to a group's shard.
+    pub(crate) fn push(&self, group: GroupId, command: Command) -> Result<&ShardHandle, RequestError> {
+        let shard = shard_of(group, self.inner.shards.len() as u16);
+        let Some(shard) = self.inner.shards.get(usize::from(shard.0)) else {
+            return Err(RequestError::UnknownGroup);
+        };
+        if shard.is_closed.load(Ordering::SeqCst) {
+            return Err(RequestError::ShuttingDown);
+        }
+        match shard.commands.push(command) {
+            Ok(()) => Ok(shard),
+            Err(_) => Err(RequestError::busy(BusyReason::Ring)),
+        }
+    }
+
+    /// Says something to a group's shard whose answer nobody waits for.
+    pub(crate) fn tell(&self, group: GroupId, body: ClientBody) -> Result<(), RequestError> {
+        let (reply, _) = oneshot::channel();
+        let deadline = self.inner.request_deadline;
+        self.push(group, Command::Request { group, deadline, body, reply }).map(drop)
     }
 }
 

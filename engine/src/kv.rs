@@ -2,9 +2,13 @@
 
 #![expect(missing_docs, reason = "the archived types that rkyv derives have no documentation")]
 
-use std::collections::BTreeMap;
+mod buckets;
 
-use iroh_raft_driver::state_machine::{ApplyContext, Message, StateMachine};
+use iroh_raft_driver::state_machine::{
+    ApplyContext, Message, Restore, RestoreError, SnapshotView, StateMachine,
+};
+
+use buckets::Buckets;
 
 /// A change of the store.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Clone, PartialEq, Eq, Debug)]
@@ -62,10 +66,10 @@ pub enum KvAnswer {
     Hash(u64),
 }
 
-/// A key-value store in memory, rebuilt from the log at start.
+/// A key-value store in memory, rebuilt at start from its last snapshot and the log after it.
 #[derive(Clone, Default, Debug)]
 pub struct KeyValue {
-    values: BTreeMap<String, Vec<u8>>,
+    values: Buckets,
 }
 
 impl StateMachine for KeyValue {
@@ -78,44 +82,48 @@ impl StateMachine for KeyValue {
         match command {
             ArchivedKvCommand::Put { key, value } => KvResponse {
                 is_done: true,
-                previous: self.values.insert(key.as_str().to_owned(), value.to_vec()),
+                previous: self.values.insert(key.as_str(), value).map(|value| value.to_vec()),
             },
             ArchivedKvCommand::CompareAndSet { key, expected, value } => {
-                let previous = self.values.get(key.as_str()).cloned();
+                let previous = self.values.get(key.as_str()).map(<[u8]>::to_vec);
                 let is_done = previous.as_deref() == expected.as_ref().map(|value| value.as_slice());
                 if is_done {
-                    self.values.insert(key.as_str().to_owned(), value.to_vec());
+                    self.values.insert(key.as_str(), value);
                 }
                 KvResponse { is_done, previous }
             }
             ArchivedKvCommand::Delete { key } => {
-                KvResponse { is_done: true, previous: self.values.remove(key.as_str()) }
+                let previous = self.values.remove(key.as_str()).map(|value| value.to_vec());
+                KvResponse { is_done: true, previous }
             }
         }
     }
 
     fn query(&self, query: <KvQuery as Message>::View<'_>) -> KvAnswer {
         match query {
-            ArchivedKvQuery::Value { key } => KvAnswer::Value(self.values.get(key.as_str()).cloned()),
+            ArchivedKvQuery::Value { key } => {
+                KvAnswer::Value(self.values.get(key.as_str()).map(<[u8]>::to_vec))
+            }
             ArchivedKvQuery::Hash => KvAnswer::Hash(self.hash()),
         }
+    }
+
+    fn snapshot(&self) -> Option<Box<dyn SnapshotView>> {
+        Some(self.values.freeze())
+    }
+
+    fn restore(&mut self, step: Restore<'_>) -> Result<(), RestoreError> {
+        self.values.restore(step)
     }
 }
 
 impl KeyValue {
     /// FNV-1a over lengths, keys and values: the same on every build and machine.
     fn hash(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let mut mix = |bytes: &[u8]| {
-            for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
-        for (key, value) in &self.values {
-            mix(key.as_bytes());
-            mix(value);
-        }
-        hash
+        let mix =
+            |hash, bytes: &[u8]| buckets::fnv(buckets::fnv(hash, &(bytes.len() as u64).to_le_bytes()), bytes);
+        let pairs = self.values.pairs();
+        pairs.fold(buckets::FNV_BASIS, |hash, (key, value)| mix(mix(hash, key.as_bytes()), value))
     }
 }
 

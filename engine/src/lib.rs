@@ -23,8 +23,10 @@ mod mover_thread;
 mod preflight;
 mod reader_thread;
 mod record;
+mod snapshot_thread;
 mod spare_memory;
 mod start;
+mod tail;
 mod writer_thread;
 
 pub use cluster::{ClusterError, LogOnly, RaftCluster, RaftClusterBuilder, cluster_id};
@@ -32,19 +34,24 @@ pub use config::{EngineConfig, Pinning, Preset, RecordingConfig};
 pub use engine::{Appended, Engine, EngineStats, Records};
 pub use error::EngineError;
 pub use iroh_raft_core as core;
+pub use iroh_raft_core::batch::Record;
 pub use iroh_raft_core::{
-    ConfState, Consistency, Freshness, GroupId, GroupStatus, LeaseReads, MemberChange, MemberRole,
-    MembersRefusal, NodeId, Offset, RequestError, Retry, Role, ShardConfig, SpreadConfig, TransferError,
+    ConfState, Consistency, CursorName, Freshness, GroupCommand, GroupId, GroupStatus, LeaseReads,
+    MemberChange, MemberRole, MembersRefusal, NodeId, Offset, RequestError, Retention, Retry, Role,
+    ShardConfig, SnapshotConfig, SpreadConfig, TransferError, WallTime,
 };
 pub use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 pub use iroh_raft_driver::recording;
-pub use iroh_raft_driver::state_machine::{self, ApplyContext, Message, StateMachine};
+pub use iroh_raft_driver::state_machine::{
+    self, ApplyContext, Message, Restore, RestoreError, SnapshotView, StateMachine,
+};
 pub use iroh_raft_driver::stats;
 pub use iroh_raft_netbridge as net;
 pub use iroh_raft_netbridge::identity::{EndpointId, Identity};
 pub use iroh_raft_netbridge::port::Rights;
 pub use iroh_raft_netbridge::wire::Answer;
 pub use iroh_raft_storage as storage;
+pub use tail::Tail;
 
 /// Everything a first program needs.
 pub mod prelude {

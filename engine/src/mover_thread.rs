@@ -20,12 +20,12 @@ const SCRUB_STEP_BYTES: u64 = 1 << 20;
 /// Shortest pause between two steps of a scrub: an almost empty shard is not read over and over.
 const SCRUB_PAUSE_MIN: Duration = Duration::from_millis(100);
 
-/// A mover's failure, for its shard's writer: a journal that cannot be moved cannot go on.
+/// A failure of the log file, for its shard's writer: a journal that cannot be moved cannot go on.
 #[derive(Debug, Default)]
 pub(crate) struct MoverFailure(Mutex<Option<StorageError>>);
 
 impl MoverFailure {
-    fn set(&self, error: StorageError) {
+    pub(crate) fn set(&self, error: StorageError) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 

@@ -14,6 +14,7 @@ use iroh_raft_core::{
 };
 use iroh_raft_driver::lines::Closing;
 use iroh_raft_driver::recording::Origin;
+use iroh_raft_driver::snapshots::{SnapshotWorker, Snapshots};
 use iroh_raft_driver::{Driver, DriverParts, Observer};
 use iroh_raft_netbridge::bridge::{Bridge, BridgeConfig, EpochRefusal, PeerEpochs};
 use iroh_raft_netbridge::identity::Identity;
@@ -30,6 +31,7 @@ use crate::engine::{Engine, Executor, Failure, Inner, ShardHandle, Threads};
 use crate::error::EngineError;
 use crate::mover_thread::{MoverFailure, MoverLine, MoverPort, Scrub};
 use crate::reader_thread::{self, ReaderPort};
+use crate::snapshot_thread::{self, SnapshotPort};
 use crate::writer_thread::WriterPort;
 use crate::{awake, membarrier, mover_thread, preflight, record, writer_thread};
 use iroh_raft_driver::state_machine::MachineFactory;
@@ -44,6 +46,9 @@ const FETCHES_OPEN_MAX: usize = 1024;
 const FINDINGS_WAITING_MAX: usize = 256;
 /// Requests of this process that wait for a shard's next turn; more are refused as busy.
 const COMMANDS_WAITING_MAX: usize = 8192;
+/// Jobs of a shard's snapshots at the snapshot thread, and answers; more wait in the shard, which has a few for each
+/// transfer.
+const SNAPSHOT_JOBS_MAX: usize = 256;
 
 /// Starts a node. Blocks for as long as recovery takes.
 ///
@@ -116,13 +121,16 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         reader_doorbell: Doorbell::new(),
         mover_ports: Vec::new(),
         mover_doorbell: Doorbell::new(),
+        snapshot_ports: Vec::new(),
+        snapshot_doorbell: Doorbell::new(),
     };
     let parts = opened.into_iter().zip(shard_ports).zip(&shard_doorbells).zip(&placements);
     let mut started = Ok(());
     for (((open, port), doorbell), placement) in parts {
         started = started.and_then(|()| starting.start_shard(open, port, doorbell, placement));
     }
-    let started = started.and_then(|()| starting.start_reader()).and_then(|()| starting.start_mover());
+    let started = started.and_then(|()| starting.start_reader());
+    let started = started.and_then(|()| starting.start_mover()).and_then(|()| starting.start_snapshots());
     let Starting { threads, handles, .. } = starting;
     let engine = Engine::new(Inner {
         node: config.node,
@@ -202,6 +210,8 @@ struct Starting<'a> {
     reader_doorbell: Arc<Doorbell>,
     mover_ports: Vec<MoverPort>,
     mover_doorbell: Arc<Doorbell>,
+    snapshot_ports: Vec<SnapshotPort>,
+    snapshot_doorbell: Arc<Doorbell>,
 }
 
 impl Starting<'_> {
@@ -228,7 +238,17 @@ impl Starting<'_> {
         self.reader_ports.push(ReaderPort { reader: open.reader, fetches: fetch_queue, answers });
         let (finding_sender, findings) = ring(FINDINGS_WAITING_MAX, doorbell);
         let (due, move_due) = ring(1, &self.mover_doorbell);
+        let (jobs, job_queue) = ring(SNAPSHOT_JOBS_MAX, &self.snapshot_doorbell);
+        let (snapshots_done, done) = ring(SNAPSHOT_JOBS_MAX, doorbell);
         let failure = Arc::<MoverFailure>::default();
+        let snapshots = Snapshots::new(jobs, done);
+        self.snapshot_ports.push(SnapshotPort {
+            worker: SnapshotWorker::new(open.snapshots),
+            jobs: job_queue,
+            done: snapshots_done,
+            writer: writer_doorbell.clone(),
+            failure: failure.clone(),
+        });
         self.mover_ports.push(MoverPort {
             shard: shard_id,
             mover: open.mover,
@@ -292,6 +312,7 @@ impl Starting<'_> {
                     fetches,
                     fetched,
                     findings,
+                    snapshots,
                     machines: group_ids.into_iter().filter_map(made).collect::<BTreeMap<_, _>>(),
                     counters,
                     closing: Closing(is_closed),
@@ -346,6 +367,19 @@ impl Starting<'_> {
         Ok(())
     }
 
+    fn start_snapshots(&mut self) -> Result<(), EngineError> {
+        let ports = std::mem::take(&mut self.snapshot_ports);
+        let snapshots = snapshot_thread::spawn(
+            ports,
+            self.snapshot_doorbell.clone(),
+            self.threads.stop.clone(),
+            self.failure.clone(),
+        )?;
+        self.threads.helpers.push(("snapshots".into(), snapshots));
+        self.threads.doorbells.push(self.snapshot_doorbell.clone());
+        Ok(())
+    }
+
     /// The groups of a shard: those that its journal holds, and the configured ones that are new.
     fn groups_of(&self, shard: ShardId, stored: Vec<GroupState>) -> Vec<GroupState> {
         let mut voters = self.config.voters.clone();
@@ -366,6 +400,8 @@ impl Starting<'_> {
         }
         for state in groups.values_mut() {
             state.has_state_machine = (self.machines)(state.group).is_some();
+            let kept = self.config.retention.iter().find(|(group, _)| *group == state.group);
+            state.retention = kept.map(|(_, retention)| *retention).unwrap_or_default();
         }
         groups.into_values().collect()
     }

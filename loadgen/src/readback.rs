@@ -69,8 +69,8 @@ async fn replica(
     let (sender, mut answers) = mpsc::channel(ANSWERS_AHEAD_MAX);
     let reader = tokio::spawn(read_all(client.clone(), node, group, sender));
     while let Some(records) = answers.recv().await {
-        for (offset, record) in records.iter() {
-            audit.handle_record(offset.0, record);
+        for record in records.iter() {
+            audit.handle_record(record.offset.0, record.data);
         }
     }
     let from = audit.next();

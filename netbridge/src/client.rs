@@ -19,13 +19,17 @@ mod error;
 mod lines;
 mod records;
 mod route;
+mod tail;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use iroh_raft_core::{AnswerOn, ConfState, Consistency, GroupId, GroupStatus, MemberChange, NodeId, Offset};
+use iroh_raft_core::{
+    AnswerOn, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, MemberChange, NodeId,
+    Offset, WallTime,
+};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -34,10 +38,12 @@ use crate::wire::ClientBody;
 
 pub use crate::allow::PeerAddress;
 pub use crate::wire::Answer;
-pub use call::{Appended, Completion};
-pub use config::{ClientConfig, ClientLimits};
+pub use call::{Appended, Completion, Found};
+pub use config::{ClientConfig, ClientLimits, TailOptions};
 pub use error::ClientError;
+pub use iroh_raft_core::batch::Record;
 pub use records::Records;
+pub use tail::Tail;
 
 use call::{Ask, CALL_BYTES, CompletionQueue, Outcome, Part, QueueUser, Sink, Target, Work};
 use lines::Arrival;
@@ -211,7 +217,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; [`PastEnd`](iroh_raft_core::RequestError::PastEnd) when the replica has not
-    /// come that far.
+    /// come that far, [`BeforeStart`](iroh_raft_core::RequestError::BeforeStart) when the record was trimmed.
     pub async fn read(
         &self,
         node: NodeId,
@@ -219,10 +225,125 @@ impl Client {
         from: Offset,
         bytes_max: u32,
     ) -> Result<Records, ClientError> {
+        self.read_records(node, group, from, (bytes_max, u32::MAX), false).await
+    }
+
+    /// As [`read`](Client::read), with a bound on the records as well (those of the last batch may exceed it), and
+    /// where there is no record yet it waits until there is one. Empty, with the end of the log, when there is
+    /// none within the client's deadline.
+    ///
+    /// # Errors
+    /// As [`read`](Client::read), but for `PastEnd`.
+    pub async fn read_from(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        from: Offset,
+        bytes_max: u32,
+        records_max: u32,
+    ) -> Result<Records, ClientError> {
+        self.read_records(node, group, from, (bytes_max, records_max.max(1)), true).await
+    }
+
+    async fn read_records(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        from: Offset,
+        (bytes_max, records_max): (u32, u32),
+        is_waiting: bool,
+    ) -> Result<Records, ClientError> {
         let target = self.shared().node_at(node)?;
-        match self.ask(group, ClientBody::ReadRecords { from, bytes_max }, target).await? {
+        let body = ClientBody::ReadRecords { from, bytes_max, records_max, is_waiting };
+        match self.ask(group, body, target).await? {
             Outcome::Records(records) => Ok(records),
             _ => unreachable!("succeed() gives a read nothing else"),
+        }
+    }
+
+    /// Finds the first committed record of this very replica that was written at a time or later, by the leaders'
+    /// clocks, which never run backwards within a group.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn find(&self, node: NodeId, group: GroupId, at: WallTime) -> Result<Found, ClientError> {
+        let target = self.shared().node_at(node)?;
+        match self.ask(group, ClientBody::Find { at }, target).await? {
+            Outcome::Found(found) => Ok(found),
+            _ => unreachable!("succeed() gives a search nothing else"),
+        }
+    }
+
+    /// Follows a group's committed records from `from` on, in order, each once: as they are committed, without
+    /// polling, at any node, across changes of leaders and lost connections.
+    ///
+    /// # Errors
+    /// [`ClientError::UnknownNode`] when the node of the options is not configured.
+    pub fn tail(&self, group: GroupId, from: Offset, options: TailOptions) -> Result<Tail, ClientError> {
+        let credit_bytes = options.credit_bytes.clamp(1, tail::CREDIT_BYTES_MAX);
+        Tail::new(self.clone(), group, from, TailOptions { credit_bytes, ..options })
+    }
+
+    /// Says that a consumer has done with all records before `offset`: its cursor is there, on a quorum's stable
+    /// storage, or further if it was. Returns where it stands. Never beyond the committed end.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`CursorsFull`](iroh_raft_core::RequestError::CursorsFull) for another consumer than there
+    /// may be.
+    pub async fn commit_cursor(
+        &self,
+        group: GroupId,
+        name: CursorName,
+        offset: Offset,
+    ) -> Result<Offset, ClientError> {
+        self.command(group, GroupCommand::CommitCursor { name, offset }).await.map(Option::unwrap_or_default)
+    }
+
+    /// Puts a consumer's cursor somewhere, be it back.
+    ///
+    /// # Errors
+    /// As [`commit_cursor`](Client::commit_cursor); [`OutcomeUnknown`](ClientError::OutcomeUnknown) as for an append.
+    pub async fn set_cursor(
+        &self,
+        group: GroupId,
+        name: CursorName,
+        offset: Offset,
+    ) -> Result<Offset, ClientError> {
+        self.command(group, GroupCommand::SetCursor { name, offset }).await.map(Option::unwrap_or_default)
+    }
+
+    /// Forgets a consumer. One that is not known is no error.
+    ///
+    /// # Errors
+    /// As [`set_cursor`](Client::set_cursor).
+    pub async fn drop_cursor(&self, group: GroupId, name: CursorName) -> Result<(), ClientError> {
+        self.command(group, GroupCommand::DropCursor { name }).await.map(drop)
+    }
+
+    /// Where a consumer's cursor stands, with all that was acknowledged before; `None` when it has none.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn cursor(&self, group: GroupId, name: CursorName) -> Result<Option<Offset>, ClientError> {
+        match self.ask(group, ClientBody::FetchCursor { name }, Target::Leader).await? {
+            Outcome::Offset(offset) => Ok(offset),
+            _ => unreachable!("succeed() gives a cursor nothing else"),
+        }
+    }
+
+    /// Lets go of all records before `before`, on all replicas. Returns the first record that is kept, which never
+    /// moves back. Needs the right to manage.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`PastEnd`](iroh_raft_core::RequestError::PastEnd) beyond what is committed.
+    pub async fn trim(&self, group: GroupId, before: Offset) -> Result<Offset, ClientError> {
+        self.command(group, GroupCommand::Trim { before }).await.map(Option::unwrap_or_default)
+    }
+
+    async fn command(&self, group: GroupId, command: GroupCommand) -> Result<Option<Offset>, ClientError> {
+        match self.ask(group, ClientBody::Command(command), Target::Leader).await? {
+            Outcome::Offset(offset) => Ok(offset),
+            _ => unreachable!("succeed() gives a command nothing else"),
         }
     }
 

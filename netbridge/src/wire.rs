@@ -11,7 +11,7 @@
 
 use bytes::Bytes;
 use iroh_raft_core::batch::BatchError;
-use iroh_raft_core::{MessageKind, ShardId};
+use iroh_raft_core::{GroupCommandError, MessageKind, ShardId};
 
 mod archive;
 mod client;
@@ -68,7 +68,7 @@ impl Lane {
             | MessageKind::ReadIndex
             | MessageKind::ReadIndexResponse => Lane::Heartbeat,
             MessageKind::Append | MessageKind::AppendResponse => Lane::Append,
-            MessageKind::Snapshot => Lane::Snapshot,
+            MessageKind::Snapshot | MessageKind::SnapshotChunk | MessageKind::SnapshotAck => Lane::Snapshot,
         }
     }
 
@@ -235,6 +235,9 @@ pub enum FrameError {
     /// A block of records that is none.
     #[error("a block is malformed: {0}")]
     Block(#[from] BatchError),
+    /// A command to a group, or a cursor's name, that is none.
+    #[error("a command to a group is malformed: {0}")]
+    GroupCommand(#[from] GroupCommandError),
     /// Text that is not UTF-8.
     #[error("a text is not UTF-8")]
     Text,
@@ -345,7 +348,7 @@ fn check_size(what: &'static str, bytes: u32, bytes_max: u32) -> Result<(), Fram
 pub struct OutFrame {
     /// To be written in this order.
     pub chunks: Vec<Bytes>,
-    /// Messages, requests or answers in it; a handshake counts as one.
+    /// Messages, requests or ended requests in it; a handshake counts as one.
     pub items: u32,
 }
 

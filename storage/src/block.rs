@@ -11,7 +11,7 @@
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
     ConfState, EntryKind, FlushSeq, GroupAppend, GroupId, HardState, Index, LogChange, LogStart, NodeId,
-    Offset, ShardId, Term, TermRun,
+    Offset, ShardId, Term, TermRun, has_records,
 };
 
 use crate::cursor::{Cursor, Pen};
@@ -27,12 +27,14 @@ const PART_HEADER_BYTES: usize = 40;
 const HARD_STATE_BYTES: usize = 24;
 const CHANGE_BYTES: usize = 32;
 const CONF_STATE_HEADER_BYTES: usize = 16;
+const META_HEADER_BYTES: usize = 4;
 pub(crate) const ENTRY_ROW_BYTES: usize = 16;
 const FLAG_HARD_STATE: u16 = 1;
 const FLAG_CONF_STATE: u16 = 2;
 const FLAG_CHANGE: u16 = 4;
 const FLAG_CARRIED: u16 = 8;
-const FLAGS: u16 = FLAG_HARD_STATE | FLAG_CONF_STATE | FLAG_CHANGE | FLAG_CARRIED;
+const FLAG_META: u16 = 16;
+const FLAGS: u16 = FLAG_HARD_STATE | FLAG_CONF_STATE | FLAG_CHANGE | FLAG_CARRIED | FLAG_META;
 
 const _: () = assert!(BLOCK_BYTES_MAX <= u32::MAX as usize);
 
@@ -164,7 +166,8 @@ pub(crate) fn part_bytes(part: &GroupAppend) -> usize {
     let change = part.change.map_or(0, |_| CHANGE_BYTES);
     let hard_state = part.hard_state.map_or(0, |_| HARD_STATE_BYTES);
     let conf_state = part.conf_state.as_ref().map_or(0, conf_state_bytes);
-    PART_HEADER_BYTES + change + hard_state + conf_state + part.entries.len() * ENTRY_ROW_BYTES
+    let meta = part.meta.as_ref().map_or(0, |meta| META_HEADER_BYTES + meta.len());
+    PART_HEADER_BYTES + change + hard_state + conf_state + meta + part.entries.len() * ENTRY_ROW_BYTES
 }
 
 /// Bytes of the data of one group's entries.
@@ -188,7 +191,8 @@ fn encode_part(pen: &mut Pen<'_>, new: &NewPart<'_>) {
         flag(part.hard_state.is_some(), FLAG_HARD_STATE)
             | flag(part.conf_state.is_some(), FLAG_CONF_STATE)
             | flag(part.change.is_some(), FLAG_CHANGE)
-            | flag(new.is_carried, FLAG_CARRIED),
+            | flag(new.is_carried, FLAG_CARRIED)
+            | flag(part.meta.is_some(), FLAG_META),
     );
     pen.u16(0);
     pen.u32(u32::try_from(part.entries.len()).expect("a block below 1 GiB has fewer than 2^32 entries"));
@@ -204,6 +208,10 @@ fn encode_part(pen: &mut Pen<'_>, new: &NewPart<'_>) {
     }
     if let Some(conf) = &part.conf_state {
         encode_conf_state(pen, conf);
+    }
+    if let Some(meta) = &part.meta {
+        pen.u32(u32::try_from(meta.len()).expect("a block is below 1 GiB"));
+        pen.put(meta);
     }
     for entry in &part.entries {
         encode_entry_row(pen, entry.term, entry.data.len(), entry.kind);
@@ -401,6 +409,7 @@ pub(crate) struct Part<'a> {
     pub(crate) change: Option<LogChange>,
     pub(crate) hard_state: Option<HardState>,
     pub(crate) conf_state: Option<ConfState>,
+    pub(crate) meta: Option<&'a [u8]>,
     /// Index of the first entry; meaningless without entries.
     pub(crate) first: Index,
     /// Number of entries.
@@ -435,6 +444,7 @@ impl<'a> Part<'a> {
         let change = if has(FLAG_CHANGE) { Some(parse_change(&mut cursor)?) } else { None };
         let hard_state = if has(FLAG_HARD_STATE) { Some(parse_hard_state(&mut cursor)?) } else { None };
         let conf_state = if has(FLAG_CONF_STATE) { Some(parse_conf_state(&mut cursor)?) } else { None };
+        let meta = if has(FLAG_META) { Some(parse_meta(&mut cursor)?) } else { None };
         let rows = cursor.bytes((count as usize).checked_mul(ENTRY_ROW_BYTES)?)?;
         let place = PartPlace {
             position: u32::try_from(position).ok()?,
@@ -449,6 +459,7 @@ impl<'a> Part<'a> {
             change,
             hard_state,
             conf_state,
+            meta,
             first,
             count,
             base,
@@ -581,10 +592,15 @@ pub(crate) fn parse_conf_state(cursor: &mut Cursor<'_>) -> Option<ConfState> {
     })
 }
 
+fn parse_meta<'a>(cursor: &mut Cursor<'a>) -> Option<&'a [u8]> {
+    let bytes = cursor.u32()? as usize;
+    cursor.bytes(bytes)
+}
+
 /// Offset after the records of an entry that begins at `at`; `None` if its data is not what such an
 /// entry holds there.
 pub(crate) fn offset_after(kind: EntryKind, data: &[u8], at: Offset) -> Result<Offset, OffsetError> {
-    if kind != EntryKind::Normal || data.is_empty() {
+    if !has_records(kind, data) {
         return Ok(at);
     }
     let header = BatchHeader::parse(data).map_err(|_| OffsetError::NotABatch)?;

@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::path::Path;
 
 use iroh_raft_core::batch::Batch;
+use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
     EntryKind, Fetch, FetchError, FetchFrom, FetchId, FlushSeq, GroupId, GroupState, Index, LogDamage,
     LogEntry, NodeId, ShardId,
@@ -228,6 +229,10 @@ fn describe_entry(entry: &LogEntry) -> String {
     let mut text = format!("index {index} term {term} ");
     let _ = match kind {
         EntryKind::Normal if data.is_empty() => writeln!(text, "empty"),
+        EntryKind::Normal if entry.group_commands().is_some() => match GroupCommands::decode(data) {
+            Ok(GroupCommands { at, commands }) => writeln!(text, "commands at {} ms {commands:?}", at.0),
+            Err(error) => writeln!(text, "bytes {} that are no commands: {error}", data.len()),
+        },
         EntryKind::Normal => match Batch::parse(data) {
             Ok(batch) => {
                 let _ = writeln!(text, "batch of {} at {} ms", batch.count(), batch.at().0);

@@ -3,6 +3,7 @@
 //! FORMAT.md, "Log file", has the bytes. A block is written once and never changed. Beside each
 //! block stands a small index row, so that opening reads no block.
 
+use bytes::Bytes;
 use iroh_raft_core::{EntryKind, GroupId, Index, LogStart, Offset, ShardId, Term, TermRun};
 
 use crate::block::{
@@ -256,6 +257,7 @@ pub(crate) struct GroupRow {
     pub(crate) checksum: u32,
     pub(crate) hard_state: iroh_raft_core::HardState,
     pub(crate) conf_state: iroh_raft_core::ConfState,
+    pub(crate) meta: Bytes,
 }
 
 impl GroupRow {
@@ -268,11 +270,12 @@ impl GroupRow {
             checksum: log.cold_checksum,
             hard_state: log.hard_state,
             conf_state: log.conf_state.clone(),
+            meta: log.meta.clone(),
         }
     }
 
     pub(crate) fn encode(&self, group: GroupId) -> Vec<u8> {
-        let mut row = vec![0; 8 + 24 + 16 + 24 + conf_state_bytes(&self.conf_state)];
+        let mut row = vec![0; 8 + 24 + 16 + 24 + conf_state_bytes(&self.conf_state) + self.meta.len()];
         let mut pen = Pen::new(&mut row);
         pen.u16(LOG_VERSION);
         pen.u16(0);
@@ -284,6 +287,7 @@ impl GroupRow {
         pen.u64(self.moved_end.0);
         encode_hard_state(&mut pen, self.hard_state);
         encode_conf_state(&mut pen, &self.conf_state);
+        pen.put(&self.meta);
         sealed(&[group.0], row)
     }
 
@@ -302,12 +306,10 @@ impl GroupRow {
         let moved_end = Offset(cursor.u64()?);
         let hard_state = parse_hard_state(&mut cursor)?;
         let conf_state = parse_conf_state(&mut cursor)?;
-        let is_possible = version == LOG_VERSION
-            && reserved == 0
-            && cursor.left() == 0
-            && moved >= start.index
-            && moved_end >= start.offset;
-        is_possible.then_some(GroupRow { start, moved, moved_end, checksum, hard_state, conf_state })
+        let meta = Bytes::copy_from_slice(cursor.bytes(cursor.left())?);
+        let is_possible =
+            version == LOG_VERSION && reserved == 0 && moved >= start.index && moved_end >= start.offset;
+        is_possible.then_some(GroupRow { start, moved, moved_end, checksum, hard_state, conf_state, meta })
     }
 }
 

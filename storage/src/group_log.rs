@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use iroh_raft_core::{ConfState, FlushSeq, HardState, Index, LogChange, LogStart, Offset};
 
 use crate::block::PartPlace;
@@ -54,6 +55,7 @@ pub(crate) struct GroupLog {
     pub(crate) incarnation: u64,
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
+    pub(crate) meta: Bytes,
     start: LogStart,
     cold: VecDeque<ColdSpan>,
     /// Last index in the log file, or where the log starts.
@@ -327,6 +329,18 @@ impl GroupLog {
         }
         let hot = self.hot.partition_point(|span| span.base <= from).saturating_sub(1);
         Some(self.plan(self.cold.len(), hot, to, bytes_max))
+    }
+
+    /// Where to read from the oldest block on from which on there are at most `bytes` in all, as they are stored.
+    pub(crate) fn plan_newest(&self, bytes: u64, to: Index, bytes_max: usize) -> Option<ReadPlan> {
+        let mut left = bytes;
+        let mut fits = |bytes: u32| left.checked_sub(u64::from(bytes)).map(|rest| left = rest).is_some();
+        let hot = self.hot.iter().rev().take_while(|span| fits(span.data_bytes)).count();
+        if hot < self.hot.len() {
+            return (hot > 0).then(|| self.plan(self.cold.len(), self.hot.len() - hot, to, bytes_max));
+        }
+        let cold = self.cold.iter().rev().take_while(|span| fits(span.bytes)).count();
+        Some(self.plan(self.cold.len() - cold, 0, to, bytes_max))
     }
 
     fn plan(&self, cold: usize, hot: usize, to: Index, bytes_max: usize) -> ReadPlan {

@@ -249,6 +249,7 @@ impl StoredGroup {
         let mut log = GroupLog::from_log_file(row.start, row.moved, row.moved_end, row.checksum);
         log.hard_state = row.hard_state;
         log.conf_state = row.conf_state;
+        log.meta = row.meta;
         StoredGroup { log, term_runs: Vec::new(), conf_changes: Vec::new(), damage: None }
     }
 

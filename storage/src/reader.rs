@@ -78,6 +78,7 @@ impl LogReader {
         let plan = match fetch.from {
             FetchFrom::Index(from) => log.plan_by_index(from, fetch.to, fetch.bytes_max),
             FetchFrom::Offset(from) => log.plan_by_offset(from, fetch.to, fetch.bytes_max),
+            FetchFrom::Newest { bytes } => log.plan_newest(bytes, fetch.to, fetch.bytes_max),
         };
         plan.filter(|plan| !plan.sources.is_empty()).ok_or(FetchError::Missing)
     }
@@ -147,7 +148,7 @@ impl LogReader {
         tracing::error!(shard = %self.identity.shard, group = %fetch.group, ?error, "reading the log failed");
         match fetch.from {
             FetchFrom::Index(first) if error.is_damage() => FetchError::Corrupt { first, last: fetch.to },
-            FetchFrom::Offset(_) if error.is_damage() => {
+            FetchFrom::Offset(_) | FetchFrom::Newest { .. } if error.is_damage() => {
                 FetchError::Corrupt { first: Index(1), last: fetch.to }
             }
             _ => FetchError::Io,
@@ -176,6 +177,7 @@ impl Reading<'_> {
             let is_before = match self.fetch.from {
                 FetchFrom::Index(from) => entry.index < from,
                 FetchFrom::Offset(from) => self.entries.is_empty() && end <= from,
+                FetchFrom::Newest { .. } => false,
             };
             let is_known = self.entries.last().is_some_and(|last| entry.index <= last.index);
             if is_before || is_known || entry.index <= self.start {

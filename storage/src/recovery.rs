@@ -8,8 +8,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use iroh_raft_core::mutants::{self, Mutant};
-use iroh_raft_core::{FlushSeq, GroupId, GroupState, Index, LogChange, LogDamage, LogEntry, TermRun};
+use iroh_raft_core::{
+    FlushSeq, GroupId, GroupState, Index, LogChange, LogDamage, LogEntry, Retention, TermRun,
+};
 
 use crate::block::{Block, BlockError, ChainEnd, JournalIdentity, Part, offset_after};
 use crate::cold_block::GroupRow;
@@ -381,7 +384,10 @@ impl Scan {
     fn take_part(&mut self, part: &Part<'_>, raw: &RawBlock<'_>, key: FlushSeq) {
         if let Some(change) = part.change {
             self.take_change(part.group, change, key);
-            let is_all = part.hard_state.is_none() && part.conf_state.is_none() && part.count == 0;
+            let is_all = part.hard_state.is_none()
+                && part.conf_state.is_none()
+                && part.meta.is_none()
+                && part.count == 0;
             if change == LogChange::Remove && is_all {
                 return;
             }
@@ -397,6 +403,9 @@ impl Scan {
         if let Some(conf_state) = &part.conf_state {
             log.conf_state.clone_from(conf_state);
         }
+        if let Some(meta) = part.meta {
+            log.meta = Bytes::copy_from_slice(meta);
+        }
     }
 
     fn take_change(&mut self, group: GroupId, change: LogChange, key: FlushSeq) {
@@ -407,7 +416,7 @@ impl Scan {
             LogChange::Remove if is_moved && recovering.is_stored => {
                 let log = self.index.group(group);
                 log.drop_hot();
-                (log.hard_state, log.conf_state) = Default::default();
+                (log.hard_state, log.conf_state, log.meta) = Default::default();
                 recovering.forget_after(log.moved());
             }
             LogChange::Remove => {
@@ -546,6 +555,8 @@ impl Scan {
                 group,
                 hard_state: log.hard_state,
                 conf_state: log.conf_state.clone(),
+                meta: log.meta.clone(),
+                retention: Retention::default(),
                 is_durable: true,
                 start: log.start(),
                 term_runs: recovering.term_runs,
@@ -553,6 +564,7 @@ impl Scan {
                 next_offset: log.next_offset(),
                 tail: tails.remove(&group).unwrap_or_default(),
                 conf_changes: recovering.conf_changes,
+                snapshot: None,
                 damage: damage.map(|(first, last)| LogDamage { first, last }),
                 has_state_machine: false,
             });

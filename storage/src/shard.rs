@@ -143,13 +143,18 @@ pub(crate) fn open(
     let index = Arc::new(SharedIndex::new(recovered.index));
     let bounds = Bounds { journal_bytes_max: options.journal_bytes_max, move_bytes: options.move_bytes };
     let space = Space::new(disk.clone(), folder, options.free_bytes_min);
+    let snapshots = SnapshotStore::new(log.clone(), recovered.snapshots);
+    let mut groups = recovered.groups;
+    for state in &mut groups {
+        state.snapshot = snapshots.found(state.group)?;
+    }
     Ok(OpenShard {
         writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end, bounds, space),
         mover: Mover::new(journal.clone(), log.clone(), index.clone(), bounds),
         scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
-        snapshots: SnapshotStore::new(log.clone(), recovered.snapshots),
+        snapshots,
         reader: LogReader::new(journal, log, index),
-        groups: recovered.groups,
+        groups,
         last_seq: recovered.end.seq,
         report,
     })

@@ -16,7 +16,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use iroh_raft_core::{ConfState, GroupId, Index, Offset, ShardId, Term};
+use iroh_raft_core::{GroupId, Index, ShardId, Snapshot};
+pub use iroh_raft_core::{SNAPSHOT_CHUNK_BYTES, SnapshotHead};
 use redb::{ReadOnlyTable, ReadableTable, TableDefinition, TableError};
 
 use crate::error::{Result as StorageResult, StorageError};
@@ -38,21 +39,8 @@ const STAGED: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::ne
 const CHUNKS: TableDefinition<'static, (u64, u32, u16), &'static [u8]> =
     TableDefinition::new("snapshot_chunk");
 
-/// Bytes of the body in a chunk; the last one has what is left. With its header a chunk fills 64 pages.
-pub const SNAPSHOT_CHUNK_BYTES: usize = 64 * 4096 - 40 - CHUNK_HEADER_BYTES;
-
-/// What a snapshot stands for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SnapshotHead {
-    /// Last index that it covers.
-    pub index: Index,
-    /// Term of that entry.
-    pub term: Term,
-    /// Offset after the last record that it covers.
-    pub offset: Offset,
-    /// The group's members as of that entry.
-    pub conf_state: ConfState,
-}
+// A chunk with its header fills 64 pages.
+const _: () = assert!(SNAPSHOT_CHUNK_BYTES == 64 * 4096 - 40 - CHUNK_HEADER_BYTES);
 
 /// Why a snapshot cannot be written or read. None of these is mended by trying again, except
 /// [`Replaced`](SnapshotError::Replaced): begin anew with the newest one.
@@ -221,6 +209,18 @@ impl SnapshotStore {
     /// [`SnapshotError::DamagedHead`]; [`SnapshotError::Storage`].
     pub fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>> {
         self.row_of(PUBLISHED, group)
+    }
+
+    /// The published snapshot of a group as a start finds it: none, where what is known of it is damaged.
+    pub(crate) fn found(&self, group: GroupId) -> StorageResult<Option<Snapshot>> {
+        match self.latest(group) {
+            Ok(meta) => Ok(meta.map(|meta| meta.snapshot())),
+            Err(SnapshotError::Storage(error)) => Err(error),
+            Err(error) => {
+                tracing::error!(%group, %error, "a snapshot is lost");
+                Ok(None)
+            }
+        }
     }
 
     /// The snapshot of a group that was begun and not yet published.

@@ -268,8 +268,14 @@ impl JournalWriter {
                     }
                 }
                 let base = spans.first().map_or(Offset(0), |span| span.base);
-                let append =
-                    GroupAppend { group: *group, change: None, hard_state: None, conf_state: None, entries };
+                let append = GroupAppend {
+                    group: *group,
+                    change: None,
+                    hard_state: None,
+                    conf_state: None,
+                    meta: None,
+                    entries,
+                };
                 carried.push(Carried { append, base });
             }
             Ok(Ok(carried))
@@ -424,8 +430,10 @@ impl JournalWriter {
         for (number, part) in batch.iter().flat_map(|append| &append.groups).enumerate() {
             if let Some(change) = part.change {
                 index.change(part.group, change, block.end.seq);
-                let is_all =
-                    part.hard_state.is_none() && part.conf_state.is_none() && part.entries.is_empty();
+                let is_all = part.hard_state.is_none()
+                    && part.conf_state.is_none()
+                    && part.meta.is_none()
+                    && part.entries.is_empty();
                 if change == LogChange::Remove && is_all {
                     continue;
                 }
@@ -439,6 +447,9 @@ impl JournalWriter {
             }
             if let Some(conf_state) = &part.conf_state {
                 log.conf_state.clone_from(conf_state);
+            }
+            if let Some(meta) = &part.meta {
+                log.meta.clone_from(meta);
             }
         }
         index.flushed_bytes += u64::from(block.bytes);

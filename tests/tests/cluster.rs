@@ -60,7 +60,7 @@ async fn what_was_acknowledged_survives_a_restart_of_all() {
             (records.end == Offset(20)).then_some(records)
         })
         .await;
-        let read: Vec<_> = records.iter().map(|(offset, record)| (offset, record.to_vec())).collect();
+        let read: Vec<_> = records.iter().map(|record| (record.offset, record.data.to_vec())).collect();
         assert_eq!(read, acknowledged);
     }
     for node in nodes {

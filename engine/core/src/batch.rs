@@ -320,6 +320,26 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// A record as a reader sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Record<'a> {
+    /// Its number within its group.
+    pub offset: Offset,
+    /// Leader's wall clock when it packed the record's batch; never falls from one record to the next.
+    pub at: WallTime,
+    /// Its bytes.
+    pub data: &'a [u8],
+}
+
+/// The records of batches that were checked before, in order.
+pub fn records_of(batches: &[Bytes]) -> impl Iterator<Item = Record<'_>> {
+    let batches = batches.iter().filter_map(|data| Batch::parse(data).ok());
+    batches.flat_map(|batch| {
+        let at = batch.at();
+        batch.records().map(move |(offset, data)| Record { offset, at, data })
+    })
+}
+
 fn length(bytes: &[u8]) -> usize {
     bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize)
 }

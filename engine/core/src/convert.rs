@@ -5,7 +5,7 @@ use raft::eraftpb;
 use raft::eraftpb::{EntryType, MessageType};
 
 use crate::ids::{GroupId, Index, NodeId, Term};
-use crate::io::{ConfState, EntryKind, HardState, LogEntry, MessageKind, PeerMessage, Role};
+use crate::io::{ConfState, EntryKind, HardState, LogEntry, MessageKind, PeerMessage, Role, SnapshotHead};
 
 pub(crate) fn to_raft_entry(entry: &LogEntry) -> eraftpb::Entry {
     eraftpb::Entry {
@@ -59,6 +59,22 @@ pub(crate) fn to_raft_conf_state(state: &ConfState) -> eraftpb::ConfState {
     }
 }
 
+/// raft-rs' message that installs a snapshot. It refuses one whose members `node` is not among, which is so for a
+/// learner that was added since: it is counted among them here.
+pub(crate) fn to_raft_snapshot(head: &SnapshotHead, node: NodeId) -> eraftpb::Snapshot {
+    let mut conf_state = to_raft_conf_state(&head.conf_state);
+    if !head.conf_state.is_member(node) {
+        conf_state.learners.push(node.0);
+    }
+    let metadata = eraftpb::SnapshotMetadata {
+        conf_state: Some(conf_state).into(),
+        index: head.index.0,
+        term: head.term.0,
+        ..Default::default()
+    };
+    eraftpb::Snapshot { metadata: Some(metadata).into(), ..Default::default() }
+}
+
 pub(crate) fn to_role(role: StateRole) -> Role {
     match role {
         StateRole::Follower => Role::Follower,
@@ -73,6 +89,7 @@ pub(crate) fn to_node(id: u64) -> Option<NodeId> {
     (id != 0).then_some(NodeId(id))
 }
 
+/// A message of a peer for raft-rs, which sees nothing of how snapshots travel.
 pub(crate) fn to_raft_message(message: PeerMessage) -> eraftpb::Message {
     let entries: Vec<eraftpb::Entry> = message.entries.iter().map(to_raft_entry).collect();
     eraftpb::Message {
@@ -88,7 +105,9 @@ pub(crate) fn to_raft_message(message: PeerMessage) -> eraftpb::Message {
             MessageKind::TimeoutNow => MessageType::MsgTimeoutNow,
             MessageKind::ReadIndex => MessageType::MsgReadIndex,
             MessageKind::ReadIndexResponse => MessageType::MsgReadIndexResp,
-            MessageKind::Snapshot => MessageType::MsgSnapshot,
+            MessageKind::Snapshot | MessageKind::SnapshotChunk | MessageKind::SnapshotAck => {
+                unreachable!("snapshots are received before raft-rs hears of them")
+            }
             MessageKind::Beat => unreachable!("a beat is of no group"),
         },
         to: message.to.0,
@@ -122,8 +141,9 @@ pub(crate) fn to_peer_message(group: GroupId, message: eraftpb::Message) -> Opti
         MessageType::MsgTimeoutNow => MessageKind::TimeoutNow,
         MessageType::MsgReadIndex => MessageKind::ReadIndex,
         MessageType::MsgReadIndexResp => MessageKind::ReadIndexResponse,
-        MessageType::MsgSnapshot => MessageKind::Snapshot,
-        MessageType::MsgHup
+        // It is offered by ourselves.
+        MessageType::MsgSnapshot
+        | MessageType::MsgHup
         | MessageType::MsgBeat
         | MessageType::MsgPropose
         | MessageType::MsgUnreachable

@@ -38,6 +38,9 @@ pub enum BusyReason {
     /// Another change of the group's members is under way, or its leader is too new to begin one.
     #[error("a change of the group's members is under way")]
     Members,
+    /// The group has as many commands to itself under way as it may.
+    #[error("too many commands to the group are under way")]
+    Commands,
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,
@@ -102,6 +105,20 @@ pub enum RequestError {
         /// Offset after the last committed record.
         end: Offset,
     },
+    /// The record was removed from this replica's log, by retention or compaction.
+    #[error("offset {from} was removed: this replica's log begins at {start}")]
+    BeforeStart {
+        /// The offset asked for.
+        from: Offset,
+        /// Offset of the first record that the log still has.
+        start: Offset,
+    },
+    /// The group has as many cursors as it may.
+    #[error("the group has {cursors_max} cursors already: drop those of consumers that are gone")]
+    CursorsFull {
+        /// Cursors that a group has at most.
+        cursors_max: u32,
+    },
     /// The replica was taken out after a broken invariant or damaged data.
     #[error("the replica is quarantined on this node: see its log")]
     Quarantined,
@@ -143,6 +160,8 @@ impl RequestError {
             | RequestError::Members { .. }
             | RequestError::TooLarge { .. }
             | RequestError::Invalid { .. }
+            | RequestError::BeforeStart { .. }
+            | RequestError::CursorsFull { .. }
             | RequestError::Denied => Retry::Never,
         }
     }

@@ -5,13 +5,20 @@
 //! After every call into raft-rs, [`Replica::after_call`] restores what it cannot be trusted with
 //! (its ambient election timeout) and settles what the call decided (commits, leadership).
 
+mod commands;
+mod compaction;
 mod leadership;
 mod members;
 mod miscount;
 mod quiet;
 mod read;
+mod reading;
 mod ready;
+mod retention;
 mod serve;
+mod snapshot_receive;
+mod snapshot_send;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,26 +31,33 @@ use slog::{Discard, Logger, o};
 use crate::convert::{to_hard_state, to_node, to_raft_message, to_role};
 use crate::disk_watch::DiskHealth;
 use crate::error::{BusyReason, RequestError};
+use crate::find::Finds;
+use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{
-    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupState, GroupStatus, HardState, LogEntry,
-    MessageKind, Outputs, PeerMessage, Propose, Reply, ShardConfig,
+    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupStatus, HardState, LogChange, LogEntry, MessageKind,
+    Outputs, PeerMessage, Propose, Reply, ShardConfig, Token, has_records,
 };
 use crate::jitter::Draw;
 use crate::lease::{Lease, Promise, Times};
 use crate::liveness::Liveness;
+use crate::loading::Loaded;
 use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
 use crate::read_index::Reads;
-use crate::records::{RecordRead, RecordReads};
+use crate::records::RecordReads;
 use crate::validate::{self, GroupView, LogView};
+use commands::Commands;
 use leadership::Leadership;
 pub(crate) use leadership::Seat;
 use members::Members;
 use quiet::Quiet;
 use ready::Persistence;
+use retention::Keeping;
 use serve::Purpose;
+use snapshots::Snapshots;
+pub(crate) use snapshots::{SendBudget, SnapshotsOpen};
 
 /// Data of a received entry below this is copied: a slice would keep its whole frame in memory.
 const COPY_BYTES_MAX: usize = 4 << 10;
@@ -65,6 +79,9 @@ pub(crate) struct Turn<'a> {
     /// Campaigns that may still begin in this turn of the shard.
     pub(crate) campaigns_left: &'a mut u32,
     pub(crate) next_fetch: &'a mut FetchId,
+    /// What the shard's other groups have in hand of snapshots.
+    pub(crate) snapshots_open: SnapshotsOpen,
+    pub(crate) send_budget: &'a mut SendBudget,
     pub(crate) out: &'a mut Outputs,
 }
 
@@ -101,13 +118,19 @@ pub(crate) struct Replica {
     promise: Promise,
     records: RecordReads,
     quiet: Quiet,
+    finds: Finds,
+    commands: Commands,
+    keeping: Keeping,
 
     commit: Index,
     /// Offset after the last committed record.
     commit_end: Offset,
     applied: Index,
-    /// Last index of the apply that the driver works on.
-    applying: Option<Index>,
+    /// Offset after the last record applied.
+    applied_end: Offset,
+    /// Last index of the apply that the driver works on, and the offset after it.
+    applying: Option<(Index, Offset)>,
+    snapshots: Snapshots,
     fetches: BTreeMap<FetchId, Purpose>,
     /// Fetches came back without an entry: how often in a row, and whether to wait for a tick.
     missing: u32,
@@ -119,17 +142,19 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// A replica as its shard starts. `changes`: the committed changes of membership in its log, in order.
+    /// A replica as its shard starts.
     ///
     /// # Errors
     /// What is inconsistent about its state.
-    pub(crate) fn new(
-        config: &ShardConfig,
-        state: &GroupState,
-        changes: &[LogEntry],
-        now: Timestamp,
-    ) -> Result<Replica, String> {
-        let window = LogWindow::new(state).map_err(|error| error.to_string())?;
+    pub(crate) fn new(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Result<Replica, String> {
+        let Loaded { state, changes, written, is_adopted, at } = loaded;
+        let snapshot = state.snapshot.clone().filter(|_| state.has_state_machine);
+        let snapshot_index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
+        if state.has_state_machine && snapshot_index < state.start.index {
+            return Err("its log begins after what its snapshot covers, if it has one".to_owned());
+        }
+        let meta = GroupMeta::decode(state.meta.clone()).ok_or("its table of cursors is not readable")?;
+        let window = LogWindow::new(state, (*at).max(meta.at())).map_err(|error| error.to_string())?;
         let commit = state.hard_state.commit;
         let commit_end = window.end_at(commit);
         let raft_config = raft_config(config, commit);
@@ -137,7 +162,7 @@ impl Replica {
         let mut raw = RawNode::new(&raft_config, window, &logger).map_err(|error| error.to_string())?;
         raw.raft.maybe_free_inflight_buffers();
         raw.mut_store().forget_start();
-        let members = Members::new(&state.conf_state);
+        let members = Members::new(&state.conf_state, state.start.index);
         let first_conf_state: Option<ConfState> = (!state.is_durable).then(|| state.conf_state.clone());
         let mut replica = Replica {
             group: state.group,
@@ -153,17 +178,22 @@ impl Replica {
             leadership: Leadership::default(),
             announced: (state.hard_state.term, None),
             is_dirty: first_conf_state.is_some() || (state.has_state_machine && commit.0 > 0),
-            persistence: Persistence::new(state.hard_state, first_conf_state),
+            persistence: Persistence::new(*written, state.hard_state, first_conf_state),
             pending: Pending::new(state.group),
             reads: Reads::new(state.group, config.node, config.seed),
             lease: Lease::default(),
             promise: Promise::at_start(now, state.hard_state.term > Term(0), Times::of(config)),
             records: RecordReads::new(state.group),
             quiet: Quiet::default(),
+            finds: Finds::new(state.group),
+            commands: Commands::new(meta, commit),
+            keeping: Keeping::new(state.retention, now),
             commit,
             commit_end,
-            applied: if state.has_state_machine { Index(0) } else { commit },
+            applied: if state.has_state_machine { snapshot_index } else { commit },
+            applied_end: snapshot.as_ref().map_or(Offset(0), |snapshot| snapshot.head.offset),
             applying: None,
+            snapshots: Snapshots::new(snapshot, now),
             fetches: BTreeMap::new(),
             missing: 0,
             is_paused_by_missing: false,
@@ -176,6 +206,11 @@ impl Replica {
             }
             replica.apply_change(change);
         }
+        if *is_adopted {
+            replica.persistence.change_log(LogChange::StartAfter(state.start), state.conf_state.clone());
+        }
+        replica.is_dirty |= *is_adopted || replica.snapshots.needs_turn();
+        replica.show_offer();
         replica.write_draw(config, false);
         Ok(replica)
     }
@@ -212,6 +247,7 @@ impl Replica {
             commit: self.commit,
             applied: self.applied,
             last: Index(raft.raft_log.last_index()),
+            first: self.first_kept().min(self.commit_end),
             end: self.commit_end,
             members: self.members.now.clone(),
             members_since: self.members.since,
@@ -266,7 +302,9 @@ impl Replica {
         let leader = self.leader_hint();
         self.pending.handle_deadlines(turn.now, leader, &mut turn.out.replies);
         self.reads.handle_deadlines(turn.now, &mut turn.out.replies);
-        self.records.handle_deadlines(turn.now, &mut turn.out.replies);
+        self.records.handle_deadlines(turn.now, self.commit_end, &mut turn.out.replies);
+        self.finds.handle_deadlines(turn.now, &mut turn.out.replies);
+        self.commands.handle_deadlines(self.group, turn.now, leader, &mut turn.out.replies);
         self.members.handle_deadlines(self.group, turn.now, leader, &mut turn.out.replies);
         self.is_dirty |= std::mem::take(&mut self.is_paused_by_missing);
         self.is_dirty |= self.reads.is_asking();
@@ -287,13 +325,16 @@ impl Replica {
                 continue;
             }
             let has_campaigned = self.raw.tick() && !self.is_leader();
-            self.is_dirty |= self.raw.has_ready() || self.pending.has_waiting();
+            self.is_dirty |=
+                self.raw.has_ready() || self.pending.has_waiting() || self.commands.has_waiting();
             self.after_call(turn, has_campaigned);
             self.tick_quiet(turn);
         }
+        self.handle_snapshot_tick(turn);
         if turn.disk == DiskHealth::Hung {
             self.leave_hung_disk(turn);
         }
+        self.look_at_retention(turn);
     }
 
     /// A message of a peer: refused, dropped as stale, or stepped.
@@ -316,6 +357,12 @@ impl Replica {
         {
             return;
         }
+        match message.kind {
+            MessageKind::Snapshot => return self.handle_offer(turn, &message),
+            MessageKind::SnapshotChunk => return self.handle_chunk(turn, &message),
+            MessageKind::SnapshotAck => return self.handle_ack(turn, &message),
+            _ => {}
+        }
         self.handle_stamp(turn, &mut message);
         for entry in message.entries.iter_mut().filter(|entry| entry.data.len() < COPY_BYTES_MAX) {
             entry.data = Bytes::copy_from_slice(&entry.data);
@@ -332,7 +379,7 @@ impl Replica {
         if mutants::is(Mutant::Deaf) && matches!(kind, MessageKind::Append | MessageKind::Heartbeat) {
             self.raw.raft.election_elapsed = waited;
         }
-        if matches!(kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot)
+        if matches!(kind, MessageKind::Append | MessageKind::Heartbeat)
             && (self.raw.raft.leader_id, self.raw.raft.term) == (from.0, term.0)
         {
             self.promise.handle_leader(turn.now, Times::of(turn.config));
@@ -362,10 +409,12 @@ impl Replica {
             term: Term(raft.term),
             role: to_role(raft.state),
             leader: to_node(raft.leader_id),
+            start: raft.store().base().index,
             commit: Index(raft.raft_log.committed),
             last: Index(raft.raft_log.last_index()),
             has_asked_for_votes: self.persistence.has_asked_for_votes(Term(raft.term), raft.state, persisted),
             reads_waiting: raft.pending_read_count(),
+            has_state_machine: self.has_state_machine,
             log: self,
         }
     }
@@ -395,19 +444,9 @@ impl Replica {
         turn.out.replies.push(Reply::Failed { token: propose.token, group: self.group, error });
     }
 
-    /// A read of committed records: queued for the end of the turn, or answered at once.
-    pub(crate) fn handle_read_records(&mut self, turn: &mut Turn<'_>, read: RecordRead) {
-        let error = if read.deadline <= turn.now {
-            RequestError::Timeout
-        } else if self.records.count() >= turn.config.reads_waiting_max {
-            RequestError::busy(BusyReason::Reads)
-        } else {
-            self.wake(turn);
-            self.records.push(read);
-            self.is_dirty = true;
-            return;
-        };
-        turn.out.replies.push(Reply::Failed { token: read.token, group: self.group, error });
+    /// Highest time known in the log: none that is written from now on may be earlier.
+    fn at_max(&self) -> WallTime {
+        self.raw.store().at_max()
     }
 
     /// A node cannot be reached: probe its replica from now on.
@@ -444,6 +483,8 @@ impl Replica {
         self.pending.fail_all(error, replies);
         self.reads.fail_all(error, replies);
         self.records.fail_all(error, replies);
+        self.finds.fail_all(error, replies);
+        self.commands.fail_all(self.group, error, replies);
         let error = RequestError::OutcomeUnknown { leader: None };
         self.members.fail(self.group, &error, replies);
     }
@@ -455,6 +496,7 @@ impl Replica {
         self.is_dirty = false;
         self.advance_transfer(turn);
         self.leave_joint(turn);
+        self.propose_commands(turn);
         self.propose(turn);
         self.start_reads(turn);
         self.take_ready(turn);
@@ -470,7 +512,7 @@ impl Replica {
         }
         let raft = &self.raw.raft;
         let last = Index(raft.raft_log.last_index());
-        let at = turn.wall.max(raft.store().at_max());
+        let at = turn.wall.max(self.at_max());
         let is_miscounted = mutants::is(Mutant::OffsetFromCommit);
         let base = if is_miscounted { self.commit_end } else { self.offset_after(last) };
         let position = Position { index: last.next(), term: Term(raft.term), base, at };
@@ -520,10 +562,12 @@ impl Replica {
             if !is_any_ours {
                 self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
             }
+            self.commands.handle_leadership_lost(self.group, leader, &mut turn.out.replies);
             self.leadership.handle_lost();
             let unknown = RequestError::OutcomeUnknown { leader };
             self.members.fail(self.group, &unknown, &mut turn.out.replies);
             self.leading = None;
+            self.snapshots.outgoing.clear();
             self.raw.raft.maybe_free_inflight_buffers();
         }
         let known = (term, to_node(self.raw.raft.leader_id));
@@ -567,10 +611,9 @@ impl LogView for Replica {
             return log.store.end_at(index);
         }
         let count = usize::try_from(index.0 - stable.0).expect("a position in memory");
-        let headers =
-            log.unstable.entries.iter().take(count).rev().filter(|entry| {
-                entry.entry_type == eraftpb::EntryType::EntryNormal && !entry.data.is_empty()
-            });
+        let headers = log.unstable.entries.iter().take(count).rev().filter(|entry| {
+            entry.entry_type == eraftpb::EntryType::EntryNormal && has_records(EntryKind::Normal, &entry.data)
+        });
         let mut headers = headers.map(|entry| crate::batch::BatchHeader::parse(&entry.data));
         match headers.next() {
             Some(header) => header.expect("a batch in the log was checked before it came here").end(),

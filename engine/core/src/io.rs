@@ -9,6 +9,7 @@ mod input;
 mod log;
 mod message;
 mod output;
+mod snapshot;
 mod status;
 
 pub use config::*;
@@ -16,4 +17,5 @@ pub use input::*;
 pub use log::*;
 pub use message::*;
 pub use output::*;
+pub use snapshot::*;
 pub use status::*;

@@ -10,8 +10,10 @@
 //! The way of a record: `pending` packs what arrived in a turn into one entry, `group` proposes it,
 //! `group::ready` says what must be durable and what may leave, `log_window` keeps the entry until
 //! nobody near needs it, `pending` answers once it is committed, `group::serve` hands it to state
-//! machines and readers; `group::leadership` gives leadership away when it is told to, or `spread` or
-//! `disk_watch` say so; `group::quiet` lets it rest, and `liveness` says when not to. `shard` routes, keeps time and contains panics; `validate` stands between
+//! machines and readers; `group::snapshots` takes snapshots, lets go of what they cover, and brings them to
+//! followers that need it; `group::leadership` gives leadership away when it is told to, or `spread` or
+//! `disk_watch` say so; `group::quiet` lets it rest, and `liveness` says when not to; `records` and `find` serve those who read the log, `group::commands` keeps their cursors,
+//! `group::retention` lets go of what is old. `shard` routes, keeps time and contains panics; `validate` stands between
 //! peers and Raft; raft-rs itself is seen by `group`, `members`, `log_window` and `convert`
 //! alone.
 //!
@@ -23,7 +25,10 @@ pub mod batch;
 mod convert;
 mod disk_watch;
 pub mod error;
+mod find;
 mod group;
+pub mod group_command;
+pub mod group_meta;
 pub mod ids;
 pub mod io;
 mod jitter;
@@ -37,10 +42,13 @@ mod pending;
 mod read_index;
 mod records;
 mod shard;
+mod snapshot_wire;
 mod spread;
 pub mod validate;
 
 pub use error::{BusyReason, ConfigError, RequestError, Retry, TransferError};
+pub use group_command::{CURSOR_NAME_BYTES_MAX, CursorName, GroupCommand, GroupCommandError};
+pub use group_meta::{CURSORS_MAX, GroupMeta, GroupOutcome};
 pub use ids::*;
 pub use io::*;
 pub use members::{MEMBER_CHANGES_MAX, MembersRefusal, decode_change};

@@ -1,11 +1,19 @@
-//! A replica whose recovered tail does not reach back to its commit index, or to its committed changes
-//! of membership: these entries are fetched before it takes part. Until then it is silent, like one that
+//! A replica whose recovered tail does not reach back to its commit index, to its committed changes of
+//! membership, or to its newest batch, whose time no later one may precede: these entries are fetched before
+//! it takes part. Until then it is silent, like one that
 //! is still starting.
 
 use std::sync::Arc;
 
-use crate::ids::{GroupId, Index, Term};
-use crate::io::{Fetch, FetchError, FetchFrom, FetchId, GroupState, GroupStatus, LogEntry, Role};
+use bytes::Bytes;
+
+use crate::group_meta::GroupMeta;
+use crate::ids::{GroupId, Index, Offset, Term, WallTime};
+use crate::io::{
+    Fetch, FetchError, FetchFrom, FetchId, GroupState, GroupStatus, HardState, LogEntry, LogStart, Role,
+    SnapshotHead,
+};
+use crate::log_window::header_of;
 
 /// Fetches that may come back without an entry, a tick apart, before the log counts as damaged.
 const MISSING_MAX: u32 = 100;
@@ -13,10 +21,14 @@ const MISSING_MAX: u32 = 100;
 #[derive(Debug)]
 pub(crate) struct Loading {
     state: GroupState,
+    written: HardState,
+    is_adopted: bool,
     /// What was fetched so far, from the first missing entry on.
     head: Vec<LogEntry>,
     /// Committed changes of membership, in order, as far as they were fetched.
     changes: Vec<LogEntry>,
+    /// Time of the newest batch, if it was fetched.
+    at: Option<WallTime>,
     fetch: Option<FetchId>,
     missing: u32,
 }
@@ -27,6 +39,12 @@ pub(crate) struct Loaded {
     pub(crate) state: GroupState,
     /// The committed changes of membership in its log, in order.
     pub(crate) changes: Vec<LogEntry>,
+    /// The hard state that is durable.
+    pub(crate) written: HardState,
+    /// Whether the log begins after the snapshot, and the disk has still to be told.
+    pub(crate) is_adopted: bool,
+    /// Time of the newest batch, if the tail has none.
+    pub(crate) at: WallTime,
 }
 
 /// How loading goes on.
@@ -38,9 +56,13 @@ pub(crate) enum Step {
 
 impl Loading {
     /// The state as given, if its tail suffices.
-    pub(crate) fn new(state: GroupState) -> Result<Loading, Box<Loaded>> {
-        let mut loading = Loading { state, head: Vec::new(), changes: Vec::new(), fetch: None, missing: 0 };
-        if loading.gap().is_some() { Ok(loading) } else { Err(Box::new(loading.finish())) }
+    pub(crate) fn new(mut state: GroupState) -> Result<Loading, Box<Loaded>> {
+        let written = state.hard_state;
+        let is_adopted = adopt_snapshot(&mut state);
+        let (head, changes) = (Vec::new(), Vec::new());
+        let mut loading =
+            Loading { state, written, is_adopted, head, changes, at: None, fetch: None, missing: 0 };
+        if loading.wanted().is_some() { Ok(loading) } else { Err(Box::new(loading.finish())) }
     }
 
     /// First and last entry that are missing next.
@@ -55,6 +77,20 @@ impl Loading {
         is_missing.then_some((change, change))
     }
 
+    /// Whether the newest batch is still to be fetched, and by which record.
+    fn newest_record(&self) -> Option<Offset> {
+        let GroupState { start, next_offset, tail, .. } = &self.state;
+        let is_known =
+            self.at.is_some() || tail.iter().chain(&self.head).any(|entry| entry.batch().is_some());
+        (!is_known && *next_offset > start.offset).then(|| Offset(next_offset.0 - 1))
+    }
+
+    /// What to fetch next: from where, and the last index.
+    fn wanted(&self) -> Option<(FetchFrom, Index)> {
+        let gap = self.gap().map(|(from, to)| (FetchFrom::Index(from), to));
+        gap.or_else(|| self.newest_record().map(|offset| (FetchFrom::Offset(offset), self.state.last)))
+    }
+
     fn finish(&mut self) -> Loaded {
         let mut state = self.state.clone();
         let tail = std::mem::take(&mut state.tail);
@@ -66,7 +102,8 @@ impl Loading {
         }
         state.tail = std::mem::take(&mut self.head);
         state.tail.extend(tail);
-        Loaded { state, changes }
+        let at = self.at.unwrap_or_default();
+        Loaded { state, changes, written: self.written, is_adopted: self.is_adopted, at }
     }
 
     pub(crate) fn status(&self) -> GroupStatus {
@@ -78,6 +115,7 @@ impl Loading {
             commit: self.state.hard_state.commit,
             applied: Index(0),
             last: self.state.last,
+            first: Default::default(),
             end: Default::default(),
             members: Arc::default(),
             members_since: Default::default(),
@@ -95,8 +133,8 @@ impl Loading {
         let id = *next;
         next.0 += 1;
         self.fetch = Some(id);
-        let (from, to) = self.gap().expect("what is complete loads no more");
-        Some(Fetch { id, group: self.group(), from: FetchFrom::Index(from), to, bytes_max })
+        let (from, to) = self.wanted().expect("what is complete loads no more");
+        Some(Fetch { id, group: self.group(), from, to, bytes_max })
     }
 
     fn group(&self) -> GroupId {
@@ -122,7 +160,7 @@ impl Loading {
     }
 
     fn use_fetched(&mut self, entries: Vec<LogEntry>) -> Step {
-        let (from, to) = self.gap().expect("what is complete loads no more");
+        let Some((from, to)) = self.gap() else { return self.use_newest(&entries) };
         let is_head = from > self.state.hard_state.commit;
         let mut expected = from;
         for entry in entries {
@@ -132,9 +170,52 @@ impl Loading {
             expected = expected.next();
             if is_head { self.head.push(entry) } else { self.changes.push(entry) }
         }
-        match self.gap() {
+        self.go_on()
+    }
+
+    fn use_newest(&mut self, entries: &[LogEntry]) -> Step {
+        let newest = entries.first().filter(|entry| entry.batch().is_some()).and_then(header_of);
+        match newest.filter(|header| header.end() == self.state.next_offset) {
+            Some(header) => self.at = Some(header.at),
+            None => {
+                return Step::Broken("the durable log gave back another record than asked for".to_owned());
+            }
+        }
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> Step {
+        match self.wanted() {
             Some(_) => Step::Waiting,
             None => Step::Complete(Box::new(self.finish())),
         }
     }
+}
+
+/// A published snapshot is of what is committed, whatever the log knows of that: the process ended between the two
+/// steps of an installation, or before the log was as durable as the snapshot. Returns whether the log is void.
+fn adopt_snapshot(state: &mut GroupState) -> bool {
+    let Some(snapshot) = state.snapshot.as_ref().filter(|_| state.has_state_machine) else { return false };
+    let SnapshotHead { index, term, offset, conf_state, table } = snapshot.head.clone();
+    if index <= state.hard_state.commit || state.damage.is_some() {
+        return false;
+    }
+    state.hard_state.commit = index;
+    let as_of = |table: &Bytes| GroupMeta::decode(table.clone()).map(|meta| meta.as_of());
+    if as_of(&table) > as_of(&state.meta) {
+        state.meta = table;
+    }
+    let after = state.term_runs.partition_point(|run| run.first <= index);
+    let ours = after.checked_sub(1).map_or(state.start.term, |at| state.term_runs[at].term);
+    if index <= state.last && ours == term {
+        return false;
+    }
+    state.hard_state.term = state.hard_state.term.max(term);
+    state.start = LogStart { index, term, offset };
+    (state.conf_state, state.is_durable) = (conf_state, true);
+    (state.last, state.next_offset) = (index, offset);
+    state.term_runs.clear();
+    state.conf_changes.clear();
+    state.tail.clear();
+    true
 }

@@ -1,8 +1,8 @@
 //! What a replica keeps of its log in memory: the storage that raft-rs reads from.
 //!
-//! Invariants: the terms of the whole log are here, as runs; entries are a contiguous tail ending
-//! at the last index; everything above the commit index or not yet durable is in it; so is the
-//! offset after each of its entries.
+//! Invariants: the terms of the whole log are here, as runs, and that of the entry before it; entries are a
+//! contiguous tail ending at the last index; everything above the commit index or not yet durable is in
+//! it; so is the offset after each of its entries.
 //!
 //! raft-rs asks for entries in three situations, told apart by how it asks (facts of raft 0.7):
 //! - to send them to a follower: what left memory is fetched, and it is asked again later;
@@ -18,9 +18,10 @@ use bytes::Bytes;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::batch::BatchHeader;
-use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state};
-use crate::ids::{Index, Offset, Term, WallTime};
-use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, TermRun};
+use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state, to_raft_snapshot};
+use crate::group_command::GroupCommands;
+use crate::ids::{Index, NodeId, Offset, Term, WallTime};
+use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, LogStart, SnapshotHead, TermRun};
 
 /// What an entry takes in memory besides its data, about.
 const ENTRY_BYTES: usize = 96;
@@ -46,10 +47,8 @@ pub(crate) enum Inconsistent {
     OldTerm { term: Term, last_term: Term },
     #[error("entry {index} should change the membership, and does not")]
     Membership { index: Index },
-    #[error(
-        "its log begins after entry {index}, and this build cannot start from a snapshot: use a newer one"
-    )]
-    Compacted { index: Index },
+    #[error("its log begins after entry {index}, and its commit index is {commit}")]
+    Start { index: Index, commit: Index },
     #[error("its stored entries {first} to {last} are damaged: it stays out until it is repaired")]
     Damaged { first: Index, last: Index },
 }
@@ -67,23 +66,31 @@ struct Slot {
     entry: LogEntry,
     /// Offset after the entry's last record.
     end: Offset,
+    /// Highest time up to here, as far as memory went back when it came.
+    at: WallTime,
 }
 
 #[derive(Debug)]
 pub(crate) struct LogWindow {
     /// What raft-rs begins with, until it has.
     start_state: Option<Box<RaftState>>,
+    /// Where the log begins.
+    base: LogStart,
     runs: Vec<TermRun>,
     last: Index,
     slots: VecDeque<Slot>,
     /// Offset before the first slot.
     start: Offset,
+    /// Time before the first slot, as it was known then.
+    start_at: WallTime,
     bytes: usize,
-    /// Highest time of a batch seen in the log; never falls, even if that batch is cut.
+    /// Highest time seen in the log, of a batch or of commands; never falls, even if these are cut.
     at_max: WallTime,
     /// Entries on loan for the append that is being built. Contiguous.
     fetched: Vec<LogEntry>,
     wanted: RefCell<Vec<Wanted>>,
+    /// What a follower may be sent that needs what is gone.
+    offer: Option<SnapshotHead>,
 }
 
 impl LogWindow {
@@ -99,22 +106,26 @@ impl LogWindow {
         self.wanted.get_mut().shrink_to_fit();
     }
 
-    /// The window of a replica as it starts. The tail must reach back to the commit index.
-    pub(crate) fn new(state: &GroupState) -> Result<LogWindow, Inconsistent> {
+    /// The window of a replica as it starts. The tail must reach back to the commit index; `at` is a time that
+    /// the log is known to have reached before it.
+    pub(crate) fn new(state: &GroupState, at: WallTime) -> Result<LogWindow, Inconsistent> {
         check_state(state)?;
         let mut window = LogWindow {
             start_state: Some(Box::new(RaftState::new(
                 to_raft_hard_state(&state.hard_state),
                 to_raft_conf_state(&state.conf_state),
             ))),
+            base: state.start,
             runs: state.term_runs.clone(),
             last: state.last,
             slots: VecDeque::with_capacity(state.tail.len()),
             start: Offset(0),
+            start_at: WallTime(0),
             bytes: 0,
-            at_max: WallTime(0),
+            at_max: at,
             fetched: Vec::new(),
             wanted: RefCell::new(Vec::new()),
+            offer: None,
         };
         let mut expected = Index(state.last.0 + 1 - state.tail.len() as u64);
         let mut end = state.next_offset;
@@ -127,6 +138,9 @@ impl LogWindow {
             end = header.base;
         }
         window.start = end;
+        if expected == state.start.index.next() && end != state.start.offset {
+            return Err(Inconsistent::Offsets { index: expected });
+        }
         for entry in &state.tail {
             if entry.index != expected {
                 return Err(Inconsistent::Gap { index: entry.index, expected });
@@ -155,14 +169,23 @@ impl LogWindow {
         self.at_max
     }
 
-    /// Term of an index of the log; 0 before it.
+    /// Where the log begins.
+    pub(crate) fn base(&self) -> LogStart {
+        self.base
+    }
+
+    /// Term of an index of the log, or of the entry before it.
     ///
     /// # Panics
-    /// If the index lies beyond the last.
+    /// If the index lies beyond the last, or further before the first.
     pub(crate) fn term_at(&self, index: Index) -> Term {
-        assert!(index <= self.last, "index {index} is beyond the log, which ends at {}", self.last);
+        let (base, last) = (self.base.index, self.last);
+        assert!(
+            (base..=last).contains(&index),
+            "the log knows the terms of {base} to {last}, not of {index}"
+        );
         let after = self.runs.partition_point(|run| run.first <= index);
-        after.checked_sub(1).map_or(Term(0), |at| self.runs[at].term)
+        after.checked_sub(1).map_or(self.base.term, |at| self.runs[at].term)
     }
 
     /// Offset after the entry at an index.
@@ -214,25 +237,73 @@ impl LogWindow {
     }
 
     fn push(&mut self, entry: LogEntry) {
-        let before = self.slots.back().map_or(self.start, |slot| slot.end);
+        let (before, mut at) =
+            self.slots.back().map_or((self.start, self.start_at), |slot| (slot.end, slot.at));
         let mut end = before;
         if entry.batch().is_some() {
             let header = header_of(&entry).expect("a batch in the log was checked before it came here");
             assert_eq!(header.base, before, "the batch of entry {} continues the offsets", entry.index);
             end = header.end();
-            self.at_max = self.at_max.max(header.at);
+            at = at.max(header.at);
+        } else if let Some(data) = entry.group_commands() {
+            let commands = GroupCommands::decode(data);
+            at = at.max(commands.expect("commands in the log were checked before they came here").at);
         }
+        self.at_max = self.at_max.max(at);
         self.bytes += entry_bytes(&entry);
-        self.slots.push_back(Slot { entry, end });
+        self.slots.push_back(Slot { entry, end, at });
     }
 
     /// Lets go of the oldest entries up to `up_to` (inclusive) until at most `bytes_max` are left.
     pub(crate) fn evict(&mut self, up_to: Index, bytes_max: usize) {
         while self.bytes > bytes_max && self.slots.front().is_some_and(|slot| slot.entry.index <= up_to) {
-            let slot = self.slots.pop_front().expect("looked at just now");
-            self.bytes -= entry_bytes(&slot.entry);
-            self.start = slot.end;
+            self.pop_front();
         }
+    }
+
+    /// Moves the beginning of the log: entries up to that of the place are gone.
+    ///
+    /// # Panics
+    /// If the place is before the present one, or not in the log.
+    pub(crate) fn compact_to(&mut self, place: LogStart) {
+        assert!(
+            place.index >= self.base.index && place.term == self.term_at(place.index),
+            "a place of the log"
+        );
+        while self.slots.front().is_some_and(|slot| slot.entry.index <= place.index) {
+            self.pop_front();
+        }
+        if self.first() == place.index.next() {
+            assert_eq!(self.start, place.offset, "a place has the offset after its entry");
+        }
+        self.base = place;
+        let first = place.index.next();
+        let before = self.runs.partition_point(|run| run.first <= first).saturating_sub(1);
+        self.runs.drain(..before);
+        match self.runs.first_mut() {
+            Some(run) if self.last >= first => run.first = run.first.max(first),
+            _ => self.runs.clear(),
+        }
+    }
+
+    /// The log is void, and goes on after a place.
+    pub(crate) fn restart(&mut self, place: LogStart) {
+        self.slots.clear();
+        self.runs.clear();
+        (self.base, self.last, self.start, self.bytes) = (place, place.index, place.offset, 0);
+        self.fetched.clear();
+        self.wanted.take();
+    }
+
+    /// What a follower may be sent that needs what is gone.
+    pub(crate) fn set_offer(&mut self, offer: Option<SnapshotHead>) {
+        self.offer = offer;
+    }
+
+    fn pop_front(&mut self) {
+        let slot = self.slots.pop_front().expect("looked at just now");
+        self.bytes -= entry_bytes(&slot.entry);
+        (self.start, self.start_at) = (slot.end, slot.at);
     }
 
     /// Entries from one in memory to `to` (inclusive), of at most `bytes_max` but at least one.
@@ -251,11 +322,26 @@ impl LogWindow {
         self.slots.get(position).map(|slot| slot.entry.index)
     }
 
+    /// Offset of the first committed record in memory of a time or later, or after all of them; and whether no
+    /// record before memory can be of that time.
+    pub(crate) fn first_from(&self, at: WallTime, commit: Index) -> (Offset, bool) {
+        let count =
+            usize::try_from((commit.0 + 1).saturating_sub(self.first().0)).expect("a count in memory");
+        let (mut low, mut high) = (0, count.min(self.slots.len()));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.slots[middle].at < at { low = middle + 1 } else { high = middle }
+        }
+        let offset = low.checked_sub(1).map_or(self.start, |before| self.slots[before].end);
+        (offset, offset > self.start)
+    }
+
     /// Whether entries read back from the durable log are those of this log.
     pub(crate) fn contains(&self, entries: &[LogEntry]) -> bool {
         let is_contiguous = entries.windows(2).all(|pair| pair[1].index == pair[0].index.next());
         let is_ours = |entry: &LogEntry| {
-            (Index(1)..=self.last).contains(&entry.index) && entry.term == self.term_at(entry.index)
+            (self.base.index.next()..=self.last).contains(&entry.index)
+                && entry.term == self.term_at(entry.index)
         };
         is_contiguous && entries.iter().all(is_ours)
     }
@@ -332,19 +418,23 @@ impl Storage for LogWindow {
         if index > self.last.0 {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
+        if index < self.base.index.0 {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
         Ok(self.term_at(Index(index)).0)
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(1)
+        Ok(self.base.index.0 + 1)
     }
 
     fn last_index(&self) -> raft::Result<u64> {
         Ok(self.last.0)
     }
 
-    fn snapshot(&self, _: u64, _: u64) -> raft::Result<eraftpb::Snapshot> {
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, _: u64, to: u64) -> raft::Result<eraftpb::Snapshot> {
+        let offer = self.offer.as_ref().map(|head| to_raft_snapshot(head, NodeId(to)));
+        offer.ok_or(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }
 }
 
@@ -352,19 +442,26 @@ fn check_state(state: &GroupState) -> Result<(), Inconsistent> {
     if let Some(LogDamage { first, last }) = state.damage {
         return Err(Inconsistent::Damaged { first, last });
     }
-    if state.start.index > Index(0) {
-        return Err(Inconsistent::Compacted { index: state.start.index });
-    }
-    if state.term_runs.is_empty() != (state.last.0 == 0) || state.tail.len() as u64 > state.last.0 {
+    let start = state.start;
+    let count = state.last.0.checked_sub(start.index.0).ok_or(Inconsistent::Last { last: state.last })?;
+    if state.term_runs.is_empty() != (count == 0) || state.tail.len() as u64 > count {
         return Err(Inconsistent::Last { last: state.last });
     }
-    let mut before = TermRun { first: Index(0), term: Term(0) };
-    for run in &state.term_runs {
-        let is_after = run.first > before.first && run.term > before.term && run.first <= state.last;
-        if !is_after || (before.first.0 == 0 && run.first != Index(1)) {
+    let mut before = TermRun { first: start.index, term: start.term };
+    for (number, run) in state.term_runs.iter().enumerate() {
+        let is_after = if number == 0 {
+            // It may go on with the term of the entry before the log.
+            run.first == start.index.next() && run.term >= start.term.max(Term(1))
+        } else {
+            run.first > before.first && run.term > before.term
+        };
+        if !is_after || run.first > state.last {
             return Err(Inconsistent::TermRuns { index: run.first });
         }
         before = *run;
+    }
+    if state.hard_state.commit < start.index {
+        return Err(Inconsistent::Start { index: start.index, commit: state.hard_state.commit });
     }
     if state.hard_state.commit > state.last {
         return Err(Inconsistent::Commit { commit: state.hard_state.commit, last: state.last });

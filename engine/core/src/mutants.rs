@@ -79,7 +79,21 @@ mutants! {
     JointSkipped = "several members change at once, without a joint configuration",
     JointForgotten = "only the leader that began a joint configuration ends it",
     ChangesForgotten = "a restart forgets the changes of members in its log",
+    SnapshotAhead = "a snapshot is said to cover what is committed and not yet applied",
+    SnapshotForgetsTable = "a snapshot that is installed leaves the table of cursors as it was",
+    SnapshotForgetsMembers = "a snapshot names the members that the log began with",
+    InstallKeepsLog = "a snapshot is installed and the old log stays on the disk",
+    CompactionIgnoresSnapshot = "the log is compacted up to what is applied, whatever snapshots cover",
+    ResumeLosesChunks = "a transfer goes on after chunks that are not on the disk, and the whole is not checked",
+    DigestUnchecked = "neither chunks of snapshots nor the whole are compared with their digests",
     ChangeInForceEarly = "a leader puts a change of members in force before it is committed",
+    TailUncommitted = "a tail is sent what is not committed",
+    TailSkipsToMemory = "a tail that is fed from the disk goes on with what is in memory",
+    CommandUncommitted = "the leader puts cursors and trims in force at once, not once they are committed",
+    TrimsAhead = "the first record that is kept counts as trimmed",
+    GrantsAddUp = "a grant to a tail that comes twice counts twice",
+    CursorGoesBack = "a late commit moves a cursor back",
+    CursorsForgotten = "a restart forgets the table of cursors",
 }
 
 #[cfg(mutants)]

@@ -6,14 +6,16 @@
 
 mod awake;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::disk_watch::DiskWatch;
 use crate::error::{BusyReason, ConfigError, RequestError};
-use crate::group::{Replica, Turn};
+use crate::find::{Find, Seeker};
+use crate::group::{Replica, SendBudget, SnapshotsOpen, Turn};
+use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
     ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LeaseReads, LogDamage,
@@ -25,7 +27,7 @@ use crate::loading::{Loaded, Loading, Step};
 use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
 use crate::read_index::Read;
-use crate::records::RecordRead;
+use crate::records::{ReadKind, RecordRead};
 use crate::spread::Spread;
 use crate::validate::Refusal;
 
@@ -58,6 +60,9 @@ pub struct Shard {
     /// Positions of the members that ticks are for: all but quiet ones and those taken out.
     awake: Vec<usize>,
     is_awake: Vec<bool>,
+    /// When quiet members wake by themselves, with their positions; one for each at most.
+    alarms: BTreeSet<(Timestamp, usize)>,
+    alarm_of: Vec<Option<Timestamp>>,
     liveness: Liveness,
     /// Members that many groups have: one copy for all that begin with them.
     common_members: Arc<ConfState>,
@@ -67,6 +72,8 @@ pub struct Shard {
     ticked: Timestamp,
     wall: WallTime,
     next_fetch: FetchId,
+    snapshots_open: SnapshotsOpen,
+    send_budget: SendBudget,
     window_bytes: usize,
     /// Bytes in memory at which entries are let go next.
     evict_at_bytes: usize,
@@ -118,6 +125,8 @@ impl Shard {
             liveness: Liveness::new(&config, now),
             awake: (0..groups.len()).collect(),
             is_awake: vec![true; groups.len()],
+            alarms: BTreeSet::new(),
+            alarm_of: vec![None; groups.len()],
             common_members: Arc::default(),
             have_members_changed: true,
             campaigns_left: CAMPAIGNS_PER_TURN_MAX,
@@ -132,6 +141,8 @@ impl Shard {
             ticked: now,
             wall: WallTime(0),
             next_fetch: FetchId(1),
+            snapshots_open: SnapshotsOpen::default(),
+            send_budget: SendBudget::new(now),
             window_bytes: 0,
             is_fenced: false,
         };
@@ -172,9 +183,33 @@ impl Shard {
                 let read = Read { token, consistency, may_forward, deadline };
                 self.request(now, token, group, out, |replica, turn| replica.handle_read(turn, read));
             }
-            Input::ReadRecords { token, group, from, bytes_max, deadline } => {
-                let read = RecordRead { token, from, bytes_max, deadline };
+            Input::ReadRecords { token, group, from, bytes_max, records_max, is_waiting, deadline } => {
+                let kind = if is_waiting { ReadKind::Waiting } else { ReadKind::Once };
+                let read = RecordRead { token, from, bytes_max, records_max, deadline, kind };
                 self.request(now, token, group, out, |replica, turn| replica.handle_read_records(turn, read));
+            }
+            Input::Tail { token, group, from, granted_bytes, deadline } => {
+                let kind = ReadKind::Tail { granted: granted_bytes, sent: 0 };
+                let (bytes_max, records_max) = (usize::MAX, u32::MAX);
+                let read = RecordRead { token, from, bytes_max, records_max, deadline, kind };
+                self.request(now, token, group, out, |replica, turn| replica.handle_read_records(turn, read));
+            }
+            Input::GrantTail { token, group, granted_bytes } => {
+                self.with_group(now, group, out, |replica, turn| {
+                    replica.handle_tail(turn, token, Some(granted_bytes));
+                });
+            }
+            Input::EndTail { token, group } => {
+                self.with_group(now, group, out, |replica, turn| replica.handle_tail(turn, token, None));
+            }
+            Input::Find { token, group, at, deadline } => {
+                let find = Find::new(Seeker::Client(token), at, deadline);
+                self.request(now, token, group, out, |replica, turn| replica.handle_find(turn, token, find));
+            }
+            Input::Command { token, group, command, deadline } => {
+                self.request(now, token, group, out, |replica, turn| {
+                    replica.handle_command(turn, token, command, deadline);
+                });
             }
             Input::Persisted { seq } => self.handle_persisted(now, seq, out),
             Input::PersistFailed => self.handle_persist_failed(now, out),
@@ -182,6 +217,9 @@ impl Shard {
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
                 self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
+            }
+            Input::Snapshot { group, event } => {
+                self.with_group(now, group, out, |replica, turn| replica.handle_snapshot(turn, event));
             }
             Input::Unreachable { node } => self.handle_unreachable(now, node, out),
             Input::ChangeMembers { token, group, changes, deadline } => {
@@ -226,6 +264,12 @@ impl Shard {
 
     fn describe(&self, member: &Member) -> GroupStatus {
         GroupStatus { is_disk_hung: self.disk.is_hung(), ..member.status() }
+    }
+
+    /// What a group knows besides its records, as of the replica's commit index; `None` while it is not in service.
+    #[must_use]
+    pub fn meta(&self, group: GroupId) -> Option<&GroupMeta> {
+        self.position(group).and_then(|at| self.members[at].live()).map(Replica::meta)
     }
 
     /// How far each replica's log is known to be the leader's, in order of node; empty unless the replica
@@ -306,6 +350,8 @@ impl Shard {
     fn handle_damaged(&mut self, now: Timestamp, group: GroupId, damage: LogDamage, out: &mut Outputs) {
         let Some(at) = self.position(group) else { return };
         if let Some(replica) = self.members[at].live() {
+            self.snapshots_open =
+                self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());
             self.window_bytes -= replica.window_bytes();
         }
         if !matches!(self.members[at], Member::Out(_)) {
@@ -388,6 +434,7 @@ impl Shard {
         }
         // What could not be let go of may have become durable since.
         self.evict_at_bytes = self.config.window_bytes_max;
+        self.send_budget.fill(now, self.config.tick, self.config.snapshots.send_bytes_per_second);
         let ticks_max = u64::from(self.config.heartbeat_ticks);
         let pause = self.pause_before(now);
         self.disk.handle_pause(pause);
@@ -399,6 +446,7 @@ impl Shard {
             self.handle_disk_event(now, event, out);
         }
         self.tick_awake(now, ticks, out);
+        self.ring_alarms(now, out);
         self.handle_silence(now, out);
         if self.spread.is_due(now, &self.config) {
             self.spread(now, out);
@@ -466,6 +514,8 @@ impl Shard {
     ) {
         let Member::Live(replica) = &mut self.members[at] else { return };
         let bytes_before = replica.window_bytes();
+        let open_before = replica.snapshots_open();
+        let open_others = self.snapshots_open.after(open_before, SnapshotsOpen::default());
         let said_before = Said::of(out);
         let mut turn = Turn {
             config: &self.config,
@@ -477,6 +527,8 @@ impl Shard {
             liveness: &self.liveness,
             campaigns_left: &mut self.campaigns_left,
             next_fetch: &mut self.next_fetch,
+            snapshots_open: open_others,
+            send_budget: &mut self.send_budget,
             out,
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(replica, &mut turn)));
@@ -487,10 +539,12 @@ impl Shard {
         if let Some(reason) = reason {
             said_before.withdraw_rest(out);
             self.window_bytes -= bytes_before;
+            self.snapshots_open = open_others;
             return self.quarantine(now, at, reason, out);
         }
         let (is_dirty, is_awake) = (replica.is_dirty(), !replica.is_quiet());
         self.have_members_changed |= replica.take_members_changed();
+        self.snapshots_open = open_others.after(SnapshotsOpen::default(), replica.snapshots_open());
         self.window_bytes = self.window_bytes + replica.window_bytes() - bytes_before;
         if is_dirty {
             self.list(at);
@@ -549,6 +603,7 @@ struct Said {
     sends: usize,
     applies: usize,
     fetches: usize,
+    snapshots: usize,
 }
 
 impl Said {
@@ -558,6 +613,7 @@ impl Said {
             sends: out.sends.len(),
             applies: out.applies.len(),
             fetches: out.fetches.len(),
+            snapshots: out.snapshots.len(),
         }
     }
 
@@ -575,6 +631,7 @@ impl Said {
             out.replies.extend(apply.waiters.iter().map(|waiter| failed(waiter.token)));
         }
         out.fetches.truncate(self.fetches);
+        out.snapshots.truncate(self.snapshots);
     }
 }
 
@@ -589,14 +646,14 @@ fn start(config: &ShardConfig, mut state: GroupState, now: Timestamp) -> Member 
 }
 
 fn start_loaded(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Member {
-    let Loaded { state, changes } = loaded;
+    let state = &loaded.state;
     let status = GroupStatus {
         term: state.hard_state.term,
         commit: state.hard_state.commit,
         last: state.last,
         ..unknown_status(state.group)
     };
-    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, state, changes, now))) {
+    match catch_unwind(AssertUnwindSafe(|| Replica::new(config, loaded, now))) {
         Ok(Ok(replica)) => Member::Live(Box::new(replica)),
         Ok(Err(reason)) => taken_out(status, reason),
         Err(panic) => taken_out(status, panic_text(panic.as_ref())),
@@ -618,6 +675,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         commit: Default::default(),
         applied: Default::default(),
         last: Default::default(),
+        first: Default::default(),
         end: Default::default(),
         members: Arc::default(),
         members_since: Default::default(),
@@ -639,6 +697,9 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         Input::Propose(propose) => (propose.token, propose.group),
         Input::Read { token, group, .. }
         | Input::ReadRecords { token, group, .. }
+        | Input::Tail { token, group, .. }
+        | Input::Find { token, group, .. }
+        | Input::Command { token, group, .. }
         | Input::ChangeMembers { token, group, .. }
         | Input::TransferLeader { token, group, .. }
         | Input::StepDown { token, group } => (token, group),
@@ -650,7 +711,10 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Damaged { .. }
         | Input::Fetched { .. }
         | Input::Applied { .. }
-        | Input::Unreachable { .. } => return,
+        | Input::Snapshot { .. }
+        | Input::Unreachable { .. }
+        | Input::GrantTail { .. }
+        | Input::EndTail { .. } => return,
     };
     out.replies.push(Reply::Failed { token, group, error: RequestError::Fenced });
 }
@@ -693,7 +757,9 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     let election = config.tick * longest;
     let times = [
         ("flush_stuck_after", config.flush_stuck_after, config.tick),
+        ("retention_interval", config.retention_interval, config.tick),
         ("spread.interval", config.spread.map_or(election, |spread| spread.interval), election),
+        ("snapshots.stall_after", config.snapshots.stall_after, election),
     ];
     if let Some((setting, value, value_min)) =
         times.into_iter().find(|(_, value, value_min)| value < value_min)
@@ -707,6 +773,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         let (value, value_min) = (config.quiet_after.unwrap_or_default(), config.tick * heartbeat_ticks);
         return Err(ConfigError::TooShort { setting: "quiet_after", value, value_min });
     }
+    let as_limit = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     let limits = [
         ("entry_bytes_max", config.entry_bytes_max, LIMIT_BYTES_MAX),
         ("entry_records_max", config.entry_records_max, LIMIT_COUNT_MAX),
@@ -716,6 +783,13 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         ("window_bytes_max", config.window_bytes_max, usize::MAX / 2),
         ("apply_bytes_max", config.apply_bytes_max, LIMIT_BYTES_MAX),
         ("reads_waiting_max", config.reads_waiting_max, LIMIT_COUNT_MAX),
+        ("snapshots.taking_max", config.snapshots.taking_max, LIMIT_COUNT_MAX),
+        ("snapshots.sending_max", config.snapshots.sending_max, LIMIT_COUNT_MAX),
+        ("snapshots.receiving_max", config.snapshots.receiving_max, LIMIT_COUNT_MAX),
+        ("snapshots.entries", as_limit(config.snapshots.entries), usize::MAX),
+        ("snapshots.bytes", as_limit(config.snapshots.bytes), usize::MAX),
+        ("snapshots.send_bytes_per_second", as_limit(config.snapshots.send_bytes_per_second), usize::MAX),
+        ("tails_max", config.tails_max, LIMIT_COUNT_MAX),
     ];
     let is_out_of_range = |limit: &(&'static str, usize, usize)| limit.1 == 0 || limit.1 > limit.2;
     match limits.into_iter().find(is_out_of_range) {

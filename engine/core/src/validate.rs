@@ -7,7 +7,10 @@
 //! What is *not* a reason to refuse: a sender outside of the known membership. A replica that slept
 //! through a reconfiguration must still learn of a newer leader (Raft thesis 4.1).
 
+mod snapshot;
+
 use crate::batch::{Batch, BatchError};
+use crate::group_command::{GroupCommandError, GroupCommands};
 use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp};
 use crate::io::{CONTEXT_BYTES_MAX, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
 use crate::lease::{ROUND_BYTES, Stamp};
@@ -118,6 +121,14 @@ pub enum Refusal {
         /// What is wrong with it.
         error: BatchError,
     },
+    /// The data of an entry is not commands to the group.
+    #[error("entry {index} is not commands to the group: {error}")]
+    GroupCommands {
+        /// Index of the entry.
+        index: Index,
+        /// What is wrong with it.
+        error: GroupCommandError,
+    },
     /// A batch does not continue the log's offsets.
     #[error("the batch of entry {index} begins at offset {base}, the log before it ends at {expected}")]
     BaseOffset {
@@ -221,14 +232,28 @@ pub enum Refusal {
     /// A beat with more than its two numbers, or of a group.
     #[error("a beat is of no group, and has two numbers")]
     Beat,
-    /// Snapshots, which this build neither sends nor takes.
-    #[error("this build takes no snapshots and sends none: update this node")]
-    Snapshot,
+    /// What it says of a snapshot cannot be.
+    #[error("it says of a snapshot at index {index} what cannot be")]
+    Snapshot {
+        /// Last index that the snapshot covers.
+        index: Index,
+    },
+    /// A chunk of a snapshot is not what its sender has read.
+    #[error("chunk {chunk} of the snapshot at index {index} does not have its digest: it is sent again")]
+    SnapshotDigest {
+        /// Last index that the snapshot covers.
+        index: Index,
+        /// Number of the chunk.
+        chunk: u32,
+    },
+    /// A request for a snapshot, which no replica makes.
+    #[error("no replica asks for a snapshot in this way")]
+    SnapshotRequest,
 }
 
 /// What the validator has to know of a replica's log.
 pub(crate) trait LogView {
-    /// Term of the entry at an index from 0 (term 0) to the last.
+    /// Term of the entry at an index from the one before the log to the last.
     fn term_at(&self, index: Index) -> Term;
     /// Offset after the entry at an index from the commit index to the last.
     fn offset_after(&self, index: Index) -> Offset;
@@ -241,12 +266,15 @@ pub(crate) struct GroupView<'a> {
     pub(crate) term: Term,
     pub(crate) role: Role,
     pub(crate) leader: Option<NodeId>,
+    /// The entry before the log: 0, or the last one that was compacted away.
+    pub(crate) start: Index,
     pub(crate) commit: Index,
     pub(crate) last: Index,
     /// Whether our request for votes of this term and role was durable and has left.
     pub(crate) has_asked_for_votes: bool,
     /// Reads that wait for a round, of peers and our own.
     pub(crate) reads_waiting: usize,
+    pub(crate) has_state_machine: bool,
     pub(crate) log: &'a dyn LogView,
 }
 
@@ -268,7 +296,9 @@ pub(crate) fn check(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), R
         MessageKind::TimeoutNow => check_timeout_now(view, message),
         MessageKind::ReadIndex => check_read_index(view, message),
         MessageKind::ReadIndexResponse => check_read_index_response(view, message),
-        MessageKind::Snapshot => Err(Refusal::Snapshot),
+        MessageKind::Snapshot => snapshot::check_offer(view, message),
+        MessageKind::SnapshotChunk => snapshot::check_chunk(view, message),
+        MessageKind::SnapshotAck => snapshot::check_ack(message),
         MessageKind::Beat => Err(Refusal::Beat),
     }
 }
@@ -292,13 +322,19 @@ fn check_envelope(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Ref
     if message.context.len() > CONTEXT_BYTES_MAX {
         return Err(Refusal::Context { bytes: message.context.len() });
     }
-    let may_have_entries =
-        matches!(message.kind, MessageKind::Append | MessageKind::ReadIndex | MessageKind::ReadIndexResponse);
+    let may_have_entries = matches!(
+        message.kind,
+        MessageKind::Append
+            | MessageKind::ReadIndex
+            | MessageKind::ReadIndexResponse
+            | MessageKind::Snapshot
+            | MessageKind::SnapshotChunk
+    );
     if !message.entries.is_empty() && !may_have_entries {
         return Err(Refusal::Entries { kind: message.kind, count: message.entries.len() });
     }
     if message.request_snapshot.0 != 0 {
-        return Err(Refusal::Snapshot);
+        return Err(Refusal::SnapshotRequest);
     }
     Ok(())
 }
@@ -352,7 +388,9 @@ fn check_append(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refus
     }
     let position = LogPosition { index: message.index, term: message.log_term };
     let entries = message.entries.iter().map(|entry| LogPosition { index: entry.index, term: entry.term });
-    for LogPosition { index, term } in std::iter::once(position).chain(entries) {
+    // What was compacted away was committed: Raft does not look at it again.
+    let known = std::iter::once(position).chain(entries).filter(|place| place.index >= view.start);
+    for LogPosition { index, term } in known {
         if index > view.commit {
             break;
         }
@@ -378,6 +416,9 @@ fn check_batches(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refu
     for entry in &message.entries {
         if entry.batch().is_some() {
             expected = Some(end_of_batch(entry, expected)?);
+        } else if let Some(data) = entry.group_commands() {
+            GroupCommands::decode(data)
+                .map_err(|error| Refusal::GroupCommands { index: entry.index, error })?;
         }
         // What we have already is kept, so what it says of offsets must be what ours says.
         is_ours = is_ours && entry.index <= view.last && view.log.term_at(entry.index) == entry.term;

@@ -1,5 +1,7 @@
 //! The turn: feeds the core with what the rings hold, and carries out what it says.
 
+mod readers;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -7,12 +9,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_channel::oneshot;
+use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    AnswerOn, Append, Apply, BusyReason, ConfState, Event, Fetch, FlushSeq, GroupId, Input, NodeId, Outputs,
-    Propose, Reply, RequestError, Role, Shard, ShardId, Timestamp, Token, WallTime,
+    AnswerOn, Append, Apply, BusyReason, ConfState, Consistency, CursorName, Event, Fetch, FlushSeq,
+    Freshness, GroupCommand, GroupId, Input, MessageKind, NodeId, Outputs, Propose, Reply, RequestError,
+    Role, Shard, ShardId, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -24,8 +27,10 @@ use crate::lines::{
 };
 use crate::machines::Machines;
 use crate::outbox::{FRAME_BYTES_TARGET, Outbox};
+use crate::snapshots::Snapshots;
 use crate::state_machine::Machine;
 use crate::stats::ShardCounters;
+use crate::tails::Tails;
 
 /// Items taken from the bridge in a turn, so that a turn stays short.
 const BRIDGE_ITEMS_PER_TURN: usize = 256;
@@ -76,6 +81,8 @@ pub struct DriverParts {
     pub fetched: Consumer<Fetched>,
     /// What a scrub found.
     pub findings: Consumer<Finding>,
+    /// Its snapshots.
+    pub snapshots: Snapshots,
     /// The state machines, by group.
     pub machines: BTreeMap<GroupId, Box<dyn Machine>>,
     /// What is counted.
@@ -101,6 +108,7 @@ pub enum Next {
 /// A caller of this process that waits.
 enum Call {
     Request(oneshot::Sender<ReplyBody>),
+    Tail(mpsc::UnboundedSender<ReplyBody>),
     Leadership(LeadershipReply),
 }
 
@@ -110,7 +118,14 @@ const NOBODY: Token = Token { origin: 0, request: u64::MAX };
 #[derive(Default)]
 struct Open {
     calls: slab::Slab<Call>,
-    queries: HashMap<Token, Bytes>,
+    queries: HashMap<Token, Question>,
+    tails: Tails,
+}
+
+/// What is looked up once a read may look.
+enum Question {
+    Machine(Bytes),
+    Cursor(CursorName),
 }
 
 /// A shard with its rings. See the crate's documentation.
@@ -176,6 +191,7 @@ impl Driver {
         self.take_written();
         self.take_fetched();
         self.take_findings();
+        self.go_on_with_snapshots();
         let mut loopback = std::mem::take(&mut self.loopback);
         loopback.drain(..).for_each(|input| self.step(input));
         self.loopback = loopback;
@@ -261,6 +277,12 @@ impl Driver {
         }
     }
 
+    fn go_on_with_snapshots(&mut self) {
+        let mut events = Vec::new();
+        self.parts.snapshots.turn(&mut self.machines, |group, event| events.push((group, event)));
+        events.into_iter().for_each(|(group, event)| self.step(Input::Snapshot { group, event }));
+    }
+
     fn take_from_bridge(&mut self, clock: &impl Fn() -> Timestamp) {
         for _ in 0..BRIDGE_ITEMS_PER_TURN {
             let Some(item) = self.parts.port.from_bridge.pop() else { break };
@@ -278,7 +300,12 @@ impl Driver {
                         self.handle_client(connection, rights, request);
                     }
                 }
-                ToShard::ClientGone { connection } => self.outbox.forget_client(connection),
+                ToShard::ClientGone { connection } => {
+                    for (token, group) in self.open.tails.take_all(connection) {
+                        self.step(Input::EndTail { token, group });
+                    }
+                    self.outbox.forget_client(connection);
+                }
                 ToShard::Unreachable { node } => self.step(Input::Unreachable { node }),
             }
         }
@@ -290,6 +317,11 @@ impl Driver {
             match command {
                 Command::Request { group, deadline, body, reply } => {
                     let token = self.open_call(Call::Request(reply));
+                    self.handle_request(token, group, deadline, body);
+                }
+                Command::Tail { group, deadline, tail, from, granted_bytes, reply } => {
+                    let token = self.open_call(Call::Tail(reply));
+                    let body = ClientBody::Tail { tail, from, granted_bytes };
                     self.handle_request(token, group, deadline, body);
                 }
                 Command::Statuses(reply) => {
@@ -329,8 +361,19 @@ impl Driver {
         let token = Token { origin: connection, request: request.request };
         let is_allowed = match request.body {
             ClientBody::Append { .. } => rights.append,
-            ClientBody::Query { .. } | ClientBody::ReadRecords { .. } | ClientBody::Status => rights.read,
-            ClientBody::ChangeMembers { .. } => rights.manage,
+            ClientBody::Command(GroupCommand::Trim { .. }) | ClientBody::ChangeMembers { .. } => {
+                rights.manage
+            }
+            // A consumer that may read may say how far it has read.
+            ClientBody::Command(_)
+            | ClientBody::Query { .. }
+            | ClientBody::ReadRecords { .. }
+            | ClientBody::Tail { .. }
+            | ClientBody::GrantTail { .. }
+            | ClientBody::EndTail { .. }
+            | ClientBody::Find { .. }
+            | ClientBody::FetchCursor { .. }
+            | ClientBody::Status => rights.read,
         };
         if is_allowed {
             let deadline = Duration::from_millis(u64::from(request.deadline_ms));
@@ -353,15 +396,10 @@ impl Driver {
             },
             ClientBody::Query { consistency, may_forward, query } => {
                 if self.open.queries.contains_key(&token) {
-                    let what = "a request number that is still open";
-                    return self.answer(token, group, ReplyBody::Failed(RequestError::Invalid { what }));
+                    return self.refuse_open(token, group);
                 }
-                self.open.queries.insert(token, query);
+                self.open.queries.insert(token, Question::Machine(query));
                 self.step(Input::Read { token, group, consistency, may_forward, deadline });
-            }
-            ClientBody::ReadRecords { from, bytes_max } => {
-                let bytes_max = (bytes_max as usize).min(READ_BYTES_MAX);
-                self.step(Input::ReadRecords { token, group, from, bytes_max, deadline });
             }
             ClientBody::ChangeMembers { changes } => {
                 self.step(Input::ChangeMembers { token, group, changes, deadline });
@@ -373,13 +411,17 @@ impl Driver {
                 };
                 self.answer(token, group, body);
             }
+            body => self.handle_reader(token, group, deadline, body),
         }
     }
 
-    fn check_block(&self, group: GroupId, block: &RecordBlock, answer: AnswerOn) -> Result<(), RequestError> {
-        let too_large = |bytes: usize, bytes_max: usize| {
-            Err(RequestError::TooLarge { bytes: bytes as u64, bytes_max: bytes_max as u64 })
-        };
+    fn refuse_open(&mut self, token: Token, group: GroupId) {
+        let what = "a request number that is still open";
+        self.answer(token, group, ReplyBody::Failed(RequestError::Invalid { what }));
+    }
+
+    /// Whether the shard can take more to be written.
+    fn check_writer(&self) -> Result<(), RequestError> {
         if self.is_fenced {
             return Err(RequestError::Fenced);
         }
@@ -389,6 +431,14 @@ impl Driver {
         if self.is_space_low {
             return Err(RequestError::busy(BusyReason::Space));
         }
+        Ok(())
+    }
+
+    fn check_block(&self, group: GroupId, block: &RecordBlock, answer: AnswerOn) -> Result<(), RequestError> {
+        let too_large = |bytes: usize, bytes_max: usize| {
+            Err(RequestError::TooLarge { bytes: bytes as u64, bytes_max: bytes_max as u64 })
+        };
+        self.check_writer()?;
         let largest = block.largest();
         if largest > self.parts.record_bytes_max {
             return too_large(largest, self.parts.record_bytes_max);
@@ -408,6 +458,8 @@ impl Driver {
             self.hand_to_writer(append);
         }
         for send in outputs.sends.drain(..) {
+            let is_chunk = send.message.kind == MessageKind::SnapshotChunk;
+            ShardCounters::add(&self.parts.counters.snapshot_chunks_sent, u64::from(is_chunk));
             let after = send.after.filter(|seq| *seq > self.persisted);
             self.outbox.push(send.message, after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates)));
         }
@@ -415,6 +467,13 @@ impl Driver {
             if let Err(fetch) = self.parts.fetches.push(fetch) {
                 self.fetches_waiting.push_back(fetch);
             }
+        }
+        for task in outputs.snapshots.drain(..) {
+            let group = task.group;
+            let is_chunk = matches!(task.step, SnapshotStep::Write { .. });
+            ShardCounters::add(&self.parts.counters.snapshot_chunks_received, u64::from(is_chunk));
+            let event = self.parts.snapshots.begin(task, &self.machines, self.is_space_low);
+            self.loopback.extend(event.map(|event| Input::Snapshot { group, event }));
         }
         // Before the next entries are applied: an answer is of the state that the core says it is of.
         for reply in outputs.replies.drain(..) {
@@ -462,17 +521,20 @@ impl Driver {
                 self.answer(token, group, ReplyBody::Appended { first, count, index, term });
             }
             Reply::ReadReady { token, group, freshness } => {
-                if let Some(query) = self.open.queries.remove(&token) {
-                    let body = match self.machines.query(group, &query) {
-                        Ok(answer) => ReplyBody::Answer(Answer { freshness, bytes: answer.into() }),
-                        Err(error) => ReplyBody::Failed(error),
-                    };
+                if let Some(question) = self.open.queries.remove(&token) {
+                    let body = self.look_up(group, &question, freshness);
                     self.answer(token, group, body);
                 }
             }
-            Reply::Records { token, group, from, entries, end } => {
+            Reply::Records { token, group, from, entries, end, is_last } => {
                 let batches = entries.into_iter().map(|entry| entry.data).collect();
-                self.answer(token, group, ReplyBody::Records { from, end, batches });
+                self.answer(token, group, ReplyBody::Records { from, end, batches, is_last });
+            }
+            Reply::Found { token, group, offset, end } => {
+                self.answer(token, group, ReplyBody::Found { offset, end });
+            }
+            Reply::CommandDone { token, group, offset, index } => {
+                self.answer(token, group, ReplyBody::CommandDone { offset, index });
             }
             Reply::LeadershipGiven { token, group, leader, term } => {
                 ShardCounters::add(&self.parts.counters.leaderships_given, 1);
@@ -496,6 +558,9 @@ impl Driver {
     }
 
     fn answer(&mut self, token: Token, group: GroupId, body: ReplyBody) {
+        if body.is_last() {
+            self.open.tails.remove(token);
+        }
         if token.origin != 0 {
             let bytes = match &body {
                 ReplyBody::Responses { responses, .. } => responses.as_bytes().len(),
@@ -516,9 +581,20 @@ impl Driver {
             self.outbox.push_reply(token, group, body);
             return;
         }
+        let at = token.request as usize;
+        if let Some(Call::Tail(call)) = self.open.calls.get(at)
+            && !body.is_last()
+        {
+            // A consumer that is gone without having said so.
+            if call.unbounded_send(body).is_err() {
+                self.step(Input::EndTail { token, group });
+            }
+            return;
+        }
         // The caller may have stopped waiting.
-        match (self.open.calls.try_remove(token.request as usize), body) {
+        match (self.open.calls.try_remove(at), body) {
             (Some(Call::Request(call)), body) => drop(call.send(body)),
+            (Some(Call::Tail(call)), body) => drop(call.unbounded_send(body)),
             (Some(Call::Leadership(call)), ReplyBody::Failed(error)) => drop(call.send(Err(error.into()))),
             (Some(Call::Leadership(_)) | None, _) => {}
         }
@@ -564,6 +640,18 @@ impl Driver {
                 ShardCounters::add(&counters.messages_refused, 1);
                 tracing::warn!(%group, %from, ?reason, "message of a peer refused");
             }
+            Event::SnapshotTaken { group, index, bytes } => {
+                ShardCounters::add(&counters.snapshots_taken, 1);
+                tracing::info!(%group, %index, bytes, "snapshot taken");
+            }
+            Event::SnapshotInstalled { group, index, bytes } => {
+                ShardCounters::add(&counters.snapshots_installed, 1);
+                tracing::info!(%group, %index, bytes, "snapshot of the leader installed");
+            }
+            Event::SnapshotGivenUp { group, index, peer, chunks } => {
+                ShardCounters::add(&counters.snapshots_given_up, 1);
+                tracing::warn!(%group, %index, %peer, chunks, "transfer of a snapshot given up for now");
+            }
             Event::DiskHung { seq, waited } => {
                 ShardCounters::add(&counters.disk_hangs, 1);
                 tracing::error!(shard = %self.parts.shard_id, %seq, ?waited, "the disk hangs: leaderships are given away");
@@ -585,6 +673,7 @@ impl Driver {
             || !self.parts.written.is_empty()
             || !self.parts.fetched.is_empty()
             || !self.parts.findings.is_empty()
+            || self.parts.snapshots.has_work()
             || !self.parts.port.from_bridge.is_empty()
             || !self.parts.commands.is_empty()
     }
@@ -605,6 +694,9 @@ impl Driver {
         for (_, call) in std::mem::take(&mut self.open.calls) {
             match call {
                 Call::Request(call) => drop(call.send(ReplyBody::Failed(error()))),
+                Call::Tail(call) => {
+                    drop(call.unbounded_send(ReplyBody::Failed(RequestError::ShuttingDown)));
+                }
                 Call::Leadership(call) => drop(call.send(Err(error().into()))),
             }
         }

@@ -4,7 +4,8 @@
 //! A runtime's part is small: call [`Driver::turn`] with the time, then call it again or sleep, as it says.
 //!
 //! Invariants: `Persisted` reaches the core before peer messages of the same turn; a frame leaves
-//! only when the flush it waits for is durable; every request gets exactly one answer.
+//! only when the flush it waits for is durable; every request gets exactly one last answer, and but for tails
+//! no other.
 //!
 //! It never blocks, sleeps or starts a thread, and reads no clock but the one that says how long a
 //! flush waited.
@@ -15,8 +16,10 @@ pub mod lines;
 mod machines;
 mod outbox;
 pub mod recording;
+pub mod snapshots;
 pub mod state_machine;
 pub mod stats;
+mod tails;
 
 pub use driver::{Driver, DriverParts, Next, Observer};
 pub use outbox::FRAME_BYTES_TARGET;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_channel::oneshot;
+use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::{
-    Append, FetchError, FetchId, FlushSeq, GroupId, GroupStatus, LogDamage, LogEntry, NodeId, RequestError,
-    Retry, Term, TransferError,
+    Append, FetchError, FetchId, FlushSeq, GroupId, GroupStatus, LogDamage, LogEntry, NodeId, Offset,
+    RequestError, Retry, Term, TransferError,
 };
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use iroh_raft_storage::StorageError;
@@ -61,6 +61,21 @@ pub enum Command {
         body: ClientBody,
         /// Where the answer goes.
         reply: oneshot::Sender<ReplyBody>,
+    },
+    /// Follow the records of a group. Granted and ended by requests like those of a client.
+    Tail {
+        /// The group.
+        group: GroupId,
+        /// How long it may be open.
+        deadline: Duration,
+        /// Its name, of no other tail of this process.
+        tail: u64,
+        /// First record.
+        from: Offset,
+        /// Bytes that may be sent until more is granted: the bound of what waits in `reply`, but for one entry.
+        granted_bytes: u32,
+        /// Where the records go.
+        reply: mpsc::UnboundedSender<ReplyBody>,
     },
     /// How all groups of the shard stand.
     Statuses(oneshot::Sender<Vec<GroupStatus>>),

@@ -7,7 +7,7 @@ use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::{AnswerOn, Apply, GroupId, RequestError};
 use iroh_raft_netbridge::wire::ReplyBody;
 
-use crate::state_machine::{ApplyContext, Machine};
+use crate::state_machine::{ApplyContext, Machine, Restore, RestoreError, SnapshotView};
 
 /// Largest block of responses: lengths in it have 32 bits.
 const BLOCK_BYTES_MAX: usize = 1 << 30;
@@ -56,6 +56,24 @@ impl Machines {
             Some(None) => Err(RequestError::Quarantined),
             None => invalid("a query to a group without a state machine"),
         }
+    }
+
+    /// The frozen state of a group's machine; `None` if it makes none.
+    pub(crate) fn freeze(&self, group: GroupId) -> Option<Box<dyn SnapshotView>> {
+        let machine = self.0.get(&group)?.as_ref()?;
+        // Nothing of it has changed.
+        catch_unwind(AssertUnwindSafe(|| machine.snapshot())).ok().flatten()
+    }
+
+    /// A step of putting a group's machine where a snapshot says.
+    pub(crate) fn restore(&mut self, group: GroupId, step: Restore<'_>) -> Result<(), RestoreError> {
+        let Some(Some(machine)) = self.0.get_mut(&group) else {
+            return Err(RestoreError { problem: "the state machine was taken out" });
+        };
+        catch_unwind(AssertUnwindSafe(|| machine.restore(step))).unwrap_or_else(|_| {
+            self.0.insert(group, None);
+            Err(RestoreError { problem: "the state machine panicked over it" })
+        })
     }
 
     /// Applies committed entries; returns the answers to those who wait, in their order.

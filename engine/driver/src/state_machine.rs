@@ -110,6 +110,55 @@ pub trait StateMachine: Send + 'static {
 
     /// Answers a question from the present state.
     fn query(&self, query: <Self::Query as Message>::View<'_>) -> Self::Answer;
+
+    /// The present state, frozen: it does not change while commands are applied, and is read a little in each of
+    /// the shard's turns. Freezing itself happens within a turn, so it has to be cheap: share what is there and copy
+    /// what is written to afterwards. Equal states must give equal bytes on all replicas.
+    ///
+    /// Default: `None`, the machine makes no snapshots. Its group's log is then never compacted, and a start
+    /// applies all of it again.
+    fn snapshot(&self) -> Option<Box<dyn SnapshotView>> {
+        None
+    }
+
+    /// Takes over the state of a snapshot, step by step; [`Restore`] says which. Between the first step and
+    /// the last nothing is applied or asked.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the bytes are not those of a snapshot of this machine.
+    fn restore(&mut self, step: Restore<'_>) -> Result<(), RestoreError> {
+        let _ = step;
+        Err(RestoreError { problem: "the state machine takes no snapshots" })
+    }
+}
+
+/// Bytes of one piece of a snapshot at most.
+pub const SNAPSHOT_PIECE_BYTES_MAX: usize = 256 << 10;
+
+/// A state that is frozen, as bytes.
+pub trait SnapshotView: Send {
+    /// The next piece, of 1 to [`SNAPSHOT_PIECE_BYTES_MAX`] bytes; `None` when all is said. Each is made within
+    /// a turn of the shard.
+    fn next_piece(&mut self) -> Option<Vec<u8>>;
+}
+
+/// A step of taking over a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Restore<'a> {
+    /// Forget everything: the state is that before the first command.
+    Begin,
+    /// The next bytes of the snapshot. They are cut anywhere, not where the view cut them.
+    Bytes(&'a [u8]),
+    /// There are no more: the state is that of the snapshot.
+    End,
+}
+
+/// Why a state machine cannot take over a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("not a snapshot of this state machine: {problem}")]
+pub struct RestoreError {
+    /// What is wrong.
+    pub problem: &'static str,
 }
 
 /// A state machine behind bytes, as the shard holds it.
@@ -120,6 +169,10 @@ pub trait Machine: Send {
     fn apply(&mut self, context: ApplyContext, command: &[u8]) -> Vec<u8>;
     /// Answers a question.
     fn query(&self, query: &[u8]) -> Result<Vec<u8>, DecodeError>;
+    /// See [`StateMachine::snapshot`].
+    fn snapshot(&self) -> Option<Box<dyn SnapshotView>>;
+    /// See [`StateMachine::restore`].
+    fn restore(&mut self, step: Restore<'_>) -> Result<(), RestoreError>;
 }
 
 impl<S: StateMachine> Machine for S {
@@ -141,6 +194,14 @@ impl<S: StateMachine> Machine for S {
 
     fn query(&self, query: &[u8]) -> Result<Vec<u8>, DecodeError> {
         Ok(StateMachine::query(self, S::Query::view(query)?).encode())
+    }
+
+    fn snapshot(&self) -> Option<Box<dyn SnapshotView>> {
+        StateMachine::snapshot(self)
+    }
+
+    fn restore(&mut self, step: Restore<'_>) -> Result<(), RestoreError> {
+        StateMachine::restore(self, step)
     }
 }
 

@@ -21,6 +21,11 @@ pub struct ShardCounters {
     pub messages_refused: AtomicU64,
     pub leaderships_given: AtomicU64,
     pub disk_hangs: AtomicU64,
+    pub snapshots_taken: AtomicU64,
+    pub snapshots_installed: AtomicU64,
+    pub snapshots_given_up: AtomicU64,
+    pub snapshot_chunks_sent: AtomicU64,
+    pub snapshot_chunks_received: AtomicU64,
 }
 
 impl ShardCounters {
@@ -49,6 +54,11 @@ impl ShardCounters {
             messages_refused: read(&self.messages_refused),
             leaderships_given: read(&self.leaderships_given),
             disk_hangs: read(&self.disk_hangs),
+            snapshots_taken: read(&self.snapshots_taken),
+            snapshots_installed: read(&self.snapshots_installed),
+            snapshots_given_up: read(&self.snapshots_given_up),
+            snapshot_chunks_sent: read(&self.snapshot_chunks_sent),
+            snapshot_chunks_received: read(&self.snapshot_chunks_received),
         }
     }
 }
@@ -86,4 +96,14 @@ pub struct ShardStats {
     pub leaderships_given: u64,
     /// Times that a flush took longer than `flush_stuck_after`.
     pub disk_hangs: u64,
+    /// Snapshots taken of state machines here.
+    pub snapshots_taken: u64,
+    /// Snapshots of leaders installed.
+    pub snapshots_installed: u64,
+    /// Transfers of snapshots, either way, that were given up for a while.
+    pub snapshots_given_up: u64,
+    /// Chunks of snapshots handed to the bridge for followers.
+    pub snapshot_chunks_sent: u64,
+    /// Chunks of snapshots of leaders handed to the disk.
+    pub snapshot_chunks_received: u64,
 }

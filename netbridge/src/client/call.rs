@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{BufMut, Bytes, BytesMut};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{AnswerOn, ConfState, GroupId, GroupStatus, Index, NodeId, Offset, Term};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::error::ClientError;
@@ -38,6 +38,15 @@ pub struct Completion {
     pub result: Result<Appended, ClientError>,
 }
 
+/// Where the records of a time begin.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Found {
+    /// First record of that time or later; `end` when there is none.
+    pub offset: Offset,
+    /// Offset after the replica's last committed record as the search began.
+    pub end: Offset,
+}
+
 /// What a successful call gives.
 #[derive(Debug)]
 pub(super) enum Outcome {
@@ -47,6 +56,10 @@ pub(super) enum Outcome {
     Records(Records),
     Status(GroupStatus),
     Members(Arc<ConfState>),
+    Found(Found),
+    /// Where a cursor stands, or where the kept records begin.
+    Offset(Option<Offset>),
+    Granted,
 }
 
 /// Ends of appends, gathered until somebody takes them. Bounded by what may be in flight, as an
@@ -119,7 +132,12 @@ impl CompletionQueue {
 #[derive(Debug)]
 pub(super) enum Sink {
     One(oneshot::Sender<Result<Outcome, ClientError>>),
-    Many { queue: QueueUser, tag: u64 },
+    Many {
+        queue: QueueUser,
+        tag: u64,
+    },
+    /// Any number of answers, and then the end.
+    Stream(mpsc::UnboundedSender<Result<Outcome, ClientError>>),
 }
 
 /// The share of one call in a request.
@@ -137,6 +155,10 @@ impl Part {
         match self.sink {
             Sink::One(sender) => {
                 // A caller that no longer waits does not want to know.
+                let _ = sender.send(result);
+                self.charge
+            }
+            Sink::Stream(sender) => {
                 let _ = sender.send(result);
                 self.charge
             }
@@ -244,8 +266,31 @@ impl Work {
 
     /// Whether doing it twice differs from doing it once.
     pub(super) fn is_write(&self) -> bool {
-        let is_change = matches!(self.ask, Ask::Sealed(ClientBody::ChangeMembers { .. }));
+        let is_change = match &self.ask {
+            Ask::Sealed(ClientBody::ChangeMembers { .. }) => true,
+            Ask::Sealed(ClientBody::Command(command)) => !command.is_repeatable(),
+            _ => false,
+        };
         is_change || matches!(self.ask, Ask::Filling { .. } | Ask::Sealed(ClientBody::Append { .. }))
+    }
+
+    /// Whether it has a stream of answers, of which some may have come: nobody else can go on with it.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.ask, Ask::Sealed(ClientBody::Tail { .. }))
+    }
+
+    /// Hands out an answer that is not the last.
+    pub(super) fn deliver(&self, reply: ReplyBody, node: NodeId) {
+        let protocol = || Err(ClientError::Protocol { node });
+        let outcome = match reply {
+            ReplyBody::Records { from, end, batches, .. } => Records::new(from, end, batches)
+                .map_or_else(protocol, |records| Ok(Outcome::Records(records))),
+            _ => protocol(),
+        };
+        if let [Part { sink: Sink::Stream(sender), .. }] = &self.parts[..] {
+            // A consumer that is gone has said so to the node.
+            let _ = sender.send(outcome);
+        }
     }
 
     /// One piece of work per call, with the same fate as this one so far.
@@ -300,13 +345,28 @@ impl Work {
             (ClientBody::Query { .. }, ReplyBody::Answer(answer)) => {
                 Box::new([Outcome::Answer(answer)].into_iter())
             }
-            (ClientBody::ReadRecords { from, .. }, ReplyBody::Records { from: answered, end, batches })
-                if *from == answered =>
-            {
-                match Records::new(answered, end, batches) {
+            (
+                ClientBody::ReadRecords { from, .. },
+                ReplyBody::Records { from: answered, end, batches, .. },
+            ) if *from == answered => match Records::new(answered, end, batches) {
+                Some(records) => Box::new([Outcome::Records(records)].into_iter()),
+                None => return self.fail(&protocol, node),
+            },
+            (ClientBody::Tail { .. }, ReplyBody::Records { from, end, batches, .. }) => {
+                match Records::new(from, end, batches) {
                     Some(records) => Box::new([Outcome::Records(records)].into_iter()),
                     None => return self.fail(&protocol, node),
                 }
+            }
+            (ClientBody::Find { .. }, ReplyBody::Found { offset, end }) => {
+                Box::new([Outcome::Found(Found { offset, end })].into_iter())
+            }
+            (ClientBody::Command(_), ReplyBody::CommandDone { offset, .. })
+            | (ClientBody::FetchCursor { .. }, ReplyBody::Cursor(offset)) => {
+                Box::new([Outcome::Offset(offset)].into_iter())
+            }
+            (ClientBody::GrantTail { .. } | ClientBody::EndTail { .. }, ReplyBody::Granted) => {
+                Box::new([Outcome::Granted].into_iter())
             }
             (ClientBody::ChangeMembers { .. }, ReplyBody::MembersChanged { members, .. }) => {
                 Box::new([Outcome::Members(members)].into_iter())

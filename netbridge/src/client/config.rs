@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use iroh_raft_core::ClusterId;
+use iroh_raft_core::{ClusterId, NodeId};
 
 use crate::allow::PeerAddress;
 use crate::identity::Identity;
@@ -71,6 +71,22 @@ pub struct ClientLimits {
     pub dial_pause_min: Duration,
     /// Longest pause between dials. Default 200 ms.
     pub dial_pause_max: Duration,
+}
+
+/// How a tail is to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TailOptions {
+    /// Bytes that may wait for the consumer, 1 to 8 MiB; one entry of the log may exceed it. Default 1 MiB. Lower:
+    /// less memory for a consumer that is slow; higher: fewer grants, and a fast one far away waits less.
+    pub credit_bytes: u32,
+    /// The node to read from. Default: the leader first, and whoever answers when it does not.
+    pub node: Option<NodeId>,
+}
+
+impl Default for TailOptions {
+    fn default() -> TailOptions {
+        TailOptions { credit_bytes: 1 << 20, node: None }
+    }
 }
 
 impl Default for ClientLimits {

@@ -239,9 +239,19 @@ async fn read(shared: &Arc<Shared>, at: usize, connection: &Connection, stream: 
         {
             let mut lines = node.lines();
             for reply in frame.replies() {
-                match lines.answered(reply.request) {
+                let work = if reply.body.is_last() {
+                    lines.answered(reply.request)
+                } else {
+                    lines.streaming(reply.request).map(|work| {
+                        if let Some(work) = work {
+                            work.deliver(reply.body.clone(), node.address.node);
+                        }
+                        None
+                    })
+                };
+                match work {
                     Ok(Some(work)) => done.push((work, reply)),
-                    // Its time had run out.
+                    // Its time had run out, or there is more to come.
                     Ok(None) => {}
                     Err(_) => {
                         CloseCode::BadFrame.close(connection, "an answer to a request that is not open");

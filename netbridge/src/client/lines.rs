@@ -174,6 +174,13 @@ impl Lines {
         Ok(open.work)
     }
 
+    /// The work of a request that has more answers to come. `None`: its time had run out. `Err`: there is none.
+    pub(super) fn streaming(&self, request: u64) -> Result<Option<&Work>, NoSuchRequest> {
+        let at = usize::try_from(request).map_err(|_| NoSuchRequest)?;
+        let open = self.slots.get(at).and_then(Option::as_ref).ok_or(NoSuchRequest)?;
+        Ok(open.work.as_ref())
+    }
+
     fn release(&mut self, key: LineKey) {
         let Some(line) = self.lines.get_mut(&key) else { return };
         line.open = line.open.saturating_sub(1);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use iroh_raft_core::Offset;
-use iroh_raft_core::batch::Batch;
+use iroh_raft_core::batch::{Batch, Record, records_of};
 
 /// Committed records of one replica, in order and without a gap.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,10 +54,15 @@ impl Records {
         self.batches.is_empty()
     }
 
-    /// The records from the one asked for, each with its offset.
-    pub fn iter(&self) -> impl Iterator<Item = (Offset, &[u8])> {
-        let batches = self.batches.iter().filter_map(|data| Batch::parse(data).ok());
-        batches.flat_map(|batch| batch.records()).filter(|(offset, _)| *offset >= self.from)
+    /// The records from the one asked for.
+    pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
+        records_of(&self.batches).filter(|record| record.offset >= self.from)
+    }
+
+    /// Bytes of the batches.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.batches.iter().map(Bytes::len).sum()
     }
 
     /// The batches as they stand in the log; the first may begin before the record asked for.
@@ -82,7 +87,7 @@ mod tests {
     fn records_begin_at_the_one_asked_for() {
         let batches = vec![batch(4, &[b"a", b"b", b"c"]), batch(7, &[b"d"])];
         let records = Records::new(Offset(5), Offset(9), batches).unwrap();
-        let found: Vec<_> = records.iter().collect();
+        let found: Vec<_> = records.iter().map(|record| (record.offset, record.data)).collect();
         assert_eq!(found, [(Offset(5), &b"b"[..]), (Offset(6), b"c"), (Offset(7), b"d")]);
         assert_eq!((records.next(), records.end()), (Offset(8), Offset(9)));
     }

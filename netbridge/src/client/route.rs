@@ -97,6 +97,8 @@ pub(super) struct Shared {
     room: Semaphore,
     later: Mutex<BinaryHeap<Reverse<Later>>>,
     later_number: AtomicU64,
+    /// Tails that were opened.
+    tails: AtomicU64,
     /// A deadline or a retry comes earlier than the timer knows.
     timer: Notify,
     standings: watch::Sender<Vec<Standing>>,
@@ -123,6 +125,7 @@ impl Shared {
             room: Semaphore::new(limits.in_flight_bytes_max.min(Semaphore::MAX_PERMITS)),
             later: Mutex::default(),
             later_number: AtomicU64::new(0),
+            tails: AtomicU64::new(0),
             timer: Notify::new(),
             standings: watch::Sender::new(vec![Standing::Untried; nodes.len()]),
             closing: watch::Sender::new(false),
@@ -181,6 +184,25 @@ impl Shared {
 
     fn position(&self, node: NodeId) -> Option<usize> {
         self.nodes.iter().position(|known| known.address.node == node)
+    }
+
+    pub(super) fn place_of(&self, node: NodeId) -> Result<usize, ClientError> {
+        self.position(node).ok_or(ClientError::UnknownNode { node })
+    }
+
+    /// Where a tail is opened that has failed so often: the leader first, then the nodes after it.
+    pub(super) fn tail_at(&self, group: GroupId, failures: usize) -> usize {
+        let count = self.nodes.len();
+        let first = self.leader_at(group);
+        (0..count)
+            .map(|step| (first + failures + step) % count)
+            .find(|at| self.nodes[*at].is_connected())
+            .unwrap_or(first)
+    }
+
+    /// A name that no other tail of this client has.
+    pub(super) fn next_tail(&self) -> u64 {
+        self.tails.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn leader_hint(&self, group: GroupId) -> Option<NodeId> {
@@ -314,6 +336,9 @@ impl Shared {
         let node = self.nodes[at].address.node;
         let next = (at + 1) % self.nodes.len();
         let is_for_leader = work.target == Target::Leader;
+        if work.is_stream() {
+            return work.fail(&error.into(), node);
+        }
         match error {
             RequestError::NotLeader { leader } if is_for_leader => {
                 let leader = leader.and_then(|node| self.position(node)).filter(|leader| *leader != at);
@@ -422,6 +447,7 @@ impl Shared {
     /// Work that is not at a node now. What only this node can do waits for it until its time is up.
     fn move_on(&self, mut work: Work, is_refused: bool, error: &ClientError) -> usize {
         match work.target {
+            _ if work.is_stream() => work.fail(error, NodeId(0)),
             Target::Leader => self.retry(work, error.clone(), Some(Duration::ZERO)),
             Target::Node(_) if is_refused => work.fail(error, NodeId(0)),
             Target::Node(_) => {

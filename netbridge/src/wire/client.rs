@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
-use iroh_raft_core::{AnswerOn, Consistency, GroupId, MemberChange, Offset, ShardId};
+use iroh_raft_core::group_command::{decode_command, encode_command};
+use iroh_raft_core::{
+    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, MemberChange, Offset, ShardId, WallTime,
+};
 use rkyv::{Archive, Serialize};
 
 use super::payload::{PayloadBuilder, PayloadCursor};
@@ -47,6 +50,43 @@ pub enum ClientBody {
         from: Offset,
         /// Bytes of entries at most.
         bytes_max: u32,
+        /// Records at most, at least 1; `u32::MAX` for no bound.
+        records_max: u32,
+        /// Whether to wait, where there is no record yet, until there is one or the deadline has come.
+        is_waiting: bool,
+    },
+    /// Follow the committed records of this very replica, until the deadline: answered by any number of `Records`.
+    Tail {
+        /// The client's name for it, of no other tail of its connection.
+        tail: u64,
+        /// First record.
+        from: Offset,
+        /// Bytes of entries that may be sent until more is granted.
+        granted_bytes: u32,
+    },
+    /// The consumer of a tail takes more. Answered by `Granted`, also when that tail is over.
+    GrantTail {
+        /// The tail.
+        tail: u64,
+        /// Bytes granted since it began, in all.
+        granted_bytes: u64,
+    },
+    /// The consumer of a tail takes no more. Answered by `Granted`; the tail by its last `Records`.
+    EndTail {
+        /// The tail.
+        tail: u64,
+    },
+    /// Find the first committed record of a time.
+    Find {
+        /// Its batch was written then or later.
+        at: WallTime,
+    },
+    /// A command to the group itself. Answered by `CommandDone`.
+    Command(GroupCommand),
+    /// Where a consumer's cursor stands, everything acknowledged before included. Answered by `Cursor`.
+    FetchCursor {
+        /// The consumer.
+        name: CursorName,
     },
     /// Who leads, how far is it.
     Status,
@@ -67,15 +107,16 @@ struct Descriptors {
 struct RequestDescriptor {
     request: u64,
     group: u64,
-    /// ReadRecords: first record.
+    /// ReadRecords, Tail: first record. GrantTail: bytes in all. EndTail: the tail. Find: the time.
     from: u64,
     deadline_ms: u32,
-    /// Append: number of records. ReadRecords: bytes at most.
+    /// Append: number of records. ReadRecords: bytes at most. Tail: bytes granted.
     number: u32,
-    /// Append, Query, ChangeMembers: bytes of payload.
+    /// Append, Query, ChangeMembers, Tail, GrantTail, Command, FetchCursor: bytes of payload. ReadRecords: records
+    /// at most, 0 for no bound.
     bytes: u32,
     kind: u8,
-    /// Append: 1 to answer on apply. Query: its consistency, and whether it may be forwarded.
+    /// Append: 1 to answer on apply. Query: its consistency, and whether it may be forwarded. ReadRecords: 1 to wait.
     option: u8,
     reserved: [u8; 2],
 }
@@ -85,6 +126,12 @@ const QUERY: u8 = 2;
 const READ_RECORDS: u8 = 3;
 const STATUS: u8 = 4;
 const CHANGE_MEMBERS: u8 = 5;
+const TAIL: u8 = 6;
+const GRANT_TAIL: u8 = 7;
+const END_TAIL: u8 = 8;
+const FIND: u8 = 9;
+const COMMAND: u8 = 10;
+const FETCH_CURSOR: u8 = 11;
 
 const LOCAL: u8 = 0;
 const LINEARIZABLE: u8 = 1;
@@ -208,8 +255,33 @@ fn read(
             (ClientBody::Query { consistency, may_forward, query }, from != 0 || number != 0)
         }
         READ_RECORDS => {
-            let body = ClientBody::ReadRecords { from: Offset(from), bytes_max: number };
-            (body, bytes != 0 || option != 0)
+            let is_waiting = match option {
+                0 => false,
+                1 => true,
+                _ => return Err(unknown_option()),
+            };
+            let records_max = if bytes == 0 { u32::MAX } else { bytes };
+            let body =
+                ClientBody::ReadRecords { from: Offset(from), bytes_max: number, records_max, is_waiting };
+            (body, bytes == u32::MAX)
+        }
+        TAIL => {
+            let tail = tail(&payload.take(bytes)?)?;
+            (ClientBody::Tail { tail, from: Offset(from), granted_bytes: number }, option != 0)
+        }
+        GRANT_TAIL => {
+            let tail = tail(&payload.take(bytes)?)?;
+            (ClientBody::GrantTail { tail, granted_bytes: from }, number != 0 || option != 0)
+        }
+        END_TAIL => (ClientBody::EndTail { tail: from }, number != 0 || bytes != 0 || option != 0),
+        FIND => (ClientBody::Find { at: WallTime(from) }, number != 0 || bytes != 0 || option != 0),
+        COMMAND => {
+            let command = decode_command(&payload.take(bytes)?)?;
+            (ClientBody::Command(command), from != 0 || number != 0 || option != 0)
+        }
+        FETCH_CURSOR => {
+            let name = CursorName::new(payload.take(bytes)?)?;
+            (ClientBody::FetchCursor { name }, from != 0 || number != 0 || option != 0)
         }
         STATUS => (ClientBody::Status, from != 0 || number != 0 || bytes != 0 || option != 0),
         CHANGE_MEMBERS => {
@@ -229,6 +301,14 @@ fn read(
     })
 }
 
+/// The name of a tail, as payload.
+fn tail(payload: &[u8]) -> Result<u64, FrameError> {
+    payload
+        .try_into()
+        .map(u64::from_le_bytes)
+        .map_err(|_| FrameError::Count { what: "bytes of a tail's name" })
+}
+
 /// Packs a client's requests to one shard of a node.
 ///
 /// Pushed bytes of a kilobyte and more are referenced, smaller ones copied. The buffers stay from
@@ -243,7 +323,7 @@ impl RequestFrameBuilder {
     /// Adds a request.
     ///
     /// # Panics
-    /// If its records or its query reach 4 GiB, or a local query may be forwarded.
+    /// If its records or its query reach 4 GiB, a local query may be forwarded, or a read wants no records.
     pub fn push(&mut self, request: &ClientRequest) {
         let mut descriptor = RequestDescriptor {
             request: request.request,
@@ -275,10 +355,40 @@ impl RequestFrameBuilder {
                 assert_ne!(descriptor.option, LOCAL | MAY_FORWARD, "a local query asks nobody");
                 descriptor.bytes = self.payload.push(query.clone());
             }
-            ClientBody::ReadRecords { from, bytes_max } => {
+            ClientBody::ReadRecords { from, bytes_max, records_max, is_waiting } => {
+                assert_ne!(*records_max, 0, "a read wants a record at least");
                 descriptor.kind = READ_RECORDS;
                 descriptor.from = from.0;
                 descriptor.number = *bytes_max;
+                descriptor.bytes = if *records_max == u32::MAX { 0 } else { *records_max };
+                descriptor.option = u8::from(*is_waiting);
+            }
+            ClientBody::Tail { tail, from, granted_bytes } => {
+                descriptor.kind = TAIL;
+                descriptor.from = from.0;
+                descriptor.number = *granted_bytes;
+                descriptor.bytes = self.payload.push_slice(&tail.to_le_bytes());
+            }
+            ClientBody::GrantTail { tail, granted_bytes } => {
+                descriptor.kind = GRANT_TAIL;
+                descriptor.from = *granted_bytes;
+                descriptor.bytes = self.payload.push_slice(&tail.to_le_bytes());
+            }
+            ClientBody::EndTail { tail } => {
+                descriptor.kind = END_TAIL;
+                descriptor.from = *tail;
+            }
+            ClientBody::Find { at } => {
+                descriptor.kind = FIND;
+                descriptor.from = at.0;
+            }
+            ClientBody::Command(command) => {
+                descriptor.kind = COMMAND;
+                descriptor.bytes = self.payload.push_slice(&encode_command(command));
+            }
+            ClientBody::FetchCursor { name } => {
+                descriptor.kind = FETCH_CURSOR;
+                descriptor.bytes = self.payload.push_slice(name.as_bytes());
             }
             ClientBody::Status => {}
             ClientBody::ChangeMembers { changes } => {

@@ -45,6 +45,10 @@ impl Failure<'static> {
             RequestError::Denied => plain(11),
             RequestError::ShuttingDown => plain(12),
             RequestError::Members { refusal } => of_refusal(refusal),
+            RequestError::BeforeStart { from, start } => {
+                Failure { first: from.0, second: start.0, ..plain(14) }
+            }
+            RequestError::CursorsFull { cursors_max } => Failure { number: cursors_max, ..plain(15) },
         }
     }
 }
@@ -67,6 +71,8 @@ impl Failure<'_> {
             11 => RequestError::Denied,
             12 => RequestError::ShuttingDown,
             13 => RequestError::Members { refusal: self.refusal()? },
+            14 => RequestError::BeforeStart { from: Offset(self.first), start: Offset(self.second) },
+            15 => RequestError::CursorsFull { cursors_max: self.number },
             number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
         };
         let used = Failure::of(&error);
@@ -117,6 +123,7 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Credit => 5,
         BusyReason::Space => 6,
         BusyReason::Members => 7,
+        BusyReason::Commands => 8,
     }
 }
 
@@ -129,6 +136,7 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         5 => Ok(BusyReason::Credit),
         6 => Ok(BusyReason::Space),
         7 => Ok(BusyReason::Members),
+        8 => Ok(BusyReason::Commands),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

@@ -60,7 +60,27 @@ pub enum ReplyBody {
         end: Offset,
         /// Whole batches ([`iroh_raft_core::batch`]), in order.
         batches: Vec<Bytes>,
+        /// Whether its request is answered with this: not, while a tail goes on.
+        is_last: bool,
     },
+    /// Where the records of a time begin.
+    Found {
+        /// First record of that time or later; `end` when there is none.
+        offset: Offset,
+        /// Offset after the replica's last committed record as the search began.
+        end: Offset,
+    },
+    /// A command to the group is in force.
+    CommandDone {
+        /// Where the cursor stands now, `None` when it is gone; for a trim the first record kept.
+        offset: Option<Offset>,
+        /// Its entry.
+        index: Index,
+    },
+    /// Where a consumer's cursor stands; `None` when it has none.
+    Cursor(Option<Offset>),
+    /// A grant to a tail, or its end, was taken.
+    Granted,
     /// The members of the group are those that were asked for.
     MembersChanged {
         /// Entry from which on they are.
@@ -72,6 +92,14 @@ pub enum ReplyBody {
     Status(GroupStatus),
     /// It failed. The text of [`RequestError::Invalid`] is cut at 120 bytes.
     Failed(RequestError),
+}
+
+impl ReplyBody {
+    /// Whether the request is answered with this.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        !matches!(self, ReplyBody::Records { is_last: false, .. })
+    }
 }
 
 /// A state machine's answer, and of when it is.
@@ -97,10 +125,10 @@ struct Descriptors {
 struct ReplyDescriptor {
     request: u64,
     group: u64,
-    /// Appended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Failed: by
-    /// its code.
+    /// Appended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Found: offset.
+    /// CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Failed: by its code.
     first: u64,
-    /// Appended, Responses: index. Answer: commit. Records: end. Failed: by its code.
+    /// Appended, Responses, CommandDone: index. Answer: commit. Records, Found: end. Failed: by its code.
     second: u64,
     /// Appended, Responses: term. Answer: microseconds since a leader was heard, or [`NEVER`].
     third: u64,
@@ -111,7 +139,7 @@ struct ReplyDescriptor {
     kind: u8,
     /// Failed: why.
     code: u8,
-    /// Failed: more about why.
+    /// Failed: more about why. Records: 1 when there are more answers to come.
     detail: u8,
     reserved: [u8; 5],
 }
@@ -140,8 +168,12 @@ const RECORDS: u8 = 4;
 const STATUS: u8 = 5;
 const FAILED: u8 = 6;
 const MEMBERS_CHANGED: u8 = 7;
+const FOUND: u8 = 8;
+const COMMAND_DONE: u8 = 9;
+const CURSOR: u8 = 10;
+const GRANTED: u8 = 11;
 
-/// No leader was heard since the replica started.
+/// No leader was heard since the replica started; no cursor.
 const NEVER: u64 = u64::MAX;
 
 const ROOT_BYTES: usize = size_of::<ArchivedDescriptors>();
@@ -282,13 +314,30 @@ impl<'a> Walk<'a> {
             RECORDS => {
                 let batches = self.batches(number as usize)?;
                 let (from, end) = (Offset(first), Offset(second));
-                (ReplyBody::Records { from, end, batches }, third == 0 && bytes == 0 && no_failure)
+                let body = ReplyBody::Records { from, end, batches, is_last: detail == 0 };
+                (body, third == 0 && bytes == 0 && code == 0 && detail <= 1)
+            }
+            FOUND => {
+                let body = ReplyBody::Found { offset: Offset(first), end: Offset(second) };
+                (body, third == 0 && number == 0 && bytes == 0 && no_failure)
+            }
+            COMMAND_DONE => {
+                let body = ReplyBody::CommandDone { offset: offset_of(first), index: Index(second) };
+                (body, third == 0 && number == 0 && bytes == 0 && no_failure)
+            }
+            CURSOR => {
+                let is_clean = [second, third] == [0; 2] && number == 0 && bytes == 0 && no_failure;
+                (ReplyBody::Cursor(offset_of(first)), is_clean)
+            }
+            GRANTED => {
+                let is_clean = [first, second, third] == [0; 3] && number == 0 && bytes == 0 && no_failure;
+                (ReplyBody::Granted, is_clean)
             }
             STATUS => {
                 let status = self.statuses.next().ok_or(FrameError::Count { what: "statuses" })?;
                 let members = Arc::new(members::decode(&self.payload.take(bytes)?)?);
-                let is_clean = [first, second, third] == [0; 3] && number == 0 && no_failure;
-                (ReplyBody::Status(status_of(status, group, members)?), is_clean)
+                let is_clean = [second, third] == [0; 2] && number == 0 && no_failure;
+                (ReplyBody::Status(status_of(status, group, Offset(first), members)?), is_clean)
             }
             FAILED => {
                 let text = self.payload.take(bytes)?;
@@ -327,6 +376,7 @@ impl<'a> Walk<'a> {
 fn status_of(
     descriptor: &ArchivedStatusDescriptor,
     group: GroupId,
+    first: Offset,
     members: Arc<ConfState>,
 ) -> Result<GroupStatus, FrameError> {
     if descriptor.reserved != [0; 4] {
@@ -346,6 +396,7 @@ fn status_of(
         commit: Index(descriptor.commit.to_native()),
         applied: Index(descriptor.applied.to_native()),
         last: Index(descriptor.last.to_native()),
+        first,
         end: Offset(descriptor.end.to_native()),
         members,
         members_since: Index(descriptor.members_since.to_native()),
@@ -353,6 +404,10 @@ fn status_of(
         is_disk_hung: flag(descriptor.disk_hung)?,
         is_quiet: flag(descriptor.quiet)?,
     })
+}
+
+fn offset_of(number: u64) -> Option<Offset> {
+    (number != NEVER).then_some(Offset(number))
 }
 
 fn flag(number: u8) -> Result<bool, FrameError> {
@@ -371,6 +426,8 @@ fn flag(number: u8) -> Result<bool, FrameError> {
 pub struct ReplyFrameBuilder {
     descriptors: Descriptors,
     payload: PayloadBuilder,
+    /// Answers that do not end their requests.
+    unfinished: usize,
 }
 
 impl ReplyFrameBuilder {
@@ -411,15 +468,31 @@ impl ReplyFrameBuilder {
                 descriptor.third = heard.map_or(NEVER, micros);
                 descriptor.bytes = self.payload.push(bytes);
             }
-            ReplyBody::Records { from, end, batches } => {
+            ReplyBody::Records { from, end, batches, is_last } => {
                 descriptor.kind = RECORDS;
+                descriptor.detail = u8::from(!is_last);
+                self.unfinished += usize::from(!is_last);
                 (descriptor.first, descriptor.second) = (from.0, end.0);
                 descriptor.number = u32::try_from(batches.len()).expect("fewer than 2^32 batches");
                 for batch in batches {
                     self.descriptors.batches.push(self.payload.push(batch));
                 }
             }
+            ReplyBody::Found { offset, end } => {
+                descriptor.kind = FOUND;
+                (descriptor.first, descriptor.second) = (offset.0, end.0);
+            }
+            ReplyBody::CommandDone { offset, index } => {
+                descriptor.kind = COMMAND_DONE;
+                (descriptor.first, descriptor.second) = (offset.map_or(NEVER, |offset| offset.0), index.0);
+            }
+            ReplyBody::Cursor(offset) => {
+                descriptor.kind = CURSOR;
+                descriptor.first = offset.map_or(NEVER, |offset| offset.0);
+            }
+            ReplyBody::Granted => descriptor.kind = GRANTED,
             ReplyBody::Status(status) => {
+                descriptor.first = status.first.0;
                 assert_eq!(status.group, reply.group, "a status is of the group that was asked for");
                 self.descriptors.statuses.push(StatusDescriptor::of(&status));
                 descriptor.bytes = self.payload.push_slice(&members::encode(&status.members));
@@ -474,7 +547,7 @@ impl ReplyFrameBuilder {
             FrameKind::Reply,
             from,
             ShardId(0),
-            self.descriptors.replies.len(),
+            self.descriptors.replies.len() - std::mem::take(&mut self.unfinished),
             archive_bytes,
             &self.descriptors,
         );

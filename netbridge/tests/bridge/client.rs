@@ -24,6 +24,11 @@ use crate::harness::{
 
 const GROUP: GroupId = GroupId(1);
 
+fn read_records(from: u64, bytes_max: u32) -> ClientBody {
+    let (records_max, is_waiting) = (u32::MAX, false);
+    ClientBody::ReadRecords { from: Offset(from), bytes_max, records_max, is_waiting }
+}
+
 /// One node, one client, connected.
 struct Setting {
     member: Member,
@@ -155,10 +160,10 @@ fn every_kind_of_call_gets_its_answer() {
     answer(shard, connection, [(request, body)]);
 
     let (_, request) = next();
-    assert_eq!(request.body, ClientBody::ReadRecords { from: Offset(1), bytes_max: 1000 });
+    assert_eq!(request.body, read_records(1, 1000));
     let blocks = [RecordBlock::from_records(&["x", "y", "z"])];
     let batches = vec![encode_batch(Offset(0), WallTime(5), blocks.iter())];
-    let body = ReplyBody::Records { from: Offset(1), end: Offset(3), batches };
+    let body = ReplyBody::Records { from: Offset(1), end: Offset(3), batches, is_last: true };
     answer(shard, connection, [(request, body)]);
 
     let (_, request) = next();
@@ -170,6 +175,7 @@ fn every_kind_of_call_gets_its_answer() {
         commit: Index(10),
         applied: Index(10),
         last: Index(11),
+        first: Offset(1),
         end: Offset(3),
         members: Arc::new(ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() }),
         members_since: Index(3),
@@ -183,7 +189,8 @@ fn every_kind_of_call_gets_its_answer() {
     assert_eq!(batch.offset, Offset(7));
     assert_eq!((response, answer.bytes), (Bytes::from("done"), Bytes::from("42")));
     assert_eq!(answer.freshness, freshness);
-    assert_eq!(records.iter().collect::<Vec<_>>(), [(Offset(1), &b"y"[..]), (Offset(2), b"z")]);
+    let found: Vec<_> = records.iter().map(|record| (record.offset, record.at.0, record.data)).collect();
+    assert_eq!(found, [(Offset(1), 5, &b"y"[..]), (Offset(2), 5, b"z")]);
     assert_eq!(answered, status);
     node.shutdown();
 }
@@ -427,8 +434,8 @@ fn a_sent_append_whose_connection_is_lost_is_unknown_and_never_sent_again() {
     let node = node_for_client(&member, &identity, BridgeLimits::default(), 64);
     let (connection, mut requests) = collect_requests(node.shard(), 1);
     let request = requests.remove(0);
-    assert_eq!(request.body, ClientBody::ReadRecords { from: Offset(0), bytes_max: 10 });
-    let body = ReplyBody::Records { from: Offset(0), end: Offset(0), batches: Vec::new() };
+    assert_eq!(request.body, read_records(0, 10));
+    let body = ReplyBody::Records { from: Offset(0), end: Offset(0), batches: Vec::new(), is_last: true };
     answer(node.shard(), connection, [(request, body)]);
     assert!(runtime.block_on(read).unwrap().unwrap().is_empty());
     node.shutdown();
@@ -549,7 +556,8 @@ fn a_client_that_does_not_read_its_answers_is_cut_off() {
     let batches = vec![encode_batch(Offset(0), WallTime(5), blocks.iter())];
     until("cut off", || {
         let mut builder = ReplyFrameBuilder::default();
-        let body = ReplyBody::Records { from: Offset(0), end: Offset(1), batches: batches.clone() };
+        let body =
+            ReplyBody::Records { from: Offset(0), end: Offset(1), batches: batches.clone(), is_last: true };
         builder.push(ClientReply { request: request.request, group: GROUP, body });
         let frame = builder.finish(ShardId(0));
         let _ = shard.port.to_bridge.push(ToBridge::Client { connection, frame });

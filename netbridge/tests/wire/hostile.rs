@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use iroh_raft_core::batch::BatchError;
-use iroh_raft_core::{EntryKind, MessageKind};
+use iroh_raft_core::{EntryKind, GroupCommandError, MessageKind};
 use iroh_raft_netbridge::wire::handshake::{BODY_BYTES_MAX, Handshake};
 use iroh_raft_netbridge::wire::{
     ClientFrame, FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, Lane, PeerFrame, ReplyFrame,
@@ -219,7 +219,7 @@ fn each_field_of_a_descriptor_is_checked() {
     const MESSAGE: usize = HEADER_BYTES;
     let frame = heartbeats();
     let unknown = |what, number| Err(FrameError::UnknownNumber { what, number });
-    assert_eq!(decode(&with(&frame, MESSAGE + 36, &[14])), unknown("kind of message", 14));
+    assert_eq!(decode(&with(&frame, MESSAGE + 36, &[16])), unknown("kind of message", 16));
     assert!(matches!(decode(&with(&frame, MESSAGE + 37, &[4])), Err(FrameError::Reserved { .. })));
     assert!(matches!(decode(&with(&frame, MESSAGE + 39, &[1])), Err(FrameError::Reserved { .. })));
     assert_eq!(decode(&with(&frame, MESSAGE + 37, &[2])), Err(FrameError::Count { what: "details" }));
@@ -248,7 +248,7 @@ fn each_field_of_a_descriptor_is_checked() {
     assert!(matches!(decode(&with(&append, entry + 16, &[0xff; 4])), Err(FrameError::Length { .. })));
 
     let request = joined(&encode(sample("request")));
-    assert_eq!(decode(&with(&request, HEADER_BYTES + 36, &[9])), unknown("kind of request", 9));
+    assert_eq!(decode(&with(&request, HEADER_BYTES + 36, &[99])), unknown("kind of request", 99));
     assert_eq!(decode(&with(&request, HEADER_BYTES + 37, &[2])), unknown("option of a request", 2));
     // Of a query: no such consistency, and a local one that is to be forwarded.
     let query = joined(&encode(sample("request-reads")));
@@ -265,8 +265,19 @@ fn each_field_of_a_descriptor_is_checked() {
     let lie = decode(&with(&request, payload, &[99]));
     assert!(matches!(lie, Err(FrameError::Block(BatchError::Lengths { .. }))));
 
+    // Of those that read the log: a read of no bound said otherwise, a tail's name, a command, a cursor's name.
+    let log = joined(&encode(sample("request-log")));
+    let field =
+        |row: usize, at: usize, bytes: &[u8]| decode(&with(&log, HEADER_BYTES + 40 * row + at, bytes));
+    assert!(matches!(field(0, 32, &[0xff; 4]), Err(FrameError::Reserved { .. })));
+    assert_eq!(field(0, 37, &[2]), unknown("option of a request", 2));
+    assert_eq!(field(1, 32, &[7]), Err(FrameError::Count { what: "bytes of a tail's name" }));
+    assert!(matches!(field(3, 28, &[1]), Err(FrameError::Reserved { .. })));
+    assert!(matches!(field(5, 32, &[15]), Err(FrameError::GroupCommand(GroupCommandError::Length { .. }))));
+    assert!(matches!(field(7, 32, &[0]), Err(FrameError::GroupCommand(GroupCommandError::Name { .. }))));
+
     let reply = joined(&encode(sample("reply")));
-    assert_eq!(decode(&with(&reply, HEADER_BYTES + 48, &[9])), unknown("kind of answer", 9));
+    assert_eq!(decode(&with(&reply, HEADER_BYTES + 48, &[99])), unknown("kind of answer", 99));
     assert!(matches!(decode(&with(&reply, HEADER_BYTES + 49, &[1])), Err(FrameError::Reserved { .. })));
     assert!(matches!(decode(&with(&reply, HEADER_BYTES + 55, &[1])), Err(FrameError::Reserved { .. })));
 }

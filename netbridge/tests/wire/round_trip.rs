@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, Consistency, EntryKind, Freshness, GroupId, Index,
-    LogEntry, MessageKind, NodeId, Offset, PeerMessage, ShardId, Term,
+    AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, Consistency, EntryKind, Freshness, GroupCommand,
+    GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, TEXT_BYTES_MAX};
 use iroh_raft_netbridge::wire::{
@@ -17,8 +17,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::samples::{
-    Content, changes, decode, encode, entry as entry_of, failures, heartbeat, joined, members,
-    message as message_of, refusals, roles, samples, status,
+    Content, changes, commit_cursor, cursor_name, decode, encode, entry as entry_of, failures, heartbeat,
+    joined, members, message as message_of, refusals, roles, samples, status,
 };
 
 /// Empty, short, and on both sides of what is copied.
@@ -88,8 +88,21 @@ fn request() -> impl Strategy<Value = ClientRequest> {
             let may_forward = may_forward && consistency != Consistency::Local;
             ClientBody::Query { consistency, may_forward, query }
         }),
-        (any::<u64>(), any::<u32>())
-            .prop_map(|(from, bytes_max)| ClientBody::ReadRecords { from: Offset(from), bytes_max }),
+        (any::<u64>(), any::<u32>(), 1..=u32::MAX, any::<bool>()).prop_map(
+            |(from, bytes_max, records_max, is_waiting)| {
+                ClientBody::ReadRecords { from: Offset(from), bytes_max, records_max, is_waiting }
+            }
+        ),
+        (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(tail, from, granted_bytes)| {
+            ClientBody::Tail { tail, from: Offset(from), granted_bytes }
+        }),
+        (any::<u64>(), any::<u64>())
+            .prop_map(|(tail, granted_bytes)| ClientBody::GrantTail { tail, granted_bytes }),
+        any::<u64>().prop_map(|tail| ClientBody::EndTail { tail }),
+        any::<u64>().prop_map(|at| ClientBody::Find { at: WallTime(at) }),
+        Just(ClientBody::Command(commit_cursor())),
+        any::<u64>().prop_map(|at| ClientBody::Command(GroupCommand::Trim { before: Offset(at) })),
+        Just(ClientBody::FetchCursor { name: cursor_name() }),
         Just(ClientBody::Status),
         Just(ClientBody::ChangeMembers { changes: changes() }),
     ];
@@ -114,11 +127,20 @@ fn reply() -> impl Strategy<Value = ClientReply> {
                 ReplyBody::Answer(Answer { freshness, bytes })
             }
         ),
-        (number(), number(), vec(payload(), 0..4)).prop_map(|(from, end, batches)| ReplyBody::Records {
-            from: Offset(from),
-            end: Offset(end),
-            batches
+        (number(), number(), vec(payload(), 0..4), any::<bool>()).prop_map(
+            |(from, end, batches, is_last)| {
+                ReplyBody::Records { from: Offset(from), end: Offset(end), batches, is_last }
+            }
+        ),
+        (number(), number())
+            .prop_map(|(offset, end)| ReplyBody::Found { offset: Offset(offset), end: Offset(end) }),
+        (prop::option::of(any::<u32>()), number()).prop_map(|(offset, index)| {
+            let offset = offset.map(|offset| Offset(offset.into()));
+            ReplyBody::CommandDone { offset, index: Index(index) }
         }),
+        prop::option::of(any::<u32>())
+            .prop_map(|offset| ReplyBody::Cursor(offset.map(|offset| Offset(offset.into())))),
+        Just(ReplyBody::Granted),
         prop::sample::select(roles().to_vec()).prop_map(|role| status(5, role)),
         number().prop_map(|index| ReplyBody::MembersChanged { index: Index(index), members: members() }),
         prop::sample::select(failures()).prop_map(ReplyBody::Failed),

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, EntryKind, Freshness, GroupId,
-    GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal, MessageKind, NodeId, Offset,
-    PeerMessage, RequestError, Role, ShardId, Term, WallTime,
+    AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, EntryKind, Freshness,
+    GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
+    MessageKind, NodeId, Offset, PeerMessage, RequestError, Role, ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
@@ -121,7 +121,14 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                 match &request.body {
                     ClientBody::Append { block, .. } => inside(block.as_bytes()),
                     ClientBody::Query { query, .. } => inside(query),
+                    // Names are copied, or small.
                     ClientBody::ReadRecords { .. }
+                    | ClientBody::Tail { .. }
+                    | ClientBody::GrantTail { .. }
+                    | ClientBody::EndTail { .. }
+                    | ClientBody::Find { .. }
+                    | ClientBody::Command(_)
+                    | ClientBody::FetchCursor { .. }
                     | ClientBody::Status
                     | ClientBody::ChangeMembers { .. } => {}
                 }
@@ -138,6 +145,10 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     ReplyBody::Answer(answer) => inside(&answer.bytes),
                     ReplyBody::Records { batches, .. } => batches.iter().for_each(inside),
                     ReplyBody::Appended { .. }
+                    | ReplyBody::Found { .. }
+                    | ReplyBody::CommandDone { .. }
+                    | ReplyBody::Cursor(_)
+                    | ReplyBody::Granted
                     | ReplyBody::Status(_)
                     | ReplyBody::MembersChanged { .. }
                     | ReplyBody::Failed(_) => {}
@@ -291,6 +302,7 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         commit: Index(3),
         applied: Index(4),
         last: Index(5),
+        first: Offset(0),
         end: Offset(6),
         members: members(),
         members_since: Index(2),
@@ -298,6 +310,14 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         is_disk_hung: false,
         is_quiet: false,
     })
+}
+
+/// As the others, with records before the first that is kept.
+fn trimmed_status(group: u64) -> ReplyBody {
+    match status(group, Role::Leader) {
+        ReplyBody::Status(status) => ReplyBody::Status(GroupStatus { first: Offset(5), ..status }),
+        other => other,
+    }
 }
 
 /// Small frames of every kind, by name.
@@ -334,9 +354,14 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         reply(3, answer(8, 0, Some(Duration::ZERO), b"answer")),
         reply(
             4,
-            ReplyBody::Records { from: Offset(9), end: Offset(10), batches: vec![batch.clone(), batch] },
+            ReplyBody::Records {
+                from: Offset(9),
+                end: Offset(10),
+                batches: vec![batch.clone(), batch.clone()],
+                is_last: true,
+            },
         ),
-        reply(5, ReplyBody::Records { from: Offset(9), end: Offset(9), batches: vec![] }),
+        reply(5, ReplyBody::Records { from: Offset(9), end: Offset(9), batches: vec![], is_last: true }),
     ];
     replies
         .extend(roles().into_iter().zip(6..).map(|(role, number)| reply(number, status(number + 1, role))));
@@ -344,6 +369,10 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         failures().into_iter().zip(20..).map(|(error, number)| reply(number, ReplyBody::Failed(error))),
     );
     let later = later_failures().into_iter().zip(1..);
+    let before_start = RequestError::BeforeStart { from: Offset(3), start: Offset(7) };
+    let mut chunk = message(MessageKind::SnapshotChunk, 13);
+    chunk.entries = vec![entry(8, EntryKind::Normal, Bytes::from_static(b"chunk"))];
+    let chunks = vec![chunk, message(MessageKind::SnapshotAck, 14)];
     let mut later: Vec<ClientReply> =
         later.map(|(error, number)| reply(number, ReplyBody::Failed(error))).collect();
     later.push(reply(90, ReplyBody::MembersChanged { index: Index(4), members: members() }));
@@ -352,7 +381,8 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
         ("peer-beat", Content::Peer(Lane::Heartbeat, vec![message(MessageKind::Beat, 0), heartbeat(6)])),
         ("peer-append", Content::Peer(Lane::Append, appends)),
-        ("peer-snapshot", Content::Peer(Lane::Snapshot, on(Lane::Snapshot))),
+        ("peer-snapshot", Content::Peer(Lane::Snapshot, vec![message(MessageKind::Snapshot, 12)])),
+        ("peer-snapshot-chunks", Content::Peer(Lane::Snapshot, chunks)),
         (
             "request",
             Content::Requests(vec![
@@ -360,7 +390,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
                 request(2, ClientBody::Append { block: block(), answer: AnswerOn::Apply }),
                 request(3, query(Consistency::Linearizable, false, b"query")),
                 request(4, query(Consistency::Local, false, b"")),
-                request(5, ClientBody::ReadRecords { from: Offset(77), bytes_max: 1 << 20 }),
+                request(5, read_records(77, u32::MAX, false)),
                 request(6, ClientBody::Status),
             ]),
         ),
@@ -370,6 +400,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ),
         ("reply", Content::Replies(replies)),
         ("reply-later", Content::Replies(later)),
+        ("reply-before-start", Content::Replies(vec![reply(1, ReplyBody::Failed(before_start))])),
         (
             "request-reads",
             Content::Requests(vec![
@@ -385,6 +416,43 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
                 reply(2, answer(0, 9, None, b"")),
             ]),
         ),
+        (
+            "request-log",
+            Content::Requests(vec![
+                request(1, read_records(77, 5, true)),
+                request(2, ClientBody::Tail { tail: 9, from: Offset(77), granted_bytes: 1 << 20 }),
+                request(3, ClientBody::GrantTail { tail: 9, granted_bytes: 1 << 40 }),
+                request(4, ClientBody::EndTail { tail: 9 }),
+                request(5, ClientBody::Find { at: WallTime(1_700_000_000_000) }),
+                request(6, ClientBody::Command(GroupCommand::Trim { before: Offset(7) })),
+                request(7, ClientBody::Command(commit_cursor())),
+                request(8, ClientBody::FetchCursor { name: cursor_name() }),
+            ]),
+        ),
+        (
+            "reply-log",
+            Content::Replies(vec![
+                reply(
+                    1,
+                    ReplyBody::Records {
+                        from: Offset(40),
+                        end: Offset(50),
+                        batches: vec![batch],
+                        is_last: false,
+                    },
+                ),
+                reply(2, ReplyBody::Found { offset: Offset(7), end: Offset(9) }),
+                reply(3, ReplyBody::CommandDone { offset: Some(Offset(7)), index: Index(8) }),
+                reply(4, ReplyBody::CommandDone { offset: None, index: Index(8) }),
+                reply(5, ReplyBody::Cursor(Some(Offset(7)))),
+                reply(6, ReplyBody::Cursor(None)),
+                reply(7, ReplyBody::Granted),
+                reply(8, ReplyBody::Failed(RequestError::CursorsFull { cursors_max: 1024 })),
+                reply(9, ReplyBody::Failed(RequestError::busy(BusyReason::Commands))),
+                reply(10, ReplyBody::Failed(RequestError::BeforeStart { from: Offset(3), start: Offset(7) })),
+                reply(11, trimmed_status(12)),
+            ]),
+        ),
         ("handshake-hello", Content::Handshake(Handshake::Hello(introduction()))),
         ("handshake-welcome", Content::Handshake(Handshake::Welcome(introduction()))),
         (
@@ -395,6 +463,18 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
             }),
         ),
     ]
+}
+
+fn read_records(from: u64, records_max: u32, is_waiting: bool) -> ClientBody {
+    ClientBody::ReadRecords { from: Offset(from), bytes_max: 1 << 20, records_max, is_waiting }
+}
+
+pub(crate) fn cursor_name() -> CursorName {
+    CursorName::new("consumer").unwrap()
+}
+
+pub(crate) fn commit_cursor() -> GroupCommand {
+    GroupCommand::CommitCursor { name: cursor_name(), offset: Offset(7) }
 }
 
 fn query(consistency: Consistency, may_forward: bool, query: &'static [u8]) -> ClientBody {

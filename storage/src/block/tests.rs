@@ -47,6 +47,7 @@ fn decode(directory: &[u8], data: &[u8]) -> Result<Vec<GroupAppend>, BlockError>
             change: part.change,
             hard_state: part.hard_state,
             conf_state: part.conf_state.clone(),
+            meta: part.meta.map(Bytes::copy_from_slice),
             entries: part.entries(data).map(entry).collect(),
         })
     };
@@ -99,10 +100,18 @@ fn group_append() -> impl Strategy<Value = GroupAppend> {
             })
             .collect()
     });
+    let meta = prop::option::of(prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from));
     let states = (prop::option::of(change()), prop::option::of(hard_state), prop::option::of(conf_state));
-    (any::<u64>(), states, entries).prop_map(|(group, (change, hard_state, conf_state), entries)| {
-        GroupAppend { group: GroupId(group), change, hard_state, conf_state, entries }
-    })
+    (any::<u64>(), states, meta, entries).prop_map(
+        |(group, (change, hard_state, conf_state), meta, entries)| GroupAppend {
+            group: GroupId(group),
+            change,
+            hard_state,
+            conf_state,
+            meta,
+            entries,
+        },
+    )
 }
 
 fn batch() -> impl Strategy<Value = Vec<Append>> {

@@ -134,7 +134,13 @@ fn snapshot_chunk(mut bytes: Vec<u8>) -> Option<()> {
     let number = cursor.u64()?;
     let index = Index(cursor.u64()?);
     let chunk = cursor.u32()?;
-    let head = SnapshotHead { index, term: Term(0), offset: Offset(0), conf_state: ConfState::default() };
+    let head = SnapshotHead {
+        index,
+        term: Term(0),
+        offset: Offset(0),
+        conf_state: ConfState::default(),
+        table: Default::default(),
+    };
     let meta = SnapshotMeta { group, head, number, body_bytes: 0, chunks: 0, checksum: 0 };
     parse_chunk(&bytes, IDENTITY, &meta, chunk).map(|_| ())
 }

@@ -60,6 +60,7 @@ impl Known {
                 change: None,
                 hard_state: Some(hard_state(group, *last)),
                 conf_state: Some(conf_state(group)),
+                meta: Some(meta(group)),
                 entries: vec![entry(group, *last)],
             }
         });
@@ -76,6 +77,7 @@ impl Known {
             let (group, last) = (state.group, self.lasts[&state.group]);
             assert_eq!(state.hard_state, hard_state(group, last), "the vote of group {group}");
             assert_eq!(state.conf_state, conf_state(group), "the members of group {group}");
+            assert_eq!(state.meta, meta(group), "the table of group {group}");
             if state.damage.is_some() {
                 continue;
             }
@@ -129,13 +131,17 @@ fn hard_state(group: GroupId, last: u64) -> HardState {
     HardState { term: Term(last), vote: NodeId(group.0), commit: Index(last - 1) }
 }
 
+fn meta(group: GroupId) -> Bytes {
+    format!("table of group {group}").into()
+}
+
 fn conf_state(group: GroupId) -> ConfState {
     ConfState { voters: vec![NodeId(1), NodeId(2), NodeId(2 + group.0)], ..ConfState::default() }
 }
 
 fn snapshot_head() -> SnapshotHead {
     let conf_state = conf_state(GroupId(1));
-    SnapshotHead { index: Index(3), term: Term(3), offset: Offset(3), conf_state }
+    SnapshotHead { index: Index(3), term: Term(3), offset: Offset(3), conf_state, table: Default::default() }
 }
 
 /// Returns whether it could be read. One that is gone is tolerated: nothing stored says which groups have

@@ -1,6 +1,7 @@
 //! The bytes of snapshots: what is known of one, and a chunk.
 
-use iroh_raft_core::{GroupId, Index, Offset, Term};
+use bytes::Bytes;
+use iroh_raft_core::{GroupId, Index, Offset, Snapshot, SnapshotBody, Term};
 
 use super::{SNAPSHOT_CHUNK_BYTES, SnapshotHead};
 use crate::block::{JournalIdentity, conf_state_bytes, encode_conf_state, parse_conf_state};
@@ -31,6 +32,13 @@ pub struct SnapshotMeta {
 }
 
 impl SnapshotMeta {
+    /// The snapshot as the core knows it.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let body = SnapshotBody { bytes: self.body_bytes, checksum: self.checksum };
+        Snapshot { head: self.head.clone(), body }
+    }
+
     /// Bytes of the body in one of its chunks.
     pub(crate) fn chunk_bytes(&self, chunk: u32) -> Option<usize> {
         let before = u64::from(chunk) * SNAPSHOT_CHUNK_BYTES as u64;
@@ -39,7 +47,7 @@ impl SnapshotMeta {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut row = vec![0; 56 + conf_state_bytes(&self.head.conf_state)];
+        let mut row = vec![0; 56 + conf_state_bytes(&self.head.conf_state) + self.head.table.len()];
         let mut pen = Pen::new(&mut row);
         pen.u16(VERSION);
         pen.u16(0);
@@ -50,8 +58,9 @@ impl SnapshotMeta {
         pen.u64(self.number);
         pen.u64(self.body_bytes);
         pen.u32(self.checksum);
-        pen.u32(0);
+        pen.u32(u32::try_from(self.head.table.len()).expect("a table is below 1 MiB"));
         encode_conf_state(&mut pen, &self.head.conf_state);
+        pen.put(&self.head.table);
         assert!(pen.is_full(), "the size of a row is computed from its fields");
         sealed(&[self.group.0], row)
     }
@@ -64,14 +73,14 @@ impl SnapshotMeta {
         let (index, term) = (Index(cursor.u64()?), Term(cursor.u64()?));
         let offset = Offset(cursor.u64()?);
         let (number, body_bytes) = (cursor.u64()?, cursor.u64()?);
-        let (checksum, reserved) = (cursor.u32()?, cursor.u32()?);
+        let (checksum, table_bytes) = (cursor.u32()?, cursor.u32()?);
         let conf_state = parse_conf_state(&mut cursor)?;
+        let table = Bytes::copy_from_slice(cursor.bytes(usize::try_from(table_bytes).ok()?)?);
         let is_possible = version == VERSION
             && zero == 0
-            && reserved == 0
             && cursor.left() == 0
             && body_bytes.div_ceil(SNAPSHOT_CHUNK_BYTES as u64) == u64::from(chunks);
-        let head = SnapshotHead { index, term, offset, conf_state };
+        let head = SnapshotHead { index, term, offset, conf_state, table };
         is_possible.then_some(SnapshotMeta { group, head, number, body_bytes, chunks, checksum })
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use bytes::{Buf, Bytes};
+use iroh_raft_core::SnapshotBody;
 
 use super::{Result, SNAPSHOT_CHUNK_BYTES, SnapshotError, SnapshotMeta, SnapshotStore};
 
@@ -38,6 +39,12 @@ impl SnapshotWriter {
     #[must_use]
     pub fn next_chunk(&self) -> u32 {
         self.durable.chunks + self.waiting.iter().filter(|chunk| is_full(chunk)).count() as u32
+    }
+
+    /// Whether exactly this body is written.
+    #[must_use]
+    pub fn is_complete(&self, body: SnapshotBody) -> bool {
+        (self.position(), self.checksum) == (body.bytes, body.checksum)
     }
 
     /// Writes the next bytes of the body. Some of them are durable when it returns, a few chunks at a

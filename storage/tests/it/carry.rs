@@ -102,6 +102,7 @@ fn one(index: u64, commit: u64) -> GroupAppend {
         change: None,
         hard_state: Some(hard_state(1, commit)),
         conf_state: None,
+        meta: None,
         entries: vec![entry(index, 1, index - 1, 1)],
     }
 }

@@ -136,7 +136,14 @@ pub(crate) fn conf_state(voters: &[u64]) -> ConfState {
 }
 
 pub(crate) fn entries_only(group: u64, entries: Vec<LogEntry>) -> GroupAppend {
-    GroupAppend { group: GroupId(group), change: None, hard_state: None, conf_state: None, entries }
+    GroupAppend {
+        group: GroupId(group),
+        change: None,
+        hard_state: None,
+        conf_state: None,
+        meta: None,
+        entries,
+    }
 }
 
 pub(crate) fn append(seq: u64, groups: Vec<GroupAppend>) -> Append {
@@ -154,6 +161,7 @@ pub(crate) struct Model {
 pub(crate) struct ModelGroup {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
+    pub(crate) meta: Bytes,
     pub(crate) start: LogStart,
     /// The entries after the start.
     pub(crate) entries: Vec<LogEntry>,
@@ -235,8 +243,10 @@ impl Model {
             let group = self.groups.entry(part.group).or_default();
             if let Some(change) = part.change {
                 group.change(change);
-                let is_all =
-                    part.hard_state.is_none() && part.conf_state.is_none() && part.entries.is_empty();
+                let is_all = part.hard_state.is_none()
+                    && part.conf_state.is_none()
+                    && part.meta.is_none()
+                    && part.entries.is_empty();
                 if change == LogChange::Remove && is_all {
                     self.groups.remove(&part.group);
                     continue;
@@ -246,6 +256,9 @@ impl Model {
             group.hard_state = part.hard_state.unwrap_or(group.hard_state);
             if let Some(conf_state) = &part.conf_state {
                 group.conf_state.clone_from(conf_state);
+            }
+            if let Some(meta) = &part.meta {
+                group.meta.clone_from(meta);
             }
         }
     }
@@ -265,6 +278,7 @@ impl Model {
         assert_eq!(state.group, group);
         assert_eq!(state.hard_state, model.hard_state, "hard state of group {group}");
         assert_eq!(state.conf_state, model.conf_state, "conf state of group {group}");
+        assert_eq!(state.meta, model.meta, "table of group {group}");
         assert!(state.is_durable);
         assert_eq!(state.damage, None, "group {group}");
         assert_eq!(state.start, model.start, "start of group {group}");

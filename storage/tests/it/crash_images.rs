@@ -73,6 +73,7 @@ fn plan(random: &mut SmallRng, is_small: bool) -> PartPlan {
         entries,
         commit: random.random_bool(0.6).then(|| random.random_range(0..6)),
         has_conf_state: random.random_bool(0.1),
+        has_meta: random.random_bool(0.3),
         change,
     }
 }
@@ -139,6 +140,7 @@ fn snapshot_head(number: u64) -> SnapshotHead {
         term: Term(1),
         offset: Offset(number),
         conf_state: conf_state(&[number]),
+        table: Default::default(),
     }
 }
 

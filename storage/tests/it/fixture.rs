@@ -29,7 +29,13 @@ fn content() -> Vec<Vec<Append>> {
 }
 
 fn head() -> SnapshotHead {
-    SnapshotHead { index: Index(1), term: Term(2), offset: Offset(1), conf_state: conf_state(&[1, 2]) }
+    SnapshotHead {
+        index: Index(1),
+        term: Term(2),
+        offset: Offset(1),
+        conf_state: conf_state(&[1, 2]),
+        table: Default::default(),
+    }
 }
 
 /// Two chunks.

@@ -87,8 +87,13 @@ fn write_corpus() {
         with(LogChange::Remove, entries_only(3, Vec::new())),
     ];
     shard.writer.run_once(&[append(2, parts)]).unwrap();
-    let head =
-        SnapshotHead { index: Index(2), term: Term(2), offset: Offset(2), conf_state: conf_state(&[1, 2]) };
+    let head = SnapshotHead {
+        index: Index(2),
+        term: Term(2),
+        offset: Offset(2),
+        conf_state: conf_state(&[1, 2]),
+        table: Default::default(),
+    };
     let mut snapshot = shard.snapshots.begin(iroh_raft_core::GroupId(1), head).unwrap();
     snapshot.write(&[9; 100]).unwrap();
     snapshot.publish().unwrap();

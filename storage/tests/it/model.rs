@@ -20,6 +20,7 @@ pub(crate) struct PartPlan {
     /// How far the commit index goes towards the end of the log, if there is a hard state.
     pub(crate) commit: Option<u64>,
     pub(crate) has_conf_state: bool,
+    pub(crate) has_meta: bool,
     pub(crate) change: Option<ChangePlan>,
 }
 
@@ -62,13 +63,15 @@ fn part() -> impl Strategy<Value = PartPlan> {
     let entries = prop::collection::vec(records, 0..5);
     let back = prop_oneof![3 => Just(0_u64), 2 => 1_u64..12];
     let commit = prop::option::of(0_u64..8);
-    (0_u64..4, back, entries, commit, prop::bool::weighted(0.1), change()).prop_map(
-        |(group, back, entries, commit, has_conf_state, change)| PartPlan {
+    let states = (prop::bool::weighted(0.1), prop::bool::weighted(0.3));
+    (0_u64..4, back, entries, commit, states, change()).prop_map(
+        |(group, back, entries, commit, (has_conf_state, has_meta), change)| PartPlan {
             group: group + 1,
             back,
             entries,
             commit,
             has_conf_state,
+            has_meta,
             change,
         },
     )
@@ -149,6 +152,7 @@ fn make_part(model: &Model, plan: &PartPlan, term: u64) -> GroupAppend {
             hard_state(term, (known.hard_state.commit.0.max(known.start.index.0) + commit).min(last))
         });
     part.conf_state = plan.has_conf_state.then(|| conf_state(&[term, plan.group]));
+    part.meta = plan.has_meta.then(|| format!("table of flush {term}").into());
     part
 }
 

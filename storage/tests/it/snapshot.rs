@@ -21,7 +21,13 @@ const PUBLISHED: TableDefinition<'static, u64, &'static [u8]> = TableDefinition:
 
 fn head(index: u64) -> SnapshotHead {
     let conf_state = conf_state(&[1, 2, 3]);
-    SnapshotHead { index: Index(index), term: Term(2), offset: Offset(10 * index), conf_state }
+    SnapshotHead {
+        index: Index(index),
+        term: Term(2),
+        offset: Offset(10 * index),
+        conf_state,
+        table: Default::default(),
+    }
 }
 
 fn body(seed: u64, bytes: usize) -> Vec<u8> {

@@ -13,14 +13,16 @@ pub(crate) mod linear;
 mod log;
 pub(crate) mod members;
 mod quiet;
+pub(crate) mod reading;
 mod sent;
+mod snapshots;
 mod trace;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
-    Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, MessageKind,
-    NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp, Token,
+    Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, LogChange,
+    MessageKind, NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp, Token,
 };
 
 use crate::clock::elapsed;
@@ -34,6 +36,7 @@ use elections::Elections;
 use leadership::Leadership;
 use log::Logs;
 use quiet::Quiets;
+use snapshots::Snapshots;
 use trace::Trace;
 
 pub(crate) use acknowledged::read as acknowledged_read;
@@ -78,6 +81,7 @@ pub(crate) struct Checks {
     leadership: Leadership,
     logs: Logs,
     quiets: Quiets,
+    snapshots: Snapshots,
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
     pub(crate) answers: Answers,
@@ -103,6 +107,7 @@ impl Checks {
             leadership: Leadership::default(),
             logs: Logs::default(),
             quiets: Quiets::default(),
+            snapshots: Snapshots::default(),
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
             answers: Answers::default(),
@@ -137,6 +142,7 @@ impl Checks {
     pub(crate) fn stopped(&mut self, node: NodeId) {
         self.statuses.retain(|(of, _), _| *of != node);
         self.answers.stopped(node);
+        self.commits.reading.stopped(node);
     }
 
     /// A shard was opened; these are the replicas that recovery found.
@@ -150,6 +156,8 @@ impl Checks {
             let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
             self.logs.restart(node, state.group, entries);
             self.commits.restart(node, state.group);
+            let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);
+            self.snapshots.booted(node, state.group, published);
             let is_damaged = state.damage.is_some();
             self.marks.add("group damaged at start", u64::from(is_damaged));
             let open = state.conf_changes.iter().filter(|index| **index > state.hard_state.commit).count();
@@ -182,6 +190,9 @@ impl Checks {
                 let checked = entries.iter().try_for_each(|entry| self.logs.check(*group, entry));
                 self.note(checked);
             }
+            Input::Snapshot { group, event } => {
+                self.snapshots.event(node, *group, event, &mut self.commits, &mut self.marks);
+            }
             Input::Message(message)
                 if matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat) =>
             {
@@ -196,6 +207,7 @@ impl Checks {
             }
             _ => {}
         }
+        self.commits.reading.input(node, input);
         self.leadership.input(node, shard, now, &self.plan.core, input);
         self.quiets.input(node, shard, now, input);
         self.trace.input(node, shard, now, input);
@@ -211,6 +223,8 @@ impl Checks {
         outputs: &Outputs,
     ) {
         self.trace.outputs(node, id, now, outputs);
+        let checked = self.snapshots.turn(node, outputs, &self.commits);
+        self.note(checked);
         if let Some(append) = &outputs.append {
             for part in &append.groups {
                 let key = (node, part.group);
@@ -226,17 +240,21 @@ impl Checks {
                     let (group, seq) = (part.group, append.seq);
                     format!("node {node} group {group} flush {seq}: {:?} entries {range:?}", part.hard_state)
                 });
-                let checked = self.logs.appended(key, part, is_leader, &mut self.marks);
+                let covered = match part.change {
+                    Some(LogChange::StartAfter(start)) => Some(self.commits.upto(part.group, start.index)),
+                    _ => None,
+                };
+                let checked = self.logs.appended(key, part, is_leader, covered, &mut self.marks);
                 self.note(checked);
             }
-            self.durable.handed_over(node, id, append);
+            self.durable.handed_over(node, id, append, |group, index| self.commits.upto(group, index));
         }
         for event in &outputs.events {
             self.event(node, event);
         }
         let was_quiet = |group| self.statuses.get(&(node, group)).is_some_and(|status| status.is_quiet);
         let is_quiet = |group| was_quiet(group) && shard.status(group).is_some_and(|status| status.is_quiet);
-        let checked = Quiets::turn(node, outputs, is_quiet);
+        let checked = self.quiets.turn(node, outputs, is_quiet);
         self.note(checked);
         for status in shard.statuses() {
             let before = self.statuses.get(&(node, status.group));
@@ -246,7 +264,14 @@ impl Checks {
             );
             let checked = self.quiets.status((node, id, now), &self.plan.core, &status, before);
             self.note(checked);
-            self.status(node, status);
+            if let Some(meta) = shard.meta(status.group).filter(|_| self.violation.is_none()) {
+                let (group, commit) = (status.group, status.commit);
+                self.status(node, status);
+                let checked = self.commits.reading.stands(node, group, commit, meta);
+                self.note(checked);
+            } else {
+                self.status(node, status);
+            }
         }
         self.replies(node, outputs);
         self.answers.turn_over();
@@ -270,7 +295,12 @@ impl Checks {
             Event::MessageRefused { .. } => self.marks.add("message refused by the validator", 1),
             Event::DiskHung { .. } => self.marks.add("disk hung", 1),
             Event::MembersChanged { .. } => self.marks.add("members in force", 1),
-            Event::LeaderChanged { .. } | Event::DiskRecovered { .. } | Event::Fenced => {}
+            Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
+            Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),
+            Event::LeaderChanged { .. }
+            | Event::SnapshotTaken { .. }
+            | Event::DiskRecovered { .. }
+            | Event::Fenced => {}
         }
     }
 
@@ -312,6 +342,8 @@ impl Checks {
 
     fn replies(&mut self, node: NodeId, outputs: &Outputs) {
         for reply in &outputs.replies {
+            let checked = self.commits.reading.replied(node, reply);
+            self.note(checked);
             match reply {
                 Reply::LeadershipGiven { leader: Some(_), .. } => self.marks.add("leadership handed over", 1),
                 Reply::LeadershipGiven { leader: None, .. } => {

@@ -1,5 +1,5 @@
-//! The clients: appends, commands, linearizable reads, reads of records and consumers that follow a log, over
-//! the real frames. A timeout is unknown, never failure.
+//! The clients: appends, commands, linearizable reads, reads of records, over the real frames, and what consumers
+//! need of them. A timeout is unknown, never failure.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_channel::oneshot;
+use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::{
     AnswerOn, BusyReason, Consistency, GroupId, NodeId, Offset, RequestError, Retry, shard_of,
@@ -24,6 +24,7 @@ use rand::rngs::SmallRng;
 use crate::checkers::linear::{Action, Operation};
 use crate::checkers::{acknowledged_read, ensure, record_hash};
 use crate::clock::{elapsed, sleep};
+use crate::consumers;
 use crate::machine::{self, Change};
 use crate::network::{joined, parse};
 use crate::plan::{GroupPlan, within};
@@ -51,6 +52,8 @@ const TAILED_MAX: usize = 4;
 #[derive(Default, Debug)]
 pub(crate) struct Clients {
     open: BTreeMap<u64, oneshot::Sender<ReplyBody>>,
+    /// Tails, by their connections: what comes on one stays in order.
+    tailing: BTreeMap<u64, mpsc::UnboundedSender<ReplyBody>>,
     /// Registers asked for, by request.
     asked: BTreeMap<u64, u32>,
     requests: u64,
@@ -82,9 +85,9 @@ pub(crate) enum Trouble {
 
 pub(crate) fn spawn(sim: &Shared) -> Vec<JoinHandle<()>> {
     let writers = (0..sim.plan.writers).map(|_| spawn_local(run_writer(sim.clone())));
-    let tails =
-        sim.plan.groups.iter().take(TAILED_MAX).map(|group| spawn_local(run_tail(sim.clone(), group.id)));
-    writers.chain(tails).collect()
+    let followed = sim.plan.groups.iter().take(TAILED_MAX);
+    let consumers = followed.map(|group| spawn_local(consumers::run(sim.clone(), group.id)));
+    writers.chain(consumers).collect()
 }
 
 async fn run_writer(sim: Shared) {
@@ -119,6 +122,7 @@ async fn operate(sim: &Shared, mut random: SmallRng) {
         (true, 0..40) => change(sim, &mut random, &group).await,
         (true, 40..90) => query(sim, &mut random, &group).await,
         (false, 0..80) => drop(append(sim, &mut random, &group).await),
+        (false, 80..85) => consumers::meddle(sim, &mut random, &group).await,
         _ => {
             let end = sim.checks.borrow().commits.records(group.id).len() as u64;
             let from = Offset(random.random_range(0..=end));
@@ -129,7 +133,7 @@ async fn operate(sim: &Shared, mut random: SmallRng) {
     }
 }
 
-fn pick<'a, T>(random: &mut SmallRng, from: &'a [T]) -> &'a T {
+pub(crate) fn pick<'a, T>(random: &mut SmallRng, from: &'a [T]) -> &'a T {
     &from[random.random_range(0..from.len())]
 }
 
@@ -154,25 +158,9 @@ pub(crate) async fn call(
         }
         request
     };
-    let mut builder = RequestFrameBuilder::default();
-    let deadline_ms = u32::try_from(DEADLINE.as_millis()).expect("a short deadline");
-    builder.push(&ClientRequest { request, group, deadline_ms, body });
-    let shard = shard_of(group, sim.plan.shards);
-    let bytes = joined(&builder.finish(shard));
-    sleep(within(random, sim.plan.delay)).await;
-    let refused = {
-        let nodes = sim.nodes.borrow();
-        match nodes.port(node, shard) {
-            None => true,
-            Some(port) => {
-                let (header, body) = parse(&bytes, &FrameLimits::REQUEST).expect("whole").expect("sound");
-                let frame = ClientFrame::decode(&header, body, &FrameLimits::REQUEST).expect("just made");
-                let rights = Rights { append: true, read: true, manage: true };
-                port.push(ToShard::Client { connection: request, rights, frame }).is_err()
-            }
-        }
-    };
-    if refused {
+    if !send(sim, random, node, request, ClientRequest { request, group, deadline_ms: deadline_ms(), body })
+        .await
+    {
         // Nobody listens, or the server answers that its ring is full.
         sim.clients.borrow_mut().forget(request);
         return Err(Trouble::Refused);
@@ -185,15 +173,102 @@ pub(crate) async fn call(
     }
 }
 
+fn deadline_ms() -> u32 {
+    u32::try_from(DEADLINE.as_millis()).expect("a short deadline")
+}
+
+/// Hands a request to a node; not, when nobody listens there or its ring is full.
+async fn send(
+    sim: &Shared,
+    random: &mut SmallRng,
+    node: NodeId,
+    connection: u64,
+    request: ClientRequest,
+) -> bool {
+    let shard = shard_of(request.group, sim.plan.shards);
+    let mut builder = RequestFrameBuilder::default();
+    builder.push(&request);
+    let bytes = joined(&builder.finish(shard));
+    sleep(within(random, sim.plan.delay)).await;
+    let nodes = sim.nodes.borrow();
+    let Some(port) = nodes.port(node, shard) else { return false };
+    let (header, body) = parse(&bytes, &FrameLimits::REQUEST).expect("whole").expect("sound");
+    let frame = ClientFrame::decode(&header, body, &FrameLimits::REQUEST).expect("just made");
+    let rights = Rights { append: true, read: true, manage: true };
+    port.push(ToShard::Client { connection, rights, frame }).is_ok()
+}
+
+/// Opens a tail on a connection of its own, whose number is its name as well.
+pub(crate) async fn open_tail(
+    sim: &Shared,
+    random: &mut SmallRng,
+    node: NodeId,
+    group: GroupId,
+    from: Offset,
+    granted_bytes: u32,
+) -> Option<(u64, mpsc::UnboundedReceiver<ReplyBody>)> {
+    let (sender, receiver) = mpsc::unbounded();
+    let connection = next_request(sim);
+    sim.clients.borrow_mut().tailing.insert(connection, sender);
+    let body = ClientBody::Tail { tail: connection, from, granted_bytes };
+    let request = ClientRequest { request: connection, group, deadline_ms: deadline_ms(), body };
+    let is_sent = send(sim, random, node, connection, request).await;
+    if !is_sent {
+        sim.clients.borrow_mut().tailing.remove(&connection);
+    }
+    is_sent.then_some((connection, receiver))
+}
+
+/// Grants a tail bytes in all, or ends it. It may get lost.
+pub(crate) async fn tell_tail(
+    sim: &Shared,
+    random: &mut SmallRng,
+    node: NodeId,
+    connection: u64,
+    group: GroupId,
+    granted_bytes: Option<u64>,
+) {
+    let tail = connection;
+    let grant = granted_bytes.map(|granted_bytes| ClientBody::GrantTail { tail, granted_bytes });
+    let body = grant.unwrap_or(ClientBody::EndTail { tail });
+    let request = ClientRequest { request: next_request(sim), group, deadline_ms: deadline_ms(), body };
+    send(sim, random, node, connection, request).await;
+}
+
+/// The connection of a tail is gone.
+pub(crate) fn leave(sim: &Shared, node: NodeId, connection: u64, group: GroupId) {
+    sim.clients.borrow_mut().tailing.remove(&connection);
+    if let Some(port) = sim.nodes.borrow().port(node, shard_of(group, sim.plan.shards)) {
+        // Lost, the tail ends with its deadline.
+        let _ = port.push(ToShard::ClientGone { connection });
+    }
+}
+
+fn next_request(sim: &Shared) -> u64 {
+    let mut clients = sim.clients.borrow_mut();
+    clients.requests += 1;
+    clients.requests
+}
+
 /// A node answers.
 pub(crate) fn answer(sim: &Shared, node: NodeId, connection: u64, frame: &OutFrame) {
     let bytes = joined(frame);
     let (header, body) = parse(&bytes, &FrameLimits::REPLY).expect("whole").expect("sound");
     let replies = ReplyFrame::decode(&header, body, &FrameLimits::REPLY).expect("just made");
     for reply in replies.replies() {
-        let checked = ensure(reply.request == connection, "answers go to who asked", || {
-            format!("node {node} answers {} on connection {connection}", reply.request)
-        });
+        let tail = sim.clients.borrow().tailing.get(&connection).cloned();
+        if let Some(tail) = tail {
+            // Its consumer may be leaving; what is told to a tail is answered on its connection, too.
+            if reply.body != ReplyBody::Granted {
+                let _ = tail.unbounded_send(reply.body);
+            }
+            continue;
+        }
+        let checked = ensure(
+            reply.request == connection || reply.body == ReplyBody::Granted,
+            "answers go to who asked",
+            || format!("node {node} answers {} on connection {connection}", reply.request),
+        );
         sim.checks.borrow_mut().note(checked);
         let asked = sim.clients.borrow().asked.get(&reply.request).copied();
         if let (Some(register), ReplyBody::Answer(answer)) = (asked, &reply.body)
@@ -217,7 +292,7 @@ pub(crate) fn answer(sim: &Shared, node: NodeId, connection: u64, frame: &OutFra
 }
 
 /// Asks for something that the leader has to do, wherever that is.
-async fn ask(
+pub(crate) async fn ask(
     sim: &Shared,
     random: &mut SmallRng,
     group: &GroupPlan,
@@ -295,7 +370,7 @@ fn acknowledge(sim: &Shared, group: GroupId, first: Offset, count: u32, hashes: 
     checks.note(checked);
 }
 
-fn wrong<T>(sim: &Shared, group: GroupId, body: &ReplyBody) -> Result<T, Trouble> {
+pub(crate) fn wrong<T>(sim: &Shared, group: GroupId, body: &ReplyBody) -> Result<T, Trouble> {
     let checked = ensure(false, "answers fit their requests", || format!("group {group}: {body:?}"));
     sim.checks.borrow_mut().note(checked);
     Err(Trouble::Refused)
@@ -453,9 +528,22 @@ pub(crate) async fn read(
     from: Offset,
     bytes_max: u32,
 ) -> Result<Offset, Trouble> {
-    let body = ClientBody::ReadRecords { from, bytes_max };
+    let records_max = *pick(random, &[1, 5, u32::MAX]);
+    let is_waiting = random.random_bool(0.2);
+    let body = ClientBody::ReadRecords { from, bytes_max, records_max, is_waiting };
     let batches = match call(sim, random, node, group, body).await? {
         ReplyBody::Records { batches, .. } => batches,
+        // It says where to go on.
+        ReplyBody::Failed(RequestError::BeforeStart { start, .. }) => {
+            sim.mark("records removed");
+            let mut checks = sim.checks.borrow_mut();
+            let end = Offset(checks.commits.records(group).len() as u64);
+            let is_right = start > from && start <= end;
+            checks.note(ensure(is_right, "only what a snapshot covers or was trimmed is removed", || {
+                format!("node {node} group {group}: nothing from {from} to {start}, committed is up to {end}")
+            }));
+            return Ok(start);
+        }
         ReplyBody::Failed(error) => {
             sim.tell(|| format!("node {node} does not hand out records of group {group}: {error}"));
             return Err(Trouble::Refused);
@@ -463,15 +551,20 @@ pub(crate) async fn read(
         other => return wrong(sim, group, &other),
     };
     sim.mark("records read");
+    sim.tell(|| format!("node {node} hands out {} batches of group {group} from {from}", batches.len()));
+    check_records(sim, group, from, &batches).ok_or(Trouble::Refused)
+}
+
+/// Holds the records of batches, from one on, against what is committed; returns the offset after them.
+pub(crate) fn check_records(sim: &Shared, group: GroupId, from: Offset, batches: &[Bytes]) -> Option<Offset> {
     let mut checks = sim.checks.borrow_mut();
     let mut next = from;
-    checks.tell(|| format!("node {node} hands out {} batches of group {group} from {from}", batches.len()));
-    for batch in &batches {
+    for batch in batches {
         let batch = match Batch::parse(batch) {
             Ok(batch) => batch,
             Err(error) => {
                 checks.note(ensure(false, "records can be read", || format!("group {group}: {error}")));
-                return Err(Trouble::Refused);
+                return None;
             }
         };
         for (offset, record) in batch.records() {
@@ -487,21 +580,5 @@ pub(crate) async fn read(
             next = Offset(offset.0 + 1);
         }
     }
-    Ok(next)
-}
-
-/// Follows a group's records from the first to the last.
-async fn run_tail(sim: Shared, group: GroupId) {
-    let mut random = sim.random();
-    sim.clients.borrow_mut().tails.insert(group, Offset(0));
-    let hosts = sim.plan.group(group).hosts.clone();
-    while !sim.clients.borrow().is_over {
-        sleep(within(&mut random, sim.plan.think) * 4).await;
-        let from = sim.clients.borrow().tails[&group];
-        let node = *pick(&mut random, &hosts);
-        let bytes_max = random.random_range(1..=READ_BYTES_MAX);
-        if let Ok(next) = read(&sim, &mut random, node, group, from, bytes_max).await {
-            sim.clients.borrow_mut().tails.insert(group, next);
-        }
-    }
+    Some(next)
 }

@@ -224,11 +224,11 @@ async fn audit(sim: &Shared, group: &GroupPlan) -> Checked {
     }
     let mut states: BTreeMap<Vec<u8>, NodeId> = BTreeMap::new();
     for node in healthy(sim, group) {
-        let mut next = Offset(0);
+        let mut next = sim.checks.borrow().commits.reading.first(group.id);
         let tail = sim.clients.borrow().tails.get(&group.id).copied();
         // The consumer of the group goes on where it stood.
         if let Some(tail) = tail.filter(|_| states.is_empty()) {
-            next = tail;
+            next = next.max(tail);
         }
         // A read may be what finds the damage that a lying disk did.
         let takes_part = || sim.checks.borrow().status_of(node, group.id).is_some();

@@ -11,6 +11,8 @@ mod clients;
 #[cfg(madsim)]
 mod clock;
 #[cfg(madsim)]
+mod consumers;
+#[cfg(madsim)]
 mod finale;
 #[cfg(madsim)]
 mod machine;

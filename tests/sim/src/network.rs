@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use iroh_raft_core::NodeId;
+use iroh_raft_core::{MessageKind, NodeId};
 use iroh_raft_netbridge::port::ToShard;
 use iroh_raft_netbridge::wire::{
     FrameError, FrameHeader, FrameLimits, HEADER_BYTES, Lane, OutFrame, PeerFrame,
@@ -133,6 +133,12 @@ pub(crate) fn send(sim: &Shared, from: NodeId, to: NodeId, lane: Lane, frame: &O
         let at = network.random.random_range(0..HEADER_BYTES);
         bytes[at] ^= 1 << network.random.random_range(0..8);
     }
+    // Chunks are few among frames.
+    if lane == Lane::Snapshot && network.chance(plan.corruption * 20) && damage_chunk(&mut bytes) {
+        drop(network);
+        sim.mark("chunk of a snapshot damaged");
+        network = sim.network.borrow_mut();
+    }
     let bytes = Bytes::from(bytes);
     for copy in 0..copies {
         let mut at = elapsed() + network.delay(plan, from, to);
@@ -150,6 +156,18 @@ pub(crate) fn send(sim: &Shared, from: NodeId, to: NodeId, lane: Lane, frame: &O
     drop(network);
     sim.checks.borrow_mut().marks.add("frame duplicated", copies - 1);
     sim.checks.borrow_mut().marks.add("frame corrupted", u64::from(is_corrupted));
+}
+
+/// Damages the chunk of a snapshot that a frame ends with, if it does: its digest has to tell.
+fn damage_chunk(bytes: &mut [u8]) -> bool {
+    let Some(Ok((header, body))) = parse(bytes, &FrameLimits::PEER) else { return false };
+    let Ok(frame) = PeerFrame::decode(&header, body, &FrameLimits::PEER) else { return false };
+    let last = frame.messages().last().map(|message| message.kind);
+    match bytes.last_mut() {
+        Some(byte) if last == Some(MessageKind::SnapshotChunk) => *byte ^= 1,
+        _ => return false,
+    }
+    true
 }
 
 fn deliver(sim: &Shared, from: NodeId, to: NodeId, bytes: &[u8], is_corrupted: bool, boot: u64) {

@@ -16,6 +16,7 @@ use iroh_raft_core::{
 };
 use iroh_raft_driver::lines::{Closing, Command};
 use iroh_raft_driver::recording::{Origin, Recorder};
+use iroh_raft_driver::snapshots::{SnapshotWorker, Snapshots};
 use iroh_raft_driver::state_machine::Machine;
 use iroh_raft_driver::stats::ShardCounters;
 use iroh_raft_driver::{Driver, DriverParts, Observer};
@@ -218,7 +219,8 @@ fn groups_of(sim: &Shared, id: NodeId, shard: ShardId, stored: Vec<GroupState>) 
         groups.entry(group.id).or_insert_with(|| group.fresh());
     }
     for state in groups.values_mut() {
-        state.has_state_machine = sim.plan.group(state.group).has_machine;
+        let plan = sim.plan.group(state.group);
+        (state.has_state_machine, state.retention) = (plan.has_machine, plan.retention);
     }
     groups.into_values().collect()
 }
@@ -251,12 +253,15 @@ fn start(
         let (answers, fetched) = ring(plan.fetches, &bell);
         let (command_sender, commands) = ring(1, &bell);
         command_senders.push(command_sender);
+        let snapshot_bell = Doorbell::new();
+        let (jobs, job_queue) = ring(plan.fetches, &snapshot_bell);
+        let (snapshots_done, done) = ring(plan.fetches, &bell);
         let (finding_sender, findings) = ring(1, &bell);
         let (due, move_due) = ring(1, &mover_bell);
         let groups = groups_of(sim, id, shard_id, open.groups);
         let made = groups.iter().filter(|group| group.has_state_machine);
-        let machines = made.map(|group| (group.group, Box::<Registers>::default() as Box<dyn Machine>));
-        let machines = machines.collect();
+        let machine = || Box::new(Registers::new(plan.filler_bytes)) as Box<dyn Machine>;
+        let machines = made.map(|group| (group.group, machine())).collect();
         let config = ShardConfig { node: id, seed: sim.random().random(), ..plan.core.clone() };
         let now = clock.now();
         let origin = Origin { shard: shard_id, config: &config, last_seq, groups: &groups, now };
@@ -277,6 +282,7 @@ fn start(
             fetches,
             fetched,
             findings,
+            snapshots: Snapshots::new(jobs, done),
             machines,
             counters: Arc::new(ShardCounters::default()),
             on_fenced: Box::new(move |_, _| fenced.store(true, Ordering::Relaxed)),
@@ -300,12 +306,20 @@ fn start(
                 scrubber: open.scrubber,
                 due: move_due,
                 bell: mover_bell,
-                writer: writer_bell,
-                failure,
+                writer: writer_bell.clone(),
+                failure: Rc::clone(&failure),
                 findings: finding_sender,
                 moves,
             },
             reader: tasks::ReaderTask { reader: open.reader, queue: fetch_queue, bell: reader_bell, answers },
+            snapshots: tasks::SnapshotsTask {
+                worker: SnapshotWorker::new(open.snapshots),
+                jobs: job_queue,
+                bell: snapshot_bell,
+                done: snapshots_done,
+                writer: writer_bell,
+                failure,
+            },
         });
     }
     let bridge = tasks::BridgeTask { ports: bridge_ports, bell: bridge_bell };

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use iroh_raft_core::{ConfState, GroupId, GroupState, LeaseReads, NodeId, ShardConfig, SpreadConfig};
+use iroh_raft_core::{
+    ConfState, GroupId, GroupState, LeaseReads, NodeId, Retention, ShardConfig, SnapshotConfig, SpreadConfig,
+};
 use iroh_raft_storage::ShardOptions;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -34,6 +36,7 @@ pub(crate) struct GroupPlan {
     /// Nodes that hold a replica: besides the voters those that may become members.
     pub(crate) hosts: Vec<NodeId>,
     pub(crate) has_machine: bool,
+    pub(crate) retention: Retention,
 }
 
 impl GroupPlan {
@@ -76,10 +79,14 @@ pub(crate) struct Plan {
     pub(crate) writers: u64,
     pub(crate) record_bytes_max: usize,
     pub(crate) think: Micros,
+    /// Bytes of a snapshot besides what it is about.
+    pub(crate) filler_bytes: usize,
     /// How long faults come, and how often.
     pub(crate) chaos: Duration,
     pub(crate) fault_every: Micros,
     pub(crate) faults: Vec<(FaultKind, u32)>,
+    /// Whether consumers trim what they have done with.
+    pub(crate) is_trimming: bool,
     /// Leaves a node cut off when the faults stop: to see that the end notices.
     pub(crate) leaves_cut: bool,
     /// Nodes whose disks may lie: so few that each group keeps a majority without them.
@@ -122,7 +129,9 @@ impl Plan {
             think: *pick(random, &[(1_000, 10_000), (1_000, 20_000), (5_000, 100_000)]),
             chaos: Duration::from_secs(random.random_range(10..=30)),
             fault_every: *pick(random, &[(100_000, 1_000_000), (300_000, 2_000_000), (1_000_000, 6_000_000)]),
+            filler_bytes: 0,
             faults: Vec::new(),
+            is_trimming: false,
             leaves_cut: false,
             liars,
         };
@@ -134,6 +143,8 @@ impl Plan {
         plan.draw_faults(random);
         plan.draw_clocks(random);
         plan.draw_leadership(&mut SmallRng::seed_from_u64(seed ^ 0x6c65_6164));
+        plan.draw_snapshots(&mut SmallRng::seed_from_u64(seed ^ 0x736e_6170));
+        plan.draw_reading(&mut SmallRng::seed_from_u64(seed ^ 0x7265_6164));
         plan.draw_quiet(&mut SmallRng::seed_from_u64(seed ^ 0x7175_6965));
         plan
     }
@@ -193,6 +204,40 @@ impl Plan {
         }
     }
 
+    /// Snapshots after a few entries in most runs; of several chunks where there are few groups to send them.
+    fn draw_snapshots(&mut self, random: &mut SmallRng) {
+        self.core.snapshots = SnapshotConfig {
+            entries: *pick(random, &[1, 5, 20, 20, 100, 100_000]),
+            bytes: *pick(random, &[1 << 10, 64 << 10, 256 << 20]),
+            age: *pick(random, &[Duration::from_millis(500), Duration::from_secs(3600)]),
+            lag_entries_max: *pick(random, &[0, 0, 3, 20]),
+            taking_max: random.random_range(1..=2),
+            sending_max: random.random_range(1..=2),
+            receiving_max: random.random_range(1..=2),
+            send_bytes_per_second: *pick(random, &[256 << 10, 4 << 20, 64 << 20]),
+            stall_after: self.election() * random.random_range(1..=4),
+        };
+        if self.groups.len() <= 4 {
+            self.filler_bytes = *pick(random, &[0, 300_000, 600_000]);
+        }
+    }
+
+    /// How long records are kept: for ever in half of the runs, where everything is read at the end.
+    fn draw_reading(&mut self, random: &mut SmallRng) {
+        self.core.tails_max = *pick(random, &[1, 2, 1024]);
+        self.core.retention_interval = Duration::from_millis(*pick(random, &[200, 1_000, 3_000]));
+        self.is_trimming = random.random_bool(0.4);
+        if random.random_bool(0.7) {
+            return;
+        }
+        for group in &mut self.groups {
+            group.retention.bytes_max =
+                random.random_bool(0.5).then(|| *pick(random, &[1 << 10, 32 << 10, 256 << 10]));
+            let ages = [Duration::from_millis(500), Duration::from_secs(4)];
+            group.retention.age_max = random.random_bool(0.5).then(|| *pick(random, &ages));
+        }
+    }
+
     /// Three kinds of runs: everything at times; one leader after the other loses touch, often before it has
     /// committed anything; leaders duel, and entries reach others one by one.
     fn draw_faults(&mut self, random: &mut SmallRng) {
@@ -242,7 +287,7 @@ fn draw_group(random: &mut SmallRng, id: GroupId, nodes: u64) -> GroupPlan {
     }
     let spares = (1..=nodes).map(NodeId).filter(|node| !voters.contains(node));
     let hosts = voters.iter().copied().chain(spares.take(SPARES_MAX)).collect();
-    GroupPlan { id, voters, hosts, has_machine: random.random_bool(0.5) }
+    GroupPlan { id, voters, hosts, has_machine: random.random_bool(0.5), retention: Retention::default() }
 }
 
 fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {

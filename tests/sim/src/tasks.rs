@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use iroh_raft_core::{Append, Fetch, LogDamage, NodeId};
 use iroh_raft_driver::lines::{Fetched, Finding, Queued, Written};
+use iroh_raft_driver::snapshots::{SnapshotDone, SnapshotJob, SnapshotWorker};
 use iroh_raft_driver::{Driver, Next};
 use iroh_raft_netbridge::port::{BridgePort, ToBridge};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
@@ -29,6 +30,8 @@ const SCRUB_EVERY: Duration = Duration::from_millis(500);
 const SCRUB_BYTES: u64 = 256 << 10;
 /// Time between two looks at how much room is left, while there is little.
 const SPACE_LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// Time between two removals of what is left of old snapshots.
+const COLLECT_EVERY: Duration = Duration::from_millis(100);
 
 /// Turns without a pause after which a shard is known to have lost its rest.
 const TURNS_MAX: u32 = 100_000;
@@ -42,6 +45,7 @@ pub(crate) struct ShardTasks {
     pub(crate) writer: WriterTask,
     pub(crate) mover: MoverTask,
     pub(crate) reader: ReaderTask,
+    pub(crate) snapshots: SnapshotsTask,
 }
 
 pub(crate) struct WriterTask {
@@ -72,6 +76,15 @@ pub(crate) struct ReaderTask {
     pub(crate) queue: Consumer<Fetch>,
     pub(crate) bell: Arc<Doorbell>,
     pub(crate) answers: Producer<Fetched>,
+}
+
+pub(crate) struct SnapshotsTask {
+    pub(crate) worker: SnapshotWorker,
+    pub(crate) jobs: Consumer<SnapshotJob>,
+    pub(crate) bell: Arc<Doorbell>,
+    pub(crate) done: Producer<SnapshotDone>,
+    pub(crate) writer: Arc<Doorbell>,
+    pub(crate) failure: Failure,
 }
 
 pub(crate) struct BridgeTask {
@@ -116,11 +129,12 @@ pub(crate) async fn process(
     bridge: BridgeTask,
 ) {
     let place = Place { sim, node, disk };
-    for ShardTasks { driver, bell, writer, mover, reader } in shards {
+    for ShardTasks { driver, bell, writer, mover, reader, snapshots } in shards {
         spawn_local(run_driver(place.clone(), driver, bell, clock.clone()));
         spawn_local(run_writer(place.clone(), writer));
         spawn_local(run_mover(place.clone(), mover));
         spawn_local(run_reader(place.clone(), reader));
+        spawn_local(run_snapshots(place.clone(), snapshots));
     }
     spawn_local(run_bridge(place.clone(), bridge));
     let () = pending().await;
@@ -287,6 +301,36 @@ async fn run_reader(place: Place, task: ReaderTask) {
         while let Err(back) = task.answers.push(answer) {
             answer = back;
             sleep(within(&mut random, place.sim.plan.turn)).await;
+        }
+    }
+}
+
+async fn run_snapshots(place: Place, mut task: SnapshotsTask) {
+    let mut random = place.sim.random();
+    let mut is_more = true;
+    loop {
+        let pause = is_more.then_some(COLLECT_EVERY);
+        wait(&task.bell, pause, || !task.jobs.is_empty()).await;
+        sleep(within(&mut random, place.sim.plan.flush)).await;
+        let mut answers = Vec::new();
+        let stalled_us = place.disk.stalled_us();
+        if let Some(job) = task.jobs.pop() {
+            task.worker.run_once(job, &mut |answer| answers.push(answer));
+        }
+        if task.jobs.is_empty() {
+            is_more = task.worker.settle(&mut |answer| answers.push(answer));
+        }
+        place.check_power().await;
+        place.stall(stalled_us).await;
+        if let Some(error) = task.worker.take_failure() {
+            *task.failure.borrow_mut() = Some(error);
+            task.writer.ring();
+        }
+        for mut answer in answers {
+            while let Err(back) = task.done.push(answer) {
+                answer = back;
+                sleep(within(&mut random, place.sim.plan.turn)).await;
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Changes of membership on a replica: asked for, in force once committed, ended by the leader.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use raft::ProgressState;
 use raft::eraftpb::{self, ConfChangeV2, EntryType, MessageType};
@@ -11,7 +12,7 @@ use super::{Index, NodeId, Replica, Timestamp, Turn};
 use crate::convert::to_peer_message;
 use crate::error::{BusyReason, RequestError};
 use crate::ids::GroupId;
-use crate::io::{ConfState, EntryKind, Event, LogEntry, MemberChange, Reply, Send, Token};
+use crate::io::{ConfState, EntryKind, Event, LogEntry, MemberChange, MemberRole, Reply, Send, Token};
 use crate::members::{
     LAG_ENTRIES_MAX, MembersRefusal, MembersRequest, from_raft_conf_state, is_done, parse, to_conf_change,
     voters_after,
@@ -25,6 +26,8 @@ pub(super) struct Members {
     pub(super) now: Arc<ConfState>,
     /// The entry that put them in force; 0 for those that the log began with.
     pub(super) since: Index,
+    /// Those in force from an index on, from the beginning of the log: the last are those that are now.
+    history: VecDeque<(Index, Arc<ConfState>)>,
     request: Option<MembersRequest>,
     /// When each node was last heard of.
     heard: Vec<(NodeId, Timestamp)>,
@@ -32,13 +35,50 @@ pub(super) struct Members {
 }
 
 impl Members {
-    pub(super) fn new(first: &ConfState) -> Members {
-        Members {
-            now: Arc::new(first.clone()),
-            since: Index(0),
-            request: None,
-            heard: Vec::new(),
-            has_changed: true,
+    /// `start`: the entry before the log, as of which these are the members.
+    pub(super) fn new(first: &ConfState, start: Index) -> Members {
+        let now = Arc::new(first.clone());
+        let history = [(start, now.clone())].into();
+        Members { now, since: start, history, request: None, heard: Vec::new(), has_changed: true }
+    }
+
+    fn put_in_force(&mut self, since: Index, members: ConfState) {
+        self.has_changed = true;
+        self.now = Arc::new(members);
+        self.since = since;
+        // One entry may change them more than once, in a build with a bug.
+        self.history.pop_back_if(|(of, _)| *of == since);
+        self.history.push_back((since, self.now.clone()));
+    }
+
+    /// The members as of an entry of the log, or of the one before it.
+    pub(super) fn at(&self, index: Index) -> &Arc<ConfState> {
+        let after = self.history.partition_point(|(since, _)| *since <= index);
+        &self.history[after.checked_sub(1).expect("the log goes back to its members")].1
+    }
+
+    /// Those that the log began with.
+    pub(super) fn first(&self) -> &Arc<ConfState> {
+        &self.history[0].1
+    }
+
+    /// A snapshot took the place of the log.
+    pub(super) fn restart(&mut self, members: &ConfState, since: Index) {
+        self.now = Arc::new(members.clone());
+        self.since = since;
+        self.has_changed = true;
+        self.history = [(since, self.now.clone())].into();
+    }
+
+    /// Whether a node was heard of within this time.
+    pub(super) fn has_heard(&self, node: NodeId, now: Timestamp, within: Duration) -> bool {
+        self.heard.iter().any(|(of, at)| *of == node && now.since(*at) <= within)
+    }
+
+    /// The log begins after this entry now.
+    pub(super) fn compact_to(&mut self, index: Index) {
+        while self.history.get(1).is_some_and(|(since, _)| *since <= index) {
+            self.history.pop_front();
         }
     }
 
@@ -154,11 +194,7 @@ impl Replica {
     fn check_voters(&self, turn: &Turn<'_>, voters: &BTreeSet<NodeId>) -> Result<(), MembersRefusal> {
         let raft = &self.raw.raft;
         let lease = turn.config.tick * turn.config.lease_ticks;
-        let has_heard = |node: &NodeId| {
-            let mut heard = self.members.heard.iter();
-            heard.any(|(of, at)| of == node && turn.now.since(*at) <= lease)
-        };
-        let is_alive = |node: NodeId| node == self.node || has_heard(&node);
+        let is_alive = |node: NodeId| node == self.node || self.members.has_heard(node, turn.now, lease);
         for node in voters.iter().copied().filter(|node| !self.members.now.voters.contains(node)) {
             let progress = raft.prs().get(node.0).ok_or(MembersRefusal::NotLearner { node })?;
             let is_near = progress.matched + LAG_ENTRIES_MAX >= raft.raft_log.committed;
@@ -252,11 +288,16 @@ impl Replica {
                 self.put_in_force(since, &ConfChangeV2 { changes, ..ConfChangeV2::default() });
             }
         } else if let Ok(members) = self.raw.apply_conf_change(change) {
-            self.members.now = Arc::new(from_raft_conf_state(&members));
-            self.members.since = since;
-            self.members.has_changed = true;
+            self.members.put_in_force(since, from_raft_conf_state(&members));
             self.voters = self.members.voters();
         }
+    }
+
+    /// raft-rs counts this replica as a learner of the members that it just took from a snapshot, which it is not.
+    pub(super) fn leave_members(&mut self) {
+        let change = MemberChange { node: self.node, role: MemberRole::Gone };
+        let left = self.raw.apply_conf_change(&to_conf_change(&[change]));
+        left.expect("one learner leaves, outside of a joint configuration");
     }
 
     fn answer_change(&mut self, turn: &mut Turn<'_>) {

@@ -7,7 +7,7 @@
 //! nothing waits for a nod that got lost; and a heartbeat that does not ask wakes whoever nodded.
 //!
 //! A quiet replica wakes for everything that is to be done: a message, a proposal, a read, a change, a transfer, a
-//! disk that hangs. And for what its shard hears of other nodes (`liveness.rs`): a follower when its leader's
+//! disk that hangs; a time at which a snapshot is due, or records are too old. And for what its shard hears of other nodes (`liveness.rs`): a follower when its leader's
 //! node falls silent or comes under another incarnation; a leader when a member's node comes back, or so many
 //! are silent that it has no quorum. A follower that wakes for another reason than its leader's word calls its
 //! leader, until it is heard.
@@ -26,10 +26,10 @@
 use raft::ProgressState;
 use raft::eraftpb::{self, MessageType};
 
-use super::{Index, MessageKind, NodeId, PeerMessage, Replica, Term, Turn};
+use super::{Index, MessageKind, NodeId, PeerMessage, Replica, Term, Timestamp, Turn};
 use crate::convert::{to_node, to_peer_message};
 use crate::disk_watch::DiskHealth;
-use crate::io::Send;
+use crate::io::{Send, ShardConfig};
 use crate::liveness::Change;
 use crate::mutants::{self, Mutant};
 
@@ -153,17 +153,29 @@ impl Replica {
         let (raft, log) = (&self.raw.raft, &self.raw.raft.raft_log);
         log.committed == log.last_index()
             && log.persisted == log.last_index()
+            // What is applied may make a snapshot due.
+            && (!self.has_state_machine || self.applied.0 == log.committed)
             && self.persistence.is_at_rest(Term(raft.term), NodeId(raft.vote))
             && self.pending.is_empty()
             && self.reads.count() == 0
             && raft.pending_read_count() == 0
-            && self.records.count() == 0
+            && self.records.reads() + self.records.tails() == 0
+            && self.finds.count() == 0
+            && self.commands.is_empty()
+            && self.snapshots.is_idle()
+            && !self.is_snapshot_due(turn)
+            && self.quiet_until(turn.config).is_none_or(|at| turn.now < at)
             && self.fetches.is_empty()
             && !self.is_paused_by_missing
             && !self.members.is_changing()
             && !self.leadership.is_transferring()
             && !self.leadership.is_resting()
             && turn.disk == DiskHealth::Well
+    }
+
+    /// When time alone gives this replica something to do: a snapshot by age, records that grow too old.
+    pub(crate) fn quiet_until(&self, config: &ShardConfig) -> Option<Timestamp> {
+        [self.retention_due(), self.snapshot_due_by_age(config)].into_iter().flatten().min()
     }
 
     /// A tick has passed.
@@ -188,7 +200,8 @@ impl Replica {
         let raft = &self.raw.raft;
         let has_all = |node: NodeId| {
             let progress = raft.prs().get(node.0).expect("a member");
-            progress.state == ProgressState::Replicate && progress.matched == raft.raft_log.last_index()
+            // Probing is how one that was unreachable goes on: with nothing to send it stays that way.
+            progress.state != ProgressState::Snapshot && progress.matched == raft.raft_log.last_index()
         };
         let is_blind = mutants::is(Mutant::QuietWhileLacking);
         let heard = |node: &NodeId| turn.liveness.heard(*node).is_some();
@@ -250,7 +263,10 @@ impl Replica {
         if is_quieting || (is_beating && !self.is_quiet()) {
             return;
         }
-        let is_leaders = matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat);
+        let is_leaders = matches!(
+            message.kind,
+            MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot | MessageKind::SnapshotChunk
+        );
         self.stir(turn, if is_leaders { Cause::Leader } else { Cause::Other });
     }
 

@@ -17,6 +17,10 @@ impl Replica {
         if is_asked {
             self.wake(turn);
         }
+        if read.consistency == Consistency::Local && self.snapshots.is_restoring {
+            let error = RequestError::busy(BusyReason::Reads);
+            return turn.out.replies.push(Reply::Failed { token, group, error });
+        }
         if read.consistency == Consistency::Local {
             let freshness = self.freshness(turn.now);
             return turn.out.replies.push(Reply::ReadReady { token, group, freshness });

@@ -7,11 +7,12 @@
 use std::collections::VecDeque;
 
 use raft::StateRole;
+use raft::eraftpb::MessageType;
 
 use super::{FlushSeq, HardState, Index, Replica, Term, Turn, to_hard_state};
 use crate::convert::{to_log_entry, to_peer_message};
 use crate::ids::NodeId;
-use crate::io::{Append, ConfState, GroupAppend, LogEntry, MessageKind, Send};
+use crate::io::{Append, ConfState, GroupAppend, LogChange, LogEntry, MessageKind, Send};
 use crate::mutants::{self, Mutant};
 
 /// Readies in one turn after which a group counts as broken: it should have come to rest.
@@ -25,6 +26,7 @@ pub(super) struct Persistence {
     /// As Raft has it.
     current: HardState,
     conf_state: Option<ConfState>,
+    change: Option<LogChange>,
     /// Flushes on their way, each with the number of the last `Ready` that it covers.
     flushes: VecDeque<(FlushSeq, u64)>,
     /// Flush that makes our term and vote durable, while it is on its way.
@@ -41,11 +43,13 @@ struct Campaign {
 }
 
 impl Persistence {
-    pub(super) fn new(hard_state: HardState, conf_state: Option<ConfState>) -> Persistence {
+    /// `written` is what is durable, `current` what the replica starts with: it may know of a later commit.
+    pub(super) fn new(written: HardState, current: HardState, conf_state: Option<ConfState>) -> Persistence {
         Persistence {
-            written: hard_state,
-            current: hard_state,
+            written,
+            current,
             conf_state,
+            change: None,
             flushes: VecDeque::new(),
             vote_flush: None,
             campaign: None,
@@ -58,7 +62,17 @@ impl Persistence {
 
     /// Whether a flush is on its way.
     pub(super) fn is_waiting(&self) -> bool {
-        !self.flushes.is_empty() || self.conf_state.is_some()
+        !self.flushes.is_empty() || self.has_unwritten()
+    }
+
+    fn has_unwritten(&self) -> bool {
+        self.conf_state.is_some() || self.change.is_some()
+    }
+
+    /// The log begins at another place from the next flush on, with the members as of there.
+    pub(super) fn change_log(&mut self, change: LogChange, members: ConfState) {
+        self.change = Some(change);
+        self.conf_state = Some(members);
     }
 
     /// Whether all there is is durable, this term and vote as well.
@@ -88,10 +102,18 @@ impl Persistence {
 }
 
 impl Replica {
+    /// The flush that a message of ours about snapshots waits for: it tells our term.
+    pub(super) fn term_flush(&self, turn: &Turn<'_>) -> Option<FlushSeq> {
+        let (raft, written) = (&self.raw.raft, &self.persistence.written);
+        let is_written = (raft.term, raft.vote) == (written.term.0, written.vote.0);
+        if is_written { self.persistence.vote_flush } else { Some(turn.seq) }
+    }
+
     pub(super) fn take_ready(&mut self, turn: &mut Turn<'_>) {
         let sends_before = turn.out.sends.len();
-        if self.persistence.conf_state.is_some() {
-            self.flush(turn, &[], 0);
+        if self.persistence.has_unwritten() {
+            let covered = self.persistence.flushes.back().map_or(0, |(_, covered)| *covered);
+            self.flush(turn, &[], covered);
         }
         let mut readies = 0;
         while self.raw.has_ready() {
@@ -107,6 +129,7 @@ impl Replica {
         if let Some(hard_state) = ready.hs() {
             self.persistence.current = to_hard_state(hard_state);
         }
+        let is_restart = !ready.snapshot().is_empty();
         let entries: Vec<LogEntry> = ready.take_entries().into_iter().map(to_log_entry).collect();
         let messages = ready.take_messages();
         let persisted_messages = ready.take_persisted_messages();
@@ -117,7 +140,8 @@ impl Replica {
         self.raw.raft.raft_log.store.append(&entries);
         self.raw.advance_append_async(ready);
 
-        if !entries.is_empty() || self.persistence.has_vote_changed() {
+        // The flush that made the log begin elsewhere was asked for when the snapshot was installed.
+        if !entries.is_empty() || is_restart || self.persistence.has_vote_changed() {
             self.flush(turn, &entries, number);
         } else if let Some((_, covered)) = self.persistence.flushes.back_mut() {
             *covered = number;
@@ -137,6 +161,9 @@ impl Replica {
 
     /// Puts entries and whatever else changed into this turn's flush.
     fn flush(&mut self, turn: &mut Turn<'_>, entries: &[LogEntry], number: u64) {
+        // What the group knows is written with the commit index that it is of, or not at all.
+        self.apply_commands(turn, self.persistence.current.commit);
+        let meta = self.take_unwritten_meta();
         let state = &mut self.persistence;
         let append = turn.out.append.get_or_insert_with(|| Append { seq: turn.seq, groups: Vec::new() });
         if append.groups.last().is_none_or(|last| last.group != self.group) {
@@ -146,6 +173,7 @@ impl Replica {
                 change: None,
                 hard_state: None,
                 conf_state: None,
+                meta: None,
                 entries: Vec::new(),
             });
         }
@@ -156,6 +184,12 @@ impl Replica {
         if state.current != state.written {
             ours.hard_state = Some(mutated(state.current, state.written));
             state.written = state.current;
+        }
+        if let Some(change) = state.change.take() {
+            ours.change = Some(change);
+        }
+        if let Some(meta) = meta {
+            ours.meta = Some(meta);
         }
         if let Some(conf_state) = state.conf_state.take() {
             ours.conf_state = Some(conf_state);
@@ -178,7 +212,12 @@ impl Replica {
         sends_before: usize,
     ) {
         let group = self.group;
-        for message in messages.into_iter().filter_map(|message| to_peer_message(group, message)) {
+        for message in messages {
+            if message.msg_type == MessageType::MsgSnapshot {
+                self.begin_sending(turn, NodeId(message.to));
+                continue;
+            }
+            let Some(message) = to_peer_message(group, message) else { continue };
             if matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote) {
                 let (term, role) = (Term(self.raw.raft.term), self.raw.raft.state);
                 self.persistence.campaign = Some(Campaign { term, role, after });

@@ -1,17 +1,33 @@
 //! Applies, reads and fetches of a replica: what follows from a commit index that moved.
 
+use super::snapshots::end_of;
 use super::{FetchId, Index, MISSING_MAX, Offset, Replica, Turn};
 use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry};
 use crate::log_window::Wanted;
 use crate::mutants::{self, Mutant};
+use crate::records::RecordReads;
 
-/// What a fetch is for. One is outstanding for applies, one for record reads, one for each follower
-/// that lags behind memory.
+/// What a fetch is for. One is outstanding for applies, one for record reads, one for searches, one for
+/// retention, one for each follower that lags behind memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Purpose {
     Apply,
-    Records { from: Offset },
-    Send { from: Index },
+    Records {
+        from: Offset,
+    },
+    /// A probe of a search by time.
+    Find {
+        probe: Offset,
+    },
+    /// The oldest block that retention leaves.
+    Retention,
+    /// The entry with the first record that is kept.
+    Reclaim {
+        first: Offset,
+    },
+    Send {
+        from: Index,
+    },
 }
 
 impl Replica {
@@ -22,8 +38,14 @@ impl Replica {
             self.commit = committed;
             self.commit_end = self.raw.store().end_at(committed);
         }
+        self.apply_commands(turn, committed);
+        // Before more is applied: a snapshot is of what is applied now.
+        self.serve_snapshots(turn);
         self.apply(turn);
-        self.reads.handle_applied(self.freshness(turn.now), &mut turn.out.replies);
+        if !self.snapshots.is_restoring {
+            self.reads.handle_applied(self.freshness(turn.now), &mut turn.out.replies);
+        }
+        self.serve_finds(turn);
         self.serve_records(turn);
         self.fetch_for_followers(turn);
     }
@@ -33,8 +55,10 @@ impl Replica {
             self.applied = self.commit;
             return;
         }
-        let is_busy =
-            self.applying.is_some() || self.is_fetching(Purpose::Apply) || self.is_paused_by_missing;
+        let is_busy = self.applying.is_some()
+            || self.snapshots.is_restoring
+            || self.is_fetching(Purpose::Apply)
+            || self.is_paused_by_missing;
         if is_busy || self.applied >= self.commit {
             return;
         }
@@ -57,30 +81,17 @@ impl Replica {
 
     fn emit_apply(&mut self, turn: &mut Turn<'_>, entries: Vec<LogEntry>) {
         let last = entries.last().expect("there is something to apply").index;
-        self.applying = Some(last);
+        self.applying = Some((last, end_of(&entries, self.applied_end)));
+        self.snapshots.handle_applied(&entries);
         let waiters = self.pending.take_waiters(last);
         turn.out.applies.push(Apply { group: self.group, entries, waiters });
     }
 
     /// The state machine has applied what it was given.
     pub(crate) fn handle_applied(&mut self, index: Index) {
-        if self.applying == Some(index) {
-            self.applying = None;
-            self.applied = index;
+        if let Some((_, end)) = self.applying.take_if(|(last, _)| *last == index) {
+            (self.applied, self.applied_end) = (index, end);
             self.is_dirty = true;
-        }
-    }
-
-    fn serve_records(&mut self, turn: &mut Turn<'_>) {
-        let window = self.raw.store();
-        self.records.serve(window, self.commit, self.commit_end, &mut turn.out.replies);
-        let is_open = self.fetches.values().any(|purpose| matches!(purpose, Purpose::Records { .. }));
-        let is_busy = is_open || self.is_paused_by_missing;
-        if let Some(read) = self.records.front().filter(|_| !is_busy) {
-            let (from, bytes_max) = (read.from, read.bytes_max);
-            // What is in memory may not be durable yet: another suffix may still stand there in its place.
-            let to = Index(self.commit.0.min(self.raw.store().first().0 - 1));
-            self.fetch(turn, Purpose::Records { from }, FetchFrom::Offset(from), to, bytes_max);
         }
     }
 
@@ -99,11 +110,18 @@ impl Replica {
         }
     }
 
-    fn is_fetching(&self, purpose: Purpose) -> bool {
+    pub(super) fn is_fetching(&self, purpose: Purpose) -> bool {
         self.fetches.values().any(|open| *open == purpose)
     }
 
-    fn fetch(&mut self, turn: &mut Turn<'_>, purpose: Purpose, from: FetchFrom, to: Index, bytes_max: usize) {
+    pub(super) fn fetch(
+        &mut self,
+        turn: &mut Turn<'_>,
+        purpose: Purpose,
+        from: FetchFrom,
+        to: Index,
+        bytes_max: usize,
+    ) {
         let id = turn.take_fetch_id();
         self.fetches.insert(id, purpose);
         turn.out.fetches.push(Fetch { id, group: self.group, from, to, bytes_max });
@@ -130,18 +148,35 @@ impl Replica {
             return self.send_fetched(turn, entries);
         }
         self.missing = 0;
+        if entries[0].index <= self.log_start().index {
+            // Compacted away since: whoever waits for it is told.
+            return;
+        }
         let is_committed = entries.last().is_some_and(|entry| entry.index <= self.commit);
         if !is_committed || !self.raw.store().contains(&entries) {
             self.broken = Some("the durable log gave back entries that are not those of this log".to_owned());
         } else if let Purpose::Records { from } = purpose {
-            let is_right = self.records.handle_fetched(entries, from, self.commit_end, &mut turn.out.replies);
-            if !is_right {
-                self.broken = Some("the durable log gave back other records than asked for".to_owned());
-            }
+            let mut records = std::mem::replace(&mut self.records, RecordReads::new(self.group));
+            let is_right = records.handle_fetched(entries, from, &self.committed(), &mut turn.out.replies);
+            self.records = records;
+            self.check_records(is_right);
+        } else if let Purpose::Find { probe } = purpose {
+            let is_right = self.finds.handle_fetched(&entries, probe);
+            self.check_records(is_right);
+        } else if purpose == Purpose::Retention {
+            self.handle_oldest_kept(&entries);
+        } else if let Purpose::Reclaim { first } = purpose {
+            self.handle_first_kept(first, &entries[0]);
         } else if entries[0].index == self.applied.next() {
             self.emit_apply(turn, entries);
         } else {
             self.broken = Some("the durable log gave back other entries than asked for".to_owned());
+        }
+    }
+
+    fn check_records(&mut self, are_right: bool) {
+        if !are_right {
+            self.broken = Some("the durable log gave back other records than asked for".to_owned());
         }
     }
 
@@ -167,9 +202,17 @@ impl Replica {
     }
 
     /// An entry can be on its way from the journal to the log, or cut meanwhile: ask again at the
-    /// next tick. Committed entries that stay away are lost.
+    /// next tick. Committed entries that stay away are lost, unless they were compacted away meanwhile.
     fn handle_missing(&mut self, purpose: Purpose) {
-        if let Purpose::Send { .. } = purpose {
+        let is_compacted = match purpose {
+            // What retention missed it looks for again.
+            Purpose::Send { .. } | Purpose::Retention | Purpose::Reclaim { .. } => true,
+            Purpose::Records { from } | Purpose::Find { probe: from } => {
+                from < self.raw.store().base().offset
+            }
+            Purpose::Apply => false,
+        };
+        if is_compacted {
             return;
         }
         self.missing += 1;

@@ -22,6 +22,65 @@ impl Default for LeaseReads {
     }
 }
 
+/// When state machines are snapshotted, what then goes from the log, and how snapshots travel. All bounds are of
+/// one shard. Groups without a state machine are never compacted by this: what they keep is for retention to say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SnapshotConfig {
+    /// Applied entries since a group's last snapshot after which it takes one. Default 100,000. Lower: shorter
+    /// logs and starts, more writing.
+    pub entries: u64,
+    /// Bytes of applied entries since the last one after which it takes one. Default 256 MiB. Lower: as above.
+    pub bytes: u64,
+    /// Time since the last one after which it takes one, if anything was applied. Default 1 h.
+    pub age: Duration,
+    /// Entries before the last snapshot that are kept for a live follower that still needs them, and by those
+    /// that do not lead; one that is further behind gets the snapshot. Default 10,000. Higher: longer logs,
+    /// fewer transfers.
+    pub lag_entries_max: u64,
+    /// Snapshots taken at once. Default 1; at least 1.
+    pub taking_max: usize,
+    /// Snapshots sent at once; more wait. Default 2; at least 1. Each takes up to 2 MiB of memory.
+    pub sending_max: usize,
+    /// Snapshots received at once; more are refused, and come again. Default 2; at least 1. Memory as above.
+    pub receiving_max: usize,
+    /// Bytes of chunks sent in a second, over all transfers. Default 64 MiB; at least 1. Higher: sooner
+    /// there, and more in the way of appends.
+    pub send_bytes_per_second: u64,
+    /// Time without progress after which a transfer is given up; it goes on later from where it was.
+    /// Default 10 s; at least the longest election timeout.
+    pub stall_after: Duration,
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> SnapshotConfig {
+        SnapshotConfig {
+            entries: 100_000,
+            bytes: 256 << 20,
+            age: Duration::from_secs(3600),
+            lag_entries_max: 10_000,
+            taking_max: 1,
+            sending_max: 2,
+            receiving_max: 2,
+            send_bytes_per_second: 64 << 20,
+            stall_after: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How long a group's records are kept, besides what is trimmed by command. The group's leader trims through
+/// the log, so all replicas agree on where the records begin.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Retention {
+    /// Bytes of the stored log that are kept at least; older blocks of it go, so up to one block more stays.
+    /// Default: no bound.
+    pub bytes_max: Option<u64>,
+    /// How long a record is kept, by the leaders' wall clocks ([`crate::batch`]). Default: for ever. Hazard: a
+    /// leader whose clock is ahead removes records early by as much.
+    pub age_max: Option<Duration>,
+}
+
 /// Settings of a shard's core. All replicas of a group should agree on the timing ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -61,6 +120,12 @@ pub struct ShardConfig {
     pub apply_bytes_max: usize,
     /// Reads of a group that may wait at once; more are refused as busy. Default 65,536.
     pub reads_waiting_max: usize,
+    /// Tails that may follow one group on this node; more are refused as busy. Default 1,024. Each costs some
+    /// 100 bytes, and what its consumer has granted and not taken.
+    pub tails_max: usize,
+    /// How often a leader looks for records that its group's [`Retention`] lets go. Default 10 s; at least a tick.
+    /// Shorter: space comes back sooner; each look may read from the disk.
+    pub retention_interval: Duration,
     /// Whether leaders answer reads of [`Consistency::Lease`](crate::Consistency::Lease) from a lease, and voters keep the promise that it
     /// rests on: no vote against a leader for `lease_ticks` after they heard it, nor for so long after a start.
     /// Default: none. It may be switched on node by node: a leader has a lease once a quorum has it on, for
@@ -81,6 +146,8 @@ pub struct ShardConfig {
     /// How much leaders are wanted on a node, 0 where it is not named; the higher wins. It chooses among
     /// replicas that can lead, and never keeps one from being elected. All nodes should agree. Default: none.
     pub priorities: Vec<(NodeId, u32)>,
+    /// Snapshots and compaction.
+    pub snapshots: SnapshotConfig,
 }
 
 /// How a shard gives leaderships away that it has too many of.
@@ -114,11 +181,14 @@ impl ShardConfig {
             window_bytes_max: 64 << 20,
             apply_bytes_max: 1 << 20,
             reads_waiting_max: 65_536,
+            tails_max: 1024,
+            retention_interval: Duration::from_secs(10),
             lease_reads: None,
             flush_stuck_after: Duration::from_secs(1),
             quiet_after: Some(Duration::from_secs(1)),
             spread: Some(SpreadConfig { interval: Duration::from_secs(10), band: 2 }),
             priorities: Vec::new(),
+            snapshots: SnapshotConfig::default(),
         }
     }
 

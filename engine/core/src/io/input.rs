@@ -1,7 +1,8 @@
 //! What a shard takes.
 
-use super::{LogDamage, LogEntry, PeerMessage};
+use super::{LogDamage, LogEntry, PeerMessage, SnapshotEvent};
 use crate::batch::RecordBlock;
+use crate::group_command::GroupCommand;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Timestamp, WallTime};
 
 /// Where an answer goes. The core carries it and never looks inside.
@@ -99,6 +100,63 @@ pub enum Input {
         from: Offset,
         /// Bytes of entries to return at most; one entry is returned even if it is larger.
         bytes_max: usize,
+        /// Records to return at most; those of the last entry are returned even if they are more.
+        records_max: u32,
+        /// Whether to wait, where there is no record yet, until there is one: with the deadline the answer is
+        /// that there is none. Otherwise that is said at once.
+        is_waiting: bool,
+        /// When the asker stops waiting.
+        deadline: Timestamp,
+    },
+    /// Follow the committed records of this replica's log: answered by any number of [`Reply::Records`], the first
+    /// without records and at once, the last of which says so, or in the end by one [`Reply::Failed`]. Goes on where it ended, at any replica.
+    Tail {
+        /// Where the answers go, and the name of the tail: of no other that is open.
+        token: Token,
+        /// The group to follow.
+        group: GroupId,
+        /// First record wanted. It may lie beyond the end of this replica's log.
+        from: Offset,
+        /// Bytes of entries that may be sent until more is granted; the last entry sent may exceed it.
+        granted_bytes: u64,
+        /// When the tail ends by itself, unless it is ended before.
+        deadline: Timestamp,
+    },
+    /// The consumer of a tail takes more. Not answered; a tail that is over is not heard of again.
+    GrantTail {
+        /// The tail.
+        token: Token,
+        /// Its group.
+        group: GroupId,
+        /// Bytes granted since it began, in all: a grant that arrives twice counts once.
+        granted_bytes: u64,
+    },
+    /// The consumer of a tail takes no more: answered by its last [`Reply::Records`], without records.
+    EndTail {
+        /// The tail.
+        token: Token,
+        /// Its group.
+        group: GroupId,
+    },
+    /// Find the first committed record of a time: answered by [`Reply::Found`].
+    Find {
+        /// Where the answer goes.
+        token: Token,
+        /// The group to search.
+        group: GroupId,
+        /// The record's batch was written then or later, by its leader's clock.
+        at: WallTime,
+        /// When the asker stops waiting.
+        deadline: Timestamp,
+    },
+    /// A command to the group itself, for its leader: answered by [`Reply::CommandDone`].
+    Command {
+        /// Where the answer goes.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// What is to be done.
+        command: GroupCommand,
         /// When the asker stops waiting.
         deadline: Timestamp,
     },
@@ -133,6 +191,13 @@ pub enum Input {
         group: GroupId,
         /// Last index of the [`Apply`](crate::Apply) that is done.
         index: Index,
+    },
+    /// Something became of a [`SnapshotTask`](super::SnapshotTask).
+    Snapshot {
+        /// The group.
+        group: GroupId,
+        /// What.
+        event: SnapshotEvent,
     },
     /// The connection to a node is gone; appends to its replicas are probed from now on.
     Unreachable {
@@ -203,6 +268,11 @@ pub enum FetchFrom {
     Index(Index),
     /// At the entry that holds this record.
     Offset(Offset),
+    /// At the oldest block from which on the stored log has at most so many bytes.
+    Newest {
+        /// Bytes of whole blocks, as they are stored.
+        bytes: u64,
+    },
 }
 
 /// Entries that are no longer in memory, wanted from the durable log.

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use super::{Retention, Snapshot};
+use crate::group_command::GROUP_COMMANDS_TAG;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
 
 /// What an entry of the log is for.
@@ -9,7 +11,7 @@ use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(u8)]
 pub enum EntryKind {
-    /// A batch of records, or empty: the entry with which a leader opens its term.
+    /// A batch of records, commands to the group, or empty: the entry with which a leader opens its term.
     Normal = 0,
     /// A change of the group's members (raft-rs `ConfChange`).
     ConfChange = 1,
@@ -40,18 +42,31 @@ pub struct LogEntry {
     pub term: Term,
     /// What it is for.
     pub kind: EntryKind,
-    /// For [`EntryKind::Normal`]: empty, or a batch ([`crate::batch`]). For
-    /// [`EntryKind::ConfChangeV2`]: what [`crate::decode_change`] reads.
+    /// For [`EntryKind::Normal`]: empty, a batch ([`crate::batch`]), or commands to the group
+    /// ([`crate::group_command`]). For [`EntryKind::ConfChangeV2`]: what [`crate::decode_change`] reads.
     pub data: Bytes,
 }
 
 impl LogEntry {
-    /// The entry's batch, if it has one: the entry with which a leader opens its term and changes of
-    /// membership have none.
+    /// The entry's batch, if it has one: the entry with which a leader opens its term, commands to the group
+    /// and changes of membership have none.
     #[must_use]
     pub fn batch(&self) -> Option<&Bytes> {
-        Some(&self.data).filter(|data| self.kind == EntryKind::Normal && !data.is_empty())
+        Some(&self.data).filter(|data| has_records(self.kind, data))
     }
+
+    /// The entry's commands to the group, if it has any.
+    #[must_use]
+    pub fn group_commands(&self) -> Option<&Bytes> {
+        let is_ours = self.kind == EntryKind::Normal && self.data.first() == Some(&GROUP_COMMANDS_TAG);
+        Some(&self.data).filter(|_| is_ours)
+    }
+}
+
+/// Whether an entry's data is a batch, going by its first byte: all that count offsets ask this.
+#[must_use]
+pub fn has_records(kind: EntryKind, data: &[u8]) -> bool {
+    kind == EntryKind::Normal && data.first().is_some_and(|first| *first != GROUP_COMMANDS_TAG)
 }
 
 /// The part of a replica's state that must be durable before it speaks (Raft paper, figure 2).
@@ -167,6 +182,11 @@ pub struct GroupState {
     pub hard_state: HardState,
     /// Members as of the start of the log (conf changes in the log are applied again).
     pub conf_state: ConfState,
+    /// What the group knows besides its records, as of the commit index of `hard_state`
+    /// ([`crate::GroupMeta`]); empty before its first command.
+    pub meta: Bytes,
+    /// How long records are kept. Not durable: a setting, which all replicas should have alike.
+    pub retention: Retention,
     /// Whether `conf_state` is durable already; a fresh replica's goes into its first flush.
     pub is_durable: bool,
     /// Where the log begins.
@@ -183,6 +203,9 @@ pub struct GroupState {
     pub tail: Vec<LogEntry>,
     /// Indexes of all conf-change entries of the log, wherever they are.
     pub conf_changes: Vec<Index>,
+    /// The group's published snapshot, if it has one. It may be ahead of the log: a crash came before the log
+    /// was made to begin after it.
+    pub snapshot: Option<Snapshot>,
     /// What recovery found damaged. The rest of the state is then only a hint.
     pub damage: Option<LogDamage>,
     /// Whether committed entries go to a state machine ([`Outputs::applies`](crate::Outputs::applies)). A group that is only
@@ -198,6 +221,8 @@ impl GroupState {
             group,
             hard_state: HardState::default(),
             conf_state,
+            meta: Bytes::new(),
+            retention: Retention::default(),
             is_durable: false,
             start: LogStart::default(),
             term_runs: Vec::new(),
@@ -205,6 +230,7 @@ impl GroupState {
             next_offset: Offset(0),
             tail: Vec::new(),
             conf_changes: Vec::new(),
+            snapshot: None,
             damage: None,
             has_state_machine,
         }
@@ -233,6 +259,9 @@ pub struct GroupAppend {
     pub hard_state: Option<HardState>,
     /// Members, if they changed (or the replica is new).
     pub conf_state: Option<ConfState>,
+    /// What the group knows besides its records, if it changed: as of the commit index that is durable
+    /// with this flush. At most [`crate::group_meta::GROUP_META_BYTES_MAX`] bytes.
+    pub meta: Option<Bytes>,
     /// Contiguous entries. The first may be at or below the stored last index: everything stored
     /// from there on is then void (Raft paper, 5.3).
     pub entries: Vec<LogEntry>,

@@ -32,15 +32,20 @@ pub enum MessageKind {
     ReadIndex = 10,
     /// Answer to `ReadIndex`.
     ReadIndexResponse = 11,
-    /// A snapshot's metadata (`MsgSnapshot`). Reserved: none is sent yet.
+    /// The leader offers a snapshot (`MsgSnapshot`, without its body): `index` and `log_term` are those of the last
+    /// entry that it covers; one entry carries the rest.
     Snapshot = 12,
+    /// A chunk of the body of an offered snapshot, as the data of one entry.
+    SnapshotChunk = 13,
+    /// How much of an offered snapshot the receiver has durable; with `reject` it cannot take any now.
+    SnapshotAck = 14,
     /// The sender's shard lives: not of a group, sent to group 0.
-    Beat = 13,
+    Beat = 15,
 }
 
 impl MessageKind {
     /// All kinds, in order of their numbers.
-    pub const ALL: [MessageKind; 13] = [
+    pub const ALL: [MessageKind; 15] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestVote,
@@ -53,6 +58,8 @@ impl MessageKind {
         MessageKind::ReadIndex,
         MessageKind::ReadIndexResponse,
         MessageKind::Snapshot,
+        MessageKind::SnapshotChunk,
+        MessageKind::SnapshotAck,
         MessageKind::Beat,
     ];
 
@@ -100,7 +107,7 @@ pub struct PeerMessage {
     pub priority: i64,
     /// Heartbeat and ReadIndex context: at most [`CONTEXT_BYTES_MAX`] bytes.
     pub context: Bytes,
-    /// Entries, contiguous, following `index` (for `ReadIndex`: one, with the context as data).
+    /// Entries, contiguous, following `index` (for `ReadIndex` and snapshots: one, with their own data).
     pub entries: Vec<LogEntry>,
 }
 

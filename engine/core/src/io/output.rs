@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Append, ConfState, Fetch, LogEntry, PeerMessage, Token};
+use super::{Append, ConfState, Fetch, LogEntry, PeerMessage, SnapshotTask, Token};
 use crate::error::{RequestError, TransferError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
 
@@ -33,6 +33,8 @@ pub struct Outputs {
     pub applies: Vec<Apply>,
     /// Entries wanted from the durable log.
     pub fetches: Vec<Fetch>,
+    /// What has to be done about snapshots, in order: before [`Outputs::applies`].
+    pub snapshots: Vec<SnapshotTask>,
     /// Answers to clients.
     pub replies: Vec<Reply>,
     /// Things worth telling an operator.
@@ -47,6 +49,7 @@ impl Outputs {
             && self.sends.is_empty()
             && self.applies.is_empty()
             && self.fetches.is_empty()
+            && self.snapshots.is_empty()
             && self.replies.is_empty()
             && self.events.is_empty()
     }
@@ -59,6 +62,7 @@ impl Outputs {
         self.applies.clear();
         self.applies.shrink_to(KEPT_MAX);
         self.fetches.clear();
+        self.snapshots.clear();
         self.replies.clear();
         self.replies.shrink_to(KEPT_MAX);
         self.events.clear();
@@ -145,10 +149,34 @@ pub enum Reply {
         group: GroupId,
         /// Record asked for; the first entry may begin before it.
         from: Offset,
-        /// Entries with records, in order; empty when `from` is at the end.
+        /// Entries with records, in order; empty when there are none from `from` on, and at the end of a tail.
         entries: Vec<LogEntry>,
         /// Offset after the last committed record of this replica.
         end: Offset,
+        /// Whether it is the last answer of its request: not, while a tail goes on.
+        is_last: bool,
+    },
+    /// Where the records of a time begin.
+    Found {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// First record of that time or later; `end` when there is none.
+        offset: Offset,
+        /// Offset after the last committed record of this replica as the search began.
+        end: Offset,
+    },
+    /// A command to the group is committed and applied.
+    CommandDone {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Where the cursor stands now, `None` when it is gone; for a trim the first record kept.
+        offset: Option<Offset>,
+        /// Its entry.
+        index: Index,
     },
     /// This replica does not lead any more: another does, or it has stepped down.
     LeadershipGiven {
@@ -215,6 +243,36 @@ pub enum Event {
         /// The members now.
         #[cfg_attr(feature = "serde", serde(serialize_with = "super::log::shared"))]
         members: Arc<ConfState>,
+    },
+    /// The group has a new snapshot, taken here.
+    SnapshotTaken {
+        /// The group.
+        group: GroupId,
+        /// Last index that it covers.
+        index: Index,
+        /// Length of its body.
+        bytes: u64,
+    },
+    /// The replica's log and state were replaced by a snapshot of the leader.
+    SnapshotInstalled {
+        /// The group.
+        group: GroupId,
+        /// Last index that it covers.
+        index: Index,
+        /// Length of its body.
+        bytes: u64,
+    },
+    /// A snapshot did not reach a follower, or did not come from the leader: it is tried again from where it
+    /// was.
+    SnapshotGivenUp {
+        /// The group.
+        group: GroupId,
+        /// Last index that it covers.
+        index: Index,
+        /// The other side.
+        peer: NodeId,
+        /// Chunks that had arrived.
+        chunks: u32,
     },
     /// A group broke an invariant and was taken out; the other groups go on.
     Quarantined {

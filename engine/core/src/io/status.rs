@@ -22,11 +22,13 @@ pub struct GroupStatus {
     pub applied: Index,
     /// Last index of its log.
     pub last: Index,
+    /// First record that is kept: those before it were trimmed.
+    pub first: Offset,
     /// Offset after the last committed record.
     pub end: Offset,
     /// The members in force on this replica; none while it loads, or was taken out.
     pub members: Arc<ConfState>,
-    /// Entry that put them in force; 0 for those that the log began with.
+    /// Entry that put them in force; for those that the log began with, the entry before it.
     pub members_since: Index,
     /// Whether it was taken out after a broken invariant.
     pub is_quarantined: bool,

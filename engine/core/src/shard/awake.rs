@@ -14,7 +14,8 @@ impl Shard {
     pub(super) fn next_wakeup_when_quiet(&self) -> Option<Timestamp> {
         let spread = self.config.spread.map(|_| self.spread.next_at());
         let disk = self.disk.next_wakeup(&self.config);
-        [self.liveness.next_wakeup(), spread, disk].into_iter().flatten().min()
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        [self.liveness.next_wakeup(), spread, disk, alarm].into_iter().flatten().min()
     }
 
     /// Ticks are for this member from now on.
@@ -22,6 +23,7 @@ impl Shard {
         if std::mem::replace(&mut self.is_awake[at], true) {
             return;
         }
+        self.set_alarm(at, None);
         if self.awake.is_empty() {
             // The ticks that have passed since the last turn were for nobody.
             let tick = u64::try_from(self.config.tick.as_nanos()).unwrap_or(u64::MAX);
@@ -48,14 +50,35 @@ impl Shard {
     }
 
     fn forget_quiet(&mut self) {
-        self.awake.retain(|at| {
+        let mut awake = std::mem::take(&mut self.awake);
+        awake.retain(|at| {
             self.is_awake[*at] = match &self.members[*at] {
                 Member::Live(replica) => !replica.is_quiet(),
                 Member::Loading(_) => true,
                 Member::Out(_) => false,
             };
+            if !self.is_awake[*at] {
+                let alarm = self.members[*at].live().and_then(|replica| replica.quiet_until(&self.config));
+                self.set_alarm(*at, alarm);
+            }
             self.is_awake[*at]
         });
+        self.awake = awake;
+    }
+
+    fn set_alarm(&mut self, at: usize, alarm: Option<Timestamp>) {
+        if let Some(before) = std::mem::replace(&mut self.alarm_of[at], alarm) {
+            self.alarms.remove(&(before, at));
+        }
+        self.alarms.extend(alarm.map(|alarm| (alarm, at)));
+    }
+
+    /// Wakes members for what time alone gives them to do.
+    pub(super) fn ring_alarms(&mut self, now: Timestamp, out: &mut Outputs) {
+        while let Some((_, at)) = self.alarms.first().copied().filter(|(alarm, _)| *alarm <= now) {
+            self.set_alarm(at, None);
+            self.call(now, at, out, Replica::wake);
+        }
     }
 
     /// Time for which the shard has stood still, if it was longer than it may take to get round to a turn.

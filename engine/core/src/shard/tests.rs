@@ -56,6 +56,8 @@ impl Fixture {
         let of = |reply: &Reply| match reply {
             Reply::Appended { token, .. } | Reply::ReadReady { token, .. } => *token,
             Reply::Records { token, .. }
+            | Reply::Found { token, .. }
+            | Reply::CommandDone { token, .. }
             | Reply::MembersChanged { token, .. }
             | Reply::LeadershipGiven { token, .. }
             | Reply::NotTransferred { token, .. }
@@ -284,7 +286,15 @@ fn fetched_records_that_nobody_waits_for_are_no_damage() {
         let token = Token { origin: 8, request };
         let deadline = fixture.now.after(patience);
         let (group, from) = (GroupId(1), Offset(from));
-        fixture.step(Input::ReadRecords { token, group, from, bytes_max: 1, deadline });
+        fixture.step(Input::ReadRecords {
+            token,
+            group,
+            from,
+            bytes_max: 1,
+            records_max: u32::MAX,
+            is_waiting: false,
+            deadline,
+        });
         token
     };
     let short = fixture.shard.config.tick;

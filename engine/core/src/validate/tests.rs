@@ -3,6 +3,8 @@ use bytes::Bytes;
 use super::*;
 use crate::batch::{RecordBlock, encode_batch};
 use crate::ids::WallTime;
+use crate::io::{ConfState, SNAPSHOT_CHUNK_BYTES, Snapshot, SnapshotBody, SnapshotHead};
+use crate::snapshot_wire::{Ack, parse_offer, put_ack, put_chunk, put_offer};
 
 /// A log of `terms`, each entry from index 1 on with one record; node 1, in term 5.
 struct Log(Vec<u64>);
@@ -19,6 +21,7 @@ impl LogView for Log {
 
 fn follower(log: &Log) -> GroupView<'_> {
     GroupView {
+        start: Index(0),
         node: NodeId(1),
         now: Timestamp(1_000),
         term: Term(5),
@@ -28,6 +31,7 @@ fn follower(log: &Log) -> GroupView<'_> {
         last: Index(log.0.len() as u64),
         has_asked_for_votes: false,
         reads_waiting: 0,
+        has_state_machine: true,
         log,
     }
 }
@@ -158,8 +162,7 @@ fn an_envelope_that_cannot_be_is_refused() {
     let entries = vec![entry(1, 1, 0)];
     assert_eq!(refusal(&view, PeerMessage { entries, ..heartbeat() }), Refusal::Entries { kind, count: 1 });
     let request_snapshot = Index(1);
-    assert_eq!(refusal(&view, PeerMessage { request_snapshot, ..heartbeat() }), Refusal::Snapshot);
-    assert_eq!(refusal(&view, message(MessageKind::Snapshot)), Refusal::Snapshot);
+    assert_eq!(refusal(&view, PeerMessage { request_snapshot, ..heartbeat() }), Refusal::SnapshotRequest);
 }
 
 #[test]
@@ -369,4 +372,87 @@ fn read_of(node: u64) -> LogEntry {
 
 fn stamped(sent: u64) -> Bytes {
     Stamp { sent: Timestamp(sent), promise: std::time::Duration::from_millis(500) }.put_before(&[])
+}
+
+fn snapshot() -> Snapshot {
+    let conf_state = ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() };
+    let head = SnapshotHead {
+        index: Index(9),
+        term: Term(4),
+        offset: Offset(7),
+        conf_state,
+        table: Default::default(),
+    };
+    Snapshot { head, body: SnapshotBody { bytes: 300_000, checksum: 5 } }
+}
+
+fn offer(change: impl FnOnce(&mut Snapshot)) -> PeerMessage {
+    let mut snapshot = snapshot();
+    change(&mut snapshot);
+    let mut message = message(MessageKind::Snapshot);
+    put_offer(&mut message, &snapshot);
+    message
+}
+
+#[test]
+fn an_offer_is_read_as_it_was_written() {
+    let log = log();
+    let view = follower(&log);
+    let offered = offer(|_| {});
+    assert_eq!(check(&view, &offered), Ok(()));
+    assert_eq!(parse_offer(&offered), Some(snapshot()));
+    let bodiless = GroupView { has_state_machine: false, ..follower(&log) };
+    assert_eq!(check(&bodiless, &offer(|snapshot| snapshot.body.bytes = 0)), Ok(()));
+}
+
+#[test]
+fn offers_of_what_cannot_be_are_refused() {
+    let log = log();
+    let view = follower(&log);
+    let malformed = Refusal::Snapshot { index: Index(9) };
+    let members = |voters: &[u64], learners: &[u64]| {
+        let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
+        let conf_state =
+            ConfState { voters: nodes(voters), learners: nodes(learners), ..ConfState::default() };
+        offer(|snapshot| snapshot.head.conf_state = conf_state)
+    };
+    for wrong in [
+        members(&[], &[1]),
+        members(&[0, 1], &[]),
+        members(&[2, 1], &[]),
+        members(&[1, 2], &[2]),
+        members(&(1..=257).collect::<Vec<u64>>(), &[]),
+        offer(|snapshot| snapshot.body.bytes = u64::MAX),
+        offer(|snapshot| snapshot.head.offset = Offset(u64::MAX)),
+        PeerMessage { context: Bytes::new(), ..offer(|_| {}) },
+        PeerMessage { entries: Vec::new(), ..offer(|_| {}) },
+    ] {
+        assert_eq!(refusal(&view, wrong), malformed);
+    }
+    let bodiless = GroupView { has_state_machine: false, ..follower(&log) };
+    assert_eq!(refusal(&bodiless, offer(|_| {})), malformed);
+    let old = offer(|snapshot| snapshot.head.term = Term(6));
+    assert!(matches!(refusal(&view, old), Refusal::LogTerm { .. }));
+    let other = offer(|snapshot| snapshot.head.index = Index(2));
+    assert!(matches!(refusal(&view, other), Refusal::ConflictsWithCommitted { .. }));
+    let stranger = PeerMessage { from: NodeId(3), ..offer(|_| {}) };
+    assert!(matches!(refusal(&view, stranger), Refusal::SecondLeader { .. }));
+}
+
+#[test]
+fn a_chunk_has_its_digest() {
+    let log = log();
+    let view = follower(&log);
+    let mut chunk = message(MessageKind::SnapshotChunk);
+    put_chunk(&mut chunk, &snapshot(), 1, Bytes::from_static(b"the rest"));
+    assert_eq!(check(&view, &chunk), Ok(()));
+    chunk.entries[0].data = Bytes::from_static(b"the best");
+    assert_eq!(refusal(&view, chunk.clone()), Refusal::SnapshotDigest { index: Index(9), chunk: 1 });
+    put_chunk(&mut chunk, &snapshot(), 1, vec![0; SNAPSHOT_CHUNK_BYTES + 1].into());
+    assert_eq!(refusal(&view, chunk), Refusal::Snapshot { index: Index(9) });
+    let mut ack = message(MessageKind::SnapshotAck);
+    put_ack(&mut ack, (Index(9), Term(4)), Ack { chunks: 1, body_checksum: 5 });
+    assert_eq!(check(&view, &ack), Ok(()));
+    ack.context = Bytes::from_static(b"1234567");
+    assert_eq!(refusal(&view, ack), Refusal::Snapshot { index: Index(9) });
 }

@@ -9,6 +9,7 @@
 
 mod language;
 mod message;
+mod snapshots;
 mod trace;
 mod world;
 

@@ -2,9 +2,11 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, ConfState, GroupId, HardState, Index, LogStart, NodeId, Offset, Propose, Token, WallTime,
+    AnswerOn, ConfState, GroupId, HardState, Index, LogStart, NodeId, Offset, Propose, Retention, Token,
+    WallTime,
 };
 
 use super::*;
@@ -47,9 +49,12 @@ impl Write for Memory {
 fn run(out: &Memory, bytes_max: u64, turns: u64) -> u64 {
     let config = ShardConfig::new(NodeId(1), 7);
     let group = GroupState {
+        snapshot: None,
         group: GROUP,
         hard_state: HardState::default(),
         conf_state: ConfState { voters: vec![NodeId(1)], ..ConfState::default() },
+        meta: Bytes::new(),
+        retention: Retention::default(),
         is_durable: false,
         start: LogStart::default(),
         term_runs: Vec::new(),

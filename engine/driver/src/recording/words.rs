@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use iroh_raft_core::{Input, LogEntry, Outputs, PeerMessage, Reply};
+use iroh_raft_core::{
+    Input, LogEntry, Outputs, PeerMessage, Reply, SnapshotEvent, SnapshotStep, SnapshotTask,
+};
 
 use super::reading::{Step, StepKind};
 
@@ -37,6 +39,10 @@ fn write_input(f: &mut Formatter<'_>, input: &Input) -> fmt::Result {
             write!(f, "group {group}: fetched {}:", id.0)?;
             write_entries(f, entries)
         }
+        Input::Snapshot { group, event: SnapshotEvent::Chunk { index, chunk, to, data } } => {
+            let bytes = data.as_ref().map(|data| data.len());
+            write!(f, "group {group}: chunk {chunk} of the snapshot at {index} for {to}, {bytes:?} bytes")
+        }
         // The others hold no records.
         other => write!(f, "{other:?}"),
     }
@@ -59,7 +65,7 @@ fn write_entries(f: &mut Formatter<'_>, entries: &[LogEntry]) -> fmt::Result {
 
 impl Display for Words<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Outputs { append, sends, applies, fetches, replies, events } = self.0;
+        let Outputs { append, sends, applies, fetches, snapshots, replies, events } = self.0;
         if self.0.is_empty() {
             return write!(f, "nothing");
         }
@@ -82,9 +88,21 @@ impl Display for Words<'_> {
             write!(f, "] ")?;
         }
         fetches.iter().try_for_each(|fetch| write!(f, "[{fetch:?}] "))?;
+        for SnapshotTask { group, step } in snapshots {
+            match step {
+                SnapshotStep::Write { index, chunk, data } => {
+                    let bytes = data.len();
+                    write!(
+                        f,
+                        "[write chunk {chunk} of group {group}'s snapshot at {index}, {bytes} bytes] "
+                    )?;
+                }
+                other => write!(f, "[group {group}: {other:?}] ")?,
+            }
+        }
         for reply in replies {
             match reply {
-                Reply::Records { token, group, from, entries, end } => {
+                Reply::Records { token, group, from, entries, end, .. } => {
                     write!(f, "[records for {token:?} of group {group} from {from}, end {end}")?;
                     write_entries(f, entries)?;
                     write!(f, "] ")?;

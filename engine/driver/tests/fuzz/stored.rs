@@ -13,9 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, ConfState, Consistency, EntryKind, FetchError, FetchId, FlushSeq, GroupId, GroupState,
-    HardState, Index, Input, LogDamage, LogEntry, MessageKind, NodeId, Offset, Outputs, PeerMessage, Propose,
-    Shard, ShardConfig, ShardId, Term, TermRun, Timestamp, Token, WallTime,
+    AnswerOn, ConfState, Consistency, CursorName, EntryKind, FetchError, FetchId, FlushSeq, GroupCommand,
+    GroupId, GroupState, HardState, Index, Input, LogDamage, LogEntry, MessageKind, NodeId, Offset, Outputs,
+    PeerMessage, Propose, Shard, ShardConfig, ShardId, Term, TermRun, Timestamp, Token, WallTime,
 };
 use iroh_raft_driver::Observer;
 use iroh_raft_driver::recording::{Origin, Recorder};
@@ -216,8 +216,20 @@ fn write_recordings() {
         group: GROUP,
         from: Offset(0),
         bytes_max: 99,
+        records_max: u32::MAX,
+        is_waiting: false,
         deadline,
     }]);
+    let name = CursorName::new("consumer").expect("a short name");
+    let command = GroupCommand::CommitCursor { name, offset: Offset(0) };
+    let tail = token(7);
+    leader.turn(vec![
+        Input::Command { token: token(8), group: GROUP, command, deadline },
+        Input::Tail { token: tail, group: GROUP, from: Offset(0), granted_bytes: 1, deadline },
+        Input::Find { token: token(9), group: GROUP, at: WallTime(1), deadline },
+    ]);
+    leader.turn(vec![Input::GrantTail { token: tail, group: GROUP, granted_bytes: 99 }]);
+    leader.turn(vec![Input::EndTail { token: tail, group: GROUP }]);
     leader.turn(vec![Input::PersistFailed, propose(4)]);
     drop(leader);
     corpus::write("recording", "leader", &memory.take());
@@ -226,7 +238,15 @@ fn write_recordings() {
     let mut follower = Recorded::new(&memory, 1 << 20, vec![state(&[1, 2, 3], 6), other]);
     follower.turn(vec![append(6), append(7)]);
     follower.turn(vec![
-        Input::ReadRecords { token: token(1), group: GROUP, from: Offset(0), bytes_max: 99, deadline },
+        Input::ReadRecords {
+            token: token(1),
+            group: GROUP,
+            from: Offset(0),
+            bytes_max: 99,
+            records_max: u32::MAX,
+            is_waiting: false,
+            deadline,
+        },
         Input::Applied { group: GroupId(4), index: Index(1) },
     ]);
     for fetch in std::mem::take(&mut follower.outputs.fetches) {

@@ -2,18 +2,21 @@
 //! and 5.4.3); a replica's commit index never falls while it runs; offsets of committed records are dense
 //! (this project's promise).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iroh_raft_core::{GroupId, GroupStatus, Index, LogEntry, NodeId, Offset};
 
 use super::log::{Logs, id_of};
 use super::members::Members;
+use super::reading::Reading;
 use super::{Checked, EntryId, ensure};
 use crate::plan::Plan;
 
 #[derive(Default, Debug)]
 struct Committed {
     entries: Vec<EntryId>,
+    /// Offset after each of them.
+    ends: Vec<Offset>,
     /// A hash of each record, by offset.
     records: Vec<u64>,
 }
@@ -23,16 +26,33 @@ pub(crate) struct Commits {
     groups: BTreeMap<GroupId, Committed>,
     /// How far each state machine is.
     applied: BTreeMap<(NodeId, GroupId), Index>,
+    /// Those without a state machine.
+    logs: BTreeSet<GroupId>,
     pub(crate) members: Members,
+    pub(crate) reading: Reading,
 }
 
 impl Commits {
     pub(super) fn new(plan: &Plan) -> Commits {
-        Commits { groups: BTreeMap::new(), applied: BTreeMap::new(), members: Members::new(plan) }
+        let logs = plan.groups.iter().filter(|group| !group.has_machine).map(|group| group.id).collect();
+        let (groups, applied) = Default::default();
+        Commits { groups, applied, logs, members: Members::new(plan), reading: Reading::new(plan) }
     }
 
     pub(super) fn of(&self, group: GroupId) -> &[EntryId] {
         self.groups.get(&group).map_or(&[], |committed| &committed.entries)
+    }
+
+    /// Whether nobody but retention may remove anything of a group.
+    pub(crate) fn is_log(&self, group: GroupId) -> bool {
+        self.logs.contains(&group)
+    }
+
+    /// Offset after an entry that is committed, or after the last one.
+    pub(super) fn offset_after(&self, group: GroupId, index: Index) -> Offset {
+        let ends = self.groups.get(&group).map_or(&[][..], |committed| &committed.ends);
+        let count = ends.len().min(usize::try_from(index.0).expect("a short log"));
+        count.checked_sub(1).map_or(Offset(0), |at| ends[at])
     }
 
     /// Hashes of the committed records of a group, by offset.
@@ -96,6 +116,9 @@ impl Commits {
                         format!("group {group}: entry {index} begins at offset {}, {end} was due", known.base)
                     })?;
                     committed.records.extend(&known.records);
+                    committed.ends.push(Offset(committed.records.len() as u64));
+                    let (commands, count) = (known.commands.as_ref(), known.records.len());
+                    self.reading.committed(group, index, commands, count, known.at)?;
                     if let Some(changes) = &known.changes {
                         self.members.committed(group, index, changes);
                     }
@@ -103,6 +126,22 @@ impl Commits {
             }
         }
         Ok(())
+    }
+
+    /// The first so many entries that are known to be committed.
+    pub(super) fn upto(&self, group: GroupId, index: Index) -> &[EntryId] {
+        let all = self.of(group);
+        &all[..all.len().min(usize::try_from(index.0).expect("a short log"))]
+    }
+
+    /// A state machine is where a snapshot says, or, without one, at its beginning.
+    pub(super) fn restored(&mut self, node: NodeId, group: GroupId, index: Index) {
+        self.applied.insert((node, group), index);
+    }
+
+    /// How far a state machine is.
+    pub(super) fn applied_upto(&self, node: NodeId, group: GroupId) -> Index {
+        self.applied.get(&(node, group)).copied().unwrap_or_default()
     }
 
     /// A node starts: its state machines are empty.

@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use iroh_raft_core::{
-    Append, ConfState, FlushSeq, GroupId, GroupState, HardState, Index, NodeId, ShardId, Term,
+    Append, ConfState, FlushSeq, GroupId, GroupState, HardState, Index, LogChange, LogStart, NodeId, ShardId,
+    Term,
 };
 
 use super::log::id_of;
@@ -18,7 +20,10 @@ const FOUND_AGAIN: &str = "what was durable is found again";
 pub(super) struct Stored {
     pub(super) hard_state: HardState,
     conf_state: Option<ConfState>,
+    /// From the first entry on, whether the disk still has it or a snapshot covers it.
+    meta: Bytes,
     pub(super) entries: Vec<EntryId>,
+    start: LogStart,
 }
 
 #[derive(Debug)]
@@ -26,6 +31,10 @@ struct Part {
     group: GroupId,
     hard_state: Option<HardState>,
     conf_state: Option<ConfState>,
+    start: Option<LogStart>,
+    /// The log is void but for these, which a snapshot covers.
+    covered: Option<Vec<EntryId>>,
+    meta: Option<Bytes>,
     first: Index,
     entries: Vec<EntryId>,
 }
@@ -34,6 +43,9 @@ impl Stored {
     fn take(&mut self, part: Part) {
         self.hard_state = part.hard_state.unwrap_or(self.hard_state);
         self.conf_state = part.conf_state.or(self.conf_state.take());
+        self.start = part.start.unwrap_or(self.start);
+        self.entries = part.covered.unwrap_or_else(|| std::mem::take(&mut self.entries));
+        self.meta = part.meta.unwrap_or(std::mem::take(&mut self.meta));
         if !part.entries.is_empty() {
             self.entries.truncate(usize::try_from(part.first.0 - 1).expect("a short log"));
             self.entries.extend(part.entries);
@@ -67,11 +79,27 @@ pub(super) struct Durable {
 }
 
 impl Durable {
-    pub(super) fn handed_over(&mut self, node: NodeId, shard: ShardId, append: &Append) {
+    /// `committed`: the entries of a group that are known to be.
+    pub(super) fn handed_over<'a>(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        append: &Append,
+        committed: impl Fn(GroupId, Index) -> &'a [EntryId],
+    ) {
         let part = |part: &iroh_raft_core::GroupAppend| Part {
             group: part.group,
             hard_state: part.hard_state,
             conf_state: part.conf_state.clone(),
+            start: match part.change {
+                Some(LogChange::CompactTo(start) | LogChange::StartAfter(start)) => Some(start),
+                Some(LogChange::Remove) | None => None,
+            },
+            covered: match part.change {
+                Some(LogChange::StartAfter(start)) => Some(committed(part.group, start.index).to_vec()),
+                _ => None,
+            },
+            meta: part.meta.clone(),
             first: part.entries.first().map_or(Index(0), |entry| entry.index),
             entries: part.entries.iter().map(id_of).collect(),
         };
@@ -141,12 +169,20 @@ fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
     ensure(stored.conf_state.as_ref() == Some(&state.conf_state), FOUND_AGAIN, || {
         format!("node {node} group {group}: {:?} instead of {:?}", state.conf_state, stored.conf_state)
     })?;
+    ensure(state.start == stored.start, FOUND_AGAIN, || {
+        format!("node {node} group {group}: begins after {:?} instead of {:?}", state.start, stored.start)
+    })?;
+    ensure(stored.meta == state.meta, FOUND_AGAIN, || {
+        format!("node {node} group {group}: the table {:?} instead of {:?}", state.meta, stored.meta)
+    })?;
     let last = Index(stored.entries.len() as u64);
     ensure(state.last == last, FOUND_AGAIN, || {
         format!("node {node} group {group}: the log ends at {} instead of {last}", state.last)
     })?;
     let mut runs = Vec::new();
-    for (at, entry) in (1..).zip(&stored.entries) {
+    for (at, entry) in
+        (1..).zip(&stored.entries).skip(usize::try_from(stored.start.index.0).expect("a short log"))
+    {
         if runs.last().is_none_or(|run: &iroh_raft_core::TermRun| run.term != entry.term) {
             runs.push(iroh_raft_core::TermRun { first: Index(at), term: entry.term });
         }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use iroh_raft_core::batch::Batch;
+use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
-    EntryKind, GroupAppend, GroupId, Index, LogEntry, MemberChange, NodeId, Offset, Term, decode_change,
+    EntryKind, GroupAppend, GroupId, Index, LogChange, LogEntry, MemberChange, NodeId, Offset, Term,
+    WallTime, decode_change,
 };
 
 use super::{Checked, EntryId, ensure};
@@ -19,6 +21,10 @@ pub(super) struct Known {
     /// Its first record's offset and a hash of each record.
     pub(super) base: Offset,
     pub(super) records: Vec<u64>,
+    /// Time of its records.
+    pub(super) at: WallTime,
+    /// What it commands its group.
+    pub(super) commands: Option<GroupCommands>,
     /// What it changes about the members.
     pub(super) changes: Option<Vec<MemberChange>>,
 }
@@ -57,21 +63,29 @@ impl Logs {
             let records = batch.iter().flat_map(Batch::records).map(|(_, record)| record_hash(record));
             let is_change = entry.kind == EntryKind::ConfChangeV2;
             let changes = is_change.then(|| decode_change(&entry.data)).flatten();
-            Known { id, before: None, base, records: records.collect(), changes }
+            let at = batch.as_ref().map_or(WallTime(0), Batch::at);
+            let commands = entry.group_commands().and_then(|data| GroupCommands::decode(data).ok());
+            Known { id, before: None, base, records: records.collect(), at, commands, changes }
         });
         ensure(known.id == id, "entries of one index and term are the same", || {
             format!("group {group}: two entries {} of term {}", entry.index, entry.term)
         })
     }
 
-    /// A replica appends entries. A leader only ever adds to its end.
+    /// A replica appends entries. A leader only ever adds to its end. A log that begins after a snapshot counts as what
+    /// that covers, and what was compacted away as still there.
     pub(super) fn appended(
         &mut self,
         (node, group): (NodeId, GroupId),
         part: &GroupAppend,
         is_leader: bool,
+        covered: Option<&[EntryId]>,
         marks: &mut Marks,
     ) -> Checked {
+        if let (Some(LogChange::StartAfter(_)), Some(covered)) = (part.change, covered) {
+            marks.add("log replaced by a snapshot", 1);
+            self.logs.insert((node, group), covered.to_vec());
+        }
         let Some(first) = part.entries.first() else { return Ok(()) };
         part.entries.iter().try_for_each(|entry| self.check(group, entry))?;
         let log = self.logs.entry((node, group)).or_default();

@@ -32,6 +32,12 @@ impl Members {
         }
     }
 
+    /// The members in force as of an entry.
+    pub(super) fn at(&self, group: GroupId, index: Index) -> &ConfState {
+        let all = &self.0[&group];
+        &all[all.partition_point(|one| one.since <= index) - 1].members
+    }
+
     /// The members in force as far as anybody knows.
     pub(crate) fn latest(&self, group: GroupId) -> &ConfState {
         &self.0[&group].last().expect("those it began with").members
@@ -49,7 +55,8 @@ impl Members {
             return Ok(());
         }
         let all = &self.0[&status.group];
-        let ours = all.iter().find(|one| one.since == status.members_since);
+        // A log that does not go back to the change knows of its members as of where it begins.
+        let ours = all.iter().rev().find(|one| one.since <= status.members_since);
         ensure(
             ours.is_some_and(|one| one.members == *status.members),
             "members are what the log says",

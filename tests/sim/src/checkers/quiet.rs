@@ -18,6 +18,8 @@ use super::{Checked, ensure};
 pub(super) struct Quiets {
     /// Who has agreed with a replica to what.
     nods: BTreeMap<(NodeId, GroupId), BTreeSet<(NodeId, Term, Index)>>,
+    /// Groups that took a message in the turn under way: they may have woken, and gone quiet again.
+    spoken_to: BTreeSet<GroupId>,
     /// When a shard last heard of another node's.
     beats: BTreeMap<(NodeId, ShardId, NodeId), Timestamp>,
 }
@@ -30,6 +32,7 @@ impl Quiets {
 
     pub(super) fn input(&mut self, node: NodeId, shard: ShardId, now: Timestamp, input: &Input) {
         let Input::Message(message) = input else { return };
+        self.spoken_to.insert(message.group);
         match message.kind {
             MessageKind::Beat => {
                 self.beats.insert((node, shard, message.from), now);
@@ -77,12 +80,18 @@ impl Quiets {
     }
 
     /// A shard has said something, about groups that were quiet before the turn and are after it.
-    pub(super) fn turn(node: NodeId, outputs: &Outputs, is_quiet: impl Fn(GroupId) -> bool) -> Checked {
+    pub(super) fn turn(
+        &mut self,
+        node: NodeId,
+        outputs: &Outputs,
+        is_quiet: impl Fn(GroupId) -> bool,
+    ) -> Checked {
+        let spoken_to = std::mem::take(&mut self.spoken_to);
         let is_loud = |kind: MessageKind| kind != MessageKind::HeartbeatResponse;
         let sends = outputs.sends.iter().map(|send| &send.message);
         let loud = sends.filter(|message| is_loud(message.kind)).map(|message| message.group);
         let written = outputs.append.iter().flat_map(|append| &append.groups).map(|append| append.group);
-        let first = loud.chain(written).find(|group| is_quiet(*group));
+        let first = loud.chain(written).find(|group| is_quiet(*group) && !spoken_to.contains(group));
         ensure(first.is_none(), "quiet groups are quiet", || {
             format!("node {node} speaks or writes for {first:?}, which is quiet")
         })

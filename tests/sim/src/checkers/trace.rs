@@ -3,7 +3,8 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use iroh_raft_core::{
-    FlushSeq, Freshness, GroupState, Input, LogEntry, NodeId, Outputs, PeerMessage, Reply, ShardId, Timestamp,
+    FlushSeq, Freshness, GroupState, Input, LogEntry, NodeId, Outputs, PeerMessage, Reply, ShardId,
+    SnapshotEvent, Timestamp,
 };
 
 #[derive(Default)]
@@ -34,6 +35,13 @@ impl Trace {
                 (token, group, consistency, may_forward, deadline).hash(&mut self.0);
             }
             Input::ReadRecords { token, group, from, .. } => (token, group, from).hash(&mut self.0),
+            Input::Tail { token, group, from, granted_bytes, deadline } => {
+                (token, group, from, granted_bytes, deadline).hash(&mut self.0);
+            }
+            Input::GrantTail { token, granted_bytes, .. } => (token, granted_bytes).hash(&mut self.0),
+            Input::EndTail { token, .. } => token.hash(&mut self.0),
+            Input::Find { token, group, at, deadline } => (token, group, at, deadline).hash(&mut self.0),
+            Input::Command { token, group, deadline, .. } => (token, group, deadline).hash(&mut self.0),
             Input::Persisted { seq } => seq.hash(&mut self.0),
             Input::Damaged { group, damage } => (group, damage.first, damage.last).hash(&mut self.0),
             Input::Fetched { id, group, result } => {
@@ -47,6 +55,12 @@ impl Trace {
             }
             Input::TransferLeader { token, group, to } => (token, group, to).hash(&mut self.0),
             Input::StepDown { token, group } => (token, group).hash(&mut self.0),
+            Input::Snapshot { group, event } => {
+                (group, std::mem::discriminant(event)).hash(&mut self.0);
+                if let SnapshotEvent::Staged { index, chunks } = event {
+                    (index, chunks).hash(&mut self.0);
+                }
+            }
             Input::EndTurn | Input::PersistFailed => {}
         }
     }
@@ -57,7 +71,7 @@ impl Trace {
             append.seq.hash(&mut self.0);
             for part in &append.groups {
                 let hard_state = part.hard_state.map(|state| (state.term, state.vote, state.commit));
-                (part.group, hard_state).hash(&mut self.0);
+                (part.group, hard_state, part.meta.as_deref().map(crc32c::crc32c)).hash(&mut self.0);
                 part.entries.iter().for_each(|entry| self.entry(entry));
             }
         }
@@ -80,7 +94,11 @@ impl Trace {
                 Reply::ReadReady { token, freshness: Freshness { applied, commit, heard }, .. } => {
                     (token, applied, commit, heard).hash(&mut self.0);
                 }
-                Reply::Records { token, end, .. } => (token, end).hash(&mut self.0),
+                Reply::Records { token, from, end, is_last, .. } => {
+                    (token, from, end, is_last).hash(&mut self.0);
+                }
+                Reply::Found { token, offset, end, .. } => (token, offset, end).hash(&mut self.0),
+                Reply::CommandDone { token, offset, index, .. } => (token, offset, index).hash(&mut self.0),
                 Reply::LeadershipGiven { token, leader, term, .. } => (token, leader, term).hash(&mut self.0),
                 Reply::NotTransferred { token, error, .. } => {
                     (token, std::mem::discriminant(error)).hash(&mut self.0);

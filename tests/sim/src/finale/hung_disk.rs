@@ -38,7 +38,9 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
     sim.tell(|| format!("the disk of node {old}, leader of group {}, hangs", group.id));
     sim.mark("disk of a leader hung at the end");
     let disk = sim.nodes.borrow().disk(old);
-    disk.plant(Fault { kind, operation: Operation::Sync, after: 0, times: 1, trouble });
+    // Each shard waits for its own sync, and any of them may come first.
+    let times = u64::from(sim.plan.shards);
+    disk.plant(Fault { kind, operation: Operation::Sync, after: 0, times, trouble });
     let stalled_us = disk.stalled_us();
     let mut random = sim.random();
     let mut deadline = None;

@@ -2,11 +2,31 @@
 
 use bytes::Bytes;
 use iroh_raft_core::batch::{BATCH_HEADER_BYTES, Batch, BatchHeader, RUN_BYTES, RecordBlock, encode_batch};
+use iroh_raft_core::group_command::{GroupCommands, decode_command, encode_command};
+use iroh_raft_core::{GroupMeta, Index};
 
-/// Takes bytes for a batch, and for a block whose number of records stands in front of it. Whether they are
-/// one.
-pub(crate) fn batch(data: &[u8]) -> [bool; 2] {
-    [is_batch(data), is_block(data)]
+/// Takes bytes for a batch, for a block whose number of records stands in front of it, for commands to a group
+/// and for a group's table. Whether they are one.
+pub(crate) fn batch(data: &[u8]) -> [bool; 4] {
+    [is_batch(data), is_block(data), are_commands(data), is_table(data)]
+}
+
+fn are_commands(data: &[u8]) -> bool {
+    let Ok(commands) = GroupCommands::decode(&Bytes::copy_from_slice(data)) else { return false };
+    assert_eq!(commands.encode(), data, "commands are written in one way");
+    for command in &commands.commands {
+        assert_eq!(decode_command(&encode_command(command)).as_ref(), Ok(command));
+    }
+    let mut meta = GroupMeta::default();
+    assert_eq!(meta.apply(Index(7), &commands).len(), commands.commands.len(), "each command has an outcome");
+    assert_eq!(GroupMeta::decode(meta.encode()), Some(meta));
+    true
+}
+
+fn is_table(data: &[u8]) -> bool {
+    let Some(meta) = GroupMeta::decode(Bytes::copy_from_slice(data)) else { return false };
+    assert!(data.is_empty() || meta.encode() == data, "a table is written in one way");
+    true
 }
 
 fn is_batch(data: &[u8]) -> bool {

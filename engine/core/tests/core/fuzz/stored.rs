@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use iroh_raft_core::batch::{BATCH_HEADER_BYTES, RUN_BYTES, RecordBlock, encode_batch};
-use iroh_raft_core::{MessageKind, Offset, WallTime};
+use iroh_raft_core::group_command::GroupCommands;
+use iroh_raft_core::{CursorName, GroupCommand, GroupMeta, Index, MessageKind, Offset, WallTime};
 
 use super::{batch::batch, shard_inputs::shard_inputs, validator::validator};
 use corpus::Random;
@@ -57,7 +58,10 @@ fn what_the_validator_passes_breaks_no_group() {
     let is_all = corpus::run("validator", 5000, |data| counted(&mut counts, validator(data)));
     println!("{counts:#?}");
     let all = MessageKind::ALL.into_iter();
-    for kind in all.filter(|kind| *kind != MessageKind::Snapshot) {
+    let is_of_snapshot = |kind: &MessageKind| {
+        matches!(kind, MessageKind::Snapshot | MessageKind::SnapshotChunk | MessageKind::SnapshotAck)
+    };
+    for kind in all.filter(|kind| !is_of_snapshot(kind)) {
         let is_of_kind = |what: &str| what.ends_with(&format!(" takes {kind:?}"));
         let count: u64 = counts.iter().filter(|(what, _)| is_of_kind(what)).map(|(_, count)| *count).sum();
         assert!(!is_all || count > 100, "hardly any {kind:?} is taken: {counts:#?}");
@@ -69,13 +73,13 @@ fn any_bytes_are_a_batch_or_an_error() {
     if corpus::is_written() {
         write_batches();
     }
-    let mut taken = [0_u64; 2];
+    let mut taken = [0_u64; 4];
     let is_all = corpus::run("batch", 50_000, |data| {
         for (count, is_taken) in taken.iter_mut().zip(batch(data)) {
             *count += u64::from(is_taken);
         }
     });
-    println!("taken for batches and blocks: {taken:?}");
+    println!("taken for batches, blocks, commands and tables: {taken:?}");
     // Changes that nothing lets through test little more than the first lines.
     assert!(!is_all || taken.iter().all(|count| *count > 1000), "{taken:?}");
 }
@@ -96,10 +100,28 @@ fn write_batches() {
     let near_the_end = |block| encode_batch(Offset(u64::MAX - 1), WallTime(99), [block].into_iter());
     corpus::write("batch", "batch-last-offsets", &near_the_end(&blocks[0]));
     corpus::write("batch", "batch-beyond-offsets", &near_the_end(&blocks[1]));
+    write_commands();
     // The table of runs is for client sessions to come.
     let plain = encode_batch(Offset(7), WallTime(99), blocks.iter());
     let (header, rest) = plain.split_at(BATCH_HEADER_BYTES);
     let mut with_runs = [header, &[5; 2 * RUN_BYTES], rest].concat();
     with_runs[2] = 2;
     corpus::write("batch", "batch-with-runs", &Bytes::from(with_runs));
+}
+
+fn write_commands() {
+    let name = |text: &'static str| CursorName::new(text).expect("a short name");
+    let commands = [
+        GroupCommand::CommitCursor { name: name("a"), offset: Offset(5) },
+        GroupCommand::SetCursor { name: name("another consumer"), offset: Offset(u64::MAX) },
+        GroupCommand::Trim { before: Offset(3) },
+        GroupCommand::DropCursor { name: name("a") },
+    ];
+    for count in 1..=commands.len() {
+        let entry = GroupCommands { at: WallTime(99), commands: commands[..count].to_vec() };
+        corpus::write("batch", &format!("commands-{count}"), &entry.encode());
+        let mut meta = GroupMeta::default();
+        meta.apply(Index(7), &entry);
+        corpus::write("batch", &format!("table-{count}"), &meta.encode());
+    }
 }

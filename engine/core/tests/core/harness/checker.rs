@@ -189,7 +189,7 @@ impl Checker {
     /// Every acknowledged record stands at its offset, none stands twice, offsets are dense.
     pub(crate) fn check_log(&self, group: GroupId, entries: &[LogEntry]) {
         let mut records: Vec<&[u8]> = Vec::new();
-        for entry in entries.iter().filter(|entry| !entry.data.is_empty()) {
+        for entry in entries.iter().filter(|entry| entry.batch().is_some()) {
             let batch = Batch::parse(&entry.data).unwrap();
             assert_eq!(batch.base(), Offset(records.len() as u64), "offsets are dense");
             records.extend(batch.records().map(|(_, record)| record));

@@ -336,7 +336,18 @@ impl Cluster {
         let token = self.token(node);
         self.checker.open(token, group, Vec::new());
         let deadline = self.deadline();
-        self.feed(node, Input::ReadRecords { token, group, from: Offset(from), bytes_max, deadline });
+        self.feed(
+            node,
+            Input::ReadRecords {
+                token,
+                group,
+                from: Offset(from),
+                bytes_max,
+                records_max: u32::MAX,
+                is_waiting: false,
+                deadline,
+            },
+        );
         token
     }
 
@@ -502,6 +513,9 @@ impl Cluster {
             | Event::MembersChanged { .. }
             | Event::Fenced
             | Event::DiskHung { .. }
+            | Event::SnapshotTaken { .. }
+            | Event::SnapshotInstalled { .. }
+            | Event::SnapshotGivenUp { .. }
             | Event::DiskRecovered { .. } => true,
             Event::MessageRefused { reason, .. } => {
                 let is_honest =
@@ -570,6 +584,8 @@ impl Cluster {
             }
             Reply::ReadReady { token, .. }
             | Reply::Records { token, .. }
+            | Reply::Found { token, .. }
+            | Reply::CommandDone { token, .. }
             | Reply::LeadershipGiven { token, .. }
             | Reply::NotTransferred { token, .. }
             | Reply::MembersChanged { token, .. }
@@ -691,6 +707,8 @@ fn name_of(reply: &Reply) -> &'static str {
         Reply::Appended { .. } => "appended",
         Reply::ReadReady { .. } => "read ready",
         Reply::Records { .. } => "records",
+        Reply::Found { .. } => "found",
+        Reply::CommandDone { .. } => "command done",
         Reply::LeadershipGiven { .. } => "leadership given",
         Reply::NotTransferred { .. } => "not transferred",
         Reply::MembersChanged { .. } => "members changed",
@@ -700,6 +718,7 @@ fn name_of(reply: &Reply) -> &'static str {
             RequestError::OutcomeUnknown { .. } => "unknown",
             RequestError::Timeout => "timeout",
             RequestError::PastEnd { .. } => "past end",
+            RequestError::BeforeStart { .. } => "before start",
             RequestError::Fenced => "fenced",
             _ => "failed otherwise",
         },

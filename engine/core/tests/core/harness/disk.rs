@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
     Append, ConfState, EntryKind, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState,
-    Index, LogEntry, Offset, TermRun,
+    Index, LogChange, LogEntry, LogStart, Offset, TermRun,
 };
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StoredGroup {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: Option<ConfState>,
+    pub(crate) start: LogStart,
+    pub(crate) meta: Bytes,
     pub(crate) entries: Vec<LogEntry>,
 }
 
@@ -34,19 +37,24 @@ impl Disk {
             let is_revoted = before.term == term && before.vote.0 != 0 && before.vote != vote;
             assert!(!is_revoted, "a second vote in a term: {before:?} becomes {change:?}");
             if let Some(conf_state) = &change.conf_state {
-                assert!(stored.conf_state.replace(conf_state.clone()).is_none(), "members are written once");
+                let is_first = stored.conf_state.replace(conf_state.clone()).is_none();
+                assert!(is_first || change.change.is_some(), "members are written where a log begins");
+            }
+            stored.change(change.change);
+            if let Some(meta) = &change.meta {
+                stored.meta.clone_from(meta);
             }
             if let Some(first) = change.entries.first() {
-                let keep = usize::try_from(first.index.0 - 1).unwrap();
+                let keep = usize::try_from(first.index.0 - 1 - stored.start.index.0).unwrap();
                 assert!(keep <= stored.entries.len(), "an append leaves a gap");
-                assert!(keep as u64 >= before.commit.0, "commit is never cut");
+                assert!(first.index > before.commit, "commit is never cut");
                 stored.entries.truncate(keep);
                 stored.entries.extend_from_slice(&change.entries);
             }
-            assert!(stored.hard_state.commit.0 <= stored.entries.len() as u64, "commit within the log");
+            assert!(stored.hard_state.commit <= stored.last(), "commit within the log");
             for (at, entry) in stored.entries.iter().enumerate().skip(stored.entries.len().saturating_sub(64))
             {
-                assert_eq!(entry.index.0, at as u64 + 1, "entries are contiguous");
+                assert_eq!(entry.index.0, stored.start.index.0 + at as u64 + 1, "entries are contiguous");
                 assert_ne!(entry.kind, EntryKind::ConfChange, "members change by joint consensus");
                 assert!(entry.term <= stored.hard_state.term, "an entry of a term to come");
             }
@@ -65,11 +73,12 @@ impl Disk {
         GroupState {
             hard_state: stored.hard_state,
             conf_state: stored.conf_state.clone().unwrap_or_else(|| fresh.conf_state.clone()),
+            meta: stored.meta.clone(),
             is_durable: stored.conf_state.is_some(),
-            start: Default::default(),
+            start: stored.start,
             damage: None,
             term_runs: runs,
-            last: Index(stored.entries.len() as u64),
+            last: stored.last(),
             next_offset: stored.next_offset(),
             conf_changes: stored.changes().collect(),
             tail: stored.entries[stored.entries.len().saturating_sub(tail_max)..].to_vec(),
@@ -78,15 +87,24 @@ impl Disk {
     }
 
     pub(crate) fn read(&self, fetch: &Fetch) -> Result<Vec<LogEntry>, FetchError> {
-        let entries = &self.groups.get(&fetch.group).ok_or(FetchError::Missing)?.entries;
+        let stored = self.groups.get(&fetch.group).ok_or(FetchError::Missing)?;
+        let (entries, start) = (&stored.entries, stored.start.index.0);
         let from = match fetch.from {
-            FetchFrom::Index(index) => index.0 - 1,
+            FetchFrom::Index(index) => index.0.checked_sub(start + 1).ok_or(FetchError::Missing)?,
             FetchFrom::Offset(offset) => {
                 let holds = |entry: &&LogEntry| header(entry).is_some_and(|header| header.end() > offset);
-                entries.iter().find(holds).ok_or(FetchError::Missing)?.index.0 - 1
+                entries.iter().find(holds).ok_or(FetchError::Missing)?.index.0 - 1 - start
+            }
+            // Each entry is a block here.
+            FetchFrom::Newest { bytes } => {
+                let mut left = bytes;
+                let mut fits = |entry: &&LogEntry| {
+                    left.checked_sub(entry.data.len() as u64).map(|rest| left = rest).is_some()
+                };
+                (entries.len() - entries.iter().rev().take_while(|entry| fits(entry)).count()) as u64
             }
         };
-        let to = usize::try_from(fetch.to.0).unwrap().min(entries.len());
+        let to = usize::try_from(fetch.to.0.saturating_sub(start)).unwrap().min(entries.len());
         let wanted = entries.get(usize::try_from(from).unwrap()..to).unwrap_or_default();
         let mut bytes = 0;
         let fitting = wanted.iter().take_while(|entry| {
@@ -100,13 +118,33 @@ impl Disk {
 }
 
 impl StoredGroup {
+    pub(crate) fn last(&self) -> Index {
+        Index(self.start.index.0 + self.entries.len() as u64)
+    }
+
+    fn change(&mut self, change: Option<LogChange>) {
+        match change {
+            Some(LogChange::CompactTo(start)) => {
+                assert!(start.index <= self.last(), "only what is there is compacted");
+                self.entries.retain(|entry| entry.index > start.index);
+                self.start = start;
+            }
+            Some(LogChange::StartAfter(start)) => {
+                assert!(start.index > self.start.index, "a log does not go back");
+                self.entries.clear();
+                self.start = start;
+            }
+            Some(LogChange::Remove) | None => {}
+        }
+    }
+
     fn changes(&self) -> impl Iterator<Item = Index> {
         let changes = self.entries.iter().filter(|entry| entry.kind != EntryKind::Normal);
         changes.map(|entry| entry.index)
     }
 
     pub(crate) fn next_offset(&self) -> Offset {
-        self.entries.iter().rev().find_map(header).map_or(Offset(0), |header| header.end())
+        self.entries.iter().rev().find_map(header).map_or(self.start.offset, |header| header.end())
     }
 }
 

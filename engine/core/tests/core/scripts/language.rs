@@ -30,9 +30,18 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         "deliver" | "drop" | "duplicate" | "wire" | "inject" | "cut" | "partition" | "heal"
         | "unreachable" => connect(world, name, group, rest),
         "hold" | "release" => hold(world, *name == "hold", rest),
-        "persist" | "fail" | "damage" | "fetch" | "applied" => store(world, name, group, rest),
+        "persist" | "fail" | "damage" | "fetch" | "applied" | "snapshot" | "lose" => {
+            store(world, name, group, rest)
+        }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
-        | "step-down" => ask(world, name, group, rest),
+        | "step-down" | "wait" | "tail" | "grant" | "end-tail" | "find" | "cursor" | "trim" => {
+            ask(world, name, group, rest)
+        }
+        "cursors" => {
+            let ids = nodes_or_all(world, rest)?;
+            world.print_cursors(&ids, group);
+            Ok(())
+        }
         "status" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_status(&ids);
@@ -117,6 +126,28 @@ fn set(world: &mut World, setting: &str, value: usize) -> Result<(), String> {
         "tail_max" => &mut world.tail_max,
         "quiet_ms" => {
             config.quiet_after = Some(Duration::from_millis(value as u64));
+            return Ok(());
+        }
+        "body_chunks" => &mut world.body_chunks,
+        "snapshot_entries" => {
+            config.snapshots.entries = value as u64;
+            return Ok(());
+        }
+        "snapshot_lag_entries" => {
+            config.snapshots.lag_entries_max = value as u64;
+            return Ok(());
+        }
+        "tails_max" => &mut config.tails_max,
+        "keep_ms" => {
+            world.retention.age_max = Some(Duration::from_millis(value as u64));
+            return Ok(());
+        }
+        "keep_bytes" => {
+            world.retention.bytes_max = Some(value as u64);
+            return Ok(());
+        }
+        "wall_ms" => {
+            world.wall = value as u64;
             return Ok(());
         }
         "flush_stuck_ms" => {
@@ -276,6 +307,8 @@ fn store(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Resul
             world.fetch(node(id)?, Some(FetchError::Corrupt { first, last }))
         }
         ("applied", [id]) => world.apply(node(id)?),
+        ("snapshot", [id]) => world.snapshot(node(id)?),
+        ("lose", ["snapshot", id]) => world.lose_snapshot(node(id)?, group),
         _ => Err(format!("wrong words for {name}")),
     }
 }
@@ -304,7 +337,26 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
             world.read(node(id)?, group, names, kind, patience)
         }
         ("members", [id, changes @ ..]) => world.change_members(node(id)?, group, changes, patience),
-        ("records", [id, from]) => world.read_records(node(id)?, group, parse_number(from)?),
+        ("records", [id, from]) => {
+            world.read_records(node(id)?, group, parse_number(from)?, (usize::MAX, u32::MAX), None)
+        }
+        ("records", [id, from, "up-to", records]) => {
+            let limits = (usize::MAX, parse_number(records)?);
+            world.read_records(node(id)?, group, parse_number(from)?, limits, None)
+        }
+        ("wait", [id, from]) => {
+            let patience = patience.ok_or("a read that waits has a deadline: within, and a time")?;
+            let from = parse_number(from)?;
+            world.read_records(node(id)?, group, from, (usize::MAX, u32::MAX), Some(patience))
+        }
+        ("tail", [id, name, from, bytes]) => {
+            world.tail(node(id)?, group, name, (parse_number(from)?, parse_number(bytes)?), patience)
+        }
+        ("grant", [id, name, bytes]) => world.grant(node(id)?, group, name, Some(parse_number(bytes)?)),
+        ("end-tail", [id, name]) => world.grant(node(id)?, group, name, None),
+        ("find", [id, at]) => world.find(node(id)?, group, parse_number(at)?),
+        ("cursor", [id, words @ ..]) => world.command(node(id)?, group, words, patience),
+        ("trim", [id, _]) => world.command(node(id)?, group, &["trim", words[1]], patience),
         ("transfer", [id]) => world.transfer(node(id)?, group, None),
         ("transfer", [id, to]) => world.transfer(node(id)?, group, Some(node(to)?)),
         ("step-down", [id]) => world.step_down(node(id)?, group),

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use iroh_raft_core::batch::{Batch, RecordBlock, encode_batch};
+use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
-    ConfState, EntryKind, GroupId, Index, LogEntry, MemberChange, MemberRole, MessageKind, NodeId, Offset,
-    PeerMessage, Term, WallTime, decode_change,
+    ConfState, CursorName, EntryKind, GroupCommand, GroupId, Index, LogEntry, MemberChange, MemberRole,
+    MessageKind, NodeId, Offset, PeerMessage, Term, WallTime, decode_change,
 };
 
 /// Longer records of one byte are printed as that byte and how often it stands there.
@@ -28,6 +29,8 @@ fn kind_name(kind: MessageKind) -> &'static str {
         MessageKind::ReadIndexResponse => "read-index-response",
         MessageKind::Snapshot => "snapshot",
         MessageKind::Beat => "beat",
+        MessageKind::SnapshotChunk => "snapshot-chunk",
+        MessageKind::SnapshotAck => "snapshot-ack",
     }
 }
 
@@ -71,6 +74,13 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
         _ if message.reject => say("reject".to_owned()),
         _ => {}
     }
+    // Chunk numbers stand first in what chunks and their answers carry.
+    let first = message.context.first_chunk().map_or(0, |number| u32::from_le_bytes(*number));
+    match message.kind {
+        MessageKind::SnapshotChunk => say(format!("chunk={first}")),
+        MessageKind::SnapshotAck => say(format!("chunks={first}")),
+        _ => {}
+    }
     // When a heartbeat was sent stands before the context of a read.
     let is_stamped = matches!(message.context.len(), 16 | 40);
     let word = |at: usize| -> Option<u64> {
@@ -83,13 +93,15 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
         if let Some(sent) = word(0).filter(|_| is_stamped) {
             say(format!("sent={}ms", sent / 1_000_000));
         }
-        if let Some(round) = word(if is_stamped { 24 } else { 8 }) {
+        let has_round = !matches!(message.kind, MessageKind::Snapshot | MessageKind::SnapshotChunk);
+        if let Some(round) = word(if is_stamped { 24 } else { 8 }).filter(|_| has_round) {
             say(format!("round={round}"));
         }
     }
     for entry in &message.entries {
         match message.kind {
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => say(print_round(&entry.data)),
+            MessageKind::Snapshot | MessageKind::SnapshotChunk => say(format!("{} bytes", entry.data.len())),
             _ => say(print_entry(entry)),
         }
     }
@@ -127,9 +139,36 @@ pub(super) fn print_entry(entry: &LogEntry) -> String {
     if entry.data.is_empty() {
         return format!("{place}[]");
     }
+    if let Some(data) = entry.group_commands() {
+        let commands = GroupCommands::decode(data).expect("the shard hands out sound commands").commands;
+        let commands: Vec<String> = commands.iter().map(print_command).collect();
+        return format!("{place}[{}]", commands.join(", "));
+    }
     let batch = Batch::parse(&entry.data).expect("the shard hands out sound batches");
     let records: Vec<String> = batch.records().map(|(_, record)| print_record(record)).collect();
     format!("{place}[{}:{}]", batch.base(), records.join(","))
+}
+
+/// `commit a 5`, `set a 5`, `drop a` or `trim 5`.
+fn print_command(command: &GroupCommand) -> String {
+    match command {
+        GroupCommand::CommitCursor { name, offset } => format!("commit {name} {offset}"),
+        GroupCommand::SetCursor { name, offset } => format!("set {name} {offset}"),
+        GroupCommand::DropCursor { name } => format!("drop {name}"),
+        GroupCommand::Trim { before } => format!("trim {before}"),
+    }
+}
+
+pub(super) fn parse_command(words: &[&str]) -> Result<GroupCommand, String> {
+    let name = |word: &str| CursorName::new(word.to_owned()).map_err(|error| error.to_string());
+    let offset = |word: &str| parse_number(word).map(Offset);
+    match words {
+        ["commit", of, at] => Ok(GroupCommand::CommitCursor { name: name(of)?, offset: offset(at)? }),
+        ["set", of, at] => Ok(GroupCommand::SetCursor { name: name(of)?, offset: offset(at)? }),
+        ["drop", of] => Ok(GroupCommand::DropCursor { name: name(of)? }),
+        ["trim", at] => Ok(GroupCommand::Trim { before: offset(at)? }),
+        _ => Err("commit NAME OFFSET, set NAME OFFSET, drop NAME or trim OFFSET".to_owned()),
+    }
 }
 
 /// ` +4`, ` ~4` or ` -4`: a voter, a learner, gone.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use iroh_raft_core::{
-    Append, Apply, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState,
-    LogEntry, NodeId, Reply, Role, Send, Token,
+    Append, Apply, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState, Index,
+    LogChange, LogEntry, LogStart, NodeId, Reply, Role, Send, SnapshotTask, Token,
 };
 
 use super::message::{print_entry, print_members, print_message};
+use super::snapshots::print_step;
 use crate::harness::disk::StoredGroup;
 
 /// How much of what happens is printed.
@@ -86,8 +87,13 @@ impl Trace {
         let from = match fetch.from {
             FetchFrom::Index(index) => format!("index {index}"),
             FetchFrom::Offset(offset) => format!("offset {offset}"),
+            FetchFrom::Newest { bytes } => format!("the newest {bytes} bytes"),
         };
         self.news(format!("{} fetch from {from} to index {}", who(node, fetch.group), fetch.to));
+    }
+
+    pub(super) fn snapshot(&mut self, node: NodeId, task: &SnapshotTask) {
+        self.detail(format!("{} snapshot: {}", who(node, task.group), print_step(&task.step)));
     }
 
     pub(super) fn reply(&mut self, node: NodeId, reply: &Reply) {
@@ -97,8 +103,16 @@ impl Trace {
                 (token, group, format!("appended at offset {first}{count}, entry {index}/{term}"))
             }
             Reply::ReadReady { token, group, freshness } => (token, group, ready(freshness)),
-            Reply::Records { token, group, entries: found, end, .. } => {
-                (token, group, format!("records{}, end {end}", entries(found)))
+            Reply::Records { token, group, entries: found, end, is_last, .. } => {
+                let on = if *is_last { "" } else { ", more to come" };
+                (token, group, format!("records{}, end {end}{on}", entries(found)))
+            }
+            Reply::Found { token, group, offset, end } => {
+                (token, group, format!("found offset {offset}, end {end}"))
+            }
+            Reply::CommandDone { token, group, offset, index } => {
+                let offset = offset.map_or("none".to_owned(), |offset| offset.to_string());
+                (token, group, format!("done, now {offset}, entry {index}"))
             }
             Reply::LeadershipGiven { token, group, leader, term } => {
                 let who = leader.map_or("nobody".to_owned(), |leader| format!("node {leader}"));
@@ -134,6 +148,18 @@ impl Trace {
             Event::Quarantined { group, reason } => format!("{} quarantined: {reason}", who(node, *group)),
             Event::MessageRefused { group, from, reason } => {
                 format!("{} refuse {from}: {reason}", who(node, *group))
+            }
+            Event::SnapshotTaken { group, index, .. } => {
+                format!("{} has a snapshot at {index}", who(node, *group))
+            }
+            Event::SnapshotInstalled { group, index, .. } => {
+                format!("{} goes on from the snapshot at {index}", who(node, *group))
+            }
+            Event::SnapshotGivenUp { group, index, peer, chunks } => {
+                format!(
+                    "{} gives up the snapshot at {index} with {peer}, {chunks} chunks in",
+                    who(node, *group)
+                )
             }
             Event::Fenced => format!("{node} fenced"),
             Event::DiskHung { seq, waited } => format!("{node} disk hangs: flush {seq} for {waited:?}"),
@@ -174,13 +200,25 @@ fn hard_state(state: HardState) -> String {
 }
 
 fn group_append(append: &GroupAppend) -> String {
+    let place = |place: LogStart| format!("{}/{}, offset {}", place.index, place.term, place.offset);
+    let change = match append.change {
+        Some(LogChange::CompactTo(start)) => format!(" compact to {};", place(start)),
+        Some(LogChange::StartAfter(start)) => format!(" void, start after {};", place(start)),
+        Some(LogChange::Remove) => " remove;".to_owned(),
+        None => String::new(),
+    };
     let members = append.conf_state.as_ref().map_or("", |_| " members");
     let state = append.hard_state.map(hard_state).unwrap_or_default();
-    format!("{members}{state}{}", entries(&append.entries))
+    let meta = append.meta.as_ref().map_or("", |_| " table");
+    format!("{change}{members}{state}{meta}{}", entries(&append.entries))
 }
 
 pub(super) fn stored(node: NodeId, group: GroupId, stored: &StoredGroup) -> String {
-    format!("{} has{}{}", who(node, group), hard_state(stored.hard_state), entries(&stored.entries))
+    let start = match stored.start.index {
+        Index(0) => String::new(),
+        index => format!(", after {index}:"),
+    };
+    format!("{} has{}{start}{}", who(node, group), hard_state(stored.hard_state), entries(&stored.entries))
 }
 
 pub(super) fn status(node: NodeId, status: &GroupStatus) -> String {

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, Append, Consistency, Fetch, FetchError, GroupId, GroupStatus, Index, Input, MessageKind,
-    NodeId, Offset, Outputs, PeerMessage, Propose, Role, Send, Shard, ShardConfig, Timestamp, Token,
-    WallTime,
+    AnswerOn, Append, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus, Index, Input,
+    MessageKind, NodeId, Offset, Outputs, PeerMessage, Propose, Retention, Role, Send, Shard, ShardConfig,
+    SnapshotTask, Timestamp, Token, WallTime,
 };
 
-use super::message::{parse_change, print_message, print_record};
+use super::message::{parse_change, parse_command, print_message, print_record};
+use super::snapshots::Store;
 use super::trace::{self, Detail, Trace, who};
 use crate::harness::Group;
 use crate::harness::disk::Disk;
@@ -40,6 +41,9 @@ struct Node {
     gated: Vec<Send>,
     fetches: VecDeque<Fetch>,
     applies: VecDeque<(GroupId, Index)>,
+    /// Asked for about snapshots, in order.
+    tasks: VecDeque<SnapshotTask>,
+    snapshots: Store,
 }
 
 pub(super) struct World {
@@ -47,6 +51,8 @@ pub(super) struct World {
     pub(super) config: ShardConfig,
     /// Entries of each group that recovery hands over.
     pub(super) tail_max: usize,
+    /// Chunks of the snapshots that are taken.
+    pub(super) body_chunks: usize,
     pub(super) groups: Vec<Group>,
     pub(super) trace: Trace,
     nodes: BTreeMap<NodeId, Node>,
@@ -58,7 +64,12 @@ pub(super) struct World {
     pub(super) held_links: BTreeSet<Link>,
     /// Disks that `settle` does not write to.
     pub(super) held_disks: BTreeSet<NodeId>,
+    /// Wall clock of all nodes, in milliseconds.
+    pub(super) wall: u64,
+    /// What all groups keep.
+    pub(super) retention: Retention,
     requests: u64,
+    tails: BTreeMap<String, Token>,
     /// Requests for votes that each replica has made.
     campaigns: BTreeMap<(NodeId, GroupId), u64>,
 }
@@ -78,6 +89,7 @@ impl World {
             // Scripts go quiet when they say so.
             config: ShardConfig { quiet_after: None, ..ShardConfig::new(NodeId(1), 0) },
             tail_max: usize::MAX,
+            body_chunks: 1,
             groups: Vec::new(),
             trace: Trace::new(),
             nodes: BTreeMap::new(),
@@ -85,7 +97,10 @@ impl World {
             cut: BTreeSet::new(),
             held_links: BTreeSet::new(),
             held_disks: BTreeSet::new(),
+            wall: 0,
+            retention: Retention::default(),
             requests: 0,
+            tails: BTreeMap::new(),
             campaigns: BTreeMap::new(),
         }
     }
@@ -111,7 +126,8 @@ impl World {
     /// Starts a node on what its disk holds.
     pub(super) fn start(&mut self, id: NodeId) -> Result<(), String> {
         let (seed, config, tail_max) = (self.seed, self.config.clone(), self.tail_max);
-        let groups = self.groups.clone();
+        let (groups, retention) = (self.groups.clone(), self.retention);
+        let fresh = |group: &Group| GroupState { retention, ..group.fresh() };
         let node = self.node(id)?;
         if node.shard.is_some() {
             return Err(format!("node {id} is up"));
@@ -119,7 +135,10 @@ impl World {
         node.boot += 1;
         let config = ShardConfig { node: id, seed: seed ^ (id.0 << 32) ^ node.boot, ..config };
         let states = groups.iter().filter(|group| group.is_on(id));
-        let states = states.map(|group| node.disk.recover(&group.fresh(), tail_max)).collect();
+        let snapshot = |group: GroupId| node.snapshots.published.get(&group).cloned();
+        let recover = |group: &Group| node.disk.recover(&fresh(group), tail_max);
+        let states =
+            states.map(|group| GroupState { snapshot: snapshot(group.id), ..recover(group) }).collect();
         let shard = Shard::new(config, node.disk.last_seq, states, Timestamp(node.clock));
         node.shard = Some(shard.map_err(|error| error.to_string())?);
         self.turn(id, Vec::new())
@@ -133,6 +152,7 @@ impl World {
         node.gated.clear();
         node.fetches.clear();
         node.applies.clear();
+        node.tasks.clear();
         Ok(())
     }
 
@@ -140,11 +160,12 @@ impl World {
 
     /// Gives a node inputs and ends its turn.
     fn turn(&mut self, id: NodeId, inputs: Vec<Input>) -> Result<(), String> {
+        let wall = Input::Wall(WallTime(self.wall));
         let node = self.node(id)?;
         let Some(shard) = &mut node.shard else { return Err(format!("node {id} is down")) };
         let now = Timestamp(node.clock);
         let mut out = Outputs::default();
-        for input in inputs.into_iter().chain([Input::Wall(WallTime(0)), Input::EndTurn]) {
+        for input in inputs.into_iter().chain([wall, Input::EndTurn]) {
             shard.step(now, input, &mut out);
         }
         self.carry_out(id, out);
@@ -185,6 +206,10 @@ impl World {
         for fetch in out.fetches {
             trace.fetch(id, &fetch);
             node.fetches.push_back(fetch);
+        }
+        for task in out.snapshots {
+            trace.snapshot(id, &task);
+            node.tasks.push_back(task);
         }
         out.replies.iter().for_each(|reply| trace.reply(id, reply));
         out.events.iter().for_each(|event| trace.event(id, event));
@@ -253,6 +278,8 @@ impl World {
                 self.persist(id, usize::MAX)?;
             } else if !node.fetches.is_empty() {
                 self.fetch(id, None)?;
+            } else if !node.tasks.is_empty() {
+                self.snapshot(id)?;
             } else if !node.applies.is_empty() {
                 self.apply(id)?;
             } else {
@@ -358,6 +385,21 @@ impl World {
         self.feed(id, Input::Applied { group, index })
     }
 
+    /// What was asked for first about snapshots is done.
+    pub(super) fn snapshot(&mut self, id: NodeId) -> Result<(), String> {
+        let chunks = self.body_chunks;
+        let node = self.node(id)?;
+        let task = node.tasks.pop_front().ok_or_else(|| format!("node {id} wants no snapshot"))?;
+        let event = node.snapshots.run(task.group, task.step, chunks);
+        self.feed(id, Input::Snapshot { group: task.group, event })
+    }
+
+    /// A node loses the published snapshot of a group.
+    pub(super) fn lose_snapshot(&mut self, id: NodeId, group: GroupId) -> Result<(), String> {
+        let lost = self.node(id)?.snapshots.published.remove(&group);
+        lost.map(|_| ()).ok_or_else(|| format!("node {id} has no snapshot"))
+    }
+
     // Clients
 
     fn request(
@@ -421,10 +463,71 @@ impl World {
         self.feed(id, Input::ChangeMembers { token, group, changes, deadline })
     }
 
-    pub(super) fn read_records(&mut self, id: NodeId, group: GroupId, from: u64) -> Result<(), String> {
-        let (token, deadline) = self.request(id, format!("records from {from}"), None)?;
-        let (from, bytes_max) = (Offset(from), usize::MAX);
-        self.feed(id, Input::ReadRecords { token, group, from, bytes_max, deadline })
+    pub(super) fn read_records(
+        &mut self,
+        id: NodeId,
+        group: GroupId,
+        from: u64,
+        limits: (usize, u32),
+        waiting: Option<Duration>,
+    ) -> Result<(), String> {
+        let (token, deadline) = self.request(id, format!("records from {from}"), waiting)?;
+        let (from, (bytes_max, records_max), is_waiting) = (Offset(from), limits, waiting.is_some());
+        let read = Input::ReadRecords { token, group, from, bytes_max, records_max, is_waiting, deadline };
+        self.feed(id, read)
+    }
+
+    pub(super) fn tail(
+        &mut self,
+        id: NodeId,
+        group: GroupId,
+        name: &str,
+        (from, granted_bytes): (u64, u64),
+        patience: Option<Duration>,
+    ) -> Result<(), String> {
+        let (token, deadline) = self.request(id, name.to_owned(), patience)?;
+        self.tails.insert(name.to_owned(), token);
+        self.feed(id, Input::Tail { token, group, from: Offset(from), granted_bytes, deadline })
+    }
+
+    /// Grants a tail bytes in all, or ends it.
+    pub(super) fn grant(
+        &mut self,
+        id: NodeId,
+        group: GroupId,
+        name: &str,
+        granted_bytes: Option<u64>,
+    ) -> Result<(), String> {
+        let token = *self.tails.get(name).ok_or_else(|| format!("there is no tail {name}"))?;
+        let grant = granted_bytes.map(|granted_bytes| Input::GrantTail { token, group, granted_bytes });
+        self.feed(id, grant.unwrap_or(Input::EndTail { token, group }))
+    }
+
+    pub(super) fn find(&mut self, id: NodeId, group: GroupId, at: u64) -> Result<(), String> {
+        let (token, deadline) = self.request(id, format!("from time {at}"), None)?;
+        self.feed(id, Input::Find { token, group, at: WallTime(at), deadline })
+    }
+
+    pub(super) fn command(
+        &mut self,
+        id: NodeId,
+        group: GroupId,
+        words: &[&str],
+        patience: Option<Duration>,
+    ) -> Result<(), String> {
+        let (token, deadline) = self.request(id, words.join(" "), patience)?;
+        let command = parse_command(words)?;
+        self.feed(id, Input::Command { token, group, command, deadline })
+    }
+
+    pub(super) fn print_cursors(&mut self, ids: &[NodeId], group: GroupId) {
+        for id in ids {
+            let shard = self.nodes.get(id).and_then(|node| node.shard.as_ref());
+            let Some(meta) = shard.and_then(|shard| shard.meta(group)) else { continue };
+            let cursors: String = meta.cursors().map(|(name, offset)| format!(" {name}={offset}")).collect();
+            let line = format!("{} first={}{cursors}", who(*id, group), meta.first());
+            self.trace.answer(line);
+        }
     }
 
     pub(super) fn transfer(&mut self, id: NodeId, group: GroupId, to: Option<NodeId>) -> Result<(), String> {

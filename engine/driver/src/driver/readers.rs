@@ -1,0 +1,82 @@
+//! Requests of those who read logs, and of groups themselves.
+
+use super::{
+    Answer, ClientBody, Consistency, Driver, Freshness, GroupId, Input, Question, READ_BYTES_MAX, ReplyBody,
+    RequestError, Timestamp, Token,
+};
+
+impl Driver {
+    /// Takes a request of the kinds that are about reading; the others do not come here.
+    pub(super) fn handle_reader(
+        &mut self,
+        token: Token,
+        group: GroupId,
+        deadline: Timestamp,
+        body: ClientBody,
+    ) {
+        match body {
+            ClientBody::FetchCursor { name } => {
+                if self.open.queries.contains_key(&token) {
+                    return self.refuse_open(token, group);
+                }
+                self.open.queries.insert(token, Question::Cursor(name));
+                let (consistency, may_forward) = (Consistency::Linearizable, false);
+                self.step(Input::Read { token, group, consistency, may_forward, deadline });
+            }
+            ClientBody::ReadRecords { from, bytes_max, records_max, is_waiting } => {
+                let bytes_max = (bytes_max as usize).min(READ_BYTES_MAX);
+                self.step(Input::ReadRecords {
+                    token,
+                    group,
+                    from,
+                    bytes_max,
+                    records_max,
+                    is_waiting,
+                    deadline,
+                });
+            }
+            ClientBody::Tail { tail, from, granted_bytes } => {
+                if !self.open.tails.insert(token, tail, group) {
+                    return self.refuse_open(token, group);
+                }
+                let granted_bytes = u64::from(granted_bytes);
+                self.step(Input::Tail { token, group, from, granted_bytes, deadline });
+            }
+            ClientBody::GrantTail { tail, granted_bytes } => {
+                if let Some((token, group)) = self.open.tails.find(token.origin, tail) {
+                    self.step(Input::GrantTail { token, group, granted_bytes });
+                }
+                self.answer(token, group, ReplyBody::Granted);
+            }
+            ClientBody::EndTail { tail } => {
+                if let Some((token, group)) = self.open.tails.find(token.origin, tail) {
+                    self.step(Input::EndTail { token, group });
+                }
+                self.answer(token, group, ReplyBody::Granted);
+            }
+            ClientBody::Find { at } => self.step(Input::Find { token, group, at, deadline }),
+            ClientBody::Command(command) => match self.check_writer() {
+                Ok(()) => self.step(Input::Command { token, group, command, deadline }),
+                Err(error) => self.answer(token, group, ReplyBody::Failed(error)),
+            },
+            ClientBody::Append { .. }
+            | ClientBody::Query { .. }
+            | ClientBody::ChangeMembers { .. }
+            | ClientBody::Status => unreachable!("these are taken where they come"),
+        }
+    }
+
+    /// What a read that may look now finds.
+    pub(super) fn look_up(&self, group: GroupId, question: &Question, freshness: Freshness) -> ReplyBody {
+        match question {
+            Question::Machine(query) => match self.machines.query(group, query) {
+                Ok(answer) => ReplyBody::Answer(Answer { freshness, bytes: answer.into() }),
+                Err(error) => ReplyBody::Failed(error),
+            },
+            Question::Cursor(name) => match self.parts.shard.meta(group) {
+                Some(meta) => ReplyBody::Cursor(meta.cursor(name)),
+                None => ReplyBody::Failed(RequestError::Quarantined),
+            },
+        }
+    }
+}

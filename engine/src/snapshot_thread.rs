@@ -1,0 +1,83 @@
+//! The node's snapshot thread: reads and writes snapshots, so that neither a shard nor its flushes nor its fetches
+//! wait for them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use iroh_raft_driver::snapshots::{SnapshotDone, SnapshotJob, SnapshotWorker};
+use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
+
+use crate::engine::Failure;
+use crate::error::EngineError;
+use crate::mover_thread::MoverFailure;
+use crate::writer_thread::{park, spawn_helper, thread_waker};
+
+/// Pause before a full answer ring is tried again.
+const FULL_PAUSE: Duration = Duration::from_micros(100);
+/// Pause between two removals of old chunks: what is in the way of nobody has time.
+const COLLECT_PAUSE: Duration = Duration::from_millis(20);
+
+/// One shard's snapshots, its jobs, and where the answers go.
+#[derive(Debug)]
+pub(crate) struct SnapshotPort {
+    pub(crate) worker: SnapshotWorker,
+    pub(crate) jobs: Consumer<SnapshotJob>,
+    pub(crate) done: Producer<SnapshotDone>,
+    /// The shard's writer, and what makes it fence the shard.
+    pub(crate) writer: Arc<Doorbell>,
+    pub(crate) failure: Arc<MoverFailure>,
+}
+
+/// Starts the snapshot thread of a node. It ends once `stop` is set.
+pub(crate) fn spawn(
+    ports: Vec<SnapshotPort>,
+    doorbell: Arc<Doorbell>,
+    stop: Arc<AtomicBool>,
+    failure: Arc<Failure>,
+) -> Result<JoinHandle<()>, EngineError> {
+    spawn_helper("snapshots".into(), failure, move || run(ports, &doorbell, &stop))
+}
+
+fn run(mut ports: Vec<SnapshotPort>, doorbell: &Doorbell, stop: &AtomicBool) {
+    let waker = thread_waker();
+    let mut is_more = vec![true; ports.len()];
+    while !stop.load(Ordering::Acquire) {
+        let mut is_idle = true;
+        for (SnapshotPort { worker, jobs, done, writer, failure }, is_more) in
+            ports.iter_mut().zip(&mut is_more)
+        {
+            let mut tell = |answer: SnapshotDone| {
+                let mut answer = answer;
+                // The shard empties this ring every turn; it can be full only within a turn.
+                while let Err(back) = done.push(answer) {
+                    if stop.load(Ordering::Acquire) {
+                        return;
+                    }
+                    answer = back;
+                    std::thread::sleep(FULL_PAUSE);
+                }
+            };
+            // One job a shard and round, so that none of them waits for all of another's.
+            if let Some(job) = jobs.pop() {
+                (is_idle, *is_more) = (false, true);
+                worker.run_once(job, &mut tell);
+            }
+            if jobs.is_empty() && *is_more {
+                *is_more = worker.settle(&mut tell);
+            }
+            if let Some(error) = worker.take_failure() {
+                failure.set(error);
+                writer.ring();
+            }
+        }
+        if is_idle {
+            doorbell.arm(&waker);
+            if ports.iter().all(|port| port.jobs.is_empty()) && !stop.load(Ordering::Acquire) {
+                park(is_more.contains(&true).then_some(COLLECT_PAUSE));
+            }
+            doorbell.disarm();
+        }
+    }
+}
