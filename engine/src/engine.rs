@@ -1,6 +1,6 @@
 //! A running node: its threads, and the handle through which a process uses it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -14,13 +14,14 @@ use iroh_raft_core::{
     AnswerOn, BusyReason, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, Index,
     MemberChange, NodeId, Offset, RequestError, Term, WallTime, shard_of,
 };
+use iroh_raft_netbridge::allow::PeerAddress;
 use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
 use iroh_raft_netbridge::identity::EndpointId;
 use iroh_raft_netbridge::ring::{Doorbell, Producer};
 use iroh_raft_netbridge::wire::{Answer, ClientBody, ReplyBody};
-use iroh_raft_storage::DataFolder;
+use iroh_raft_storage::{DataFolder, KnownNode, KnownNodes};
 
-use crate::error::EngineError;
+use crate::error::{EngineError, NodeError};
 use crate::tail::Tail;
 use iroh_raft_driver::lines::{Command, HandedOver, LeadershipError, LeadershipReply};
 use iroh_raft_driver::stats::{ShardCounters, ShardStats};
@@ -115,6 +116,8 @@ pub(crate) struct Inner {
     pub(crate) request_deadline: Duration,
     pub(crate) has_peers: bool,
     pub(crate) shards: Vec<ShardHandle>,
+    /// Locked before `bridge`.
+    pub(crate) nodes: Mutex<KnownNodes>,
     pub(crate) bridge: Mutex<Option<Bridge>>,
     pub(crate) threads: Mutex<Option<Threads>>,
     pub(crate) failure: Arc<Failure>,
@@ -372,6 +375,66 @@ impl Engine {
             ReplyBody::MembersChanged { members, .. } => Ok(members),
             _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
         }
+    }
+
+    /// Begins a group with these voters, of which this node is one; the others hear of it. Returns once the replica
+    /// here is on its disk; the group elects a leader when a majority of the voters is up. Doing it again with
+    /// the same voters, here or on another of them, is harmless.
+    ///
+    /// A group's number is chosen by whoever creates it, and never used again.
+    ///
+    /// # Errors
+    /// [`RequestError::GroupExists`], [`RequestError::GroupRemoved`], [`RequestError::Invalid`] when this
+    /// node is not among the voters; others as everywhere.
+    pub async fn create_group(&self, group: GroupId, voters: &[NodeId]) -> Result<(), RequestError> {
+        self.done(group, ClientBody::CreateGroup { voters: voters.to_vec() }).await
+    }
+
+    /// Removes a group for good, with all that it stored, on every node. Returns once that is committed; nodes that
+    /// are away do it when they are back. Only the leader does it.
+    ///
+    /// # Errors
+    /// [`RequestError`]; when the outcome is unknown, [`statuses`](Engine::statuses) tell it.
+    pub async fn remove_group(&self, group: GroupId) -> Result<(), RequestError> {
+        self.done(group, ClientBody::RemoveGroup).await
+    }
+
+    async fn done(&self, group: GroupId, body: ClientBody) -> Result<(), RequestError> {
+        match self.request(group, body).await? {
+            ReplyBody::Done => Ok(()),
+            _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
+        }
+    }
+
+    /// Makes another node known to this one, for good: its key may connect, and it is dialed. One that is known may
+    /// get another address. Every node of the cluster has to be told; groups then take it in by
+    /// [`change_members`](Engine::change_members). Blocks for one write to the disk.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] when its number or key is another's or was removed; [`NodeError::Storage`], after
+    /// which nothing has changed; [`NodeError::Stopped`].
+    pub fn add_node(&self, peer: PeerAddress) -> Result<(), NodeError> {
+        let mut nodes = lock(&self.inner.nodes);
+        let bridge = lock(&self.inner.bridge);
+        let bridge = bridge.as_ref().ok_or(NodeError::Stopped)?;
+        let known = KnownNode { key: *peer.endpoint.as_bytes(), addr: peer.addr, is_removed: false };
+        bridge.add_peer(peer, || Ok(nodes.set(peer.node, known)?))
+    }
+
+    /// Keeps another node out for good, as far as this one is concerned: its connection ends, and neither its number
+    /// nor its key comes back. Take it out of its groups before. Returns whether it was known. Blocks for one
+    /// write to the disk.
+    ///
+    /// # Errors
+    /// As [`add_node`](Engine::add_node).
+    pub fn remove_node(&self, node: NodeId) -> Result<bool, NodeError> {
+        let mut nodes = lock(&self.inner.nodes);
+        let bridge = lock(&self.inner.bridge);
+        let bridge = bridge.as_ref().ok_or(NodeError::Stopped)?;
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        bridge.remove_peer(node, |key| {
+            Ok(nodes.set(node, KnownNode { key: *key.as_bytes(), addr: nowhere, is_removed: true })?)
+        })
     }
 
     /// How the groups of this node stand, in order of group.

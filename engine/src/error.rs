@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iroh_raft_core::ShardId;
+use iroh_raft_core::{Retry, ShardId};
+use iroh_raft_netbridge::allow::AllowError;
 use iroh_raft_netbridge::bridge::BridgeError;
 use iroh_raft_netbridge::identity::IdentityError;
 use iroh_raft_storage::StorageError;
@@ -91,4 +92,29 @@ pub enum EngineError {
         /// Names of the threads.
         threads: String,
     },
+}
+
+/// Why another node was not made known, or not removed. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its number or its key cannot be taken.
+    #[error(transparent)]
+    Refused(#[from] AllowError),
+    /// It could not be remembered.
+    #[error("the node could not be remembered: {0}")]
+    Storage(#[from] StorageError),
+    /// This node stops, or has stopped.
+    #[error("this node stops")]
+    Stopped,
+}
+
+impl NodeError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            NodeError::Storage(StorageError::Io { .. }) => Retry::Safe,
+            NodeError::Refused(_) | NodeError::Storage(_) | NodeError::Stopped => Retry::Never,
+        }
+    }
 }

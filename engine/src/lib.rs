@@ -32,7 +32,7 @@ mod writer_thread;
 pub use cluster::{ClusterError, LogOnly, RaftCluster, RaftClusterBuilder, cluster_id};
 pub use config::{EngineConfig, Pinning, Preset, RecordingConfig};
 pub use engine::{Appended, Engine, EngineStats, Records};
-pub use error::EngineError;
+pub use error::{EngineError, NodeError};
 pub use iroh_raft_core as core;
 pub use iroh_raft_core::batch::Record;
 pub use iroh_raft_core::{

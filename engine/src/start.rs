@@ -16,11 +16,12 @@ use iroh_raft_driver::lines::Closing;
 use iroh_raft_driver::recording::Origin;
 use iroh_raft_driver::snapshots::{SnapshotWorker, Snapshots};
 use iroh_raft_driver::{Driver, DriverParts, Observer};
+use iroh_raft_netbridge::allow::PeerAddress;
 use iroh_raft_netbridge::bridge::{Bridge, BridgeConfig, EpochRefusal, PeerEpochs};
-use iroh_raft_netbridge::identity::Identity;
+use iroh_raft_netbridge::identity::{EndpointId, Identity};
 use iroh_raft_netbridge::port::{ShardPort, port_pair};
 use iroh_raft_netbridge::ring::{Doorbell, ring};
-use iroh_raft_storage::{DataFolder, FolderIdentity, OpenShard, ShardOptions};
+use iroh_raft_storage::{DataFolder, FolderIdentity, KnownNode, KnownNodes, OpenShard, ShardOptions};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
@@ -81,12 +82,15 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         .unzip();
 
     let boot = folder.boot();
+    let nodes = folder.take_known_nodes();
+    let (peers, removed) = known_peers(&config, &nodes)?;
     let bridge_config = BridgeConfig {
         cluster: config.cluster,
         node: config.node,
         bind: config.bind,
         identity: key,
-        peers: config.peers.clone(),
+        peers,
+        removed,
         clients: config.clients.clone(),
         shards: config.shards,
         boot_epoch: boot.epoch,
@@ -139,6 +143,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         request_deadline: config.request_deadline,
         has_peers: !config.peers.is_empty(),
         shards: handles,
+        nodes: Mutex::new(nodes),
         bridge: Mutex::new(Some(bridge)),
         threads: Mutex::new(Some(threads)),
         failure,
@@ -158,6 +163,38 @@ fn open_folder(config: &EngineConfig, identity: FolderIdentity) -> Result<DataFo
         None => tracing::info!(%backend, "files are written as set"),
     }
     Ok(folder)
+}
+
+type Removed = Vec<(NodeId, EndpointId)>;
+
+/// The configured peers and those that were added since, without those that were removed.
+fn known_peers(
+    config: &EngineConfig,
+    nodes: &KnownNodes,
+) -> Result<(Vec<PeerAddress>, Removed), EngineError> {
+    let mut peers = config.peers.clone();
+    let mut removed = Removed::new();
+    for (node, KnownNode { key, addr, is_removed }) in nodes.iter() {
+        let endpoint = EndpointId::from_bytes(&key).map_err(|error| EngineError::Config {
+            setting: "data_dir",
+            problem: format!("the key stored for node {node} is none: {error}"),
+        })?;
+        if is_removed {
+            peers.retain(|peer| {
+                let is_it = peer.node == node || peer.endpoint == endpoint;
+                if is_it {
+                    tracing::warn!(%node, "a configured peer was removed for good: take it out of the settings");
+                }
+                !is_it
+            });
+            removed.push((node, endpoint));
+        } else {
+            // What was said last holds: the node may have another address now.
+            peers.retain(|peer| peer.node != node);
+            peers.push(PeerAddress { node, endpoint, addr });
+        }
+    }
+    Ok((peers, removed))
 }
 
 struct Epochs(iroh_raft_storage::PeerEpochs);
@@ -274,8 +311,6 @@ impl Starting<'_> {
         core.node = self.config.node;
         core.seed = SmallRng::from_os_rng().next_u64();
         let groups = self.groups_of(shard_id, open.groups);
-        let group_ids: Vec<GroupId> =
-            groups.iter().filter(|group| group.has_state_machine).map(|group| group.group).collect();
         let epoch = self.threads.folder.boot().epoch;
         let (last_seq, now) = (open.last_seq, Timestamp(0));
         let recorder = self.config.recording.as_ref().map(|recording| {
@@ -287,6 +322,7 @@ impl Starting<'_> {
             .map_err(|error| EngineError::Config { setting: "core", problem: error.to_string() })?;
         let (failure, lost) = (self.failure.clone(), self.failure.clone());
         let machines = self.machines.clone();
+        let retention = self.config.retention.clone();
         let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
         let block_bytes_max = self.config.block_bytes_max();
         let doorbell = doorbell.clone();
@@ -298,7 +334,6 @@ impl Starting<'_> {
             .io_memory(preflight::EXECUTOR_IO_BYTES)
             .preempt_timer(awake::PREEMPT_TIMER)
             .spawn(move || async move {
-                let made = |group: GroupId| machines(group).map(|machine| (group, machine));
                 let driver = Driver::new(DriverParts {
                     shard_id,
                     node,
@@ -313,7 +348,8 @@ impl Starting<'_> {
                     fetched,
                     findings,
                     snapshots,
-                    machines: group_ids.into_iter().filter_map(made).collect::<BTreeMap<_, _>>(),
+                    machines,
+                    retention,
                     counters,
                     closing: Closing(is_closed),
                     on_fenced: Box::new(move |shard, source| {
@@ -391,8 +427,9 @@ impl Starting<'_> {
         voters.dedup();
         let mut groups: BTreeMap<GroupId, GroupState> =
             stored.into_iter().map(|state| (state.group, state)).collect();
-        for &group in self.config.groups.iter().filter(|group| shard_of(**group, self.config.shards) == shard)
-        {
+        // Whoever is to take part later is invited then.
+        let new = self.config.groups.iter().filter(|_| voters.contains(&self.config.node));
+        for &group in new.filter(|group| shard_of(**group, self.config.shards) == shard) {
             groups.entry(group).or_insert_with(|| {
                 let conf_state = ConfState { voters: voters.clone(), ..ConfState::default() };
                 GroupState::fresh(group, conf_state, false)

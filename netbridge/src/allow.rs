@@ -2,7 +2,7 @@
 //!
 //! Invariant: a key stands for at most one node, a node for exactly one key.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use iroh::EndpointId;
@@ -50,6 +50,12 @@ pub enum AllowError {
         /// The other.
         second: NodeId,
     },
+    /// The node was removed: neither its number nor its key comes back.
+    #[error("node {node} was removed for good: give the machine a new number and a new key")]
+    Removed {
+        /// The node.
+        node: NodeId,
+    },
     /// One key for two clients.
     #[error("client {endpoint} is listed twice: give every client one line")]
     ClientTwice {
@@ -59,9 +65,12 @@ pub enum AllowError {
 }
 
 /// Keys of the peers and of the clients. The default is nobody.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct AllowList {
-    peers: HashMap<EndpointId, NodeId>,
+    /// Every node and every key that was ever given, this node's included. Those of nodes that are gone stay.
+    nodes: HashMap<NodeId, EndpointId>,
+    peers: HashMap<EndpointId, PeerAddress>,
+    removed: HashSet<EndpointId>,
     clients: HashMap<EndpointId, Rights>,
 }
 
@@ -72,22 +81,16 @@ impl AllowList {
         clients: &[ClientGrant],
     ) -> Result<AllowList, AllowError> {
         let mut list = AllowList::default();
-        let mut nodes = HashMap::from([own]);
-        let mut keys = HashMap::from([(own.1, own.0)]);
         if own.0 == NodeId(0) {
             return Err(AllowError::NodeZero);
         }
+        list.nodes.insert(own.0, own.1);
         for peer in peers {
-            if peer.node == NodeId(0) {
-                return Err(AllowError::NodeZero);
-            }
-            if nodes.insert(peer.node, peer.endpoint).is_some() {
+            if list.nodes.contains_key(&peer.node) {
                 return Err(AllowError::NodeTwice { node: peer.node });
             }
-            if let Some(first) = keys.insert(peer.endpoint, peer.node) {
-                return Err(AllowError::KeyTwice { first, second: peer.node });
-            }
-            list.peers.insert(peer.endpoint, peer.node);
+            list.check(peer)?;
+            list.add(peer);
         }
         for client in clients {
             if list.clients.insert(client.endpoint, client.rights).is_some() {
@@ -97,9 +100,56 @@ impl AllowList {
         Ok(list)
     }
 
+    /// Whether a node can be added, or is there already with this key.
+    pub(crate) fn check(&self, peer: &PeerAddress) -> Result<(), AllowError> {
+        let PeerAddress { node, endpoint, .. } = *peer;
+        if node == NodeId(0) {
+            return Err(AllowError::NodeZero);
+        }
+        let known = self.nodes.iter().find(|(id, key)| **id == node || **key == endpoint);
+        match known {
+            Some(_) if self.removed.contains(&endpoint) => Err(AllowError::Removed { node }),
+            Some((id, key)) if self.removed.contains(key) => Err(AllowError::Removed { node: *id }),
+            Some((id, key)) if (*id, *key) == (node, endpoint) => Ok(()),
+            Some((id, _)) if *id == node => Err(AllowError::NodeTwice { node }),
+            Some((id, _)) => Err(AllowError::KeyTwice { first: *id, second: node }),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a node in that was [checked](AllowList::check).
+    pub(crate) fn add(&mut self, peer: &PeerAddress) {
+        self.nodes.insert(peer.node, peer.endpoint);
+        self.peers.insert(peer.endpoint, *peer);
+    }
+
+    /// The key of a peer.
+    pub(crate) fn key_of_peer(&self, node: NodeId) -> Option<EndpointId> {
+        self.nodes.get(&node).copied().filter(|key| self.peers.contains_key(key))
+    }
+
+    /// Keeps a peer out for good.
+    pub(crate) fn remove(&mut self, node: NodeId) {
+        if let Some(key) = self.key_of_peer(node) {
+            self.bury(node, key);
+        }
+    }
+
+    /// Keeps out a node that was removed before this start.
+    pub(crate) fn bury(&mut self, node: NodeId, endpoint: EndpointId) {
+        self.nodes.insert(node, endpoint);
+        self.peers.remove(&endpoint);
+        self.removed.insert(endpoint);
+    }
+
+    /// The nodes that may connect, and where they are.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &PeerAddress> {
+        self.peers.values()
+    }
+
     /// The node whose key this is.
     pub(crate) fn peer(&self, endpoint: &EndpointId) -> Option<NodeId> {
-        self.peers.get(endpoint).copied()
+        self.peers.get(endpoint).map(|peer| peer.node)
     }
 
     /// What the client with this key may do.
@@ -130,6 +180,26 @@ mod tests {
         assert_eq!((list.peer(&node), list.client(&node)), (Some(NodeId(2)), None));
         assert_eq!((list.peer(&client), list.client(&client)), (None, Some(rights)));
         assert_eq!((list.peer(&key()), list.client(&key())), (None, None));
+    }
+
+    #[test]
+    fn a_node_that_was_removed_stays_out_with_its_key() {
+        let (two, three) = (key(), key());
+        let mut list = AllowList::new((NodeId(1), key()), &[peer(2, two)], &[]).unwrap();
+        assert_eq!(list.check(&peer(2, two)), Ok(()));
+        assert_eq!(list.check(&peer(2, three)), Err(AllowError::NodeTwice { node: NodeId(2) }));
+        let twice = AllowError::KeyTwice { first: NodeId(2), second: NodeId(3) };
+        assert_eq!(list.check(&peer(3, two)), Err(twice));
+        assert_eq!(list.key_of_peer(NodeId(2)), Some(two));
+        list.remove(NodeId(2));
+        assert_eq!(list.key_of_peer(NodeId(2)), None);
+        assert_eq!(list.peer(&two), None);
+        let removed = Err(AllowError::Removed { node: NodeId(2) });
+        assert_eq!((list.check(&peer(2, two)), list.check(&peer(2, three))), (removed, removed));
+        assert_eq!(list.check(&peer(3, two)), Err(AllowError::Removed { node: NodeId(3) }));
+        assert_eq!(list.check(&peer(3, three)), Ok(()));
+        list.bury(NodeId(4), three);
+        assert_eq!(list.check(&peer(5, three)), Err(AllowError::Removed { node: NodeId(5) }));
     }
 
     #[test]

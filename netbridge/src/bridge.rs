@@ -19,6 +19,7 @@ use std::time::Duration;
 use iroh_raft_core::{BootEpoch, NodeId};
 use tokio::sync::Notify;
 
+use crate::allow::AllowList;
 use crate::identity::EndpointId;
 use crate::port::BridgePort;
 use crate::ring::Doorbell;
@@ -65,6 +66,8 @@ pub struct Bridge {
     local_addr: SocketAddr,
     counters: Arc<Counters>,
     stop: Arc<Stop>,
+    allow: Arc<Mutex<AllowList>>,
+    changed: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     ended: mpsc::Receiver<()>,
 }
@@ -130,6 +133,11 @@ impl Bridge {
         let endpoint_id = config.identity.endpoint_id();
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(Stop::default());
+        let own = (config.node, endpoint_id);
+        let mut allow = AllowList::new(own, &config.peers, &config.clients)?;
+        config.removed.iter().for_each(|(node, endpoint)| allow.bury(*node, *endpoint));
+        let allow = Arc::new(Mutex::new(allow));
+        let changed = Arc::new(Notify::new());
         let (started_tx, started) = mpsc::sync_channel(1);
         let (ended_tx, ended) = mpsc::sync_channel(1);
         let seed = hub::Seed {
@@ -140,6 +148,8 @@ impl Bridge {
             counters: counters.clone(),
             stop: stop.clone(),
             fatal: Arc::new(Fatal(Mutex::new(Some(on_fatal)))),
+            allow: allow.clone(),
+            changed: changed.clone(),
         };
         let thread = std::thread::Builder::new().name("bridge".to_owned()).spawn(move || {
             hub::run_thread(seed, &started_tx);
@@ -148,7 +158,7 @@ impl Bridge {
         })?;
         let died = || BridgeError::Panicked { part: "start", message: "see the log".to_owned() };
         let local_addr = started.recv().map_err(|_| died())??;
-        Ok(Bridge { endpoint_id, local_addr, counters, stop, thread: Some(thread), ended })
+        Ok(Bridge { endpoint_id, local_addr, counters, stop, allow, changed, thread: Some(thread), ended })
     }
 
     /// This node's identity.
@@ -167,6 +177,42 @@ impl Bridge {
     #[must_use]
     pub fn stats(&self) -> BridgeStats {
         self.counters.snapshot()
+    }
+
+    /// Lets a node in from now on, and dials it. One that is known with this key may get another address.
+    /// `remember` is called before that takes effect, unless the node is refused: what it returns stands.
+    ///
+    /// # Errors
+    /// [`AllowError`] as `E` when its number or key is another node's, or was removed; what `remember` says.
+    pub fn add_peer<E: From<AllowError>>(
+        &self,
+        peer: PeerAddress,
+        remember: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut allow = self.allow.lock().unwrap_or_else(PoisonError::into_inner);
+        allow.check(&peer)?;
+        remember()?;
+        allow.add(&peer);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Keeps a node out for good: its connection ends, and neither its number nor its key comes back. `remember` is
+    /// called with its key before that takes effect. Whether it was a peer.
+    ///
+    /// # Errors
+    /// What `remember` says.
+    pub fn remove_peer<E>(
+        &self,
+        node: NodeId,
+        remember: impl FnOnce(EndpointId) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let mut allow = self.allow.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(key) = allow.key_of_peer(node) else { return Ok(false) };
+        remember(key)?;
+        allow.remove(node);
+        self.changed.notify_one();
+        Ok(true)
     }
 
     /// Writes what is queued, closes every connection with a code that says why, and joins the

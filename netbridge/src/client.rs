@@ -28,7 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::{
     AnswerOn, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, MemberChange, NodeId,
-    Offset, WallTime,
+    Offset, RequestError, WallTime,
 };
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -364,6 +364,37 @@ impl Client {
             Outcome::Members(members) => Ok(members),
             _ => unreachable!("succeed() gives a change of members nothing else"),
         }
+    }
+
+    /// Begins a group with these voters, on the first of them that this client is connected to; the others hear
+    /// of it. Returns once that replica is on its disk; the group elects a leader when a majority of them is up.
+    /// Doing it again with the same voters is harmless. Needs the right to manage.
+    ///
+    /// A group's number is chosen by whoever creates it, and never used again: two groups of one number on
+    /// different nodes would be taken for one.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`GroupExists`](iroh_raft_core::RequestError::GroupExists) when there is one with other
+    /// members, [`GroupRemoved`](iroh_raft_core::RequestError::GroupRemoved) when there was.
+    pub async fn create_group(&self, group: GroupId, voters: &[NodeId]) -> Result<(), ClientError> {
+        let connected = self.connected();
+        let first = voters.iter().find(|voter| connected.contains(voter)).or(voters.first());
+        let Some(first) = first else {
+            let what = "a group has a voter";
+            return Err(ClientError::Request(RequestError::Invalid { what }));
+        };
+        let target = self.shared().node_at(*first)?;
+        let body = ClientBody::CreateGroup { voters: voters.to_vec() };
+        self.ask(group, body, target).await.map(|_| ())
+    }
+
+    /// Removes a group for good, with all that it stored, on every node. Returns once that is committed; nodes
+    /// that are away do it when they are back. Needs the right to manage.
+    ///
+    /// # Errors
+    /// [`ClientError`]; after [`OutcomeUnknown`](ClientError::OutcomeUnknown) it may be done.
+    pub async fn remove_group(&self, group: GroupId) -> Result<(), ClientError> {
+        self.ask(group, ClientBody::RemoveGroup, Target::Leader).await.map(|_| ())
     }
 
     /// How this node's replica of the group stands.

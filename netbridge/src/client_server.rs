@@ -84,7 +84,8 @@ pub(crate) async fn accept(
     permit: OwnedSemaphorePermit,
 ) {
     let remote = connection.remote_id();
-    let Some(rights) = hub.allow.client(&remote) else {
+    let rights = hub.allow().client(&remote);
+    let Some(rights) = rights else {
         refuse(&connection, Refusal::NotAllowed, "");
         return;
     };

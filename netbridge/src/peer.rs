@@ -42,6 +42,8 @@ struct State {
     link: Option<Arc<Link>>,
     /// The shards know already that the node is not connected.
     is_told: bool,
+    /// It is no peer any more: it gets no connection.
+    is_over: bool,
 }
 
 /// One connection to the node, past its handshake.
@@ -71,6 +73,10 @@ impl Peer {
     pub(crate) fn new(address: PeerAddress, config: &BridgeConfig) -> Peer {
         let is_own_lower = config.node < address.node;
         Peer { address, is_own_lower, state: Mutex::default(), lost: Notify::new() }
+    }
+
+    pub(crate) fn address(&self) -> &PeerAddress {
+        &self.address
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -107,6 +113,17 @@ impl Peer {
         }
     }
 
+    /// It is no peer any more: no connection stays, and none is made.
+    pub(crate) fn end(&self) {
+        self.state().is_over = true;
+        self.close(CloseCode::Replaced, "the node was removed, or has another address");
+        self.lost.notify_one();
+    }
+
+    fn is_over(&self) -> bool {
+        self.state().is_over
+    }
+
     fn is_connected(&self) -> bool {
         self.state().link.is_some()
     }
@@ -114,6 +131,9 @@ impl Peer {
     /// Makes `link` the connection to this node, unless the present one stays.
     fn adopt(&self, hub: &Hub, link: &Arc<Link>) -> bool {
         let mut state = self.state();
+        if state.is_over {
+            return false;
+        }
         let replaced = match &state.link {
             Some(old) => {
                 let is_same_start = old.boot == link.boot;
@@ -179,13 +199,16 @@ pub(crate) async fn keep_connected(hub: Arc<Hub>, peer: Arc<Peer>) {
     let limits = hub.config.limits.clone();
     let mut rng = SmallRng::from_os_rng();
     let mut pause = limits.dial_pause_min;
-    loop {
+    while !peer.is_over() {
         while peer.is_connected() {
             let since = peer.state().link.as_ref().map(|link| link.since);
             peer.lost.notified().await;
             if since.is_some_and(|since| since.elapsed() >= SETTLED_AFTER) {
                 pause = limits.dial_pause_min;
             }
+        }
+        if peer.is_over() {
+            return;
         }
         let failure = match dial(&hub, &peer).await {
             Ok(()) => continue,
@@ -253,16 +276,16 @@ pub(crate) async fn accept(
     deadline_at: Instant,
     permit: OwnedSemaphorePermit,
 ) {
-    let known = hub.allow.peer(&connection.remote_id()).and_then(|node| hub.peer(node));
-    let Some(peer) = known else {
+    let known = hub.allow().peer(&connection.remote_id());
+    let Some(peer) = known.and_then(|node| hub.peer(node)) else {
         refuse(&connection, Refusal::NotAllowed, "");
         return;
     };
     let node = peer.address.node;
-    let handshake = timeout_at(deadline_at, accept_handshake(hub, peer, &connection)).await;
+    let handshake = timeout_at(deadline_at, accept_handshake(hub, &peer, &connection)).await;
     drop(permit);
     match handshake.unwrap_or_else(|_| Err(deadline(&connection))) {
-        Ok(link) => serve(hub, peer, link),
+        Ok(link) => serve(hub, &peer, link),
         Err(HandshakeFailure::Refused { reason: Refusal::RolledBack { seen, offered }, .. }) => {
             fail_rolled_back(hub, node, seen, offered);
         }

@@ -67,7 +67,11 @@ impl Lane {
             | MessageKind::Beat
             | MessageKind::ReadIndex
             | MessageKind::ReadIndexResponse => Lane::Heartbeat,
-            MessageKind::Append | MessageKind::AppendResponse => Lane::Append,
+            MessageKind::Append
+            | MessageKind::AppendResponse
+            | MessageKind::Invite
+            | MessageKind::Gone
+            | MessageKind::MayLeave => Lane::Append,
             MessageKind::Snapshot | MessageKind::SnapshotChunk | MessageKind::SnapshotAck => Lane::Snapshot,
         }
     }

@@ -17,6 +17,7 @@ use crate::calibrate::{self, BackendChoice, BackendKind, Calibration};
 use crate::cursor::Cursor;
 use crate::disk::{Disk, FileDisk, FileKind, FolderLock, ShardLock};
 use crate::error::{FileDamage, Result, StorageError};
+use crate::nodes::KnownNodes;
 use crate::peers::PeerEpochs;
 use crate::redb_file::open_existing;
 use crate::shard::{self, JOURNAL, LOG, MARK, OpenShard, ReadShard, ShardOptions};
@@ -27,6 +28,7 @@ const LOCK: &str = "lock";
 const CREATING: &str = "creating";
 const BOOT: &str = "boot";
 const PEERS: &str = "peers";
+const NODES: &str = "nodes";
 /// Files that a folder may hold before it is a data folder: the node's key, which belongs to the
 /// bridge, and what a fresh file system has.
 const TOLERATED: [&str; 4] = [LOCK, "creating.tmp", "key", "lost+found"];
@@ -64,6 +66,7 @@ pub struct DataFolder {
     boot: Boot,
     is_new: bool,
     peers: Option<PeerEpochs>,
+    nodes: Option<KnownNodes>,
     /// By shard: held by everything that was opened of it.
     taken: Vec<Weak<ShardLock>>,
     lock: FolderLock,
@@ -184,10 +187,21 @@ impl DataFolder {
         finish_creation(disk.as_ref(), &path)?;
         check_files(disk.as_ref(), &path, identity.shards)?;
         let peers = PeerEpochs::load(disk.clone(), path.join(PEERS), lock.clone())?;
+        let nodes = KnownNodes::load(disk.clone(), path.join(NODES), lock.clone())?;
         let boot = next_boot(disk.as_ref(), &path)?;
         let taken = (0..identity.shards).map(|_| Weak::new()).collect();
         let is_new = state != FolderState::Complete;
-        Ok(DataFolder { path, disk, storage, boot, is_new, peers: Some(peers), taken, lock })
+        Ok(DataFolder {
+            path,
+            disk,
+            storage,
+            boot,
+            is_new,
+            peers: Some(peers),
+            nodes: Some(nodes),
+            taken,
+            lock,
+        })
     }
 
     /// This start.
@@ -214,6 +228,14 @@ impl DataFolder {
     /// When taken twice: two would overwrite each other's knowledge.
     pub fn take_peer_epochs(&mut self) -> PeerEpochs {
         self.peers.take().expect("the peer epochs are taken once")
+    }
+
+    /// The nodes that were made known at run time.
+    ///
+    /// # Panics
+    /// When taken twice: two would overwrite each other's knowledge.
+    pub fn take_known_nodes(&mut self) -> KnownNodes {
+        self.nodes.take().expect("the known nodes are taken once")
     }
 
     /// Opens a shard and recovers its groups. Blocks for as long as reading its journal takes.
@@ -277,7 +299,7 @@ fn look(disk: &dyn Disk, path: &Path) -> Result<FolderState> {
         match name.as_str() {
             MANIFEST => return Ok(FolderState::Complete),
             CREATING => is_half_made = true,
-            BOOT | PEERS => has_parts = true,
+            BOOT | PEERS | NODES => has_parts = true,
             name if name.starts_with("shard-") => has_parts = true,
             name if TOLERATED.contains(&name) => {}
             _ => foreign = Some(name),
@@ -314,6 +336,7 @@ fn create(disk: &dyn Disk, path: &Path, identity: FolderIdentity, lock: &FolderL
         disk.sync_folder(&folder).map_err(io_error("sync", &folder))?;
     }
     PeerEpochs::create(disk, &path.join(PEERS))?;
+    KnownNodes::create(disk, &path.join(NODES))?;
     small_file::replace(
         disk,
         &path.join(BOOT),
@@ -333,7 +356,7 @@ fn create(disk: &dyn Disk, path: &Path, identity: FolderIdentity, lock: &FolderL
 
 /// Removes what an interrupted creation left. Only names that creation makes.
 fn clear_half_made(disk: &dyn Disk, path: &Path) -> Result<()> {
-    let mut left = vec![path.join(PEERS), path.join(BOOT)];
+    let mut left = vec![path.join(PEERS), path.join(NODES), path.join(BOOT)];
     for name in disk.names(path).map_err(io_error("list", path))? {
         if name.starts_with("shard-") {
             left.extend([JOURNAL, LOG, MARK].map(|file| path.join(&name).join(file)));

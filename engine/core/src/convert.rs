@@ -89,10 +89,11 @@ pub(crate) fn to_node(id: u64) -> Option<NodeId> {
     (id != 0).then_some(NodeId(id))
 }
 
-/// A message of a peer for raft-rs, which sees nothing of how snapshots travel.
-pub(crate) fn to_raft_message(message: PeerMessage) -> eraftpb::Message {
+/// A message of a peer for raft-rs; `None` for kinds that it does not know: how snapshots travel, and how replicas
+/// come and go.
+pub(crate) fn to_raft_message(message: PeerMessage) -> Option<eraftpb::Message> {
     let entries: Vec<eraftpb::Entry> = message.entries.iter().map(to_raft_entry).collect();
-    eraftpb::Message {
+    Some(eraftpb::Message {
         msg_type: match message.kind {
             MessageKind::Append => MessageType::MsgAppend,
             MessageKind::AppendResponse => MessageType::MsgAppendResponse,
@@ -105,10 +106,13 @@ pub(crate) fn to_raft_message(message: PeerMessage) -> eraftpb::Message {
             MessageKind::TimeoutNow => MessageType::MsgTimeoutNow,
             MessageKind::ReadIndex => MessageType::MsgReadIndex,
             MessageKind::ReadIndexResponse => MessageType::MsgReadIndexResp,
-            MessageKind::Snapshot | MessageKind::SnapshotChunk | MessageKind::SnapshotAck => {
-                unreachable!("snapshots are received before raft-rs hears of them")
-            }
-            MessageKind::Beat => unreachable!("a beat is of no group"),
+            MessageKind::Snapshot
+            | MessageKind::SnapshotChunk
+            | MessageKind::SnapshotAck
+            | MessageKind::Invite
+            | MessageKind::Gone
+            | MessageKind::MayLeave
+            | MessageKind::Beat => return None,
         },
         to: message.to.0,
         from: message.from.0,
@@ -124,7 +128,7 @@ pub(crate) fn to_raft_message(message: PeerMessage) -> eraftpb::Message {
         context: message.context,
         priority: message.priority,
         ..Default::default()
-    }
+    })
 }
 
 /// A message of raft-rs for a peer; `None` for kinds that never leave a node.

@@ -41,6 +41,9 @@ pub enum BusyReason {
     /// The group has as many commands to itself under way as it may.
     #[error("too many commands to the group are under way")]
     Commands,
+    /// The shard has as many groups as it may.
+    #[error("too many groups on the shard")]
+    Groups,
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,
@@ -77,6 +80,12 @@ pub enum RequestError {
     /// No such group here.
     #[error("no such group on this node")]
     UnknownGroup,
+    /// There is such a group already, with other members.
+    #[error("the group exists, with other members: choose a number that was never used")]
+    GroupExists,
+    /// The group was removed for good.
+    #[error("the group was removed: choose a number that was never used")]
+    GroupRemoved,
     /// A record, or a block of records, is larger than allowed.
     #[error("{bytes} bytes are over the limit of {bytes_max}: split it up")]
     TooLarge {
@@ -157,6 +166,8 @@ impl RequestError {
                 refusal: MembersRefusal::Lagging { .. } | MembersRefusal::WouldLoseQuorum { .. },
             } => Retry::Safe,
             RequestError::UnknownGroup
+            | RequestError::GroupExists
+            | RequestError::GroupRemoved
             | RequestError::Members { .. }
             | RequestError::TooLarge { .. }
             | RequestError::Invalid { .. }

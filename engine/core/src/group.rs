@@ -8,6 +8,7 @@
 mod commands;
 mod compaction;
 mod leadership;
+mod leaving;
 mod members;
 mod miscount;
 mod quiet;
@@ -51,6 +52,7 @@ use crate::validate::{self, GroupView, LogView};
 use commands::Commands;
 use leadership::Leadership;
 pub(crate) use leadership::Seat;
+use leaving::Leaving;
 use members::Members;
 use quiet::Quiet;
 use ready::Persistence;
@@ -109,6 +111,9 @@ pub(crate) struct Replica {
     /// The term that we lead, while we do.
     leading: Option<Term>,
     leadership: Leadership,
+    leaving: Leaving,
+    /// Who waits until this replica is on the disk.
+    opening: Option<Token>,
     announced: (Term, Option<NodeId>),
     persistence: Persistence,
 
@@ -154,7 +159,9 @@ impl Replica {
             return Err("its log begins after what its snapshot covers, if it has one".to_owned());
         }
         let meta = GroupMeta::decode(state.meta.clone()).ok_or("its table of cursors is not readable")?;
-        let window = LogWindow::new(state, (*at).max(meta.at())).map_err(|error| error.to_string())?;
+        let covered = snapshot.as_ref().and_then(|snapshot| GroupMeta::decode(snapshot.head.table.clone()));
+        let at = (*at).max(meta.at()).max(covered.map_or(WallTime(0), |table| table.at()));
+        let window = LogWindow::new(state, at).map_err(|error| error.to_string())?;
         let commit = state.hard_state.commit;
         let commit_end = window.end_at(commit);
         let raft_config = raft_config(config, commit);
@@ -176,6 +183,8 @@ impl Replica {
             draws: 0,
             leading: None,
             leadership: Leadership::default(),
+            leaving: Leaving::default(),
+            opening: None,
             announced: (state.hard_state.term, None),
             is_dirty: first_conf_state.is_some() || (state.has_state_machine && commit.0 > 0),
             persistence: Persistence::new(*written, state.hard_state, first_conf_state),
@@ -186,7 +195,8 @@ impl Replica {
             records: RecordReads::new(state.group),
             quiet: Quiet::default(),
             finds: Finds::new(state.group),
-            commands: Commands::new(meta, commit),
+            // A commit index that a snapshot brought came with its table, and goes to the disk with it.
+            commands: Commands::new(meta, commit, written.commit < commit),
             keeping: Keeping::new(state.retention, now),
             commit,
             commit_end,
@@ -213,6 +223,18 @@ impl Replica {
         replica.show_offer();
         replica.write_draw(config, false);
         Ok(replica)
+    }
+
+    /// The replica has just begun, perhaps in the place of one that left. Somebody waits until it is on the disk.
+    pub(crate) fn handle_opening(&mut self, token: Token, is_again: bool) {
+        self.opening = Some(token);
+        if is_again {
+            self.persistence.begin_anew();
+        }
+    }
+
+    pub(crate) fn is_opening(&self) -> bool {
+        self.opening.is_some()
     }
 
     /// Whether the end of the turn has something to do here.
@@ -329,6 +351,7 @@ impl Replica {
                 self.raw.has_ready() || self.pending.has_waiting() || self.commands.has_waiting();
             self.after_call(turn, has_campaigned);
             self.tick_quiet(turn);
+            self.handle_leaving_tick(turn, has_campaigned);
         }
         self.handle_snapshot_tick(turn);
         if turn.disk == DiskHealth::Hung {
@@ -346,6 +369,14 @@ impl Replica {
         }
         self.wake_for(turn, &message);
         self.members.hear(message.from, turn.now);
+        if self.dismiss(turn, &message) {
+            return;
+        }
+        if message.kind == MessageKind::Gone {
+            let (term, role) = (Term(self.raw.raft.term), self.raw.raft.state);
+            let has_asked = self.persistence.has_asked_for_votes(term, role, turn.persisted);
+            return self.handle_gone(&message, has_asked);
+        }
         let is_campaign = matches!(
             message.kind,
             MessageKind::TimeoutNow | MessageKind::RequestVoteResponse | MessageKind::RequestPreVoteResponse
@@ -375,7 +406,8 @@ impl Replica {
         }
         let waited = self.raw.raft.election_elapsed;
         // Its errors are those of stale answers, which change nothing.
-        let _ = self.raw.step(to_raft_message(message));
+        let Some(message) = to_raft_message(message) else { return };
+        let _ = self.raw.step(message);
         if mutants::is(Mutant::Deaf) && matches!(kind, MessageKind::Append | MessageKind::Heartbeat) {
             self.raw.raft.election_elapsed = waited;
         }
@@ -383,6 +415,7 @@ impl Replica {
             && (self.raw.raft.leader_id, self.raw.raft.term) == (from.0, term.0)
         {
             self.promise.handle_leader(turn.now, Times::of(turn.config));
+            self.leaving.handle_leader();
         }
         self.note_answer(turn.now, from, term, kind);
         self.is_dirty = true;
@@ -446,7 +479,7 @@ impl Replica {
 
     /// Highest time known in the log: none that is written from now on may be earlier.
     fn at_max(&self) -> WallTime {
-        self.raw.store().at_max()
+        self.raw.store().at_max().max(self.commands.meta.at())
     }
 
     /// A node cannot be reached: probe its replica from now on.
@@ -465,6 +498,8 @@ impl Replica {
             self.raw.on_persist_ready(number);
             self.is_dirty = true;
             self.after_call(turn, false);
+            let opened = |token| Reply::Opened { token, group: self.group };
+            turn.out.replies.extend(self.opening.take().map(opened));
         }
     }
 
@@ -479,6 +514,8 @@ impl Replica {
 
     /// Answers everything that is open: `error` to what was not proposed.
     pub(crate) fn fail_all(&mut self, error: &RequestError, replies: &mut Vec<Reply>) {
+        let failed = |token| Reply::Failed { token, group: self.group, error: error.clone() };
+        replies.extend(self.opening.take().map(failed));
         self.fail_transfer(error, replies);
         self.pending.fail_all(error, replies);
         self.reads.fail_all(error, replies);
@@ -500,6 +537,7 @@ impl Replica {
         self.propose(turn);
         self.start_reads(turn);
         self.take_ready(turn);
+        self.invite(turn);
         self.serve(turn);
         self.announce_leader(turn);
     }

@@ -56,10 +56,16 @@ impl GroupMeta {
         self.first
     }
 
-    /// Leader's time of the newest command; no batch before that has a later one.
+    /// A leader's time: that of the newest command, or of the newest batch that a snapshot covers; no batch before is later.
     #[must_use]
     pub fn at(&self) -> WallTime {
         self.at
+    }
+
+    /// The table with a time that no batch before is later than: a snapshot takes the place of these.
+    #[must_use]
+    pub(crate) fn with_time(&self, at: WallTime) -> GroupMeta {
+        GroupMeta { at: self.at.max(at), ..self.clone() }
     }
 
     /// First record that a consumer has not done with; `None` when it has no cursor.

@@ -44,6 +44,7 @@ mod records;
 mod shard;
 mod snapshot_wire;
 mod spread;
+mod tombstone;
 pub mod validate;
 
 pub use error::{BusyReason, ConfigError, RequestError, Retry, TransferError};
@@ -51,5 +52,7 @@ pub use group_command::{CURSOR_NAME_BYTES_MAX, CursorName, GroupCommand, GroupCo
 pub use group_meta::{CURSORS_MAX, GroupMeta, GroupOutcome};
 pub use ids::*;
 pub use io::*;
-pub use members::{MEMBER_CHANGES_MAX, MembersRefusal, decode_change};
+pub use members::{
+    MEMBER_CHANGES_MAX, MEMBERS_MAX, MembersRefusal, decode_change, decode_members, encode_members,
+};
 pub use shard::Shard;

@@ -201,9 +201,11 @@ fn adopt_snapshot(state: &mut GroupState) -> bool {
         return false;
     }
     state.hard_state.commit = index;
-    let as_of = |table: &Bytes| GroupMeta::decode(table.clone()).map(|meta| meta.as_of());
-    if as_of(&table) > as_of(&state.meta) {
-        state.meta = table;
+    // What cannot be read is found by whoever reads it next.
+    let read = |table: &Bytes| GroupMeta::decode(table.clone());
+    if let (Some(theirs), Some(ours)) = (read(&table), read(&state.meta)) {
+        let newest = if theirs.as_of() > ours.as_of() { &theirs } else { &ours };
+        state.meta = newest.with_time(theirs.at().max(ours.at())).encode();
     }
     let after = state.term_runs.partition_point(|run| run.first <= index);
     let ours = after.checked_sub(1).map_or(state.start.term, |at| state.term_runs[at].term);

@@ -17,8 +17,13 @@ use crate::io::{ConfState, MemberChange, MemberRole, Token};
 /// Nodes that one change may name.
 pub const MEMBER_CHANGES_MAX: usize = 16;
 
+/// Members of a group at most.
+pub const MEMBERS_MAX: usize = 256;
+
 /// Longest data of an entry that changes members, in bytes.
 const CHANGE_BYTES_MAX: usize = 1 << 10;
+
+const NODE_BYTES: usize = 8;
 
 /// Entries by which a learner may be behind the commit index and still be made a voter.
 pub(crate) const LAG_ENTRIES_MAX: u64 = 256;
@@ -62,6 +67,22 @@ pub(crate) struct MembersRequest {
     pub(crate) deadline: Timestamp,
     /// Entry that began the change.
     pub(crate) index: Index,
+    /// Whether it removes the group.
+    pub(crate) is_removal: bool,
+}
+
+/// Marks an entry that removes the group. raft-rs takes it for a change that changes nothing.
+const REMOVAL: &[u8] = b"remove group";
+
+/// The entry that removes a group which has this voter.
+pub(crate) fn to_removal(voter: NodeId) -> ConfChangeV2 {
+    let change = to_conf_change(&[MemberChange { node: voter, role: MemberRole::Voter }]);
+    ConfChangeV2 { context: REMOVAL.into(), ..change }
+}
+
+/// Whether an entry that changes members removes the group.
+pub(crate) fn is_removal(change: &ConfChangeV2) -> bool {
+    !change.context.is_empty()
 }
 
 /// The entry of a change as raft-rs wants it.
@@ -95,17 +116,17 @@ pub(crate) fn parse(data: &[u8]) -> Option<ConfChangeV2> {
     let is_sound = nodes.len() == singles.len()
         && singles.len() <= MEMBER_CHANGES_MAX
         && !nodes.contains(&0)
-        && change.context.is_empty()
+        && (change.context.is_empty() || (&change.context[..] == REMOVAL && singles.len() == 1))
         && change.get_unknown_fields().fields.is_none()
         && change.transition == to_conf_change(&from_conf_change(&change)).transition;
     is_sound.then_some(change)
 }
 
 /// What an entry that changes members does; empty: it ends a joint configuration. `None` when the
-/// data is not of such an entry.
+/// data is not of such an entry, or removes the group.
 #[must_use]
 pub fn decode_change(data: &[u8]) -> Option<Vec<MemberChange>> {
-    parse(data).map(|change| from_conf_change(&change))
+    parse(data).filter(|change| !is_removal(change)).map(|change| from_conf_change(&change))
 }
 
 fn from_conf_change(change: &ConfChangeV2) -> Vec<MemberChange> {
@@ -116,6 +137,45 @@ fn from_conf_change(change: &ConfChangeV2) -> Vec<MemberChange> {
     };
     let singles = change.changes.iter();
     singles.map(|single| MemberChange { node: NodeId(single.node_id), role: role(single) }).collect()
+}
+
+/// Members as bytes: four counts (voters, learners, outgoing voters, learners-to-be; u16), then the nodes of each
+/// (u64); little-endian.
+///
+/// # Panics
+/// If there are 2^16 of a kind.
+#[must_use]
+pub fn encode_members(members: &ConfState) -> Vec<u8> {
+    let lists = [&members.voters, &members.learners, &members.voters_outgoing, &members.learners_next];
+    let mut bytes = Vec::new();
+    for list in lists {
+        let count = u16::try_from(list.len()).expect("few members");
+        bytes.extend(count.to_le_bytes());
+    }
+    bytes.extend(lists.into_iter().flatten().flat_map(|node| node.0.to_le_bytes()));
+    bytes
+}
+
+/// Reads what [`encode_members`] wrote; `None` when it did not.
+#[must_use]
+pub fn decode_members(bytes: &[u8]) -> Option<ConfState> {
+    let (counts, mut rest) = bytes.split_first_chunk::<8>()?;
+    let (counts, _) = counts.as_chunks::<2>();
+    let mut counts = counts.iter().map(|count| usize::from(u16::from_le_bytes(*count)));
+    let mut list = || -> Option<Vec<NodeId>> {
+        let (nodes, others) = rest.split_at_checked(counts.next()? * NODE_BYTES)?;
+        rest = others;
+        let (nodes, _) = nodes.as_chunks::<NODE_BYTES>();
+        Some(nodes.iter().map(|node| NodeId(u64::from_le_bytes(*node))).collect())
+    };
+    let (voters, learners, voters_outgoing, learners_next) = (list()?, list()?, list()?, list()?);
+    rest.is_empty().then_some(ConfState {
+        voters,
+        learners,
+        voters_outgoing,
+        learners_next,
+        auto_leave: false,
+    })
 }
 
 pub(crate) fn from_raft_conf_state(state: &RaftConfState) -> ConfState {

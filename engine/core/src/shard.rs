@@ -6,7 +6,7 @@
 
 mod awake;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,9 @@ use crate::group::{Replica, SendBudget, SnapshotsOpen, Turn};
 use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
-    ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, LeaseReads, LogDamage,
-    LogEntry, MessageKind, Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
+    Append, ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite,
+    LeaseReads, LogDamage, LogEntry, MessageKind, Open, Outputs, PeerMessage, Reply, Role, ShardConfig,
+    Token,
 };
 use crate::lease::Times;
 use crate::liveness::Liveness;
@@ -29,7 +30,8 @@ use crate::mutants::{self, Mutant};
 use crate::read_index::Read;
 use crate::records::{ReadKind, RecordRead};
 use crate::spread::Spread;
-use crate::validate::Refusal;
+use crate::tombstone::{Tombstone, are_first_members};
+use crate::validate;
 
 /// Highest byte limit accepted: a batch stays far below the 4 GiB that its header can say.
 const LIMIT_BYTES_MAX: usize = 1 << 30;
@@ -38,13 +40,16 @@ const DRIFT_PPM_LIMIT: u32 = 500_000;
 /// Campaigns that begin in one turn at most: when thousands of groups lose their leader together, the others wait
 /// for a later tick, so that no turn takes long and no flush gets large.
 const CAMPAIGNS_PER_TURN_MAX: u32 = 1024;
+/// Groups of a shard at most, those that it has left included.
+const GROUPS_MAX: usize = 1 << 20;
 /// Highest count limit accepted.
 const LIMIT_COUNT_MAX: usize = 1 << 24;
 
 /// Many Raft groups as one deterministic state machine. See the crate's documentation.
 pub struct Shard {
     config: ShardConfig,
-    /// Sorted; `members` stands in the same order.
+    /// The groups' positions. A position is never given to another group.
+    positions: BTreeMap<GroupId, usize>,
     groups: Vec<GroupId>,
     members: Vec<Member>,
     /// Positions of the members that the end of the turn has to look at, in order of their first
@@ -84,6 +89,7 @@ enum Member {
     Loading(Box<Loading>),
     Live(Box<Replica>),
     Out(Box<Quarantined>),
+    Left(Box<Tombstone>),
 }
 
 /// A group that was taken out.
@@ -133,6 +139,7 @@ impl Shard {
             config,
             dirty: Vec::new(),
             is_listed: vec![false; groups.len()],
+            positions: groups.iter().copied().zip(0..).collect(),
             groups,
             members,
             last_seq,
@@ -154,6 +161,7 @@ impl Shard {
                     replica.is_dirty()
                 }
                 Member::Loading(_) | Member::Out(_) => true,
+                Member::Left(_) => false,
             };
             if needs_turn {
                 shard.list(at);
@@ -232,6 +240,12 @@ impl Shard {
                     replica.handle_transfer(turn, token, to);
                 });
             }
+            Input::Open(open) => self.open(now, open, out),
+            Input::RemoveGroup { token, group, deadline } => {
+                self.request(now, token, group, out, |replica, turn| {
+                    replica.handle_remove_group(turn, token, deadline);
+                });
+            }
             Input::StepDown { token, group } => {
                 self.request(now, token, group, out, |replica, turn| replica.handle_step_down(turn, token));
             }
@@ -254,16 +268,16 @@ impl Shard {
     /// How a group's replica stands; `None` if there is none.
     #[must_use]
     pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
-        self.position(group).map(|at| self.describe(&self.members[at]))
+        self.position(group).and_then(|at| self.describe(&self.members[at]))
     }
 
     /// How all replicas stand, in order of group.
     pub fn statuses(&self) -> impl Iterator<Item = GroupStatus> {
-        self.members.iter().map(|member| self.describe(member))
+        self.positions.values().filter_map(|at| self.describe(&self.members[*at]))
     }
 
-    fn describe(&self, member: &Member) -> GroupStatus {
-        GroupStatus { is_disk_hung: self.disk.is_hung(), ..member.status() }
+    fn describe(&self, member: &Member) -> Option<GroupStatus> {
+        Some(GroupStatus { is_disk_hung: self.disk.is_hung(), ..member.status()? })
     }
 
     /// What a group knows besides its records, as of the replica's commit index; `None` while it is not in service.
@@ -283,7 +297,7 @@ impl Shard {
     // Routing
 
     fn position(&self, group: GroupId) -> Option<usize> {
-        self.groups.binary_search(&group).ok()
+        self.positions.get(&group).copied()
     }
 
     fn with_group(
@@ -310,21 +324,108 @@ impl Shard {
             Some((at, Member::Live(_))) => return self.call(now, at, out, call),
             Some((_, Member::Out(_))) => RequestError::Quarantined,
             Some((_, Member::Loading(_))) => RequestError::busy(BusyReason::Reads),
-            None => RequestError::UnknownGroup,
+            Some((_, Member::Left(_))) | None => RequestError::UnknownGroup,
         };
         out.replies.push(Reply::Failed { token, group, error });
     }
 
     fn handle_message(&mut self, now: Timestamp, message: PeerMessage, out: &mut Outputs) {
-        let (group, from) = (message.group, message.from);
         if message.kind == MessageKind::Beat {
             return self.handle_beat(now, &message, out);
         }
-        if self.position(group).is_none() {
-            let reason = Refusal::UnknownGroup { group };
-            return out.events.push(Event::MessageRefused { group, from, reason });
+        let at = self.position(message.group);
+        let tombstone = match at.map(|at| (at, &self.members[at])) {
+            Some((at, Member::Live(_))) => {
+                return self.call(now, at, out, |replica, turn| replica.handle_message(turn, message));
+            }
+            Some((_, Member::Loading(_) | Member::Out(_))) => return,
+            Some((_, Member::Left(tombstone))) => Some(tombstone),
+            None => None,
+        };
+        if message.kind != MessageKind::Invite {
+            // Whoever takes this node for a member invites it.
+            return out.sends.extend(tombstone.and_then(|tombstone| tombstone.answer(&message)));
         }
-        self.with_group(now, group, out, |replica, turn| replica.handle_message(turn, message));
+        match validate::check_invite(self.config.node, &message) {
+            Ok(members) => {
+                let since = message.index;
+                if tombstone.is_none_or(|tombstone| tombstone.admits(since)) {
+                    out.invites.push(Invite { group: message.group, members, since });
+                }
+            }
+            Err(reason) => {
+                let (group, from) = (message.group, message.from);
+                out.events.push(Event::MessageRefused { group, from, reason });
+            }
+        }
+    }
+
+    /// A replica begins here.
+    fn open(&mut self, now: Timestamp, open: Open, out: &mut Outputs) {
+        let Open { token, group, .. } = open;
+        match self.try_open(now, open) {
+            // Told when it is durable.
+            Ok(true) => {}
+            Ok(false) => out.replies.push(Reply::Opened { token, group }),
+            Err(error) => out.replies.push(Reply::Failed { token, group, error }),
+        }
+    }
+
+    /// Whether a replica began; it is here already otherwise.
+    fn try_open(&mut self, now: Timestamp, open: Open) -> Result<bool, RequestError> {
+        let (group, token) = (open.group, open.token);
+        let at = self.position(group);
+        if let Some(Member::Left(tombstone)) = at.map(|at| &self.members[at])
+            && tombstone.is_of_removed_group()
+        {
+            return Err(RequestError::GroupRemoved);
+        }
+        if group == GroupId(0) || !are_first_members(&open.members) {
+            let what = "a group has a number above 0, and 1 to 256 different members";
+            return Err(RequestError::Invalid { what });
+        }
+        if open.since == Index(0) && !open.members.is_member(self.config.node) {
+            return Err(RequestError::Invalid { what: "this node is not among the group's members" });
+        }
+        let state = match at.map(|at| &self.members[at]) {
+            None if self.groups.len() >= GROUPS_MAX => return Err(RequestError::busy(BusyReason::Groups)),
+            None => fresh(open),
+            Some(Member::Left(tombstone)) if tombstone.admits(open.since) => tombstone.reopen(fresh(open)),
+            Some(Member::Live(replica)) if replica.began_with(&open.members) => {
+                return if replica.is_opening() {
+                    Err(RequestError::busy(BusyReason::Groups))
+                } else {
+                    Ok(false)
+                };
+            }
+            Some(Member::Left(_) | Member::Live(_) | Member::Loading(_) | Member::Out(_)) => {
+                return Err(RequestError::GroupExists);
+            }
+        };
+        let mut member = start(&self.config, state, now);
+        if let Member::Live(replica) = &mut member {
+            replica.handle_opening(token, at.is_some());
+        }
+        let at = match at {
+            Some(at) => {
+                self.members[at] = member;
+                at
+            }
+            None => {
+                let at = self.members.len();
+                self.positions.insert(group, at);
+                self.groups.push(group);
+                self.members.push(member);
+                self.is_listed.push(false);
+                self.is_awake.push(false);
+                self.alarm_of.push(None);
+                at
+            }
+        };
+        self.have_members_changed = true;
+        self.rouse(now, at);
+        self.list(at);
+        Ok(true)
     }
 
     fn handle_persisted(&mut self, now: Timestamp, seq: FlushSeq, out: &mut Outputs) {
@@ -354,7 +455,7 @@ impl Shard {
                 self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());
             self.window_bytes -= replica.window_bytes();
         }
-        if !matches!(self.members[at], Member::Out(_)) {
+        if !matches!(self.members[at], Member::Out(_) | Member::Left(_)) {
             let LogDamage { first, last } = damage;
             self.quarantine(now, at, Inconsistent::Damaged { first, last }.to_string(), out);
         }
@@ -406,7 +507,8 @@ impl Shard {
         for at in dirty.drain(..) {
             self.is_listed[at] = false;
             match &mut self.members[at] {
-                Member::Live(_) => self.call(now, at, out, |replica, turn| replica.handle_turn(turn)),
+                Member::Live(_) => self.handle_group_turn(now, at, out),
+                Member::Left(_) => {}
                 Member::Loading(loading) => {
                     let fetch = loading.take_fetch(&mut self.next_fetch, self.config.window_bytes_max);
                     out.fetches.extend(fetch);
@@ -422,6 +524,25 @@ impl Shard {
         self.dirty = dirty;
         self.number_flush(now, out);
         self.evict();
+    }
+
+    fn handle_group_turn(&mut self, now: Timestamp, at: usize, out: &mut Outputs) {
+        let mut left = None;
+        self.call(now, at, out, |replica, turn| {
+            left = replica.take_leave(turn);
+            if left.is_none() {
+                replica.handle_turn(turn);
+            }
+        });
+        let (Some(tombstone), Member::Live(replica)) = (left, &self.members[at]) else { return };
+        self.window_bytes -= replica.window_bytes();
+        let seq = FlushSeq(self.last_seq.0 + 1);
+        let append = out.append.get_or_insert_with(|| Append { seq, groups: Vec::new() });
+        append.groups.push(tombstone.append());
+        self.members[at] = Member::Left(Box::new(tombstone));
+        self.have_members_changed = true;
+        // Whoever has not heard of it has to look anew.
+        self.liveness.withdraw(now);
     }
 
     /// Ticks that are due. After a pause only a few are made up for: messages that waited through
@@ -543,7 +664,11 @@ impl Shard {
             return self.quarantine(now, at, reason, out);
         }
         let (is_dirty, is_awake) = (replica.is_dirty(), !replica.is_quiet());
-        self.have_members_changed |= replica.take_members_changed();
+        if replica.take_members_changed() {
+            self.have_members_changed = true;
+            // One that is no member any more, and missed it, must not rest on what it agreed to.
+            self.liveness.withdraw(now);
+        }
         self.snapshots_open = open_others.after(SnapshotsOpen::default(), replica.snapshots_open());
         self.window_bytes = self.window_bytes + replica.window_bytes() - bytes_before;
         if is_dirty {
@@ -559,7 +684,7 @@ impl Shard {
         self.liveness.withdraw(now);
         // A replica that has just panicked may panic again.
         let status = catch_unwind(AssertUnwindSafe(|| self.members[at].status()));
-        let status = status.unwrap_or_else(|_| unknown_status(group));
+        let status = status.ok().flatten().unwrap_or_else(|| unknown_status(group));
         let member = std::mem::replace(&mut self.members[at], taken_out(status, reason));
         if let Member::Live(mut replica) = member {
             replica.fail_all(&RequestError::Quarantined, &mut out.replies);
@@ -584,15 +709,16 @@ impl Member {
     fn live(&self) -> Option<&Replica> {
         match self {
             Member::Live(replica) => Some(replica),
-            Member::Loading(_) | Member::Out(_) => None,
+            Member::Loading(_) | Member::Out(_) | Member::Left(_) => None,
         }
     }
 
-    fn status(&self) -> GroupStatus {
+    fn status(&self) -> Option<GroupStatus> {
         match self {
-            Member::Live(replica) => replica.status(),
-            Member::Loading(loading) => loading.status(),
-            Member::Out(quarantined) => quarantined.status.clone(),
+            Member::Live(replica) => Some(replica.status()),
+            Member::Loading(loading) => Some(loading.status()),
+            Member::Out(quarantined) => Some(quarantined.status.clone()),
+            Member::Left(_) => None,
         }
     }
 }
@@ -635,9 +761,17 @@ impl Said {
     }
 }
 
+fn fresh(open: Open) -> GroupState {
+    let Open { group, members, has_state_machine, retention, .. } = open;
+    GroupState { retention, ..GroupState::fresh(group, members, has_state_machine) }
+}
+
 fn start(config: &ShardConfig, mut state: GroupState, now: Timestamp) -> Member {
     if mutants::is(Mutant::HardStateForgotten) {
         state.hard_state = HardState { commit: state.hard_state.commit, ..HardState::default() };
+    }
+    if let Some(tombstone) = Tombstone::find(&state) {
+        return Member::Left(Box::new(tombstone));
     }
     match Loading::new(state) {
         Ok(loading) => Member::Loading(Box::new(loading)),
@@ -702,6 +836,8 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Command { token, group, .. }
         | Input::ChangeMembers { token, group, .. }
         | Input::TransferLeader { token, group, .. }
+        | Input::RemoveGroup { token, group, .. }
+        | Input::Open(Open { token, group, .. })
         | Input::StepDown { token, group } => (token, group),
         Input::EndTurn
         | Input::Wall(_)

@@ -10,9 +10,7 @@ use crate::ids::{Index, NodeId, Offset, Term};
 use crate::io::{
     ConfState, EntryKind, LogEntry, MessageKind, PeerMessage, Snapshot, SnapshotBody, SnapshotHead,
 };
-
-/// Members that a snapshot can name.
-pub(crate) const MEMBERS_MAX: usize = 256;
+use crate::members::MEMBERS_MAX;
 
 const OFFER_BYTES: usize = 24;
 const CHUNK_BYTES: usize = 12;

@@ -11,10 +11,11 @@ mod snapshot;
 
 use crate::batch::{Batch, BatchError};
 use crate::group_command::{GroupCommandError, GroupCommands};
-use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp};
-use crate::io::{CONTEXT_BYTES_MAX, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
+use crate::ids::{Index, NodeId, Offset, Term, Timestamp};
+use crate::io::{CONTEXT_BYTES_MAX, ConfState, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
 use crate::lease::{ROUND_BYTES, Stamp};
-use crate::members;
+use crate::members::{self, decode_members};
+use crate::tombstone::{REMOVED, are_first_members};
 
 /// Highest term or index accepted from a peer, so that adding to one cannot overflow.
 const NUMBER_MAX: u64 = 1 << 56;
@@ -29,12 +30,6 @@ pub(crate) const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum Refusal {
-    /// The group is not on this shard.
-    #[error("group {group} is not on this shard: check the placement of sender and receiver")]
-    UnknownGroup {
-        /// The group named.
-        group: GroupId,
-    },
     /// The sender is nobody, or this node itself.
     #[error("the sender {from} cannot be a peer of this node")]
     Sender {
@@ -232,6 +227,9 @@ pub enum Refusal {
     /// A beat with more than its two numbers, or of a group.
     #[error("a beat is of no group, and has two numbers")]
     Beat,
+    /// An invitation that names no members, or such as no group begins with.
+    #[error("the invitation to the group is malformed")]
+    Invite,
     /// What it says of a snapshot cannot be.
     #[error("it says of a snapshot at index {index} what cannot be")]
     Snapshot {
@@ -300,25 +298,41 @@ pub(crate) fn check(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), R
         MessageKind::SnapshotChunk => snapshot::check_chunk(view, message),
         MessageKind::SnapshotAck => snapshot::check_ack(message),
         MessageKind::Beat => Err(Refusal::Beat),
+        MessageKind::Invite => first_members(message).map(|_| ()),
+        MessageKind::Gone => check_gone(message),
+        MessageKind::MayLeave => Ok(()),
     }
 }
 
+/// The members that an invitation to a group names that is not here.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub(crate) fn check_invite(node: NodeId, message: &PeerMessage) -> Result<ConfState, Refusal> {
+    check_address(node, message)?;
+    let members = first_members(message)?;
+    let is_for_us = message.index > Index(0) || members.is_member(node);
+    if is_for_us && message.group.0 != 0 { Ok(members) } else { Err(Refusal::Invite) }
+}
+
+/// The place is one of the sender's log, or stands for the removal of the group.
+fn check_gone(message: &PeerMessage) -> Result<(), Refusal> {
+    if (message.index, message.log_term.0) == (REMOVED, REMOVED.0) {
+        return Ok(());
+    }
+    check_position(message.index, message.log_term, message.term)
+}
+
+fn first_members(message: &PeerMessage) -> Result<ConfState, Refusal> {
+    let members = match &message.entries[..] {
+        [entry] => decode_members(&entry.data).filter(are_first_members),
+        _ => None,
+    };
+    members.ok_or(Refusal::Invite)
+}
+
 fn check_envelope(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refusal> {
-    if message.from.0 == 0 || message.from == view.node {
-        return Err(Refusal::Sender { from: message.from });
-    }
-    if message.to != view.node {
-        return Err(Refusal::Receiver { to: message.to });
-    }
-    // Term 0 marks raft-rs' local messages, which skip its term check; only a forwarded read has it.
-    let has_term = message.kind != MessageKind::ReadIndex;
-    if (message.term.0 != 0) != has_term || message.term.0 > NUMBER_MAX {
-        return Err(Refusal::Term { kind: message.kind, term: message.term });
-    }
-    let indexes = [message.index, message.commit, message.reject_hint];
-    if let Some(index) = indexes.into_iter().find(|index| index.0 > NUMBER_MAX) {
-        return Err(Refusal::IndexRange { index });
-    }
+    check_address(view.node, message)?;
     if message.context.len() > CONTEXT_BYTES_MAX {
         return Err(Refusal::Context { bytes: message.context.len() });
     }
@@ -329,12 +343,35 @@ fn check_envelope(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Ref
             | MessageKind::ReadIndexResponse
             | MessageKind::Snapshot
             | MessageKind::SnapshotChunk
+            | MessageKind::Invite
     );
     if !message.entries.is_empty() && !may_have_entries {
         return Err(Refusal::Entries { kind: message.kind, count: message.entries.len() });
     }
     if message.request_snapshot.0 != 0 {
         return Err(Refusal::SnapshotRequest);
+    }
+    Ok(())
+}
+
+/// Who says it to whom, in which term, and of which places.
+fn check_address(node: NodeId, message: &PeerMessage) -> Result<(), Refusal> {
+    if message.from.0 == 0 || message.from == node {
+        return Err(Refusal::Sender { from: message.from });
+    }
+    if message.to != node {
+        return Err(Refusal::Receiver { to: message.to });
+    }
+    // Term 0 marks raft-rs' local messages, which skip its term check; of those for it only a forwarded read
+    // has it.
+    let has_term =
+        !matches!(message.kind, MessageKind::ReadIndex | MessageKind::Invite | MessageKind::MayLeave);
+    if (message.term.0 != 0) != has_term || message.term.0 > NUMBER_MAX {
+        return Err(Refusal::Term { kind: message.kind, term: message.term });
+    }
+    let indexes = [message.index, message.commit, message.reject_hint];
+    if let Some(index) = indexes.into_iter().find(|index| index.0 > NUMBER_MAX) {
+        return Err(Refusal::IndexRange { index });
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 mod readers;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,8 +14,8 @@ use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
     AnswerOn, Append, Apply, BusyReason, ConfState, Consistency, CursorName, Event, Fetch, FlushSeq,
-    Freshness, GroupCommand, GroupId, Input, MessageKind, NodeId, Outputs, Propose, Reply, RequestError,
-    Role, Shard, ShardId, SnapshotStep, Timestamp, Token, WallTime,
+    Freshness, GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs,
+    Propose, Reply, RequestError, Retention, Role, Shard, ShardId, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -28,7 +28,7 @@ use crate::lines::{
 use crate::machines::Machines;
 use crate::outbox::{FRAME_BYTES_TARGET, Outbox};
 use crate::snapshots::Snapshots;
-use crate::state_machine::Machine;
+use crate::state_machine::MachineFactory;
 use crate::stats::ShardCounters;
 use crate::tails::Tails;
 
@@ -83,8 +83,10 @@ pub struct DriverParts {
     pub findings: Consumer<Finding>,
     /// Its snapshots.
     pub snapshots: Snapshots,
-    /// The state machines, by group.
-    pub machines: BTreeMap<GroupId, Box<dyn Machine>>,
+    /// Makes the state machines.
+    pub machines: Arc<MachineFactory>,
+    /// How long records are kept in groups that begin here; for ever in those that are not named.
+    pub retention: Vec<(GroupId, Retention)>,
     /// What is counted.
     pub counters: Arc<ShardCounters>,
     /// Called once when a write has failed.
@@ -145,6 +147,8 @@ pub struct Driver {
     fetches_waiting: VecDeque<Fetch>,
     /// Inputs that the driver itself makes: applied indexes.
     loopback: Vec<Input>,
+    /// Replicas that others want here, for the next turn.
+    invites: Vec<Invite>,
     wall: WallTime,
     hand_over: Option<oneshot::Sender<()>>,
     is_stopping: bool,
@@ -155,9 +159,11 @@ pub struct Driver {
 impl Driver {
     /// A driver before its first turn.
     #[must_use]
-    pub fn new(mut parts: DriverParts) -> Driver {
+    pub fn new(parts: DriverParts) -> Driver {
+        let mut machines = Machines::new(parts.machines.clone());
+        parts.shard.statuses().for_each(|status| machines.open(status.group));
         Driver {
-            machines: Machines::new(std::mem::take(&mut parts.machines)),
+            machines,
             now: Timestamp(0),
             outputs: Outputs::default(),
             outbox: Outbox::new(parts.shard_id),
@@ -166,6 +172,7 @@ impl Driver {
             persisted: FlushSeq(0),
             fetches_waiting: VecDeque::new(),
             loopback: Vec::new(),
+            invites: Vec::new(),
             wall: WallTime(0),
             hand_over: None,
             is_stopping: false,
@@ -195,6 +202,9 @@ impl Driver {
         let mut loopback = std::mem::take(&mut self.loopback);
         loopback.drain(..).for_each(|input| self.step(input));
         self.loopback = loopback;
+        for Invite { group, members, since } in std::mem::take(&mut self.invites) {
+            self.open_group(NOBODY, group, members, since);
+        }
         self.take_from_bridge(&clock);
         self.take_commands();
         self.look(&clock);
@@ -361,9 +371,10 @@ impl Driver {
         let token = Token { origin: connection, request: request.request };
         let is_allowed = match request.body {
             ClientBody::Append { .. } => rights.append,
-            ClientBody::Command(GroupCommand::Trim { .. }) | ClientBody::ChangeMembers { .. } => {
-                rights.manage
-            }
+            ClientBody::Command(GroupCommand::Trim { .. })
+            | ClientBody::ChangeMembers { .. }
+            | ClientBody::CreateGroup { .. }
+            | ClientBody::RemoveGroup => rights.manage,
             // A consumer that may read may say how far it has read.
             ClientBody::Command(_)
             | ClientBody::Query { .. }
@@ -401,6 +412,11 @@ impl Driver {
                 self.open.queries.insert(token, Question::Machine(query));
                 self.step(Input::Read { token, group, consistency, may_forward, deadline });
             }
+            ClientBody::CreateGroup { voters } => {
+                let members = ConfState { voters, ..ConfState::default() };
+                self.open_group(token, group, members, Index(0));
+            }
+            ClientBody::RemoveGroup => self.step(Input::RemoveGroup { token, group, deadline }),
             ClientBody::ChangeMembers { changes } => {
                 self.step(Input::ChangeMembers { token, group, changes, deadline });
             }
@@ -412,6 +428,17 @@ impl Driver {
                 self.answer(token, group, body);
             }
             body => self.handle_reader(token, group, deadline, body),
+        }
+    }
+
+    /// A replica is to begin here: its state machine is there before anything can be applied.
+    fn open_group(&mut self, token: Token, group: GroupId, members: ConfState, since: Index) {
+        let has_state_machine = self.machines.has_one(group);
+        let mut kept = self.parts.retention.iter().filter(|(of, _)| *of == group);
+        let retention = kept.next().map(|(_, retention)| *retention).unwrap_or_default();
+        self.step(Input::Open(OpenGroup { token, group, members, since, has_state_machine, retention }));
+        if self.parts.shard.status(group).is_some() {
+            self.machines.open(group);
         }
     }
 
@@ -463,6 +490,7 @@ impl Driver {
             let after = send.after.filter(|seq| *seq > self.persisted);
             self.outbox.push(send.message, after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates)));
         }
+        self.invites.append(&mut outputs.invites);
         for fetch in outputs.fetches.drain(..) {
             if let Err(fetch) = self.parts.fetches.push(fetch) {
                 self.fetches_waiting.push_back(fetch);
@@ -543,6 +571,9 @@ impl Driver {
             }
             Reply::NotTransferred { token, error, .. } => {
                 self.answer_leadership(token, Err(error.into()));
+            }
+            Reply::Opened { token, group } | Reply::Removed { token, group } => {
+                self.answer(token, group, ReplyBody::Done);
             }
             Reply::MembersChanged { token, group, index, members } => {
                 self.answer(token, group, ReplyBody::MembersChanged { index, members });
@@ -632,6 +663,10 @@ impl Driver {
                 let ConfState { voters, learners, voters_outgoing, .. } = &*members;
                 tracing::info!(%group, %index, ?voters, ?learners, ?voters_outgoing, "members changed");
             }
+            Event::ReplicaLeft { group, since } => {
+                self.machines.close(group);
+                tracing::info!(%group, %since, "the replica on this node is gone, with what it stored");
+            }
             Event::Quarantined { group, reason } => {
                 ShardCounters::add(&counters.groups_quarantined, 1);
                 tracing::error!(%group, reason, "group quarantined on this node; the others go on");
@@ -669,6 +704,7 @@ impl Driver {
     #[must_use]
     pub fn has_input(&self) -> bool {
         !self.loopback.is_empty()
+            || !self.invites.is_empty()
             || !self.outputs.is_empty()
             || !self.parts.written.is_empty()
             || !self.parts.fetched.is_empty()

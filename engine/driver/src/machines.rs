@@ -2,24 +2,48 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::{AnswerOn, Apply, GroupId, RequestError};
 use iroh_raft_netbridge::wire::ReplyBody;
 
-use crate::state_machine::{ApplyContext, Machine, Restore, RestoreError, SnapshotView};
+use crate::state_machine::{ApplyContext, Machine, MachineFactory, Restore, RestoreError, SnapshotView};
 
 /// Largest block of responses: lengths in it have 32 bits.
 const BLOCK_BYTES_MAX: usize = 1 << 30;
 /// Bytes of the length in front of each response.
 const LENGTH_BYTES: usize = 4;
 
-/// By group; `None` after a panic: what it would apply to is no longer known.
-pub(crate) struct Machines(BTreeMap<GroupId, Option<Box<dyn Machine>>>);
+/// Those of a shard, and what makes them.
+pub(crate) struct Machines {
+    factory: Arc<MachineFactory>,
+    /// By group; `None` after a panic: what it would apply to is no longer known.
+    machines: BTreeMap<GroupId, Option<Box<dyn Machine>>>,
+}
 
 impl Machines {
-    pub(crate) fn new(machines: BTreeMap<GroupId, Box<dyn Machine>>) -> Machines {
-        Machines(machines.into_iter().map(|(group, machine)| (group, Some(machine))).collect())
+    pub(crate) fn new(factory: Arc<MachineFactory>) -> Machines {
+        Machines { factory, machines: BTreeMap::new() }
+    }
+
+    /// Whether a group has a state machine.
+    pub(crate) fn has_one(&self, group: GroupId) -> bool {
+        (self.factory)(group).is_some()
+    }
+
+    /// A replica of the group is here: it has a machine in its first state, unless it has one already.
+    pub(crate) fn open(&mut self, group: GroupId) {
+        if !self.machines.contains_key(&group)
+            && let Some(machine) = (self.factory)(group)
+        {
+            self.machines.insert(group, Some(machine));
+        }
+    }
+
+    /// The group's replica is gone.
+    pub(crate) fn close(&mut self, group: GroupId) {
+        self.machines.remove(&group);
     }
 
     /// Whether records may enter the log of a group of this shard.
@@ -29,7 +53,7 @@ impl Machines {
         block: &RecordBlock,
         answer: AnswerOn,
     ) -> Result<(), RequestError> {
-        let machine = match self.0.get(&group) {
+        let machine = match self.machines.get(&group) {
             Some(Some(machine)) => machine,
             Some(None) => return Err(RequestError::Quarantined),
             None if answer == AnswerOn::Apply => {
@@ -47,7 +71,7 @@ impl Machines {
     /// Asks the state machine of a group of this shard.
     pub(crate) fn query(&self, group: GroupId, query: &[u8]) -> Result<Vec<u8>, RequestError> {
         let invalid = |what| Err(RequestError::Invalid { what });
-        match self.0.get(&group) {
+        match self.machines.get(&group) {
             Some(Some(machine)) => match catch_unwind(AssertUnwindSafe(|| machine.query(query))) {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(_)) => invalid("not a query of the state machine"),
@@ -60,18 +84,18 @@ impl Machines {
 
     /// The frozen state of a group's machine; `None` if it makes none.
     pub(crate) fn freeze(&self, group: GroupId) -> Option<Box<dyn SnapshotView>> {
-        let machine = self.0.get(&group)?.as_ref()?;
+        let machine = self.machines.get(&group)?.as_ref()?;
         // Nothing of it has changed.
         catch_unwind(AssertUnwindSafe(|| machine.snapshot())).ok().flatten()
     }
 
     /// A step of putting a group's machine where a snapshot says.
     pub(crate) fn restore(&mut self, group: GroupId, step: Restore<'_>) -> Result<(), RestoreError> {
-        let Some(Some(machine)) = self.0.get_mut(&group) else {
+        let Some(Some(machine)) = self.machines.get_mut(&group) else {
             return Err(RestoreError { problem: "the state machine was taken out" });
         };
         catch_unwind(AssertUnwindSafe(|| machine.restore(step))).unwrap_or_else(|_| {
-            self.0.insert(group, None);
+            self.machines.insert(group, None);
             Err(RestoreError { problem: "the state machine panicked over it" })
         })
     }
@@ -81,7 +105,7 @@ impl Machines {
         // The commands are in the log: a retry would put them in twice, so their outcome is unknown, not
         // refused.
         let unknown = || ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None });
-        let Some(Some(machine)) = self.0.get_mut(&apply.group) else {
+        let Some(Some(machine)) = self.machines.get_mut(&apply.group) else {
             return apply.waiters.iter().map(|_| unknown()).collect();
         };
         let machine = machine.as_mut();
@@ -89,7 +113,7 @@ impl Machines {
         let Ok(responses) = catch_unwind(AssertUnwindSafe(|| responses_of(apply, machine))) else {
             let upto = apply.entries.last().map(|entry| entry.index.0);
             tracing::error!(group = %apply.group, ?upto, "the state machine panicked: it is taken out on this node");
-            self.0.insert(apply.group, None);
+            self.machines.insert(apply.group, None);
             return apply.waiters.iter().map(|_| unknown()).collect();
         };
         let answer = |(responses, waiter): (&Vec<Vec<u8>>, &iroh_raft_core::Waiter)| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use iroh_raft_core::{BootEpoch, ClusterId, NodeId};
 
 use crate::allow::{ClientGrant, PeerAddress};
-use crate::identity::Identity;
+use crate::identity::{EndpointId, Identity};
 use crate::wire::FrameLimits;
 
 /// What a bridge needs to know.
@@ -22,6 +22,8 @@ pub struct BridgeConfig {
     pub identity: Identity,
     /// The other nodes. Their keys, and no others, may speak `iroh-raft/0`.
     pub peers: Vec<PeerAddress>,
+    /// Nodes that were removed, with their keys: neither comes back, whatever `peers` says.
+    pub removed: Vec<(NodeId, EndpointId)>,
     /// The clients. Their keys, and no others, may speak `iroh-raft-client/0`.
     pub clients: Vec<ClientGrant>,
     /// Shards of this node, at least 1: one port each. All nodes have the same number.

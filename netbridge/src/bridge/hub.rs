@@ -15,11 +15,11 @@ use futures_util::FutureExt;
 use iroh::Endpoint;
 use iroh::endpoint::{Connection, Incoming, Side, VarInt};
 use iroh_raft_core::{NodeId, ShardId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{BridgeConfig, BridgeError, Counters, Fatal, PeerEpochs, Stop};
-use crate::allow::AllowList;
+use crate::allow::{AllowList, PeerAddress};
 use crate::client_server::{self, ClientLink};
 use crate::close::{CloseCode, refusal_close};
 use crate::endpoint::{self, ALPN_CLIENT, ALPN_PEER, Admission, BindFailure};
@@ -43,17 +43,20 @@ pub(super) struct Seed {
     pub(super) counters: Arc<Counters>,
     pub(super) stop: Arc<Stop>,
     pub(super) fatal: Arc<Fatal>,
+    pub(super) allow: Arc<Mutex<AllowList>>,
+    /// Rung when the peers in the allow-list have changed.
+    pub(super) changed: Arc<Notify>,
 }
 
-/// What the tasks of the bridge share. All of them run on the bridge thread: its locks are never
-/// contended, and never held across an await.
+/// What the tasks of the bridge share. All of them run on the bridge thread: its locks are hardly
+/// ever contended, and never held across an await.
 pub(crate) struct Hub {
     pub(crate) config: BridgeConfig,
-    pub(crate) allow: Arc<AllowList>,
+    allow: Arc<Mutex<AllowList>>,
     pub(crate) endpoint: Endpoint,
     pub(crate) counters: Arc<Counters>,
     ports: Vec<Producer<ToShard>>,
-    peers: HashMap<NodeId, Arc<Peer>>,
+    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     clients: Mutex<HashMap<u64, Arc<ClientLink>>>,
     connection_last: AtomicU64,
     epochs: Mutex<Box<dyn PeerEpochs + Send>>,
@@ -85,7 +88,7 @@ pub(super) fn run_thread(seed: Seed, started: &SyncSender<Result<SocketAddr, Bri
 }
 
 async fn run(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) {
-    let (hub, consumers, doorbell) = match open(seed).await {
+    let (hub, consumers, doorbell, changed) = match open(seed).await {
         Ok(opened) => opened,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -96,17 +99,15 @@ async fn run(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) 
     let _ = started.send(Ok(addr));
     tracing::info!(node = %hub.config.node, %addr, id = %hub.endpoint.id(), "bridge listens");
     hub.spawn("accept loop", accept(hub.clone()));
-    for peer in hub.peers.values() {
-        hub.spawn("dialer", peer::keep_connected(hub.clone(), peer.clone()));
-    }
+    hub.spawn("keeper of peers", keep_peers(hub.clone(), changed));
     route(&hub, &consumers, &doorbell).await;
     close(&hub).await;
 }
 
-async fn open(seed: Seed) -> Result<(Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Doorbell>), BridgeError> {
-    let Seed { config, ports, doorbell, epochs, counters, stop, fatal } = seed;
-    let own = (config.node, config.identity.endpoint_id());
-    let allow = Arc::new(AllowList::new(own, &config.peers, &config.clients)?);
+type Opened = (Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Doorbell>, Arc<Notify>);
+
+async fn open(seed: Seed) -> Result<Opened, BridgeError> {
+    let Seed { config, ports, doorbell, epochs, counters, stop, fatal, allow, changed } = seed;
     let limits = &config.limits;
     let gate = Gate { allow: allow.clone(), counters: counters.clone() };
     let alpns = [ALPN_PEER, ALPN_CLIENT];
@@ -117,7 +118,6 @@ async fn open(seed: Seed) -> Result<(Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Door
                 BindFailure::InUse => BridgeError::AddressInUse { addr: config.bind },
                 BindFailure::Other(reason) => BridgeError::Bind { addr: config.bind, reason },
             })?;
-    let peers = config.peers.iter().map(|peer| (peer.node, Arc::new(Peer::new(*peer, &config)))).collect();
     let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
     let (producers, consumers) = ports.into_iter().map(|port| (port.to_shard, port.from_shard)).unzip();
     let hub = Hub {
@@ -126,7 +126,7 @@ async fn open(seed: Seed) -> Result<(Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Door
         endpoint,
         counters,
         ports: producers,
-        peers,
+        peers: Mutex::default(),
         clients: Mutex::default(),
         connection_last: AtomicU64::new(0),
         epochs: Mutex::new(epochs),
@@ -134,13 +134,34 @@ async fn open(seed: Seed) -> Result<(Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Door
         stop,
         fatal,
     };
-    Ok((Arc::new(hub), consumers, doorbell))
+    Ok((Arc::new(hub), consumers, doorbell, changed))
+}
+
+/// Has a dialer for each peer in the allow-list, and none for anybody else.
+async fn keep_peers(hub: Arc<Hub>, changed: Arc<Notify>) {
+    loop {
+        let wanted: HashMap<NodeId, PeerAddress> =
+            hub.allow().peers().map(|peer| (peer.node, *peer)).collect();
+        let is_wanted = |peer: &Peer| wanted.get(&peer.address().node) == Some(peer.address());
+        for peer in hub.all_peers().into_iter().filter(|peer| !is_wanted(peer)) {
+            let node = peer.address().node;
+            hub.peers().remove(&node);
+            peer.end();
+            hub.tell_unreachable(node);
+        }
+        for address in wanted.values().filter(|address| hub.peer(address.node).is_none()) {
+            let peer = Arc::new(Peer::new(*address, &hub.config));
+            hub.peers().insert(address.node, peer.clone());
+            hub.spawn("dialer", peer::keep_connected(hub.clone(), peer));
+        }
+        changed.notified().await;
+    }
 }
 
 /// The allow-list, asked right after the TLS handshake.
 #[derive(Debug)]
 struct Gate {
-    allow: Arc<AllowList>,
+    allow: Arc<Mutex<AllowList>>,
     counters: Arc<Counters>,
 }
 
@@ -150,10 +171,13 @@ impl Admission for Gate {
             return Ok(());
         }
         let remote = connection.remote_id();
-        let is_known = match connection.alpn() {
-            ALPN_PEER => self.allow.peer(&remote).is_some(),
-            ALPN_CLIENT => self.allow.client(&remote).is_some(),
-            _ => false,
+        let is_known = {
+            let allow = self.allow.lock().unwrap_or_else(PoisonError::into_inner);
+            match connection.alpn() {
+                ALPN_PEER => allow.peer(&remote).is_some(),
+                ALPN_CLIENT => allow.client(&remote).is_some(),
+                _ => false,
+            }
         };
         if is_known {
             return Ok(());
@@ -249,7 +273,7 @@ async fn close(hub: &Hub) {
         let _ = timeout_at(deadline, client.connection().closed()).await;
         CloseCode::ShuttingDown.close(client.connection(), "the node shuts down");
     }
-    for peer in hub.peers.values() {
+    for peer in hub.all_peers() {
         peer.close(CloseCode::ShuttingDown, "the node shuts down");
     }
     if timeout(CLOSE_DEADLINE, hub.endpoint.close()).await.is_err() {
@@ -310,8 +334,21 @@ impl Hub {
         }
     }
 
-    pub(crate) fn peer(&self, node: NodeId) -> Option<&Arc<Peer>> {
-        self.peers.get(&node)
+    /// Who may connect.
+    pub(crate) fn allow(&self) -> MutexGuard<'_, AllowList> {
+        self.allow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Peer>>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all_peers(&self) -> Vec<Arc<Peer>> {
+        self.peers().values().cloned().collect()
+    }
+
+    pub(crate) fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {
+        self.peers().get(&node).cloned()
     }
 
     pub(crate) fn epochs(&self) -> MutexGuard<'_, Box<dyn PeerEpochs + Send>> {
@@ -329,7 +366,7 @@ impl Hub {
 
     fn route(&self, item: ToBridge) {
         match item {
-            ToBridge::Peer { to, lane, frame } => match self.peers.get(&to) {
+            ToBridge::Peer { to, lane, frame } => match self.peer(to) {
                 Some(peer) => peer.send(self, lane, frame),
                 None => self.counters.dropped_unknown_node.add(1),
             },

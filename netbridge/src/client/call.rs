@@ -60,6 +60,7 @@ pub(super) enum Outcome {
     /// Where a cursor stands, or where the kept records begin.
     Offset(Option<Offset>),
     Granted,
+    Done,
 }
 
 /// Ends of appends, gathered until somebody takes them. Bounded by what may be in flight, as an
@@ -267,7 +268,7 @@ impl Work {
     /// Whether doing it twice differs from doing it once.
     pub(super) fn is_write(&self) -> bool {
         let is_change = match &self.ask {
-            Ask::Sealed(ClientBody::ChangeMembers { .. }) => true,
+            Ask::Sealed(ClientBody::ChangeMembers { .. } | ClientBody::RemoveGroup) => true,
             Ask::Sealed(ClientBody::Command(command)) => !command.is_repeatable(),
             _ => false,
         };
@@ -370,6 +371,9 @@ impl Work {
             }
             (ClientBody::ChangeMembers { .. }, ReplyBody::MembersChanged { members, .. }) => {
                 Box::new([Outcome::Members(members)].into_iter())
+            }
+            (ClientBody::CreateGroup { .. } | ClientBody::RemoveGroup, ReplyBody::Done) => {
+                Box::new([Outcome::Done].into_iter())
             }
             (ClientBody::Status, ReplyBody::Status(status)) if status.group == self.group => {
                 Box::new([Outcome::Status(status)].into_iter())

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::group_command::{decode_command, encode_command};
 use iroh_raft_core::{
-    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, MemberChange, Offset, ShardId, WallTime,
+    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, MemberChange, NodeId, Offset, ShardId, WallTime,
 };
 use rkyv::{Archive, Serialize};
 
@@ -90,6 +90,13 @@ pub enum ClientBody {
     },
     /// Who leads, how far is it.
     Status,
+    /// Begin a group that has never been, on one of its voters; the others hear of it. Answered by `Done`.
+    CreateGroup {
+        /// Its voters.
+        voters: Vec<NodeId>,
+    },
+    /// Remove the group for good, everywhere. Answered by `Done`.
+    RemoveGroup,
     /// Change the members of the group, in one step. Answered by `MembersChanged`.
     ChangeMembers {
         /// What is to change.
@@ -112,7 +119,7 @@ struct RequestDescriptor {
     deadline_ms: u32,
     /// Append: number of records. ReadRecords: bytes at most. Tail: bytes granted.
     number: u32,
-    /// Append, Query, ChangeMembers, Tail, GrantTail, Command, FetchCursor: bytes of payload. ReadRecords: records
+    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor: bytes of payload. ReadRecords: records
     /// at most, 0 for no bound.
     bytes: u32,
     kind: u8,
@@ -132,6 +139,8 @@ const END_TAIL: u8 = 8;
 const FIND: u8 = 9;
 const COMMAND: u8 = 10;
 const FETCH_CURSOR: u8 = 11;
+const CREATE_GROUP: u8 = 12;
+const REMOVE_GROUP: u8 = 13;
 
 const LOCAL: u8 = 0;
 const LINEARIZABLE: u8 = 1;
@@ -288,6 +297,11 @@ fn read(
             let changes = members::decode_changes(&payload.take(bytes)?)?;
             (ClientBody::ChangeMembers { changes }, from != 0 || number != 0 || option != 0)
         }
+        CREATE_GROUP => {
+            let voters = members::decode_nodes(&payload.take(bytes)?)?;
+            (ClientBody::CreateGroup { voters }, from != 0 || number != 0 || option != 0)
+        }
+        REMOVE_GROUP => (ClientBody::RemoveGroup, from != 0 || number != 0 || bytes != 0 || option != 0),
         number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
     };
     if unused || descriptor.reserved != [0; 2] {
@@ -391,6 +405,11 @@ impl RequestFrameBuilder {
                 descriptor.bytes = self.payload.push_slice(name.as_bytes());
             }
             ClientBody::Status => {}
+            ClientBody::CreateGroup { voters } => {
+                descriptor.kind = CREATE_GROUP;
+                descriptor.bytes = self.payload.push_slice(&members::encode_nodes(voters));
+            }
+            ClientBody::RemoveGroup => descriptor.kind = REMOVE_GROUP,
             ClientBody::ChangeMembers { changes } => {
                 descriptor.kind = CHANGE_MEMBERS;
                 descriptor.bytes = self.payload.push_slice(&members::encode_changes(changes));

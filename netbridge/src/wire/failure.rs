@@ -45,6 +45,8 @@ impl Failure<'static> {
             RequestError::Denied => plain(11),
             RequestError::ShuttingDown => plain(12),
             RequestError::Members { refusal } => of_refusal(refusal),
+            RequestError::GroupExists => plain(16),
+            RequestError::GroupRemoved => plain(17),
             RequestError::BeforeStart { from, start } => {
                 Failure { first: from.0, second: start.0, ..plain(14) }
             }
@@ -73,6 +75,8 @@ impl Failure<'_> {
             13 => RequestError::Members { refusal: self.refusal()? },
             14 => RequestError::BeforeStart { from: Offset(self.first), start: Offset(self.second) },
             15 => RequestError::CursorsFull { cursors_max: self.number },
+            16 => RequestError::GroupExists,
+            17 => RequestError::GroupRemoved,
             number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
         };
         let used = Failure::of(&error);
@@ -124,6 +128,7 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Space => 6,
         BusyReason::Members => 7,
         BusyReason::Commands => 8,
+        BusyReason::Groups => 9,
     }
 }
 
@@ -137,6 +142,7 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         6 => Ok(BusyReason::Space),
         7 => Ok(BusyReason::Members),
         8 => Ok(BusyReason::Commands),
+        9 => Ok(BusyReason::Groups),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

@@ -1,41 +1,27 @@
 //! Members of a group, and changes of them, as payload: counts, then nodes; little-endian.
 
-use iroh_raft_core::{ConfState, MemberChange, MemberRole, NodeId};
+use iroh_raft_core::{ConfState, MemberChange, MemberRole, NodeId, decode_members};
 
 use super::FrameError;
 
 const NODE_BYTES: usize = 8;
 const CHANGE_BYTES: usize = NODE_BYTES + 1;
 
-/// Four counts (voters, learners, outgoing voters, learners-to-be), then the nodes of each.
-pub(super) fn encode(members: &ConfState) -> Vec<u8> {
-    let lists = [&members.voters, &members.learners, &members.voters_outgoing, &members.learners_next];
-    let mut bytes = Vec::new();
-    for list in lists {
-        let count = u16::try_from(list.len()).expect("few members");
-        bytes.extend(count.to_le_bytes());
-    }
-    bytes.extend(lists.into_iter().flatten().flat_map(|node| node.0.to_le_bytes()));
-    bytes
+pub(super) fn decode(bytes: &[u8]) -> Result<ConfState, FrameError> {
+    decode_members(bytes).ok_or(FrameError::Count { what: "members" })
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<ConfState, FrameError> {
-    let wrong = || FrameError::Count { what: "members" };
-    let (counts, mut rest) = bytes.split_first_chunk::<8>().ok_or_else(wrong)?;
-    let (counts, _) = counts.as_chunks::<2>();
-    let mut counts = counts.iter().map(|count| usize::from(u16::from_le_bytes(*count)));
-    let mut list = || -> Result<Vec<NodeId>, FrameError> {
-        let count = counts.next().ok_or_else(wrong)?;
-        let (nodes, others) = rest.split_at_checked(count * NODE_BYTES).ok_or_else(wrong)?;
-        rest = others;
-        let (nodes, _) = nodes.as_chunks::<NODE_BYTES>();
-        Ok(nodes.iter().map(|node| NodeId(u64::from_le_bytes(*node))).collect())
-    };
-    let (voters, learners, voters_outgoing, learners_next) = (list()?, list()?, list()?, list()?);
+/// Nodes, one after the other.
+pub(super) fn encode_nodes(nodes: &[NodeId]) -> Vec<u8> {
+    nodes.iter().flat_map(|node| node.0.to_le_bytes()).collect()
+}
+
+pub(super) fn decode_nodes(bytes: &[u8]) -> Result<Vec<NodeId>, FrameError> {
+    let (nodes, rest) = bytes.as_chunks::<NODE_BYTES>();
     if !rest.is_empty() {
-        return Err(wrong());
+        return Err(FrameError::Count { what: "nodes" });
     }
-    Ok(ConfState { voters, learners, voters_outgoing, learners_next, auto_leave: false })
+    Ok(nodes.iter().map(|node| NodeId(u64::from_le_bytes(*node))).collect())
 }
 
 /// A node and what it is to become, each.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     ConfState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term,
+    encode_members,
 };
 use rkyv::{Archive, Serialize};
 
@@ -88,6 +89,8 @@ pub enum ReplyBody {
         /// The members now.
         members: Arc<ConfState>,
     },
+    /// It is done.
+    Done,
     /// How the replica stands. Its group is that of the reply.
     Status(GroupStatus),
     /// It failed. The text of [`RequestError::Invalid`] is cut at 120 bytes.
@@ -172,6 +175,7 @@ const FOUND: u8 = 8;
 const COMMAND_DONE: u8 = 9;
 const CURSOR: u8 = 10;
 const GRANTED: u8 = 11;
+const DONE: u8 = 12;
 
 /// No leader was heard since the replica started; no cursor.
 const NEVER: u64 = u64::MAX;
@@ -350,6 +354,10 @@ impl<'a> Walk<'a> {
                 let is_clean = [second, third] == [0; 2] && number == 0 && no_failure;
                 (ReplyBody::MembersChanged { index: Index(first), members }, is_clean)
             }
+            DONE => {
+                let is_clean = [first, second, third] == [0; 3] && number == 0 && bytes == 0 && no_failure;
+                (ReplyBody::Done, is_clean)
+            }
             number => return Err(FrameError::UnknownNumber { what: "kind of answer", number }),
         };
         Ok((body, !is_clean))
@@ -495,13 +503,14 @@ impl ReplyFrameBuilder {
                 descriptor.first = status.first.0;
                 assert_eq!(status.group, reply.group, "a status is of the group that was asked for");
                 self.descriptors.statuses.push(StatusDescriptor::of(&status));
-                descriptor.bytes = self.payload.push_slice(&members::encode(&status.members));
+                descriptor.bytes = self.payload.push_slice(&encode_members(&status.members));
             }
             ReplyBody::MembersChanged { index, members } => {
                 descriptor.kind = MEMBERS_CHANGED;
                 descriptor.first = index.0;
-                descriptor.bytes = self.payload.push_slice(&members::encode(&members));
+                descriptor.bytes = self.payload.push_slice(&encode_members(&members));
             }
+            ReplyBody::Done => descriptor.kind = DONE,
             ReplyBody::Failed(error) => {
                 let failure = Failure::of(&error);
                 descriptor.kind = FAILED;

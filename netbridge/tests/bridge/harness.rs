@@ -78,6 +78,7 @@ impl Member {
             bind: self.addr,
             identity: self.identity.clone(),
             peers: peers.iter().map(|peer| peer.address()).collect(),
+            removed: Vec::new(),
             clients: Vec::new(),
             shards: 1,
             boot_epoch: BootEpoch(1),

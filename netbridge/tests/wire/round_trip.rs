@@ -105,6 +105,8 @@ fn request() -> impl Strategy<Value = ClientRequest> {
         Just(ClientBody::FetchCursor { name: cursor_name() }),
         Just(ClientBody::Status),
         Just(ClientBody::ChangeMembers { changes: changes() }),
+        vec(any::<u64>().prop_map(NodeId), 0..5).prop_map(|voters| ClientBody::CreateGroup { voters }),
+        Just(ClientBody::RemoveGroup),
     ];
     (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(request, group, deadline_ms, body)| {
         ClientRequest { request, group: GroupId(group), deadline_ms, body }
@@ -143,6 +145,7 @@ fn reply() -> impl Strategy<Value = ClientReply> {
         Just(ReplyBody::Granted),
         prop::sample::select(roles().to_vec()).prop_map(|role| status(5, role)),
         number().prop_map(|index| ReplyBody::MembersChanged { index: Index(index), members: members() }),
+        Just(ReplyBody::Done),
         prop::sample::select(failures()).prop_map(ReplyBody::Failed),
     ];
     (number(), body).prop_map(|(request, body)| ClientReply { request, group: GroupId(5), body })

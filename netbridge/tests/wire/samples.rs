@@ -130,6 +130,8 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ClientBody::Command(_)
                     | ClientBody::FetchCursor { .. }
                     | ClientBody::Status
+                    | ClientBody::CreateGroup { .. }
+                    | ClientBody::RemoveGroup
                     | ClientBody::ChangeMembers { .. } => {}
                 }
             }
@@ -150,6 +152,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ReplyBody::Cursor(_)
                     | ReplyBody::Granted
                     | ReplyBody::Status(_)
+                    | ReplyBody::Done
                     | ReplyBody::MembersChanged { .. }
                     | ReplyBody::Failed(_) => {}
                 }
@@ -255,6 +258,8 @@ pub(crate) fn failures() -> Vec<RequestError> {
         RequestError::Fenced,
         RequestError::Denied,
         RequestError::ShuttingDown,
+        RequestError::GroupExists,
+        RequestError::GroupRemoved,
     ]
 }
 
@@ -321,6 +326,10 @@ fn trimmed_status(group: u64) -> ReplyBody {
 }
 
 /// Small frames of every kind, by name.
+/// Kinds of messages that are not in the frames of their lanes that are stored, but in frames of their own.
+const CAME_LATER: [MessageKind; 4] =
+    [MessageKind::Invite, MessageKind::Gone, MessageKind::MayLeave, MessageKind::Beat];
+
 pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     let batch = encode_batch(Offset(40), WallTime(1_700_000_000_000), [block()].iter());
     let mut append = message(MessageKind::Append, 5);
@@ -333,13 +342,14 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     let mut read_index = message(MessageKind::ReadIndex, 4);
     read_index.entries = vec![entry(0, EntryKind::Normal, Bytes::from_static(b"context"))];
     let on = |lane| {
-        // Beats came later, and are in a frame of their own.
-        let kinds = MessageKind::ALL.into_iter().zip(1..).filter(|(kind, _)| *kind != MessageKind::Beat);
+        let kinds = MessageKind::ALL.into_iter().zip(1..).filter(|(kind, _)| !CAME_LATER.contains(kind));
         let kinds = kinds.filter(move |(kind, _)| Lane::of(*kind) == lane);
         kinds.map(|(kind, group)| message(kind, group)).collect::<Vec<_>>()
     };
     let mut heartbeats = on(Lane::Heartbeat);
     heartbeats.extend([heartbeat(6), read_index]);
+    let leaving = [MessageKind::Invite, MessageKind::Gone, MessageKind::MayLeave];
+    let leaving = leaving.into_iter().zip(1..).map(|(kind, group)| message(kind, group)).collect();
     let mut appends = on(Lane::Append);
     appends.push(append);
     let request =
@@ -381,6 +391,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
         ("peer-beat", Content::Peer(Lane::Heartbeat, vec![message(MessageKind::Beat, 0), heartbeat(6)])),
         ("peer-append", Content::Peer(Lane::Append, appends)),
+        ("peer-leaving", Content::Peer(Lane::Append, leaving)),
         ("peer-snapshot", Content::Peer(Lane::Snapshot, vec![message(MessageKind::Snapshot, 12)])),
         ("peer-snapshot-chunks", Content::Peer(Lane::Snapshot, chunks)),
         (

@@ -8,9 +8,9 @@ use crate::cursor::Cursor;
 use crate::folder::{BOOT_KIND, MANIFEST_KIND, encode_boot, parse_boot, parse_manifest};
 use crate::group_log::ColdSpan;
 use crate::mark::{self, seal_chain_end, unseal_chain_end};
-use crate::peers;
 use crate::small_file::{self, Kind};
 use crate::snapshot::{SnapshotHead, SnapshotMeta, parse_chunk};
+use crate::{nodes, peers};
 
 const IDENTITY: JournalIdentity = JournalIdentity { storage: [0x11; 16], shard: ShardId(0) };
 const GROUP: GroupId = GroupId(1);
@@ -21,7 +21,7 @@ const SMALL_FILE_HEADER_BYTES: usize = 16;
 /// A decoder: `Some` if it took the bytes for what it decodes.
 type Decoder = fn(Vec<u8>) -> Option<()>;
 
-const DECODERS: [(&str, Decoder); 10] = [
+const DECODERS: [(&str, Decoder); 11] = [
     ("journal-block", journal_block),
     ("log-block", log_block),
     ("group-row", group_row),
@@ -32,6 +32,7 @@ const DECODERS: [(&str, Decoder); 10] = [
     ("manifest", manifest),
     ("boot", boot),
     ("peers", peer_epochs),
+    ("nodes", known_nodes),
 ];
 
 /// Decodes bytes as everything that is stored, and returns the names of what they were taken for.
@@ -179,4 +180,8 @@ fn boot(mut bytes: Vec<u8>) -> Option<()> {
 
 fn peer_epochs(mut bytes: Vec<u8>) -> Option<()> {
     peers::parse(payload(peers::KIND, &mut bytes)?).map(|_| ())
+}
+
+fn known_nodes(mut bytes: Vec<u8>) -> Option<()> {
+    nodes::parse(payload(nodes::KIND, &mut bytes)?).map(|_| ())
 }

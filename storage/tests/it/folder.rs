@@ -93,6 +93,7 @@ fn each_missing_file_has_its_own_error() {
     assert!(matches!(without("manifest"), StorageError::MissingManifest { .. }));
     assert!(matches!(without("boot"), StorageError::MissingBoot { .. }));
     assert!(matches!(without("peers"), StorageError::MissingFile { .. }));
+    assert!(matches!(without("nodes"), StorageError::MissingFile { .. }));
     assert!(matches!(without("shard-0/journal.redb"), StorageError::MissingJournal { .. }));
     let moved = temporary.path().join("moved");
     fs::rename(path.join("shard-0"), &moved).unwrap();
@@ -105,7 +106,7 @@ fn each_missing_file_has_its_own_error() {
 fn each_flipped_byte_and_each_cut_of_a_small_file_is_refused() {
     let temporary = tempfile::tempdir().unwrap();
     drop(open(temporary.path()).unwrap());
-    for name in ["manifest", "boot", "peers"] {
+    for name in ["manifest", "boot", "peers", "nodes"] {
         let file = temporary.path().join(name);
         let whole = fs::read(&file).unwrap();
         for at in 0..whole.len() {
@@ -129,7 +130,7 @@ fn each_flipped_byte_and_each_cut_of_a_small_file_is_refused() {
 fn a_newer_format_is_told_from_damage() {
     let temporary = tempfile::tempdir().unwrap();
     drop(open(temporary.path()).unwrap());
-    for name in ["manifest", "boot", "peers"] {
+    for name in ["manifest", "boot", "peers", "nodes"] {
         let file = temporary.path().join(name);
         let whole = fs::read(&file).unwrap();
         let mut newer = whole.clone();
@@ -173,7 +174,8 @@ fn a_crash_at_any_point_of_creation_is_finished_by_the_next_start() {
         bytes
     };
     // What creation makes, in its order: a crash leaves any number of the first of them.
-    let made = ["shard-0/journal.redb", "shard-0/log.redb", "shard-0/acked", "peers", "boot", "manifest"];
+    let made =
+        ["shard-0/journal.redb", "shard-0/log.redb", "shard-0/acked", "peers", "nodes", "boot", "manifest"];
     for count in 0..=made.len() {
         let path = temporary.path().join(format!("crashed-{count}"));
         fs::create_dir_all(path.join("shard-0")).unwrap();

@@ -116,6 +116,7 @@ fn write_corpus() {
         ("manifest", fs::read(path.join("manifest")).unwrap()),
         ("boot", fs::read(path.join("boot")).unwrap()),
         ("peers", fs::read(path.join("peers")).unwrap()),
+        ("nodes", fs::read(path.join("nodes")).unwrap()),
     ];
     for (name, bytes) in files {
         corpus::write("block", name, &bytes);

@@ -295,6 +295,11 @@ impl Checks {
             Event::MessageRefused { .. } => self.marks.add("message refused by the validator", 1),
             Event::DiskHung { .. } => self.marks.add("disk hung", 1),
             Event::MembersChanged { .. } => self.marks.add("members in force", 1),
+            Event::ReplicaLeft { group, .. } => {
+                self.marks.add("replica left", 1);
+                self.statuses.remove(&(node, *group));
+                self.commits.restart(node, *group);
+            }
             Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
             Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),
             Event::LeaderChanged { .. }

@@ -2,6 +2,7 @@
 
 mod hung_disk;
 mod quiescence;
+mod removal;
 mod spread;
 
 use std::collections::BTreeMap;
@@ -108,7 +109,8 @@ async fn settle(sim: &Shared) -> Checked {
     quiescence::check(sim).await?;
     // A node was down meanwhile.
     spread::check(sim).await?;
-    quiet(sim).await
+    quiet(sim).await?;
+    removal::check(sim, first).await
 }
 
 /// Nobody campaigns against a leader who does its work.
@@ -187,7 +189,10 @@ fn is_settled(sim: &Shared, group: &GroupPlan) -> bool {
     let is_whole = first.is_some_and(|(_, commit, _)| commit == checks.commits.last(group.id));
     let members = checks.commits.members.latest(group.id);
     let is_quorum = is_quorum(members, |node| nodes.contains(&node)) && !members.is_joint();
-    is_quorum && leaders == 1 && are_same && is_done && is_whole
+    // Where no disk lies, nobody is taken out: all members have a replica.
+    let are_all_there = !sim.plan.liars.is_empty()
+        || group.hosts.iter().all(|node| !members.is_member(*node) || nodes.contains(node));
+    is_quorum && are_all_there && leaders == 1 && are_same && is_done && is_whole
 }
 
 /// A write succeeds.

@@ -17,7 +17,7 @@ use iroh_raft_core::{
 use iroh_raft_driver::lines::{Closing, Command};
 use iroh_raft_driver::recording::{Origin, Recorder};
 use iroh_raft_driver::snapshots::{SnapshotWorker, Snapshots};
-use iroh_raft_driver::state_machine::Machine;
+use iroh_raft_driver::state_machine::{Machine, MachineFactory};
 use iroh_raft_driver::stats::ShardCounters;
 use iroh_raft_driver::{Driver, DriverParts, Observer};
 use iroh_raft_netbridge::port::{ToShard, port_pair};
@@ -214,7 +214,11 @@ fn open(sim: &Shared, id: NodeId, disk: &FaultDisk) -> Result<(DataFolder, Vec<O
 fn groups_of(sim: &Shared, id: NodeId, shard: ShardId, stored: Vec<GroupState>) -> Vec<GroupState> {
     let mut groups: BTreeMap<GroupId, GroupState> =
         stored.into_iter().map(|state| (state.group, state)).collect();
-    let here = sim.plan.groups.iter().filter(|group| group.hosts.contains(&id));
+    let here = sim
+        .plan
+        .groups
+        .iter()
+        .filter(|group| group.voters.contains(&id) && group.begins_on.is_none_or(|node| node == id));
     for group in here.filter(|group| shard_of(group.id, sim.plan.shards) == shard) {
         groups.entry(group.id).or_insert_with(|| group.fresh());
     }
@@ -259,9 +263,13 @@ fn start(
         let (finding_sender, findings) = ring(1, &bell);
         let (due, move_due) = ring(1, &mover_bell);
         let groups = groups_of(sim, id, shard_id, open.groups);
-        let made = groups.iter().filter(|group| group.has_state_machine);
-        let machine = || Box::new(Registers::new(plan.filler_bytes)) as Box<dyn Machine>;
-        let machines = made.map(|group| (group.group, machine())).collect();
+        let with_machine = plan.groups.iter().filter(|group| group.has_machine);
+        let with_machine: Vec<GroupId> = with_machine.map(|group| group.id).collect();
+        let filler_bytes = plan.filler_bytes;
+        let machines: Arc<MachineFactory> = Arc::new(move |group| {
+            let machine = || Box::new(Registers::new(filler_bytes)) as Box<dyn Machine>;
+            with_machine.contains(&group).then(machine)
+        });
         let config = ShardConfig { node: id, seed: sim.random().random(), ..plan.core.clone() };
         let now = clock.now();
         let origin = Origin { shard: shard_id, config: &config, last_seq, groups: &groups, now };
@@ -284,6 +292,7 @@ fn start(
             findings,
             snapshots: Snapshots::new(jobs, done),
             machines,
+            retention: plan.groups.iter().map(|group| (group.id, group.retention)).collect(),
             counters: Arc::new(ShardCounters::default()),
             on_fenced: Box::new(move |_, _| fenced.store(true, Ordering::Relaxed)),
             observer: Some(Box::new(Watch { sim: sim.clone(), node: id, shard: shard_id, recorder })),

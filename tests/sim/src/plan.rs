@@ -33,10 +33,12 @@ pub(crate) struct GroupPlan {
     pub(crate) id: GroupId,
     /// Voters at first.
     pub(crate) voters: Vec<NodeId>,
-    /// Nodes that hold a replica: besides the voters those that may become members.
+    /// Nodes that may hold a replica: the voters, and those that may become members.
     pub(crate) hosts: Vec<NodeId>,
     pub(crate) has_machine: bool,
     pub(crate) retention: Retention,
+    /// The voter that is told of the group, if not all of them are.
+    pub(crate) begins_on: Option<NodeId>,
 }
 
 impl GroupPlan {
@@ -287,7 +289,9 @@ fn draw_group(random: &mut SmallRng, id: GroupId, nodes: u64) -> GroupPlan {
     }
     let spares = (1..=nodes).map(NodeId).filter(|node| !voters.contains(node));
     let hosts = voters.iter().copied().chain(spares.take(SPARES_MAX)).collect();
-    GroupPlan { id, voters, hosts, has_machine: random.random_bool(0.5), retention: Retention::default() }
+    let begins_on = random.random_bool(0.3).then(|| *pick(random, &voters));
+    let (has_machine, retention) = (random.random_bool(0.5), Retention::default());
+    GroupPlan { id, voters, hosts, has_machine, retention, begins_on }
 }
 
 fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {

@@ -40,17 +40,19 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    pub(super) fn new(meta: GroupMeta, commit: Index) -> Commands {
+    pub(super) fn new(meta: GroupMeta, commit: Index, is_unwritten: bool) -> Commands {
         let applied = commit.max(meta.as_of());
-        Commands { meta, applied, is_unwritten: false, waiting: Vec::new(), proposed: VecDeque::new() }
+        Commands { meta, applied, is_unwritten, waiting: Vec::new(), proposed: VecDeque::new() }
     }
 
     /// A snapshot with this table was installed: what it covers is not applied here.
     pub(super) fn install(&mut self, meta: GroupMeta, index: Index) {
+        let at = self.meta.at().max(meta.at());
         if meta.as_of() > self.meta.as_of() && !mutants::is(Mutant::SnapshotForgetsTable) {
             self.meta = meta;
-            self.is_unwritten = true;
         }
+        self.meta = self.meta.with_time(at);
+        self.is_unwritten = true;
         self.applied = self.applied.max(index).max(self.meta.as_of());
     }
 

@@ -14,8 +14,8 @@ use crate::error::{BusyReason, RequestError};
 use crate::ids::GroupId;
 use crate::io::{ConfState, EntryKind, Event, LogEntry, MemberChange, MemberRole, Reply, Send, Token};
 use crate::members::{
-    LAG_ENTRIES_MAX, MembersRefusal, MembersRequest, from_raft_conf_state, is_done, parse, to_conf_change,
-    voters_after,
+    LAG_ENTRIES_MAX, MembersRefusal, MembersRequest, from_raft_conf_state, is_done, is_removal, parse,
+    to_conf_change, to_removal, voters_after,
 };
 use crate::mutants::{self, Mutant};
 
@@ -39,7 +39,7 @@ impl Members {
     pub(super) fn new(first: &ConfState, start: Index) -> Members {
         let now = Arc::new(first.clone());
         let history = [(start, now.clone())].into();
-        Members { now, since: start, history, request: None, heard: Vec::new(), has_changed: true }
+        Members { now, since: start, history, request: None, heard: Vec::new(), has_changed: false }
     }
 
     fn put_in_force(&mut self, since: Index, members: ConfState) {
@@ -49,6 +49,8 @@ impl Members {
         // One entry may change them more than once, in a build with a bug.
         self.history.pop_back_if(|(of, _)| *of == since);
         self.history.push_back((since, self.now.clone()));
+        // One that comes back later is a stranger until it is heard again.
+        self.heard.retain(|(node, _)| self.now.is_member(*node));
     }
 
     /// The members as of an entry of the log, or of the one before it.
@@ -146,13 +148,38 @@ impl Replica {
             self.wake(turn);
         }
         match self.begin_change(turn, changes, deadline) {
-            Ok(Some(index)) => self.members.request = Some(MembersRequest { token, deadline, index }),
+            Ok(Some(index)) => {
+                self.members.request = Some(MembersRequest { token, deadline, index, is_removal: false });
+            }
             Ok(None) => {
                 let (index, members) = (self.members.since, self.members.now.clone());
                 turn.out.replies.push(Reply::MembersChanged { token, group, index, members });
             }
             Err(error) => turn.out.replies.push(Reply::Failed { token, group, error }),
         }
+    }
+
+    /// Whether a change can begin now.
+    fn check_free(&self) -> Result<(), RequestError> {
+        let is_free = self.members.request.is_none() && self.can_change() && !self.members.now.is_joint();
+        if is_free { Ok(()) } else { Err(RequestError::busy(BusyReason::Members)) }
+    }
+
+    /// A request to remove the group.
+    pub(crate) fn handle_remove_group(&mut self, turn: &mut Turn<'_>, token: Token, deadline: Timestamp) {
+        let error = if !self.is_leader() {
+            RequestError::NotLeader { leader: self.leader_hint() }
+        } else if deadline <= turn.now {
+            RequestError::Timeout
+        } else if let Err(busy) = self.check_free() {
+            busy
+        } else {
+            self.wake(turn);
+            let index = self.append_change(turn, to_removal(self.node));
+            self.members.request = Some(MembersRequest { token, deadline, index, is_removal: true });
+            return;
+        };
+        turn.out.replies.push(Reply::Failed { token, group: self.group, error });
     }
 
     /// Appends the entry of a change; `None` when nothing is to change.
@@ -170,9 +197,7 @@ impl Replica {
         }
         let refused = |refusal| RequestError::Members { refusal };
         let voters = voters_after(&self.members.now, changes).map_err(refused)?;
-        if self.members.request.is_some() || !self.can_change() || self.members.now.is_joint() {
-            return Err(RequestError::busy(BusyReason::Members));
-        }
+        self.check_free()?;
         if is_done(&self.members.now, changes) {
             return Ok(None);
         }
@@ -276,9 +301,21 @@ impl Replica {
             EntryKind::ConfChangeV2 => parse(&entry.data),
             EntryKind::Normal | EntryKind::ConfChange => None,
         };
-        if let Some(change) = change {
-            self.put_in_force(entry.index, &change);
+        match change {
+            Some(change) if is_removal(&change) => self.leave_for_good(),
+            Some(change) => self.put_in_force(entry.index, &change),
+            None => {}
         }
+    }
+
+    /// Whether the members at the beginning of the log were these.
+    pub(crate) fn began_with(&self, members: &ConfState) -> bool {
+        let start = self.log_start().index;
+        let nodes = |nodes: &[NodeId]| nodes.iter().copied().collect::<BTreeSet<_>>();
+        let first = self.members.at(start);
+        start == Index(0)
+            && nodes(&first.voters) == nodes(&members.voters)
+            && nodes(&first.learners) == nodes(&members.learners)
     }
 
     fn put_in_force(&mut self, since: Index, change: &ConfChangeV2) {
@@ -290,6 +327,9 @@ impl Replica {
         } else if let Ok(members) = self.raw.apply_conf_change(change) {
             self.members.put_in_force(since, from_raft_conf_state(&members));
             self.voters = self.members.voters();
+            if mutants::is(Mutant::LeavesUnasked) && !self.members.now.is_member(self.node) {
+                self.leave_unasked(since);
+            }
         }
     }
 
@@ -301,8 +341,12 @@ impl Replica {
     }
 
     fn answer_change(&mut self, turn: &mut Turn<'_>) {
+        let is_gone = self.is_leaving_for_good();
+        if let Some(request) = self.members.request.take_if(|request| request.is_removal && is_gone) {
+            turn.out.replies.push(Reply::Removed { token: request.token, group: self.group });
+        }
         let is_over = |request: &mut MembersRequest| {
-            self.members.since >= request.index && !self.members.now.is_joint()
+            !request.is_removal && self.members.since >= request.index && !self.members.now.is_joint()
         };
         if let Some(MembersRequest { token, .. }) = self.members.request.take_if(is_over) {
             let (group, index, members) = (self.group, self.members.since, self.members.now.clone());

@@ -203,11 +203,15 @@ impl Replica {
             // Probing is how one that was unreachable goes on: with nothing to send it stays that way.
             progress.state != ProgressState::Snapshot && progress.matched == raft.raft_log.last_index()
         };
+        // One without anything of the log may have to be invited, for as long as that takes.
+        let has_begun = |node: NodeId| raft.prs().get(node.0).is_some_and(|progress| progress.matched > 0);
         let is_blind = mutants::is(Mutant::QuietWhileLacking);
         let heard = |node: &NodeId| turn.liveness.heard(*node).is_some();
         raft.commit_to_current_term()
             && self.hears_quorum(turn)
-            && (is_blind || self.others().filter(heard).all(has_all))
+            && self
+                .others()
+                .all(|node| if heard(&node) { is_blind || has_all(node) } else { has_begun(node) })
     }
 
     /// Whether our heartbeats ask to go quiet.

@@ -80,6 +80,12 @@ impl Persistence {
         !self.is_waiting() && (self.written.term, self.written.vote) == (term, vote)
     }
 
+    /// All that was stored before is void, term and vote included: they are written again.
+    pub(super) fn begin_anew(&mut self) {
+        self.change = Some(LogChange::Remove);
+        self.written = HardState::default();
+    }
+
     /// Number of the last `Ready` that flushes up to `persisted` cover, if it has grown.
     pub(super) fn take_persisted(&mut self, persisted: FlushSeq) -> Option<u64> {
         self.vote_flush = self.vote_flush.filter(|seq| *seq > persisted);
@@ -94,6 +100,11 @@ impl Persistence {
                 && campaign.role == role
                 && campaign.after.is_none_or(|seq| seq <= persisted)
         })
+    }
+
+    /// The flush that makes our term durable, if it is not yet.
+    pub(super) fn vote_flush(&self, persisted: FlushSeq) -> Option<FlushSeq> {
+        self.vote_flush.filter(|seq| *seq > persisted)
     }
 
     fn has_vote_changed(&self) -> bool {

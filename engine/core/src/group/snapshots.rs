@@ -177,7 +177,7 @@ impl Replica {
         }
         let LogStart { index, term, offset } = self.log_start();
         let conf_state = || (**self.members.at(index)).clone();
-        let table = || self.meta().encode();
+        let table = || self.meta().with_time(self.at_max()).encode();
         let head = || SnapshotHead { index, term, offset, conf_state: conf_state(), table: table() };
         (index > Index(0)).then(|| Snapshot { head: head(), body: SnapshotBody::default() })
     }
@@ -273,7 +273,7 @@ impl Replica {
         let term = self.raw.store().term_at(index);
         (self.snapshots.is_taking, self.snapshots.applied_bytes) = (true, 0);
         self.snapshots.taken_at = turn.now;
-        let table = self.meta().encode();
+        let table = self.meta().with_time(self.at_max()).encode();
         self.ask(turn, SnapshotStep::Take(SnapshotHead { index, term, offset, conf_state, table }));
     }
 

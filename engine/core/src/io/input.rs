@@ -1,6 +1,6 @@
 //! What a shard takes.
 
-use super::{LogDamage, LogEntry, PeerMessage, SnapshotEvent};
+use super::{ConfState, LogDamage, LogEntry, PeerMessage, Retention, SnapshotEvent};
 use crate::batch::RecordBlock;
 use crate::group_command::GroupCommand;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Timestamp, WallTime};
@@ -108,8 +108,8 @@ pub enum Input {
         /// When the asker stops waiting.
         deadline: Timestamp,
     },
-    /// Follow the committed records of this replica's log: answered by any number of [`Reply::Records`], the first
-    /// without records and at once, the last of which says so, or in the end by one [`Reply::Failed`]. Goes on where it ended, at any replica.
+    /// Follow the committed records of this replica's log: answered by any number of [`Reply::Records`](crate::Reply::Records), the first
+    /// without records and at once, the last of which says so, or in the end by one [`Reply::Failed`](crate::Reply::Failed). Goes on where it ended, at any replica.
     Tail {
         /// Where the answers go, and the name of the tail: of no other that is open.
         token: Token,
@@ -131,14 +131,14 @@ pub enum Input {
         /// Bytes granted since it began, in all: a grant that arrives twice counts once.
         granted_bytes: u64,
     },
-    /// The consumer of a tail takes no more: answered by its last [`Reply::Records`], without records.
+    /// The consumer of a tail takes no more: answered by its last [`Reply::Records`](crate::Reply::Records), without records.
     EndTail {
         /// The tail.
         token: Token,
         /// Its group.
         group: GroupId,
     },
-    /// Find the first committed record of a time: answered by [`Reply::Found`].
+    /// Find the first committed record of a time: answered by [`Reply::Found`](crate::Reply::Found).
     Find {
         /// Where the answer goes.
         token: Token,
@@ -149,7 +149,7 @@ pub enum Input {
         /// When the asker stops waiting.
         deadline: Timestamp,
     },
-    /// A command to the group itself, for its leader: answered by [`Reply::CommandDone`].
+    /// A command to the group itself, for its leader: answered by [`Reply::CommandDone`](crate::Reply::CommandDone).
     Command {
         /// Where the answer goes.
         token: Token,
@@ -229,6 +229,20 @@ pub enum Input {
         /// committed; then by priority, then by how much it has of the rest.
         to: Option<NodeId>,
     },
+    /// A replica of a group begins here, with an empty log. The same members for the same group everywhere,
+    /// whoever gives them. Answered by [`Reply::Opened`](crate::Reply::Opened), also when it is here
+    /// already with these.
+    Open(Open),
+    /// Remove a group for good, with all that it stored, everywhere. Answered by
+    /// [`Reply::Removed`](crate::Reply::Removed) once that is committed; replicas that are away follow when they are back.
+    RemoveGroup {
+        /// Where the answer goes.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// When the asker stops waiting.
+        deadline: Timestamp,
+    },
     /// Stop leading a group: hand over to the best replica, or if none answers or it does not take over,
     /// follow, and do not campaign for the longest election timeout. Answered like a transfer.
     StepDown {
@@ -253,6 +267,25 @@ pub struct Propose {
     pub answer: AnswerOn,
     /// When the asker stops waiting: the outcome is then unknown to it.
     pub deadline: Timestamp,
+}
+
+/// A replica that is to begin.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Open {
+    /// Where the answer goes.
+    pub token: Token,
+    /// The group. Never 0, and never that of a group that was removed.
+    pub group: GroupId,
+    /// Its members as its log begins.
+    pub members: ConfState,
+    /// The entry that made this node a member; 0 if it is one from the start. A replica that left the
+    /// group comes back only for a later entry than the one that removed it.
+    pub since: Index,
+    /// Whether committed entries go to a state machine.
+    pub has_state_machine: bool,
+    /// How long its records are kept.
+    pub retention: Retention,
 }
 
 /// Number of a fetch, unique within its shard's life.

@@ -39,13 +39,22 @@ pub enum MessageKind {
     SnapshotChunk = 13,
     /// How much of an offered snapshot the receiver has durable; with `reject` it cannot take any now.
     SnapshotAck = 14,
+    /// A replica is to begin on the receiver's node: the sender counts it among the members and has not
+    /// heard it. `index`: the entry that put these members in force, 0 for those of the start. Its one entry holds
+    /// the members as of the beginning of the sender's log ([`crate::encode_members`]).
+    Invite = 15,
+    /// The receiver is no member, as of the committed entry at `index`, of term `log_term`. Answer to a
+    /// request for votes, or, with `reject`, of a leader to `MayLeave`.
+    Gone = 16,
+    /// The sender is no member, as far as it knows, and asks whether that is so.
+    MayLeave = 17,
     /// The sender's shard lives: not of a group, sent to group 0.
-    Beat = 15,
+    Beat = 18,
 }
 
 impl MessageKind {
     /// All kinds, in order of their numbers.
-    pub const ALL: [MessageKind; 15] = [
+    pub const ALL: [MessageKind; 18] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestVote,
@@ -60,6 +69,9 @@ impl MessageKind {
         MessageKind::Snapshot,
         MessageKind::SnapshotChunk,
         MessageKind::SnapshotAck,
+        MessageKind::Invite,
+        MessageKind::Gone,
+        MessageKind::MayLeave,
         MessageKind::Beat,
     ];
 
@@ -109,6 +121,34 @@ pub struct PeerMessage {
     pub context: Bytes,
     /// Entries, contiguous, following `index` (for `ReadIndex` and snapshots: one, with their own data).
     pub entries: Vec<LogEntry>,
+}
+
+impl PeerMessage {
+    /// A message that says nothing but what it is.
+    pub(crate) fn bare(
+        kind: MessageKind,
+        group: GroupId,
+        (from, to): (NodeId, NodeId),
+        term: Term,
+    ) -> PeerMessage {
+        PeerMessage {
+            kind,
+            group,
+            from,
+            to,
+            term,
+            log_term: Term(0),
+            index: Index(0),
+            commit: Index(0),
+            commit_term: Term(0),
+            reject: false,
+            reject_hint: Index(0),
+            request_snapshot: Index(0),
+            priority: 0,
+            context: Bytes::new(),
+            entries: Vec::new(),
+        }
+    }
 }
 
 /// Longest context of a message, in bytes.

@@ -35,6 +35,9 @@ pub struct Outputs {
     pub fetches: Vec<Fetch>,
     /// What has to be done about snapshots, in order: before [`Outputs::applies`].
     pub snapshots: Vec<SnapshotTask>,
+    /// Replicas that members of their groups want here. A driver answers each by [`Input::Open`](crate::Input::Open),
+    /// or not at all: it will be said again.
+    pub invites: Vec<Invite>,
     /// Answers to clients.
     pub replies: Vec<Reply>,
     /// Things worth telling an operator.
@@ -50,6 +53,7 @@ impl Outputs {
             && self.applies.is_empty()
             && self.fetches.is_empty()
             && self.snapshots.is_empty()
+            && self.invites.is_empty()
             && self.replies.is_empty()
             && self.events.is_empty()
     }
@@ -63,6 +67,7 @@ impl Outputs {
         self.applies.shrink_to(KEPT_MAX);
         self.fetches.clear();
         self.snapshots.clear();
+        self.invites.clear();
         self.replies.clear();
         self.replies.shrink_to(KEPT_MAX);
         self.events.clear();
@@ -72,6 +77,18 @@ impl Outputs {
 
 /// Places for things of one kind that are kept from turn to turn.
 const KEPT_MAX: usize = 512;
+
+/// A replica that a member of its group wants here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Invite {
+    /// The group.
+    pub group: GroupId,
+    /// Its members as its log begins.
+    pub members: ConfState,
+    /// The entry that made this node a member; 0 if it is one from the start.
+    pub since: Index,
+}
 
 /// A message for a peer, and what must be durable before it may leave.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -198,6 +215,20 @@ pub enum Reply {
         /// Why, and whether to try again.
         error: TransferError,
     },
+    /// The group has a replica here.
+    Opened {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+    },
+    /// The group is removed, for good.
+    Removed {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+    },
     /// The members of the group are those that were asked for.
     MembersChanged {
         /// Whom to answer.
@@ -273,6 +304,13 @@ pub enum Event {
         peer: NodeId,
         /// Chunks that had arrived.
         chunks: u32,
+    },
+    /// The replica is no more: its group goes on without it, or was removed.
+    ReplicaLeft {
+        /// The group.
+        group: GroupId,
+        /// The last entry that it may have had a part in.
+        since: Index,
     },
     /// A group broke an invariant and was taken out; the other groups go on.
     Quarantined {

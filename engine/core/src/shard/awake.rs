@@ -55,7 +55,7 @@ impl Shard {
             self.is_awake[*at] = match &self.members[*at] {
                 Member::Live(replica) => !replica.is_quiet(),
                 Member::Loading(_) => true,
-                Member::Out(_) => false,
+                Member::Out(_) | Member::Left(_) => false,
             };
             if !self.is_awake[*at] {
                 let alarm = self.members[*at].live().and_then(|replica| replica.quiet_until(&self.config));

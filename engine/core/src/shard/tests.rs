@@ -59,6 +59,8 @@ impl Fixture {
             | Reply::Found { token, .. }
             | Reply::CommandDone { token, .. }
             | Reply::MembersChanged { token, .. }
+            | Reply::Opened { token, .. }
+            | Reply::Removed { token, .. }
             | Reply::LeadershipGiven { token, .. }
             | Reply::NotTransferred { token, .. }
             | Reply::Failed { token, .. } => *token,
@@ -78,7 +80,7 @@ impl Fixture {
         let at = self.shard.position(GroupId(group)).unwrap();
         match &mut self.shard.members[at] {
             Member::Live(replica) => replica,
-            Member::Loading(_) | Member::Out(_) => panic!("group {group} does not live"),
+            Member::Loading(_) | Member::Out(_) | Member::Left(_) => panic!("group {group} does not live"),
         }
     }
 

@@ -2,7 +2,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::batch::{RecordBlock, encode_batch};
-use crate::ids::WallTime;
+use crate::ids::{GroupId, WallTime};
 use crate::io::{ConfState, SNAPSHOT_CHUNK_BYTES, Snapshot, SnapshotBody, SnapshotHead};
 use crate::snapshot_wire::{Ack, parse_offer, put_ack, put_chunk, put_offer};
 
@@ -144,7 +144,8 @@ fn an_envelope_that_cannot_be_is_refused() {
         Refusal::Receiver { to: NodeId(3) }
     );
     for kind in MessageKind::ALL {
-        let term = if kind == MessageKind::ReadIndex { Term(5) } else { Term(0) };
+        let has_none = matches!(kind, MessageKind::ReadIndex | MessageKind::Invite | MessageKind::MayLeave);
+        let term = if has_none { Term(5) } else { Term(0) };
         assert_eq!(refusal(&view, PeerMessage { term, ..message(kind) }), Refusal::Term { kind, term });
     }
     let (kind, term) = (MessageKind::Heartbeat, Term(u64::MAX));

@@ -62,6 +62,8 @@ impl Driver {
             ClientBody::Append { .. }
             | ClientBody::Query { .. }
             | ClientBody::ChangeMembers { .. }
+            | ClientBody::CreateGroup { .. }
+            | ClientBody::RemoveGroup
             | ClientBody::Status => unreachable!("these are taken where they come"),
         }
     }

@@ -65,7 +65,7 @@ fn write_entries(f: &mut Formatter<'_>, entries: &[LogEntry]) -> fmt::Result {
 
 impl Display for Words<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Outputs { append, sends, applies, fetches, snapshots, replies, events } = self.0;
+        let Outputs { append, sends, applies, fetches, snapshots, invites, replies, events } = self.0;
         if self.0.is_empty() {
             return write!(f, "nothing");
         }
@@ -100,6 +100,7 @@ impl Display for Words<'_> {
                 other => write!(f, "[group {group}: {other:?}] ")?,
             }
         }
+        invites.iter().try_for_each(|invite| write!(f, "[{invite:?}] "))?;
         for reply in replies {
             match reply {
                 Reply::Records { token, group, from, entries, end, .. } => {

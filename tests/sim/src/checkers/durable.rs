@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use iroh_raft_core::{
-    Append, ConfState, FlushSeq, GroupId, GroupState, HardState, Index, LogChange, LogStart, NodeId, ShardId,
-    Term,
+    Append, ConfState, FlushSeq, GroupAppend, GroupId, GroupState, HardState, Index, LogChange, LogStart,
+    NodeId, ShardId, Term,
 };
 
 use super::log::id_of;
@@ -24,11 +24,15 @@ pub(super) struct Stored {
     meta: Bytes,
     pub(super) entries: Vec<EntryId>,
     start: LogStart,
+    /// The replica has left: this is where it was.
+    pub(super) has_left: bool,
 }
 
 #[derive(Debug)]
 struct Part {
     group: GroupId,
+    change: Option<LogChange>,
+    has_left: bool,
     hard_state: Option<HardState>,
     conf_state: Option<ConfState>,
     start: Option<LogStart>,
@@ -41,6 +45,12 @@ struct Part {
 
 impl Stored {
     fn take(&mut self, part: Part) {
+        if part.change == Some(LogChange::Remove) {
+            *self = Stored::default();
+        }
+        if let Some(LogChange::StartAfter(_)) = part.change {
+            self.has_left = part.has_left;
+        }
         self.hard_state = part.hard_state.unwrap_or(self.hard_state);
         self.conf_state = part.conf_state.or(self.conf_state.take());
         self.start = part.start.unwrap_or(self.start);
@@ -71,6 +81,11 @@ impl OneShard {
     }
 }
 
+/// Whether this is all that stays of a replica.
+pub(super) fn has_left(part: &GroupAppend) -> bool {
+    part.conf_state == Some(ConfState::default())
+}
+
 #[derive(Default, Debug)]
 pub(super) struct Durable {
     shards: BTreeMap<(NodeId, ShardId), OneShard>,
@@ -87,8 +102,10 @@ impl Durable {
         append: &Append,
         committed: impl Fn(GroupId, Index) -> &'a [EntryId],
     ) {
-        let part = |part: &iroh_raft_core::GroupAppend| Part {
+        let part = |part: &GroupAppend| Part {
             group: part.group,
+            change: part.change,
+            has_left: has_left(part),
             hard_state: part.hard_state,
             conf_state: part.conf_state.clone(),
             start: match part.change {
@@ -96,6 +113,7 @@ impl Durable {
                 Some(LogChange::Remove) | None => None,
             },
             covered: match part.change {
+                Some(LogChange::StartAfter(_)) if has_left(part) => Some(Vec::new()),
                 Some(LogChange::StartAfter(start)) => Some(committed(part.group, start.index).to_vec()),
                 _ => None,
             },
@@ -175,7 +193,7 @@ fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
     ensure(stored.meta == state.meta, FOUND_AGAIN, || {
         format!("node {node} group {group}: the table {:?} instead of {:?}", state.meta, stored.meta)
     })?;
-    let last = Index(stored.entries.len() as u64);
+    let last = if stored.has_left { stored.start.index } else { Index(stored.entries.len() as u64) };
     ensure(state.last == last, FOUND_AGAIN, || {
         format!("node {node} group {group}: the log ends at {} instead of {last}", state.last)
     })?;

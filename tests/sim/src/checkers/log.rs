@@ -9,6 +9,7 @@ use iroh_raft_core::{
     WallTime, decode_change,
 };
 
+use super::durable::has_left;
 use super::{Checked, EntryId, ensure};
 use crate::marks::Marks;
 
@@ -82,7 +83,9 @@ impl Logs {
         covered: Option<&[EntryId]>,
         marks: &mut Marks,
     ) -> Checked {
-        if let (Some(LogChange::StartAfter(_)), Some(covered)) = (part.change, covered) {
+        if has_left(part) || part.change == Some(LogChange::Remove) {
+            self.logs.remove(&(node, group));
+        } else if let (Some(LogChange::StartAfter(_)), Some(covered)) = (part.change, covered) {
             marks.add("log replaced by a snapshot", 1);
             self.logs.insert((node, group), covered.to_vec());
         }

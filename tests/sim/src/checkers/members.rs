@@ -55,6 +55,11 @@ impl Members {
             return Ok(());
         }
         let all = &self.0[&status.group];
+        if status.last == Index(0) {
+            // It has just begun, with the members as of where its leader's log begins.
+            let is_known = all.iter().any(|one| one.members == *status.members);
+            return ensure(is_known, "members are what the log says", || format!("node {node}: {status:?}"));
+        }
         // A log that does not go back to the change knows of its members as of where it begins.
         let ours = all.iter().rev().find(|one| one.since <= status.members_since);
         ensure(
@@ -73,11 +78,12 @@ impl Members {
     }
 
     /// Whether these nodes could commit the entry at an index: under the members in force there, or, for one that
-    /// was committed along with the change, those before.
+    /// was committed along with the change, those before; or have it under members that came later: whoever left
+    /// since has it no more.
     pub(super) fn is_quorum(&self, group: GroupId, index: Index, has: impl Fn(NodeId) -> bool) -> bool {
         let all = &self.0[&group];
         let count = all.partition_point(|one| one.since <= index);
-        all[count.saturating_sub(2)..count].iter().any(|one| is_quorum(&one.members, &has))
+        all[count.saturating_sub(2)..].iter().any(|one| is_quorum(&one.members, &has))
     }
 }
 

@@ -120,7 +120,7 @@ impl Reading {
         let tables = self.groups.get(&group).map_or(&[][..], |one| &one.tables);
         let count = tables.partition_point(|(since, _)| *since <= commit.max(meta.as_of()));
         let table = count.checked_sub(1).map(|at| &tables[at].1);
-        let is_same = table.map_or(*meta == GroupMeta::default(), |table| table.is_same(meta));
+        let is_same = table.unwrap_or(&Table::default()).is_same(meta);
         ensure(is_same, TABLES, || {
             format!("node {node} group {group} at commit {commit}: {meta:?} instead of {table:?}")
         })

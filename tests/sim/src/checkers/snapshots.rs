@@ -8,6 +8,7 @@ use iroh_raft_core::{
 };
 
 use super::commits::Commits;
+use super::durable::has_left;
 use super::{Checked, ensure};
 use crate::marks::Marks;
 
@@ -106,7 +107,8 @@ impl Snapshots {
                 format!("node {node} group {}: {bounded} with {:?}", task.group, task.step)
             })?;
         }
-        for part in outputs.append.iter().flat_map(|append| &append.groups) {
+        let parts = outputs.append.iter().flat_map(|append| &append.groups);
+        for part in parts.filter(|part| !has_left(part)) {
             if let Some(LogChange::CompactTo(place) | LogChange::StartAfter(place)) = part.change {
                 let published = self.0.get(&(node, part.group)).map_or(Index(0), |replica| replica.published);
                 let is_trimmed = place.offset <= commits.reading.first(part.group);

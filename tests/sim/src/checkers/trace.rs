@@ -54,6 +54,8 @@ impl Trace {
                 (token, group, changes.len(), deadline).hash(&mut self.0);
             }
             Input::TransferLeader { token, group, to } => (token, group, to).hash(&mut self.0),
+            Input::Open(open) => (open.token, open.group, open.since).hash(&mut self.0),
+            Input::RemoveGroup { token, group, deadline } => (token, group, deadline).hash(&mut self.0),
             Input::StepDown { token, group } => (token, group).hash(&mut self.0),
             Input::Snapshot { group, event } => {
                 (group, std::mem::discriminant(event)).hash(&mut self.0);
@@ -103,12 +105,16 @@ impl Trace {
                 Reply::NotTransferred { token, error, .. } => {
                     (token, std::mem::discriminant(error)).hash(&mut self.0);
                 }
+                Reply::Opened { token, group } | Reply::Removed { token, group } => {
+                    (token, group).hash(&mut self.0);
+                }
                 Reply::MembersChanged { token, index, .. } => (token, index).hash(&mut self.0),
                 Reply::Failed { token, error, .. } => {
                     (token, std::mem::discriminant(error)).hash(&mut self.0);
                 }
             }
         }
+        outputs.invites.iter().for_each(|invite| (invite.group, invite.since).hash(&mut self.0));
         outputs.events.len().hash(&mut self.0);
     }
 

@@ -6,8 +6,8 @@
 use bytes::Bytes;
 use iroh_raft_core::batch::{BATCH_HEADER_BYTES, BatchHeader, RecordBlock, encode_batch};
 use iroh_raft_core::{
-    EntryKind, GroupId, GroupStatus, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Term,
-    WallTime,
+    ConfState, EntryKind, GroupId, GroupStatus, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage,
+    Term, WallTime, encode_members,
 };
 
 use super::choices::Choices;
@@ -16,14 +16,6 @@ use crate::harness::disk::header;
 const CAMPAIGN_TRANSFER: Bytes = Bytes::from_static(b"CampaignTransfer");
 /// Nodes that a message can claim to come from: members, and a stranger.
 const SENDERS: [u64; 7] = [1, 2, 3, 1, 2, 3, 4];
-
-/// Kinds of messages that are made up. What lies about snapshots is for the validator's own tests: a liar who leads can
-/// put any log in place of one that has no state machine.
-const KINDS: [MessageKind; 13] = {
-    let mut kinds = [MessageKind::Beat; 13];
-    kinds.split_at_mut(12).0.copy_from_slice(MessageKind::ALL.split_at(12).0);
-    kinds
-};
 
 /// A replica to lie to: what it says of itself, and its durable log.
 pub(crate) struct About<'a> {
@@ -51,7 +43,7 @@ impl About<'_> {
 
 /// A message about a group, made up.
 pub(crate) fn forged(choices: &mut Choices<'_>, about: &About<'_>) -> PeerMessage {
-    let kind = choices.one_of(&KINDS);
+    let kind = choices.one_of(&MessageKind::ALL);
     let status = &about.status;
     let others: Vec<u64> = SENDERS.into_iter().filter(|node| *node != about.node.0).collect();
     let from = NodeId(choices.one_of(&others));
@@ -60,7 +52,7 @@ pub(crate) fn forged(choices: &mut Choices<'_>, about: &About<'_>) -> PeerMessag
         MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::RequestPreVoteResponse
     ));
     let term = match kind {
-        MessageKind::ReadIndex | MessageKind::Beat => 0,
+        MessageKind::ReadIndex | MessageKind::Invite | MessageKind::MayLeave | MessageKind::Beat => 0,
         _ => choices.number(status.term.0.max(1) + ahead),
     };
     let index = match kind {
@@ -109,10 +101,22 @@ pub(crate) fn forged(choices: &mut Choices<'_>, about: &About<'_>) -> PeerMessag
             message.entries = vec![round(about.node, &[])];
         }
         MessageKind::Beat => message.group = GroupId(choices.one_of(&[0, 0, 1])),
+        MessageKind::Gone => {
+            message.index = Index(choices.number(status.last.0));
+            message.log_term = Term(choices.number(status.term.0));
+            message.reject = choices.below(2) == 0;
+        }
+        MessageKind::Invite => {
+            let voters = vec![NodeId(1), NodeId(2)];
+            let members = ConfState { voters, ..ConfState::default() };
+            let (index, term, kind) = (Index(0), Term(0), EntryKind::ConfChangeV2);
+            message.entries = vec![LogEntry { index, term, kind, data: encode_members(&members).into() }];
+        }
         MessageKind::TimeoutNow
         | MessageKind::Snapshot
         | MessageKind::SnapshotChunk
-        | MessageKind::SnapshotAck => {}
+        | MessageKind::SnapshotAck
+        | MessageKind::MayLeave => {}
     }
     for _ in 0..choices.one_of(&[0, 0, 0, 1, 1, 2]) {
         bend(choices, about, &mut message);
@@ -189,7 +193,7 @@ pub(crate) fn bend(choices: &mut Choices<'_>, about: &About<'_>, message: &mut P
             let count = choices.below(80);
             message.context = choices.bytes(count);
         }
-        10 => message.kind = choices.one_of(&KINDS),
+        10 => message.kind = choices.one_of(&MessageKind::ALL),
         11 => message.from = NodeId(choices.number(about.node.0)),
         12 => message.to = NodeId(choices.number(about.node.0)),
         13 => message.entries = entries(choices, about, message),

@@ -7,8 +7,8 @@ use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::validate::Refusal;
 use iroh_raft_core::{
     AnswerOn, Append, Apply, ConfState, Consistency, Event, Fetch, FlushSeq, GroupId, GroupState,
-    GroupStatus, Index, Input, LogDamage, LogEntry, NodeId, Offset, Outputs, PeerMessage, Propose, Reply,
-    RequestError, Role, Send, Shard, ShardConfig, Timestamp, Token, WallTime,
+    GroupStatus, Index, Input, Invite, LogDamage, LogEntry, MessageKind, NodeId, Offset, Open, Outputs,
+    PeerMessage, Propose, Reply, RequestError, Role, Send, Shard, ShardConfig, Timestamp, Token, WallTime,
 };
 
 use super::checker::Checker;
@@ -511,6 +511,7 @@ impl Cluster {
         match event {
             Event::LeaderChanged { .. }
             | Event::MembersChanged { .. }
+            | Event::ReplicaLeft { .. }
             | Event::Fenced
             | Event::DiskHung { .. }
             | Event::SnapshotTaken { .. }
@@ -529,6 +530,11 @@ impl Cluster {
     // What shards say
 
     fn carry_out(&mut self, id: NodeId, out: Outputs) {
+        for event in &out.events {
+            if let Event::ReplicaLeft { group, .. } = event {
+                self.node(id).applied.remove(group);
+            }
+        }
         self.events.extend(out.events.into_iter().map(|event| (id, event)));
         if let Some(append) = out.append {
             self.count_cuts(id, &append);
@@ -547,6 +553,22 @@ impl Cluster {
         }
         out.applies.into_iter().for_each(|apply| self.apply(id, apply));
         out.replies.into_iter().for_each(|reply| self.reply(reply));
+        for Invite { group, members, since } in out.invites {
+            let Some(known) = self.options.groups.iter().find(|known| known.id == group) else { continue };
+            let token = Token { origin: 0, request: u64::MAX };
+            let has_state_machine = known.has_state_machine;
+            self.feed(
+                id,
+                Input::Open(Open {
+                    token,
+                    group,
+                    members,
+                    since,
+                    has_state_machine,
+                    retention: Default::default(),
+                }),
+            );
+        }
     }
 
     fn count_cuts(&mut self, id: NodeId, append: &Append) {
@@ -589,6 +611,8 @@ impl Cluster {
             | Reply::LeadershipGiven { token, .. }
             | Reply::NotTransferred { token, .. }
             | Reply::MembersChanged { token, .. }
+            | Reply::Opened { token, .. }
+            | Reply::Removed { token, .. }
             | Reply::Failed { token, .. } => {
                 self.count(name_of(&reply));
                 self.checker.answer(*token);
@@ -644,7 +668,7 @@ impl Cluster {
     fn transmit(&mut self, id: NodeId, message: PeerMessage) {
         assert_eq!(message.from, id);
         self.checker.check_durable(&self.nodes[&id].disk, &message);
-        self.count("send");
+        self.count(if message.kind == MessageKind::MayLeave { "question" } else { "send" });
         let copies = if self.rng.chance(self.options.duplicates) { 2 } else { 1 };
         for _ in 0..copies {
             let is_lost = self.rng.chance(self.options.loss) || self.cut.contains(&(id, message.to));
@@ -712,6 +736,8 @@ fn name_of(reply: &Reply) -> &'static str {
         Reply::LeadershipGiven { .. } => "leadership given",
         Reply::NotTransferred { .. } => "not transferred",
         Reply::MembersChanged { .. } => "members changed",
+        Reply::Opened { .. } => "opened",
+        Reply::Removed { .. } => "removed",
         Reply::Failed { error, .. } => match error {
             RequestError::NotLeader { .. } => "not leader",
             RequestError::Busy { .. } => "busy",

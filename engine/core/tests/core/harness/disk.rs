@@ -30,6 +30,13 @@ impl Disk {
         self.last_seq = append.seq;
         for change in &append.groups {
             let stored = self.groups.entry(change.group).or_default();
+            if change.change == Some(LogChange::Remove) {
+                // Term and vote outlive the log.
+                let HardState { term, vote, .. } = stored.hard_state;
+                let hard_state = HardState { term, vote, commit: Index(0) };
+                *stored = StoredGroup { hard_state, ..StoredGroup::default() };
+                assert!(change.hard_state.is_some(), "term and vote are written again");
+            }
             let before = stored.hard_state;
             stored.hard_state = change.hard_state.unwrap_or(before);
             let HardState { term, vote, commit } = stored.hard_state;
@@ -130,7 +137,7 @@ impl StoredGroup {
                 self.start = start;
             }
             Some(LogChange::StartAfter(start)) => {
-                assert!(start.index > self.start.index, "a log does not go back");
+                assert!(start.index >= self.start.index, "a log does not go back");
                 self.entries.clear();
                 self.start = start;
             }

@@ -34,9 +34,8 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
             store(world, name, group, rest)
         }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
-        | "step-down" | "wait" | "tail" | "grant" | "end-tail" | "find" | "cursor" | "trim" => {
-            ask(world, name, group, rest)
-        }
+        | "step-down" | "wait" | "tail" | "grant" | "end-tail" | "find" | "cursor" | "trim" | "create"
+        | "remove" => ask(world, name, group, rest),
         "cursors" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_cursors(&ids, group);
@@ -337,6 +336,11 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
             world.read(node(id)?, group, names, kind, patience)
         }
         ("members", [id, changes @ ..]) => world.change_members(node(id)?, group, changes, patience),
+        ("create", [id, voters @ ..]) => {
+            let voters = nodes(voters)?;
+            world.create(node(id)?, group, voters)
+        }
+        ("remove", [id]) => world.remove(node(id)?, group, patience),
         ("records", [id, from]) => {
             world.read_records(node(id)?, group, parse_number(from)?, (usize::MAX, u32::MAX), None)
         }

@@ -5,7 +5,7 @@ use iroh_raft_core::batch::{Batch, RecordBlock, encode_batch};
 use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
     ConfState, CursorName, EntryKind, GroupCommand, GroupId, Index, LogEntry, MemberChange, MemberRole,
-    MessageKind, NodeId, Offset, PeerMessage, Term, WallTime, decode_change,
+    MessageKind, NodeId, Offset, PeerMessage, Term, WallTime, decode_change, decode_members,
 };
 
 /// Longer records of one byte are printed as that byte and how often it stands there.
@@ -31,6 +31,9 @@ fn kind_name(kind: MessageKind) -> &'static str {
         MessageKind::Beat => "beat",
         MessageKind::SnapshotChunk => "snapshot-chunk",
         MessageKind::SnapshotAck => "snapshot-ack",
+        MessageKind::Invite => "invite",
+        MessageKind::Gone => "gone",
+        MessageKind::MayLeave => "may-leave",
     }
 }
 
@@ -100,6 +103,10 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
     }
     for entry in &message.entries {
         match message.kind {
+            MessageKind::Invite => {
+                let members = decode_members(&entry.data).expect("the shard names members");
+                say(format!("[{}]", print_members(&members)));
+            }
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => say(print_round(&entry.data)),
             MessageKind::Snapshot | MessageKind::SnapshotChunk => say(format!("{} bytes", entry.data.len())),
             _ => say(print_entry(entry)),
@@ -129,6 +136,9 @@ fn is_answer(kind: MessageKind) -> bool {
 pub(super) fn print_entry(entry: &LogEntry) -> String {
     let place = format!("{}/{}", entry.index, entry.term);
     if entry.kind != EntryKind::Normal {
+        if entry.data.ends_with(b"remove group") {
+            return format!("{place}[remove group]");
+        }
         let changes = decode_change(&entry.data).expect("the shard hands out sound changes");
         let changes: Vec<String> = changes.iter().map(print_change).collect();
         return format!(

@@ -124,6 +124,8 @@ impl Trace {
             Reply::MembersChanged { token, group, index, members } => {
                 (token, group, format!("{} since entry {index}", print_members(members)))
             }
+            Reply::Opened { token, group } => (token, group, "begun".to_owned()),
+            Reply::Removed { token, group } => (token, group, "removed".to_owned()),
             Reply::Failed { token, group, error } => {
                 (token, group, format!("failed ({:?}): {error}", error.retry()))
             }
@@ -144,6 +146,9 @@ impl Trace {
             }
             Event::MembersChanged { group, index, members } => {
                 format!("{} {} since entry {index}", who(node, *group), print_members(members))
+            }
+            Event::ReplicaLeft { group, since } => {
+                format!("{} has left, as of entry {since}", who(node, *group))
             }
             Event::Quarantined { group, reason } => format!("{} quarantined: {reason}", who(node, *group)),
             Event::MessageRefused { group, from, reason } => {

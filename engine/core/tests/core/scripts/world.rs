@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, Append, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus, Index, Input,
-    MessageKind, NodeId, Offset, Outputs, PeerMessage, Propose, Retention, Role, Send, Shard, ShardConfig,
-    SnapshotTask, Timestamp, Token, WallTime,
+    AnswerOn, Append, ConfState, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus, Index,
+    Input, Invite, MessageKind, NodeId, Offset, Open, Outputs, PeerMessage, Propose, Retention, Role, Send,
+    Shard, ShardConfig, SnapshotTask, Timestamp, Token, WallTime,
 };
 
 use super::message::{parse_change, parse_command, print_message, print_record};
@@ -137,8 +137,17 @@ impl World {
         let states = groups.iter().filter(|group| group.is_on(id));
         let snapshot = |group: GroupId| node.snapshots.published.get(&group).cloned();
         let recover = |group: &Group| node.disk.recover(&fresh(group), tail_max);
-        let states =
+        let mut states: Vec<GroupState> =
             states.map(|group| GroupState { snapshot: snapshot(group.id), ..recover(group) }).collect();
+        // Those that began while the node ran.
+        for id in node.disk.groups.keys() {
+            if states.iter().all(|state| state.group != *id) {
+                let has_machine = groups.iter().any(|group| group.id == *id && group.has_state_machine);
+                let fresh = GroupState::fresh(*id, ConfState::default(), has_machine);
+                let recovered = node.disk.recover(&fresh, tail_max);
+                states.push(GroupState { snapshot: snapshot(*id), ..recovered });
+            }
+        }
         let shard = Shard::new(config, node.disk.last_seq, states, Timestamp(node.clock));
         node.shard = Some(shard.map_err(|error| error.to_string())?);
         self.turn(id, Vec::new())
@@ -168,7 +177,16 @@ impl World {
         for input in inputs.into_iter().chain([wall, Input::EndTurn]) {
             shard.step(now, input, &mut out);
         }
+        let invites = std::mem::take(&mut out.invites);
         self.carry_out(id, out);
+        if !invites.is_empty() {
+            let open = |invite: Invite| {
+                let (token, _) = self.request(id, "invited".to_owned(), None)?;
+                Ok(Input::Open(self.open(token, invite.group, invite.members, invite.since)))
+            };
+            let opens = invites.into_iter().map(open).collect::<Result<Vec<_>, String>>()?;
+            self.turn(id, opens)?;
+        }
         let is_asking = |shard: &Shard| shard.next_wakeup().is_some_and(|at| at <= now);
         match self.nodes[&id].shard.as_ref().is_some_and(is_asking) {
             true => self.turn(id, Vec::new()),
@@ -461,6 +479,28 @@ impl World {
         let (token, deadline) = self.request(id, format!("members {}", words.join(" ")), patience)?;
         let changes = words.iter().map(|word| parse_change(word)).collect::<Result<_, _>>()?;
         self.feed(id, Input::ChangeMembers { token, group, changes, deadline })
+    }
+
+    pub(super) fn create(&mut self, id: NodeId, group: GroupId, voters: Vec<NodeId>) -> Result<(), String> {
+        let (token, _) = self.request(id, "create".to_owned(), None)?;
+        let members = ConfState { voters, ..ConfState::default() };
+        self.feed(id, Input::Open(self.open(token, group, members, Index(0))))
+    }
+
+    fn open(&self, token: Token, group: GroupId, members: ConfState, since: Index) -> Open {
+        let has_state_machine = self.groups.iter().any(|known| known.id == group && known.has_state_machine);
+        let retention = self.retention;
+        Open { token, group, members, since, has_state_machine, retention }
+    }
+
+    pub(super) fn remove(
+        &mut self,
+        id: NodeId,
+        group: GroupId,
+        patience: Option<Duration>,
+    ) -> Result<(), String> {
+        let (token, deadline) = self.request(id, "remove".to_owned(), patience)?;
+        self.feed(id, Input::RemoveGroup { token, group, deadline })
     }
 
     pub(super) fn read_records(
