@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -12,15 +13,26 @@ use iroh_raft_core::{Timestamp, WallTime};
 use iroh_raft_driver::{Driver, Next};
 use iroh_raft_netbridge::ring::Doorbell;
 
+use crate::awake;
+use crate::spare_memory::SpareMemory;
+
 /// Runs a shard until it is told to stop.
-pub(crate) async fn run(mut driver: Driver, doorbell: Arc<Doorbell>) {
+pub(crate) async fn run(mut driver: Driver, doorbell: Arc<Doorbell>, is_resting: Rc<Cell<bool>>) {
     let origin = Instant::now();
     let now = || Timestamp(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    let mut spare_memory = SpareMemory::default();
     loop {
         match driver.turn(now, wall_clock()) {
             Next::Over => return,
             Next::Again => glommio::executor().yield_if_needed().await,
-            Next::Sleep(until) => sleep(&driver, &doorbell, until, now()).await,
+            Next::Sleep(until) => {
+                let now = now();
+                is_resting.set(until.is_none_or(|at| awake::is_rest(at.since(now))));
+                if is_resting.get() {
+                    spare_memory.handle_rest();
+                }
+                sleep(&driver, &doorbell, until, now).await;
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ mod preflight;
 mod reader_thread;
 mod record;
 mod snapshot_thread;
+mod spare_memory;
 mod start;
 mod tail;
 mod writer_thread;

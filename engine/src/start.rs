@@ -1,7 +1,9 @@
 //! How a node comes up: everything checked first, then folder, bridge, and the threads of each shard.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -356,9 +358,10 @@ impl Starting<'_> {
                     observer: recorder.map(|recorder| Box::new(recorder) as Box<dyn Observer>),
                 });
                 let _ = ready.send(());
-                glommio::spawn_local(awake::keep_awake()).detach();
+                let is_resting = Rc::<Cell<bool>>::default();
+                glommio::spawn_local(awake::keep_awake(is_resting.clone())).detach();
                 // A panic here is a bug of ours; the shard is lost, and the node says so.
-                if AssertUnwindSafe(driver::run(driver, doorbell)).catch_unwind().await.is_err() {
+                if AssertUnwindSafe(driver::run(driver, doorbell, is_resting)).catch_unwind().await.is_err() {
                     lost.set(EngineError::Panicked { name: lost_name });
                 }
                 drop(ready);

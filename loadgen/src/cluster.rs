@@ -13,7 +13,7 @@ use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::{Identity, NodeId};
 
 use crate::machine;
-use crate::node::{NodeConfig, NodeLine, NodeStatus, Peer};
+use crate::node::{NodeConfig, NodeLine, NodeStatus, NodeSummary, Peer};
 
 /// Lines of a node that wait for us. Full: the node waits; it says a line only when asked.
 const LINES_WAITING_MAX: usize = 16;
@@ -212,6 +212,16 @@ impl Cluster {
         self.nodes.iter_mut().map(Node::status).collect()
     }
 
+    /// How many replicas of each node stand how; `None` for one that does not run or is not ready.
+    pub(crate) fn summaries(&mut self) -> Result<Vec<Option<NodeSummary>>, ClusterError> {
+        self.nodes.iter_mut().map(Node::summary).collect()
+    }
+
+    /// The processes that run.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| process.child.id())
+    }
+
     /// Whether every group has one leader that all nodes agree on.
     pub(crate) fn has_leaders(&mut self) -> Result<bool, ClusterError> {
         if !self.is_ready()? {
@@ -314,24 +324,39 @@ impl Node {
         match process.lines.try_recv() {
             Ok(NodeLine::Ready) => process.is_ready = true,
             Ok(NodeLine::Failed { error }) => return Err(self.failed(error)),
-            Ok(NodeLine::Status(_)) | Err(TryRecvError::Empty) => {}
+            Ok(NodeLine::Status(_) | NodeLine::Summary(_)) | Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Err(self.ended()),
         }
         Ok(self.process.as_ref().is_some_and(|process| process.is_ready))
     }
 
     fn status(&mut self) -> Result<Option<NodeStatus>, ClusterError> {
+        match self.ask("status")? {
+            Some(NodeLine::Status(status)) => Ok(Some(status)),
+            _ => Ok(None),
+        }
+    }
+
+    fn summary(&mut self) -> Result<Option<NodeSummary>, ClusterError> {
+        match self.ask("summary")? {
+            Some(NodeLine::Summary(summary)) => Ok(Some(summary)),
+            _ => Ok(None),
+        }
+    }
+
+    /// What the node answers; `None` when it does not run or is not ready.
+    fn ask(&mut self, question: &str) -> Result<Option<NodeLine>, ClusterError> {
         if !self.is_ready()? {
             return Ok(None);
         }
         let Some(process) = &mut self.process else { return Ok(None) };
-        if process.stdin.write_all(b"status\n").is_err() {
+        if process.stdin.write_all(format!("{question}\n").as_bytes()).is_err() {
             return Err(self.ended());
         }
         let until = Instant::now() + STATUS_DEADLINE;
         loop {
             match process.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(NodeLine::Status(status)) => return Ok(Some(status)),
+                Ok(line @ (NodeLine::Status(_) | NodeLine::Summary(_))) => return Ok(Some(line)),
                 Ok(NodeLine::Ready) => {}
                 Ok(NodeLine::Failed { error }) => return Err(self.failed(error)),
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),

@@ -121,6 +121,13 @@ pub(crate) fn peak_rss_bytes(pid: u32) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Memory that a process has resident, in bytes.
+pub(crate) fn rss_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib: u64 = field(&status, "VmRSS")?.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// Versions of what was measured, from the lock file of this build.
 pub(crate) fn versions() -> BTreeMap<&'static str, &'static str> {
     const NAMES: [&str; 6] = ["glommio", "iroh", "raft", "redb", "rkyv", "tokio"];

@@ -4,6 +4,8 @@
 //! it: it kills every node, starts them again, and reads every acknowledged record back from every
 //! replica. It exits with 0 only when all of them are there, once and in place.
 //!
+//! `loadgen idle` starts one with many groups, leaves it alone, and says what that costs.
+//!
 //! It never looks into the engine while it measures: clients speak the client protocol, nodes are
 //! processes.
 #![forbid(unsafe_code)]
@@ -11,6 +13,7 @@
 mod audit;
 mod cluster;
 mod driver;
+mod idle;
 mod ledger;
 mod machine;
 mod node;
@@ -31,6 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use cluster::ClusterPlan;
+use idle::IdlePlan;
 use quick::{QuickError, QuickPlan};
 use record::RECORD_BYTES_MIN;
 
@@ -54,7 +58,9 @@ struct Cli {
 enum Command {
     /// Start nodes on loopback, drive them, kill them, and read every acknowledged record back.
     Quick(Quick),
-    /// Run one node; started by `quick`.
+    /// Start nodes with many groups that nobody uses: what they cost, and how soon one answers.
+    Idle(Idle),
+    /// Run one node; started by the others.
     #[command(hide = true)]
     Node {
         #[arg(long)]
@@ -104,6 +110,44 @@ struct Quick {
     kill_leader_at: Option<Duration>,
 }
 
+#[derive(Args, Debug)]
+struct Idle {
+    /// Nodes, each a process of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=15))]
+    nodes: u16,
+    /// Shards of each node.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    shards: u16,
+    /// Raft groups, each on all nodes.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    groups: u32,
+    /// Measured time, such as 10s or 500ms.
+    #[arg(long, default_value = "20s", value_parser = duration)]
+    duration: Duration,
+    /// New or empty folder for the nodes' data, on a disk; it stays. Default: a temporary one.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// File for the results as one JSON object.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+impl Idle {
+    fn plan(self) -> IdlePlan {
+        IdlePlan {
+            cluster: ClusterPlan {
+                nodes: self.nodes,
+                shards: self.shards,
+                groups: self.groups,
+                record_bytes: RECORD_BYTES_MIN,
+            },
+            duration: self.duration,
+            data_dir: self.data_dir,
+            json: self.json,
+        }
+    }
+}
+
 impl Quick {
     fn plan(self) -> Result<QuickPlan, String> {
         if self.duration.is_zero() {
@@ -145,8 +189,12 @@ fn main() -> ExitCode {
         .init();
     match cli.command {
         Command::Node { config } => exit(node::run(&config)),
+        Command::Idle(idle) => {
+            let plan = idle.plan();
+            run_until_interrupted(|stop| idle::run(&plan, stop))
+        }
         Command::Quick(quick) => match quick.plan() {
-            Ok(plan) => run_quick(&plan),
+            Ok(plan) => run_until_interrupted(|stop| quick::run(&plan, stop)),
             Err(problem) => {
                 eprintln!("{problem}");
                 ExitCode::from(2)
@@ -155,12 +203,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_quick(plan: &QuickPlan) -> ExitCode {
+fn run_until_interrupted(run: impl FnOnce(&Arc<AtomicBool>) -> Result<bool, QuickError>) -> ExitCode {
     let stop = Arc::new(AtomicBool::new(false));
     if let Err(error) = watch_for_interrupt(stop.clone()) {
         eprintln!("Ctrl-C will not end this in order: {error}");
     }
-    match quick::run(plan, &stop) {
+    match run(&stop) {
         Ok(is_clean) => exit(is_clean),
         Err(error) => {
             eprintln!("{error}");
@@ -223,7 +271,7 @@ mod tests {
         let args = ["loadgen", "quick"].iter().chain(args);
         match Cli::try_parse_from(args).map_err(|error| error.to_string())?.command {
             Command::Quick(quick) => quick.plan(),
-            Command::Node { .. } => unreachable!("quick was asked for"),
+            Command::Node { .. } | Command::Idle(_) => unreachable!("quick was asked for"),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A node as a process of its own: `loadgen node --config FILE`, started by `loadgen quick`.
 //!
-//! It speaks with its parent in lines: JSON on stdout, `status` on stdin. The end of stdin ends it.
+//! It speaks with its parent in lines: JSON on stdout, `status` or `summary` on stdin. The end of stdin ends it.
 
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
@@ -54,6 +54,8 @@ pub(crate) enum NodeLine {
     Ready,
     /// The answer to `status`.
     Status(NodeStatus),
+    /// The answer to `summary`.
+    Summary(NodeSummary),
     /// It could not start, or broke.
     Failed {
         /// Why.
@@ -82,6 +84,15 @@ pub(crate) struct NodeStatus {
     pub(crate) groups_quarantined: u64,
     /// Messages of peers refused by the validator since start.
     pub(crate) messages_refused: u64,
+}
+
+/// How many replicas of a node stand how.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeSummary {
+    /// With a leader.
+    pub(crate) led: u64,
+    /// Quiet.
+    pub(crate) quiet: u64,
 }
 
 /// How a replica stands.
@@ -140,6 +151,7 @@ fn serve(path: &Path) -> Result<(), NodeError> {
     for line in std::io::stdin().lock().lines() {
         match line.as_deref() {
             Ok("status") => say(&NodeLine::Status(runtime.block_on(status(&cluster)))),
+            Ok("summary") => say(&NodeLine::Summary(runtime.block_on(summary(&cluster)))),
             Ok(other) => tracing::warn!(other, "unknown request"),
             Err(_) => break,
         }
@@ -207,6 +219,15 @@ async fn status(cluster: &RaftCluster) -> NodeStatus {
         sum.messages_refused += shard.messages_refused;
     }
     sum
+}
+
+async fn summary(cluster: &RaftCluster) -> NodeSummary {
+    let mut summary = NodeSummary::default();
+    for status in cluster.engine().statuses().await {
+        summary.led += u64::from(status.leader.is_some());
+        summary.quiet += u64::from(status.is_quiet);
+    }
+    summary
 }
 
 fn say(line: &NodeLine) {

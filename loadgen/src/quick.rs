@@ -69,13 +69,13 @@ pub(crate) enum QuickError {
 
 /// Where the data is: a temporary folder, or one that was named and stays.
 #[derive(Debug)]
-enum Folder {
+pub(crate) enum Folder {
     Temporary(tempfile::TempDir),
     Named(PathBuf),
 }
 
 impl Folder {
-    fn open(named: Option<&Path>) -> Result<Folder, QuickError> {
+    pub(crate) fn open(named: Option<&Path>) -> Result<Folder, QuickError> {
         if let Some(path) = named {
             return Ok(Folder::Named(path.to_path_buf()));
         }
@@ -87,7 +87,7 @@ impl Folder {
         made.map(Folder::Temporary).map_err(|source| QuickError::Folder { path: parent, source })
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Folder::Temporary(folder) => folder.path(),
             Folder::Named(path) => path,
@@ -172,17 +172,17 @@ fn measure(
     eprintln!("starting {} nodes in {}", plan.cluster.nodes, folder.display());
     cluster.start()?;
     let no_leaders = late("not every group had a leader", LEADERS_DEADLINE, folder);
-    wait_for(LEADERS_DEADLINE, no_leaders, stop, || cluster.has_leaders())?;
+    wait_for(LEADERS_DEADLINE, LOOK, no_leaders, stop, || cluster.has_leaders())?;
     let load = load(plan, cluster, folder, stop)?;
 
     eprintln!("audit: SIGKILL to all nodes, restart, read everything back");
     cluster.kill();
     cluster.start()?;
     let no_leaders = late("after the restart not every group had a leader", LEADERS_DEADLINE, folder);
-    wait_for(LEADERS_DEADLINE, no_leaders, stop, || cluster.has_leaders())?;
+    wait_for(LEADERS_DEADLINE, LOOK, no_leaders, stop, || cluster.has_leaders())?;
     // Replicas that stay behind are found by the audit, record by record.
     let behind = late("some replicas did not catch up", CATCH_UP_DEADLINE, folder);
-    match wait_for(CATCH_UP_DEADLINE, behind, stop, || has_caught_up(cluster, &load.ledger)) {
+    match wait_for(CATCH_UP_DEADLINE, LOOK, behind, stop, || has_caught_up(cluster, &load.ledger)) {
         Err(error @ QuickError::Late { .. }) => eprintln!("{error}"),
         other => other?,
     }
@@ -216,8 +216,9 @@ fn late(what: &'static str, deadline: Duration, folder: &Path) -> QuickError {
 }
 
 /// Looks until something is so; `late` is the error when it takes too long.
-fn wait_for(
+pub(crate) fn wait_for(
     deadline: Duration,
+    look: Duration,
     late: QuickError,
     stop: &AtomicBool,
     mut is_so: impl FnMut() -> Result<bool, ClusterError>,
@@ -230,7 +231,7 @@ fn wait_for(
         if Instant::now() >= until {
             return Err(late);
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(look);
     }
     Ok(())
 }
@@ -262,12 +263,12 @@ fn client_config(plan: &QuickPlan, cluster: &Cluster) -> ClientConfig {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, QuickError> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, QuickError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(QuickError::Thread)
 }
 
 /// Lets the tasks of clients that were closed come to their end.
-fn finish(runtime: &tokio::runtime::Runtime) {
+pub(crate) fn finish(runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         let tasks = tokio::runtime::Handle::current().metrics();
         let until = Instant::now() + CLOSE_DEADLINE;
@@ -278,7 +279,7 @@ fn finish(runtime: &tokio::runtime::Runtime) {
 }
 
 /// Runs a future to its end, or until `stop` is set.
-fn interruptible<T>(
+pub(crate) fn interruptible<T>(
     runtime: &tokio::runtime::Runtime,
     work: impl Future<Output = T>,
     stop: &AtomicBool,

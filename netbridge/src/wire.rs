@@ -64,6 +64,7 @@ impl Lane {
             | MessageKind::TimeoutNow => Lane::Election,
             MessageKind::Heartbeat
             | MessageKind::HeartbeatResponse
+            | MessageKind::Beat
             | MessageKind::ReadIndex
             | MessageKind::ReadIndexResponse => Lane::Heartbeat,
             MessageKind::Append

@@ -21,6 +21,8 @@ use crate::numbers::WriterNumbers;
 use crate::space::Space;
 use crate::span_read::{ReadSpanError, read_span};
 
+/// Bytes of the buffer for a block's directory that are kept from flush to flush.
+const DIRECTORY_KEPT_BYTES: usize = 64 << 10;
 /// Void blocks that are removed together when they are small: they share pages.
 const SMALL_VOID_BLOCKS: usize = 64;
 /// A block below this shares its page with others.
@@ -209,6 +211,9 @@ impl JournalWriter {
         self.journal
             .commit(&block, &self.directory, &void)
             .map_err(|error| error.running(self.journal.identity.shard))?;
+        // Only a flush of thousands of groups needs more.
+        self.directory.clear();
+        self.directory.shrink_to(DIRECTORY_KEPT_BYTES);
         let duration = began.elapsed();
         self.mark.write(end)?;
         self.end = end;

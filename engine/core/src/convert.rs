@@ -111,7 +111,8 @@ pub(crate) fn to_raft_message(message: PeerMessage) -> Option<eraftpb::Message> 
             | MessageKind::SnapshotAck
             | MessageKind::Invite
             | MessageKind::Gone
-            | MessageKind::MayLeave => return None,
+            | MessageKind::MayLeave
+            | MessageKind::Beat => return None,
         },
         to: message.to.0,
         from: message.from.0,

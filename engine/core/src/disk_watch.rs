@@ -72,6 +72,14 @@ impl DiskWatch {
         }
     }
 
+    /// When a flush that is open now counts as hung, or at once if the disk is back and it was not told.
+    pub(crate) fn next_wakeup(&self, config: &ShardConfig) -> Option<Timestamp> {
+        match self.open.front() {
+            Some((_, since)) => Some(since.after(config.flush_stuck_after)),
+            None => self.hung_since,
+        }
+    }
+
     pub(crate) fn is_hung(&self) -> bool {
         self.hung_since.is_some()
     }

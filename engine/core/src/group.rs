@@ -11,6 +11,7 @@ mod leadership;
 mod leaving;
 mod members;
 mod miscount;
+mod quiet;
 mod read;
 mod reading;
 mod ready;
@@ -21,6 +22,7 @@ mod snapshot_send;
 mod snapshots;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -39,6 +41,7 @@ use crate::io::{
 };
 use crate::jitter::Draw;
 use crate::lease::{Lease, Promise, Times};
+use crate::liveness::Liveness;
 use crate::loading::Loaded;
 use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
@@ -51,6 +54,7 @@ use leadership::Leadership;
 pub(crate) use leadership::Seat;
 use leaving::Leaving;
 use members::Members;
+use quiet::Quiet;
 use ready::Persistence;
 use retention::Keeping;
 use serve::Purpose;
@@ -73,6 +77,9 @@ pub(crate) struct Turn<'a> {
     /// Newest durable flush.
     pub(crate) persisted: FlushSeq,
     pub(crate) disk: DiskHealth,
+    pub(crate) liveness: &'a Liveness,
+    /// Campaigns that may still begin in this turn of the shard.
+    pub(crate) campaigns_left: &'a mut u32,
     pub(crate) next_fetch: &'a mut FetchId,
     /// What the shard's other groups have in hand of snapshots.
     pub(crate) snapshots_open: SnapshotsOpen,
@@ -115,6 +122,7 @@ pub(crate) struct Replica {
     lease: Lease,
     promise: Promise,
     records: RecordReads,
+    quiet: Quiet,
     finds: Finds,
     commands: Commands,
     keeping: Keeping,
@@ -160,6 +168,7 @@ impl Replica {
         let logger = Logger::root(Discard, o!());
         let mut raw = RawNode::new(&raft_config, window, &logger).map_err(|error| error.to_string())?;
         raw.raft.maybe_free_inflight_buffers();
+        raw.mut_store().forget_start();
         let members = Members::new(&state.conf_state, state.start.index);
         let first_conf_state: Option<ConfState> = (!state.is_durable).then(|| state.conf_state.clone());
         let mut replica = Replica {
@@ -184,6 +193,7 @@ impl Replica {
             lease: Lease::default(),
             promise: Promise::at_start(now, state.hard_state.term > Term(0), Times::of(config)),
             records: RecordReads::new(state.group),
+            quiet: Quiet::default(),
             finds: Finds::new(state.group),
             // A commit index that a snapshot brought came with its table, and goes to the disk with it.
             commands: Commands::new(meta, commit, written.commit < commit),
@@ -265,7 +275,26 @@ impl Replica {
             members_since: self.members.since,
             is_quarantined: false,
             is_disk_hung: false,
+            is_quiet: self.is_quiet(),
         }
+    }
+
+    /// Whether its members have changed since this was last asked.
+    pub(crate) fn take_members_changed(&mut self) -> bool {
+        self.members.take_changed()
+    }
+
+    /// Uses the same copy of its members as other replicas that have the same.
+    pub(crate) fn share_members(&mut self, common: &mut Arc<ConfState>) {
+        if self.members.now == *common {
+            self.members.now = common.clone();
+        } else {
+            *common = self.members.now.clone();
+        }
+    }
+
+    pub(crate) fn members(&self) -> impl Iterator<Item = NodeId> {
+        self.raw.raft.prs().iter().map(|(node, _)| NodeId(*node))
     }
 
     /// How far each replica's log is known to be ours, while we lead.
@@ -302,6 +331,9 @@ impl Replica {
         self.is_dirty |= std::mem::take(&mut self.is_paused_by_missing);
         self.is_dirty |= self.reads.is_asking();
         for _ in 0..ticks {
+            if self.is_quiet() {
+                break;
+            }
             self.is_dirty |= self.leadership.handle_tick();
             if self.is_bound_to_wait(turn.now) {
                 continue;
@@ -310,10 +342,15 @@ impl Replica {
                 self.let_tick_pass();
                 continue;
             }
+            if !self.may_campaign(turn) {
+                self.let_tick_pass();
+                continue;
+            }
             let has_campaigned = self.raw.tick() && !self.is_leader();
             self.is_dirty |=
                 self.raw.has_ready() || self.pending.has_waiting() || self.commands.has_waiting();
             self.after_call(turn, has_campaigned);
+            self.tick_quiet(turn);
             self.handle_leaving_tick(turn, has_campaigned);
         }
         self.handle_snapshot_tick(turn);
@@ -330,6 +367,7 @@ impl Replica {
             turn.out.events.push(Event::MessageRefused { group, from, reason });
             return;
         }
+        self.wake_for(turn, &message);
         self.members.hear(message.from, turn.now);
         if self.dismiss(turn, &message) {
             return;
@@ -360,7 +398,7 @@ impl Replica {
         for entry in message.entries.iter_mut().filter(|entry| entry.data.len() < COPY_BYTES_MAX) {
             entry.data = Bytes::copy_from_slice(&entry.data);
         }
-        let (kind, from, term) = (message.kind, message.from, message.term);
+        let (kind, from, term, index) = (message.kind, message.from, message.term, message.index);
         if mutants::is(Mutant::VoteWithoutLog)
             && matches!(kind, MessageKind::RequestVote | MessageKind::RequestPreVote)
         {
@@ -382,6 +420,7 @@ impl Replica {
         self.note_answer(turn.now, from, term, kind);
         self.is_dirty = true;
         self.after_call(turn, false);
+        self.handle_quiet(turn, kind, from, term, index);
     }
 
     /// raft-rs 0.7 lets a late rejection push a follower's next index to or below what it is known
@@ -428,6 +467,9 @@ impl Replica {
         } else if self.pending.bytes() + bytes > bytes_max {
             RequestError::busy(BusyReason::PendingBytes)
         } else {
+            if !mutants::is(Mutant::QuietWithProposal) {
+                self.wake(turn);
+            }
             self.pending.push(propose);
             self.is_dirty = true;
             return;
@@ -442,7 +484,8 @@ impl Replica {
 
     /// A node cannot be reached: probe its replica from now on.
     pub(crate) fn handle_unreachable(&mut self, turn: &mut Turn<'_>, node: NodeId) {
-        if self.is_leader() && self.raw.raft.prs().get(node.0).is_some() {
+        // A quiet leader has nothing on the way that could be lost.
+        if self.is_leader() && !self.is_quiet() && self.raw.raft.prs().get(node.0).is_some() {
             self.raw.report_unreachable(node.0);
             self.is_dirty = true;
             self.after_call(turn, false);

@@ -12,7 +12,7 @@
 //! nobody near needs it, `pending` answers once it is committed, `group::serve` hands it to state
 //! machines and readers; `group::snapshots` takes snapshots, lets go of what they cover, and brings them to
 //! followers that need it; `group::leadership` gives leadership away when it is told to, or `spread` or
-//! `disk_watch` say so; `records` and `find` serve those who read the log, `group::commands` keeps their cursors,
+//! `disk_watch` say so; `group::quiet` lets it rest, and `liveness` says when not to; `records` and `find` serve those who read the log, `group::commands` keeps their cursors,
 //! `group::retention` lets go of what is old. `shard` routes, keeps time and contains panics; `validate` stands between
 //! peers and Raft; raft-rs itself is seen by `group`, `members`, `log_window` and `convert`
 //! alone.
@@ -33,6 +33,7 @@ pub mod ids;
 pub mod io;
 mod jitter;
 mod lease;
+mod liveness;
 mod loading;
 mod log_window;
 pub mod members;

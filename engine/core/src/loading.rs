@@ -121,6 +121,7 @@ impl Loading {
             members_since: Default::default(),
             is_quarantined: false,
             is_disk_hung: false,
+            is_quiet: false,
         }
     }
 

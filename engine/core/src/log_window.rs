@@ -72,7 +72,8 @@ struct Slot {
 
 #[derive(Debug)]
 pub(crate) struct LogWindow {
-    start_state: RaftState,
+    /// What raft-rs begins with, until it has.
+    start_state: Option<Box<RaftState>>,
     /// Where the log begins.
     base: LogStart,
     runs: Vec<TermRun>,
@@ -93,15 +94,27 @@ pub(crate) struct LogWindow {
 }
 
 impl LogWindow {
+    /// raft-rs has begun.
+    pub(crate) fn forget_start(&mut self) {
+        self.start_state = None;
+    }
+
+    /// Gives back memory that it has room for and no entries.
+    pub(crate) fn shrink(&mut self) {
+        self.slots.shrink_to_fit();
+        self.fetched = Vec::new();
+        self.wanted.get_mut().shrink_to_fit();
+    }
+
     /// The window of a replica as it starts. The tail must reach back to the commit index; `at` is a time that
     /// the log is known to have reached before it.
     pub(crate) fn new(state: &GroupState, at: WallTime) -> Result<LogWindow, Inconsistent> {
         check_state(state)?;
         let mut window = LogWindow {
-            start_state: RaftState::new(
+            start_state: Some(Box::new(RaftState::new(
                 to_raft_hard_state(&state.hard_state),
                 to_raft_conf_state(&state.conf_state),
-            ),
+            ))),
             base: state.start,
             runs: state.term_runs.clone(),
             last: state.last,
@@ -378,7 +391,7 @@ impl LogWindow {
 
 impl Storage for LogWindow {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(self.start_state.clone())
+        Ok(self.start_state.as_deref().expect("raft-rs asks once, as it begins").clone())
     }
 
     fn entries(

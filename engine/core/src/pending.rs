@@ -66,6 +66,20 @@ impl Pending {
         }
     }
 
+    /// Whether nobody waits for anything, and nothing is proposed.
+    pub(crate) fn is_empty(&self) -> bool {
+        let requests = [self.proposed.len(), self.committed.len(), self.waiting.len()];
+        requests.iter().sum::<usize>() == 0 && self.uncommitted.is_empty()
+    }
+
+    /// Gives back memory that nothing stands in.
+    pub(crate) fn shrink(&mut self) {
+        self.waiting.shrink_to_fit();
+        self.proposed.shrink_to_fit();
+        self.committed.shrink_to_fit();
+        self.uncommitted.shrink_to_fit();
+    }
+
     pub(crate) fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }

@@ -1,10 +1,12 @@
 //! The shard: routes inputs to its groups, keeps time, numbers the flushes and contains panics.
 //!
-//! Only groups that an input touched are looked at when the turn ends; all of them only at a tick.
+//! Only groups that an input touched are looked at when the turn ends, and only those that are not quiet at a tick.
 //! Whatever panics inside a group takes out that group alone: what it had said in that call is
 //! withdrawn, its requests are answered, and it never speaks again.
 
-use std::collections::{BTreeMap, VecDeque};
+mod awake;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +18,12 @@ use crate::group::{Replica, SendBudget, SnapshotsOpen, Turn};
 use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
 use crate::io::{
-    Append, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite, LeaseReads,
-    LogDamage, LogEntry, MessageKind, Open, Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
+    Append, ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite,
+    LeaseReads, LogDamage, LogEntry, MessageKind, Open, Outputs, PeerMessage, Reply, Role, ShardConfig,
+    Token,
 };
 use crate::lease::Times;
+use crate::liveness::Liveness;
 use crate::loading::{Loaded, Loading, Step};
 use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
@@ -33,6 +37,9 @@ use crate::validate;
 const LIMIT_BYTES_MAX: usize = 1 << 30;
 /// Highest bound on the drift of clocks accepted, in parts per million.
 const DRIFT_PPM_LIMIT: u32 = 500_000;
+/// Campaigns that begin in one turn at most: when thousands of groups lose their leader together, the others wait
+/// for a later tick, so that no turn takes long and no flush gets large.
+const CAMPAIGNS_PER_TURN_MAX: u32 = 1024;
 /// Groups of a shard at most, those that it has left included.
 const GROUPS_MAX: usize = 1 << 20;
 /// Highest count limit accepted.
@@ -55,6 +62,18 @@ pub struct Shard {
     flushes: VecDeque<(FlushSeq, Vec<usize>)>,
     disk: DiskWatch,
     spread: Spread,
+    /// Positions of the members that ticks are for: all but quiet ones and those taken out.
+    awake: Vec<usize>,
+    is_awake: Vec<bool>,
+    /// When quiet members wake by themselves, with their positions; one for each at most.
+    alarms: BTreeSet<(Timestamp, usize)>,
+    alarm_of: Vec<Option<Timestamp>>,
+    liveness: Liveness,
+    /// Members that many groups have: one copy for all that begin with them.
+    common_members: Arc<ConfState>,
+    /// Whether replicas have come or their members have changed since `liveness` was told of them.
+    have_members_changed: bool,
+    campaigns_left: u32,
     ticked: Timestamp,
     wall: WallTime,
     next_fetch: FetchId,
@@ -102,11 +121,21 @@ impl Shard {
         if let Some(pair) = groups.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(ConfigError::DuplicateGroup { group: pair[0] });
         }
-        let members: Vec<Member> = states.into_iter().map(|state| start(&config, state, now)).collect();
+        let mut members: Vec<Member> = states.into_iter().map(|state| start(&config, state, now)).collect();
+        // They would go on in the memory of the states, which are many times as large.
+        members.shrink_to_fit();
         let mut shard = Shard {
             evict_at_bytes: config.window_bytes_max,
             disk: DiskWatch::new(),
             spread: Spread::new(&config, now),
+            liveness: Liveness::new(&config, now),
+            awake: (0..groups.len()).collect(),
+            is_awake: vec![true; groups.len()],
+            alarms: BTreeSet::new(),
+            alarm_of: vec![None; groups.len()],
+            common_members: Arc::default(),
+            have_members_changed: true,
+            campaigns_left: CAMPAIGNS_PER_TURN_MAX,
             config,
             dirty: Vec::new(),
             is_listed: vec![false; groups.len()],
@@ -125,8 +154,9 @@ impl Shard {
             is_fenced: false,
         };
         for at in 0..shard.members.len() {
-            let needs_turn = match &shard.members[at] {
+            let needs_turn = match &mut shard.members[at] {
                 Member::Live(replica) => {
+                    replica.share_members(&mut shard.common_members);
                     shard.window_bytes += replica.window_bytes();
                     replica.is_dirty()
                 }
@@ -191,7 +221,7 @@ impl Shard {
             }
             Input::Persisted { seq } => self.handle_persisted(now, seq, out),
             Input::PersistFailed => self.handle_persist_failed(now, out),
-            Input::Damaged { group, damage } => self.handle_damaged(group, damage, out),
+            Input::Damaged { group, damage } => self.handle_damaged(now, group, damage, out),
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
                 self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
@@ -231,7 +261,8 @@ impl Shard {
         if !self.dirty.is_empty() {
             return Some(self.ticked);
         }
-        Some(self.ticked.after(self.config.tick))
+        let tick = self.ticked.after(self.config.tick);
+        if self.awake.is_empty() { self.next_wakeup_when_quiet().map(|at| at.max(tick)) } else { Some(tick) }
     }
 
     /// How a group's replica stands; `None` if there is none.
@@ -299,6 +330,9 @@ impl Shard {
     }
 
     fn handle_message(&mut self, now: Timestamp, message: PeerMessage, out: &mut Outputs) {
+        if message.kind == MessageKind::Beat {
+            return self.handle_beat(now, &message, out);
+        }
         let at = self.position(message.group);
         let tombstone = match at.map(|at| (at, &self.members[at])) {
             Some((at, Member::Live(_))) => {
@@ -383,9 +417,13 @@ impl Shard {
                 self.groups.push(group);
                 self.members.push(member);
                 self.is_listed.push(false);
+                self.is_awake.push(false);
+                self.alarm_of.push(None);
                 at
             }
         };
+        self.have_members_changed = true;
+        self.rouse(now, at);
         self.list(at);
         Ok(true)
     }
@@ -410,7 +448,7 @@ impl Shard {
         out.events.push(Event::Fenced);
     }
 
-    fn handle_damaged(&mut self, group: GroupId, damage: LogDamage, out: &mut Outputs) {
+    fn handle_damaged(&mut self, now: Timestamp, group: GroupId, damage: LogDamage, out: &mut Outputs) {
         let Some(at) = self.position(group) else { return };
         if let Some(replica) = self.members[at].live() {
             self.snapshots_open =
@@ -419,7 +457,7 @@ impl Shard {
         }
         if !matches!(self.members[at], Member::Out(_) | Member::Left(_)) {
             let LogDamage { first, last } = damage;
-            self.quarantine(at, Inconsistent::Damaged { first, last }.to_string(), out);
+            self.quarantine(now, at, Inconsistent::Damaged { first, last }.to_string(), out);
         }
     }
 
@@ -445,10 +483,12 @@ impl Shard {
         match loading.handle_fetched(id, result) {
             Step::Waiting if is_missing => {}
             Step::Waiting => self.list(at),
-            Step::Broken(reason) => self.quarantine(at, reason, out),
+            Step::Broken(reason) => self.quarantine(now, at, reason, out),
             Step::Complete(loaded) => {
                 self.members[at] = start_loaded(&self.config, &loaded, now);
-                if let Member::Live(replica) = &self.members[at] {
+                self.have_members_changed = true;
+                if let Member::Live(replica) = &mut self.members[at] {
+                    replica.share_members(&mut self.common_members);
                     self.window_bytes += replica.window_bytes();
                 }
                 self.list(at);
@@ -460,7 +500,9 @@ impl Shard {
 
     fn handle_end_turn(&mut self, now: Timestamp, out: &mut Outputs) {
         assert!(out.append.is_none(), "the driver empties the outputs of a turn before the next");
+        self.campaigns_left = CAMPAIGNS_PER_TURN_MAX;
         self.handle_ticks(now, out);
+        self.send_beats(now, out);
         let mut dirty = std::mem::take(&mut self.dirty);
         for at in dirty.drain(..) {
             self.is_listed[at] = false;
@@ -498,6 +540,9 @@ impl Shard {
         let append = out.append.get_or_insert_with(|| Append { seq, groups: Vec::new() });
         append.groups.push(tombstone.append());
         self.members[at] = Member::Left(Box::new(tombstone));
+        self.have_members_changed = true;
+        // Whoever has not heard of it has to look anew.
+        self.liveness.withdraw(now);
     }
 
     /// Ticks that are due. After a pause only a few are made up for: messages that waited through
@@ -512,18 +557,18 @@ impl Shard {
         self.evict_at_bytes = self.config.window_bytes_max;
         self.send_budget.fill(now, self.config.tick, self.config.snapshots.send_bytes_per_second);
         let ticks_max = u64::from(self.config.heartbeat_ticks);
-        if due > ticks_max {
-            self.disk.handle_pause(self.config.tick * u32::try_from(due - ticks_max).unwrap_or(u32::MAX));
-        }
-        out.events.extend(self.disk.handle_tick(now, &self.config));
+        let pause = self.pause_before(now);
+        self.disk.handle_pause(pause);
+        self.liveness.handle_pause(pause);
+        let disk = self.disk.handle_tick(now, &self.config);
         self.ticked = if due > ticks_max { now } else { Timestamp(self.ticked.0 + due * tick) };
         let ticks = u32::try_from(due.min(ticks_max)).expect("at most heartbeat_ticks");
-        for at in 0..self.members.len() {
-            if let Member::Loading(_) = &self.members[at] {
-                self.list(at);
-            }
-            self.call(now, at, out, |replica, turn| replica.handle_ticks(turn, ticks));
+        if let Some(event) = disk {
+            self.handle_disk_event(now, event, out);
         }
+        self.tick_awake(now, ticks, out);
+        self.ring_alarms(now, out);
+        self.handle_silence(now, out);
         if self.spread.is_due(now, &self.config) {
             self.spread(now, out);
         }
@@ -600,6 +645,8 @@ impl Shard {
             seq: FlushSeq(self.last_seq.0 + 1),
             persisted: self.persisted,
             disk: self.disk.health(now),
+            liveness: &self.liveness,
+            campaigns_left: &mut self.campaigns_left,
             next_fetch: &mut self.next_fetch,
             snapshots_open: open_others,
             send_budget: &mut self.send_budget,
@@ -614,18 +661,27 @@ impl Shard {
             said_before.withdraw_rest(out);
             self.window_bytes -= bytes_before;
             self.snapshots_open = open_others;
-            return self.quarantine(at, reason, out);
+            return self.quarantine(now, at, reason, out);
         }
-        let is_dirty = replica.is_dirty();
+        let (is_dirty, is_awake) = (replica.is_dirty(), !replica.is_quiet());
+        if replica.take_members_changed() {
+            self.have_members_changed = true;
+            // One that is no member any more, and missed it, must not rest on what it agreed to.
+            self.liveness.withdraw(now);
+        }
         self.snapshots_open = open_others.after(SnapshotsOpen::default(), replica.snapshots_open());
         self.window_bytes = self.window_bytes + replica.window_bytes() - bytes_before;
         if is_dirty {
             self.list(at);
         }
+        if is_awake {
+            self.rouse(now, at);
+        }
     }
 
-    fn quarantine(&mut self, at: usize, reason: String, out: &mut Outputs) {
+    fn quarantine(&mut self, now: Timestamp, at: usize, reason: String, out: &mut Outputs) {
         let group = self.groups[at];
+        self.liveness.withdraw(now);
         // A replica that has just panicked may panic again.
         let status = catch_unwind(AssertUnwindSafe(|| self.members[at].status()));
         let status = status.ok().flatten().unwrap_or_else(|| unknown_status(group));
@@ -739,7 +795,8 @@ fn start_loaded(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Member
 }
 
 fn taken_out(status: GroupStatus, reason: String) -> Member {
-    let status = GroupStatus { role: Role::Follower, leader: None, is_quarantined: true, ..status };
+    let status =
+        GroupStatus { role: Role::Follower, leader: None, is_quarantined: true, is_quiet: false, ..status };
     Member::Out(Box::new(Quarantined { status, reason: Some(reason) }))
 }
 
@@ -758,6 +815,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         members_since: Default::default(),
         is_quarantined: false,
         is_disk_hung: false,
+        is_quiet: false,
     }
 }
 
@@ -846,6 +904,10 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     }
     if config.spread.is_some_and(|spread| spread.band == 0) {
         return Err(ConfigError::Band);
+    }
+    if config.quiet_after.is_some_and(|after| after < config.tick * heartbeat_ticks) {
+        let (value, value_min) = (config.quiet_after.unwrap_or_default(), config.tick * heartbeat_ticks);
+        return Err(ConfigError::TooShort { setting: "quiet_after", value, value_min });
     }
     let as_limit = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     let limits = [

@@ -54,6 +54,11 @@ impl Spread {
         is_due
     }
 
+    /// When the next round is.
+    pub(crate) fn next_at(&self) -> Timestamp {
+        self.next_at
+    }
+
     fn put_off(&mut self, config: &ShardConfig, now: Timestamp) {
         let interval = config.spread.map_or(Duration::ZERO, |spread| spread.interval);
         let jitter_ns = mix(mix(config.seed) ^ self.rounds) % (interval.as_nanos() as u64).max(1);

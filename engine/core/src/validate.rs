@@ -204,6 +204,14 @@ pub enum Refusal {
     /// A forwarded read whose context is not the sender's own.
     #[error("a forwarded read needs one entry with a context that begins with the sender's id")]
     ReadContext,
+    /// A heartbeat that asks to go quiet with entries that are not committed.
+    #[error("it asks to go quiet at {index} with commit {commit}")]
+    Quiet {
+        /// Last index, as it says.
+        index: Index,
+        /// Its commit index.
+        commit: Index,
+    },
     /// An answer to a heartbeat that was not sent yet.
     #[error("it answers a heartbeat of the future, sent at {sent} ns")]
     Stamp {
@@ -216,6 +224,9 @@ pub enum Refusal {
     /// An answer to a read that this replica cannot have forwarded.
     #[error("an answer to a read that this replica has not forwarded")]
     UnaskedRead,
+    /// A beat with more than its two numbers, or of a group.
+    #[error("a beat is of no group, and has two numbers")]
+    Beat,
     /// An invitation that names no members, or such as no group begins with.
     #[error("the invitation to the group is malformed")]
     Invite,
@@ -286,6 +297,7 @@ pub(crate) fn check(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), R
         MessageKind::Snapshot => snapshot::check_offer(view, message),
         MessageKind::SnapshotChunk => snapshot::check_chunk(view, message),
         MessageKind::SnapshotAck => snapshot::check_ack(message),
+        MessageKind::Beat => Err(Refusal::Beat),
         MessageKind::Invite => first_members(message).map(|_| ()),
         MessageKind::Gone => check_gone(message),
         MessageKind::MayLeave => Ok(()),
@@ -470,6 +482,10 @@ fn check_heartbeat(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Re
     if message.term >= view.term && message.commit > view.last {
         return Err(Refusal::CommitBeyondLast { commit: message.commit, last: view.last });
     }
+    // Only a leader whose whole log is committed asks to go quiet.
+    if message.index.0 != 0 && message.index != message.commit {
+        return Err(Refusal::Quiet { index: message.index, commit: message.commit });
+    }
     Ok(())
 }
 
@@ -478,6 +494,9 @@ fn check_heartbeat_response(view: &GroupView<'_>, message: &PeerMessage) -> Resu
     let is_taken = view.role == Role::Leader && message.term == view.term;
     match Stamp::of(&message.context) {
         Some(Stamp { sent, .. }) if is_taken && sent > view.now => Err(Refusal::Stamp { sent }),
+        _ if is_taken && message.index > view.last => {
+            Err(Refusal::MatchBeyondLast { index: message.index, last: view.last })
+        }
         _ => Ok(()),
     }
 }

@@ -18,6 +18,10 @@ pub const FRAME_BYTES_TARGET: usize = 1 << 20;
 /// Frames for peers that wait for a place in the bridge's ring at most; what comes then is dropped.
 const PEER_FRAMES_WAITING_MAX: usize = 64;
 
+/// Emptied builders of frames for peers that are kept, and messages that one has room for at most: when thousands
+/// of groups speak in one turn, that is rare.
+const SPARE_FRAMES_MAX: usize = 64;
+const SPARE_MESSAGES_MAX: usize = 512;
 /// Emptied builders of answers that are kept for the next turns.
 const SPARE_REPLIES_MAX: usize = 64;
 
@@ -184,8 +188,11 @@ impl Outbox {
         let OpenFrame { to, lane, gate, mut builder } = frame;
         // Placement is a function of the group alone and shard counts are equal (the handshake
         // refuses others), so a group's messages go to the shard of the same number.
+        let is_kept = builder.len() <= SPARE_MESSAGES_MAX && self.spare.len() < SPARE_FRAMES_MAX;
         let frame = builder.finish(lane, self.shard, self.shard);
-        self.spare.push(builder);
+        if is_kept {
+            self.spare.push(builder);
+        }
         let item = ToBridge::Peer { to, lane, frame };
         match gate {
             Some(gate) => self.gated.push_back((gate, item)),

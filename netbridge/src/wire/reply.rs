@@ -160,7 +160,8 @@ struct StatusDescriptor {
     role: u8,
     quarantined: u8,
     disk_hung: u8,
-    reserved: [u8; 5],
+    quiet: u8,
+    reserved: [u8; 4],
 }
 
 const APPENDED: u8 = 1;
@@ -386,7 +387,7 @@ fn status_of(
     first: Offset,
     members: Arc<ConfState>,
 ) -> Result<GroupStatus, FrameError> {
-    if descriptor.reserved != [0; 5] {
+    if descriptor.reserved != [0; 4] {
         return Err(FrameError::Reserved { what: "a status' reserved bytes" });
     }
     Ok(GroupStatus {
@@ -409,6 +410,7 @@ fn status_of(
         members_since: Index(descriptor.members_since.to_native()),
         is_quarantined: flag(descriptor.quarantined)?,
         is_disk_hung: flag(descriptor.disk_hung)?,
+        is_quiet: flag(descriptor.quiet)?,
     })
 }
 
@@ -584,7 +586,8 @@ impl StatusDescriptor {
             },
             quarantined: status.is_quarantined.into(),
             disk_hung: status.is_disk_hung.into(),
-            reserved: [0; 5],
+            quiet: status.is_quiet.into(),
+            reserved: [0; 4],
         }
     }
 }

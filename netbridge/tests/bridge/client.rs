@@ -181,6 +181,7 @@ fn every_kind_of_call_gets_its_answer() {
         members_since: Index(3),
         is_quarantined: false,
         is_disk_hung: true,
+        is_quiet: false,
     };
     answer(shard, connection, [(request, ReplyBody::Status(status.clone()))]);
 

@@ -311,6 +311,7 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         members_since: Index(2),
         is_quarantined: role == Role::Candidate,
         is_disk_hung: false,
+        is_quiet: false,
     })
 }
 
@@ -323,6 +324,10 @@ fn trimmed_status(group: u64) -> ReplyBody {
 }
 
 /// Small frames of every kind, by name.
+/// Kinds of messages that are not in the frames of their lanes that are stored, but in frames of their own.
+const CAME_LATER: [MessageKind; 4] =
+    [MessageKind::Invite, MessageKind::Gone, MessageKind::MayLeave, MessageKind::Beat];
+
 pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     let batch = encode_batch(Offset(40), WallTime(1_700_000_000_000), [block()].iter());
     let mut append = message(MessageKind::Append, 5);
@@ -336,13 +341,14 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     read_index.entries = vec![entry(0, EntryKind::Normal, Bytes::from_static(b"context"))];
     // Those of the first fixtures: what came later has its own.
     let on = |lane| {
-        let first =
-            MessageKind::ALL.into_iter().take_while(|kind| *kind as u8 <= MessageKind::Snapshot as u8);
-        let kinds = first.zip(1..).filter(move |(kind, _)| Lane::of(*kind) == lane);
+        let kinds = MessageKind::ALL.into_iter().zip(1..).filter(|(kind, _)| !CAME_LATER.contains(kind));
+        let kinds = kinds.filter(move |(kind, _)| Lane::of(*kind) == lane);
         kinds.map(|(kind, group)| message(kind, group)).collect::<Vec<_>>()
     };
     let mut heartbeats = on(Lane::Heartbeat);
     heartbeats.extend([heartbeat(6), read_index]);
+    let leaving = [MessageKind::Invite, MessageKind::Gone, MessageKind::MayLeave];
+    let leaving = leaving.into_iter().zip(1..).map(|(kind, group)| message(kind, group)).collect();
     let mut appends = on(Lane::Append);
     appends.push(append);
     let request =
@@ -376,18 +382,16 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     let mut chunk = message(MessageKind::SnapshotChunk, 13);
     chunk.entries = vec![entry(8, EntryKind::Normal, Bytes::from_static(b"chunk"))];
     let chunks = vec![chunk, message(MessageKind::SnapshotAck, 14)];
-    let mut invite = message(MessageKind::Invite, 15);
-    invite.entries = vec![entry(0, EntryKind::ConfChangeV2, encode_members(&members()).into())];
-    let comings = vec![invite, message(MessageKind::Gone, 16), message(MessageKind::MayLeave, 17)];
     let mut later: Vec<ClientReply> =
         later.map(|(error, number)| reply(number, ReplyBody::Failed(error))).collect();
     later.push(reply(90, ReplyBody::MembersChanged { index: Index(4), members: members() }));
     vec![
         ("peer-election", Content::Peer(Lane::Election, on(Lane::Election))),
         ("peer-heartbeat", Content::Peer(Lane::Heartbeat, heartbeats)),
+        ("peer-beat", Content::Peer(Lane::Heartbeat, vec![message(MessageKind::Beat, 0), heartbeat(6)])),
         ("peer-append", Content::Peer(Lane::Append, appends)),
+        ("peer-leaving", Content::Peer(Lane::Append, leaving)),
         ("peer-snapshot", Content::Peer(Lane::Snapshot, vec![message(MessageKind::Snapshot, 12)])),
-        ("peer-groups", Content::Peer(Lane::Append, comings)),
         (
             "request-groups",
             Content::Requests(vec![

@@ -12,6 +12,7 @@ mod leadership;
 pub(crate) mod linear;
 mod log;
 pub(crate) mod members;
+mod quiet;
 pub(crate) mod reading;
 mod sent;
 mod snapshots;
@@ -34,6 +35,7 @@ use durable::Durable;
 use elections::Elections;
 use leadership::Leadership;
 use log::Logs;
+use quiet::Quiets;
 use snapshots::Snapshots;
 use trace::Trace;
 
@@ -78,6 +80,7 @@ pub(crate) struct Checks {
     elections: Elections,
     leadership: Leadership,
     logs: Logs,
+    quiets: Quiets,
     snapshots: Snapshots,
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
@@ -103,6 +106,7 @@ impl Checks {
             elections: Elections::default(),
             leadership: Leadership::default(),
             logs: Logs::default(),
+            quiets: Quiets::default(),
             snapshots: Snapshots::default(),
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
@@ -145,6 +149,7 @@ impl Checks {
     pub(crate) fn booted(&mut self, node: NodeId, shard: ShardId, last_seq: FlushSeq, found: &[GroupState]) {
         self.tell(|| format!("node {node} shard {shard} starts after flush {last_seq}"));
         self.leadership.booted(node, shard);
+        self.quiets.booted(node, shard);
         let checked = self.durable.booted(node, shard, last_seq, found, &mut self.marks);
         self.note(checked);
         for state in found {
@@ -204,6 +209,7 @@ impl Checks {
         }
         self.commits.reading.input(node, input);
         self.leadership.input(node, shard, now, &self.plan.core, input);
+        self.quiets.input(node, shard, now, input);
         self.trace.input(node, shard, now, input);
     }
 
@@ -246,7 +252,18 @@ impl Checks {
         for event in &outputs.events {
             self.event(node, event);
         }
+        let was_quiet = |group| self.statuses.get(&(node, group)).is_some_and(|status| status.is_quiet);
+        let is_quiet = |group| was_quiet(group) && shard.status(group).is_some_and(|status| status.is_quiet);
+        let checked = self.quiets.turn(node, outputs, is_quiet);
+        self.note(checked);
         for status in shard.statuses() {
+            let before = self.statuses.get(&(node, status.group));
+            self.marks.add(
+                "group quiet",
+                u64::from(status.is_quiet && before.is_none_or(|before| !before.is_quiet)),
+            );
+            let checked = self.quiets.status((node, id, now), &self.plan.core, &status, before);
+            self.note(checked);
             if let Some(meta) = shard.meta(status.group).filter(|_| self.violation.is_none()) {
                 let (group, commit) = (status.group, status.commit);
                 self.status(node, status);
@@ -383,7 +400,8 @@ impl Checks {
 
     /// Messages leave a node.
     pub(crate) fn sent(&mut self, messages: impl Iterator<Item = PeerMessage>) {
-        for message in messages {
+        // A beat is of no group, and said in every interval.
+        for message in messages.filter(|message| message.kind != MessageKind::Beat) {
             self.tell(|| {
                 let PeerMessage { kind, group, from, to, term, index, log_term, commit, reject, .. } = &message;
                 let (count, no) = (message.entries.len(), if *reject { ", no" } else { "" });

@@ -1,6 +1,7 @@
 //! When the faults have stopped: everything must come back to life, and say the same everywhere.
 
 mod hung_disk;
+mod quiescence;
 mod removal;
 mod spread;
 
@@ -104,6 +105,9 @@ async fn settle(sim: &Shared) -> Checked {
     for group in &sim.plan.groups {
         wait_until(sim, group, "groups converge after a disk hung", |sim| is_settled(sim, group)).await?;
     }
+    spread::check(sim).await?;
+    quiescence::check(sim).await?;
+    // A node was down meanwhile.
     spread::check(sim).await?;
     quiet(sim).await?;
     removal::check(sim, first).await

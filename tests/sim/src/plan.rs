@@ -147,6 +147,7 @@ impl Plan {
         plan.draw_leadership(&mut SmallRng::seed_from_u64(seed ^ 0x6c65_6164));
         plan.draw_snapshots(&mut SmallRng::seed_from_u64(seed ^ 0x736e_6170));
         plan.draw_reading(&mut SmallRng::seed_from_u64(seed ^ 0x7265_6164));
+        plan.draw_quiet(&mut SmallRng::seed_from_u64(seed ^ 0x7175_6965));
         plan
     }
 
@@ -192,6 +193,16 @@ impl Plan {
         self.core.spread = random.random_bool(0.5).then_some(spread);
         if random.random_bool(0.25) {
             self.core.priorities = self.node_ids().map(|node| (node, random.random_range(0..3))).collect();
+        }
+    }
+
+    /// Groups go quiet after a heartbeat, or later, or never; in some runs clients leave them the time to.
+    fn draw_quiet(&mut self, random: &mut SmallRng) {
+        let ticks = *pick(random, &[self.core.heartbeat_ticks, 4, 10, 40]);
+        self.core.quiet_after = random.random_bool(0.8).then_some(self.core.tick * ticks);
+        if random.random_bool(0.3) {
+            self.core.quiet_after = Some(self.core.tick * self.core.heartbeat_ticks);
+            self.think = (200_000, 3_000_000);
         }
     }
 

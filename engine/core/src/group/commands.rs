@@ -60,6 +60,11 @@ impl Commands {
         self.waiting.len() + self.proposed.iter().map(|proposed| proposed.askers.len()).sum::<usize>()
     }
 
+    /// Whether nobody waits, and nothing is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count() == 0 && self.proposed.is_empty()
+    }
+
     pub(super) fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -137,6 +142,7 @@ impl Replica {
         } else if self.commands.count() >= GROUP_COMMANDS_MAX {
             RequestError::busy(BusyReason::Commands)
         } else {
+            self.wake(turn);
             self.commands.waiting.push((Some((token, deadline)), command.detached()));
             self.is_dirty = true;
             return;

@@ -68,6 +68,10 @@ impl Leadership {
         self.rest_ticks > 0
     }
 
+    pub(super) fn forget_answers(&mut self) {
+        self.answered = Vec::new();
+    }
+
     pub(super) fn handle_lost(&mut self) {
         self.answered.clear();
     }
@@ -77,6 +81,14 @@ impl Leadership {
         self.rest_ticks = self.rest_ticks.saturating_sub(1);
         self.transfer.iter_mut().for_each(|transfer| transfer.ticks += 1);
         self.transfer.is_some()
+    }
+
+    /// A replica was heard at that time.
+    pub(super) fn hear(&mut self, from: NodeId, now: Timestamp) {
+        match self.answered.iter_mut().find(|(node, _)| *node == from) {
+            Some((_, at)) => *at = now.max(*at),
+            None => self.answered.push((from, now)),
+        }
     }
 
     fn is_alive(&self, node: NodeId, now: Timestamp, config: &ShardConfig) -> bool {
@@ -94,10 +106,7 @@ impl Replica {
             MessageKind::AppendResponse | MessageKind::HeartbeatResponse | MessageKind::RequestVoteResponse
         );
         if is_answer && self.is_leader() && term.0 == self.raw.raft.term {
-            match self.leadership.answered.iter_mut().find(|(node, _)| *node == from) {
-                Some((_, at)) => *at = now,
-                None => self.leadership.answered.push((from, now)),
-            }
+            self.leadership.hear(from, now);
         }
     }
 
@@ -108,6 +117,7 @@ impl Replica {
             let error = RequestError::NotLeader { leader: self.leader_hint() };
             return turn.out.replies.push(Reply::Failed { token, group, error });
         }
+        self.wake(turn);
         if to == Some(self.node) {
             return self.answer_given(turn, token, to);
         }
@@ -128,6 +138,7 @@ impl Replica {
             let error = RequestError::NotLeader { leader: self.leader_hint() };
             return turn.out.replies.push(Reply::Failed { token, group, error });
         }
+        self.wake(turn);
         match self.best_successor(turn) {
             Some(to) => {
                 if let Err(error) = self.begin_transfer(Cause::StepDown(token), to) {
@@ -143,7 +154,10 @@ impl Replica {
 
     /// The shard's leaders are spread: this one goes there, if the replica there has just answered and has all
     /// that is committed. Says whether it does.
-    pub(crate) fn handle_spread(&mut self, turn: &Turn<'_>, to: NodeId) -> bool {
+    pub(crate) fn handle_spread(&mut self, turn: &mut Turn<'_>, to: NodeId) -> bool {
+        if self.is_quiet() && self.is_leader() && turn.liveness.heard(to).is_some() {
+            self.wake(turn);
+        }
         let matched = self.raw.raft.prs().get(to.0).map_or(0, |progress| progress.matched);
         let is_ready = matched >= self.raw.raft.raft_log.committed;
         let is_sound = turn.disk == DiskHealth::Well && self.is_leader();
@@ -289,6 +303,17 @@ impl Replica {
         let is_lone_too_early = self.raw.raft.prs().is_singleton() && !is_durable;
         let is_disk_well = turn.disk == DiskHealth::Well || mutants::is(Mutant::HungDiskCampaigns);
         is_lone_too_early || !is_disk_well || mutants::is(Mutant::NeverCampaigns)
+    }
+
+    /// Whether the next tick may make this replica campaign, if it would: only so many do in one turn of the shard,
+    /// for thousands of groups can lose their leader at once.
+    pub(super) fn may_campaign(&self, turn: &mut Turn<'_>) -> bool {
+        let is_due = !self.is_leader() && self.raw.raft.election_elapsed + 1 >= self.draw as usize;
+        if is_due && *turn.campaigns_left == 0 {
+            return false;
+        }
+        *turn.campaigns_left -= u32::from(is_due);
+        true
     }
 
     /// A tick without a campaign: time goes on all the same, so that the lease that we gave the last leader

@@ -31,6 +31,7 @@ pub(super) struct Members {
     request: Option<MembersRequest>,
     /// When each node was last heard of.
     heard: Vec<(NodeId, Timestamp)>,
+    has_changed: bool,
 }
 
 impl Members {
@@ -38,10 +39,11 @@ impl Members {
     pub(super) fn new(first: &ConfState, start: Index) -> Members {
         let now = Arc::new(first.clone());
         let history = [(start, now.clone())].into();
-        Members { now, since: start, history, request: None, heard: Vec::new() }
+        Members { now, since: start, history, request: None, heard: Vec::new(), has_changed: false }
     }
 
     fn put_in_force(&mut self, since: Index, members: ConfState) {
+        self.has_changed = true;
         self.now = Arc::new(members);
         self.since = since;
         // One entry may change them more than once, in a build with a bug.
@@ -66,6 +68,7 @@ impl Members {
     pub(super) fn restart(&mut self, members: &ConfState, since: Index) {
         self.now = Arc::new(members.clone());
         self.since = since;
+        self.has_changed = true;
         self.history = [(since, self.now.clone())].into();
     }
 
@@ -91,11 +94,24 @@ impl Members {
     /// A node has sent something.
     pub(super) fn hear(&mut self, node: NodeId, now: Timestamp) {
         match self.heard.iter_mut().find(|(of, _)| *of == node) {
-            Some((_, at)) => *at = now,
+            Some((_, at)) => *at = now.max(*at),
             // A stranger: bounded by the members there have been.
             None if self.now.is_member(node) => self.heard.push((node, now)),
             None => {}
         }
+    }
+
+    pub(super) fn forget_heard(&mut self) {
+        self.heard = Vec::new();
+    }
+
+    /// Whether a change is under way.
+    pub(super) fn is_changing(&self) -> bool {
+        self.request.is_some() || self.now.is_joint()
+    }
+
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.has_changed)
     }
 
     /// The request is over, or nobody waits for it any more.
@@ -128,6 +144,9 @@ impl Replica {
         deadline: Timestamp,
     ) {
         let group = self.group;
+        if self.is_leader() {
+            self.wake(turn);
+        }
         match self.begin_change(turn, changes, deadline) {
             Ok(Some(index)) => {
                 self.members.request = Some(MembersRequest { token, deadline, index, is_removal: false });
@@ -155,6 +174,7 @@ impl Replica {
         } else if let Err(busy) = self.check_free() {
             busy
         } else {
+            self.wake(turn);
             let index = self.append_change(turn, to_removal(self.node));
             self.members.request = Some(MembersRequest { token, deadline, index, is_removal: true });
             return;

@@ -13,6 +13,10 @@ impl Replica {
     /// A read: answered at once, or queued for the end of the turn.
     pub(crate) fn handle_read(&mut self, turn: &mut Turn<'_>, read: Read) {
         let (token, group) = (read.token, self.group);
+        let is_asked = self.is_leader() || read.may_forward || read.consistency == Consistency::Local;
+        if is_asked {
+            self.wake(turn);
+        }
         if read.consistency == Consistency::Local && self.snapshots.is_restoring {
             let error = RequestError::busy(BusyReason::Reads);
             return turn.out.replies.push(Reply::Failed { token, group, error });
@@ -99,6 +103,7 @@ impl Replica {
     /// Completes a message that is about to leave.
     pub(super) fn prepare(&mut self, turn: &Turn<'_>, send: &mut Send) {
         let message = &mut send.message;
+        self.prepare_quiet(turn, message);
         match message.kind {
             MessageKind::Heartbeat => {
                 if let Some(Times { promise, .. }) = Times::of(turn.config) {

@@ -26,6 +26,7 @@ impl Replica {
                 let opened = Reply::Records { token: read.token, group, from, entries, end, is_last };
                 turn.out.replies.push(opened);
             }
+            self.wake(turn);
             self.records.push(read);
             self.is_dirty = true;
             return;
@@ -48,6 +49,7 @@ impl Replica {
         } else if self.finds.count() >= turn.config.reads_waiting_max {
             RequestError::busy(BusyReason::Reads)
         } else {
+            self.wake(turn);
             self.finds.push(find);
             self.is_dirty = true;
             return;

@@ -56,6 +56,10 @@ impl Persistence {
         }
     }
 
+    pub(super) fn shrink(&mut self) {
+        self.flushes.shrink_to_fit();
+    }
+
     /// Whether a flush is on its way.
     pub(super) fn is_waiting(&self) -> bool {
         !self.flushes.is_empty() || self.has_unwritten()
@@ -69,6 +73,11 @@ impl Persistence {
     pub(super) fn change_log(&mut self, change: LogChange, members: ConfState) {
         self.change = Some(change);
         self.conf_state = Some(members);
+    }
+
+    /// Whether all there is is durable, this term and vote as well.
+    pub(super) fn is_at_rest(&self, term: Term, vote: NodeId) -> bool {
+        !self.is_waiting() && (self.written.term, self.written.vote) == (term, vote)
     }
 
     /// All that was stored before is void, term and vote included: they are written again.

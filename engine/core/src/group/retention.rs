@@ -52,6 +52,13 @@ impl Replica {
         }
     }
 
+    /// When the leader looks next, if records can have become too old by then.
+    pub(super) fn retention_due(&self) -> Option<Timestamp> {
+        let is_kept = self.first_kept() < self.commit_end;
+        let is_bound = self.keeping.retention.age_max.is_some() && is_kept && self.is_leader();
+        is_bound.then_some(self.keeping.due)
+    }
+
     /// The oldest block that the bound on bytes leaves.
     pub(super) fn handle_oldest_kept(&mut self, entries: &[LogEntry]) {
         let first = entries.iter().filter(|entry| entry.batch().is_some()).find_map(header_of);

@@ -121,6 +121,11 @@ impl Snapshots {
         self.is_restore_due
     }
 
+    /// Whether nothing is on its way or waits for a turn.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open() == SnapshotsOpen::default() && !self.is_restoring && !self.is_restore_due
+    }
+
     pub(super) fn open(&self) -> SnapshotsOpen {
         SnapshotsOpen {
             taking: usize::from(self.is_taking),
@@ -207,7 +212,17 @@ impl Replica {
         self.send_chunks(turn);
     }
 
-    fn is_snapshot_due(&self, turn: &Turn<'_>) -> bool {
+    /// When a snapshot is due without anything more being applied, if one will be.
+    pub(super) fn snapshot_due_by_age(&self, config: &crate::io::ShardConfig) -> Option<Timestamp> {
+        let state = &self.snapshots;
+        let covered = state.own.as_ref().map_or(Index(0), |own| own.head.index);
+        let is_wanted = self.has_state_machine && state.is_able && self.applied > covered;
+        let retry = state.failed_at.map(|at| at.after(config.snapshots.stall_after));
+        let due = state.taken_at.after(config.snapshots.age);
+        is_wanted.then(|| retry.map_or(due, |retry| retry.max(due)))
+    }
+
+    pub(super) fn is_snapshot_due(&self, turn: &Turn<'_>) -> bool {
         let SnapshotConfig { entries, bytes, age, stall_after, .. } = turn.config.snapshots;
         let state = &self.snapshots;
         let has_failed = state.failed_at.is_some_and(|at| turn.now.since(at) < stall_after);
@@ -247,6 +262,7 @@ impl Replica {
     }
 
     fn take_snapshot(&mut self, turn: &mut Turn<'_>) {
+        self.wake(turn);
         let (mut index, mut offset) = (self.applied, self.applied_end);
         if mutants::is(Mutant::SnapshotAhead) && !self.members.at(self.commit).is_joint() {
             (index, offset) = (self.commit, self.commit_end);

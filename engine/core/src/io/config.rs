@@ -136,6 +136,11 @@ pub struct ShardConfig {
     /// down, and none campaigns. Default 1 s; at least a tick. Shorter: a slow disk costs leaderships; longer:
     /// a leader without a disk takes more into memory.
     pub flush_stuck_after: Duration,
+    /// Time with nothing to do after which a group goes quiet: no ticks, no heartbeats. Default 1 s; at least
+    /// the interval of heartbeats; none: never. Shorter: less work for groups in little use, and a few messages more
+    /// each time. A local read of a quiet replica says that its leader was heard long ago, and wakes the group.
+    /// Of nodes that differ, those that have none keep their groups awake.
+    pub quiet_after: Option<Duration>,
     /// Whether and how leaders are spread over the nodes by themselves. Default: every 10 s, band 2.
     pub spread: Option<SpreadConfig>,
     /// How much leaders are wanted on a node, 0 where it is not named; the higher wins. It chooses among
@@ -180,6 +185,7 @@ impl ShardConfig {
             retention_interval: Duration::from_secs(10),
             lease_reads: None,
             flush_stuck_after: Duration::from_secs(1),
+            quiet_after: Some(Duration::from_secs(1)),
             spread: Some(SpreadConfig { interval: Duration::from_secs(10), band: 2 }),
             priorities: Vec::new(),
             snapshots: SnapshotConfig::default(),

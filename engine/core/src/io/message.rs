@@ -48,11 +48,13 @@ pub enum MessageKind {
     Gone = 16,
     /// The sender is no member, as far as it knows, and asks whether that is so.
     MayLeave = 17,
+    /// The sender's shard lives: not of a group, sent to group 0.
+    Beat = 18,
 }
 
 impl MessageKind {
     /// All kinds, in order of their numbers.
-    pub const ALL: [MessageKind; 17] = [
+    pub const ALL: [MessageKind; 18] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestVote,
@@ -70,6 +72,7 @@ impl MessageKind {
         MessageKind::Invite,
         MessageKind::Gone,
         MessageKind::MayLeave,
+        MessageKind::Beat,
     ];
 
     /// The kind with this number, if there is one.
@@ -99,9 +102,10 @@ pub struct PeerMessage {
     pub term: Term,
     /// Term of the entry at `index`.
     pub log_term: Term,
-    /// Log position; its meaning depends on the kind.
+    /// Log position; its meaning depends on the kind. Of a heartbeat: the last index if the leader asks to go quiet,
+    /// otherwise 0; of its answer the same if the follower agrees. Of a beat: a number drawn at the start.
     pub index: Index,
-    /// Sender's commit index.
+    /// Sender's commit index. Of a beat: how often the sender took back its word since its start.
     pub commit: Index,
     /// Term of the sender's commit index (votes).
     pub commit_term: Term,

@@ -58,18 +58,25 @@ impl Outputs {
             && self.events.is_empty()
     }
 
-    /// Empties it and keeps the buffers.
+    /// Empties it and keeps the buffers, up to a size that only a turn of thousands of groups exceeds.
     pub fn clear(&mut self) {
         self.append = None;
         self.sends.clear();
+        self.sends.shrink_to(KEPT_MAX);
         self.applies.clear();
+        self.applies.shrink_to(KEPT_MAX);
         self.fetches.clear();
         self.snapshots.clear();
         self.invites.clear();
         self.replies.clear();
+        self.replies.shrink_to(KEPT_MAX);
         self.events.clear();
+        self.events.shrink_to(KEPT_MAX);
     }
 }
+
+/// Places for things of one kind that are kept from turn to turn.
+const KEPT_MAX: usize = 512;
 
 /// A replica that a member of its group wants here.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -34,6 +34,8 @@ pub struct GroupStatus {
     pub is_quarantined: bool,
     /// Whether the disk of its shard hangs ([`Event::DiskHung`](crate::Event::DiskHung)).
     pub is_disk_hung: bool,
+    /// Whether it is quiet: no ticks, no messages, until there is something to do.
+    pub is_quiet: bool,
 }
 
 /// Role of a replica.

@@ -36,7 +36,7 @@ struct Disk {
 #[derive(Default, Debug)]
 pub(super) struct Leadership {
     disks: BTreeMap<(NodeId, ShardId), Disk>,
-    /// When a replica last answered another one, on the other's clock.
+    /// When a replica last answered another one, or its node beat, on the other's clock.
     answered: BTreeMap<(NodeId, GroupId, NodeId), Timestamp>,
     leaders: BTreeMap<(GroupId, Term), NodeId>,
 }
@@ -71,6 +71,7 @@ impl Leadership {
                     MessageKind::AppendResponse
                         | MessageKind::HeartbeatResponse
                         | MessageKind::RequestVoteResponse
+                        | MessageKind::Beat
                 );
                 if is_answer {
                     self.answered.insert((node, message.group, message.from), now);
@@ -100,7 +101,9 @@ impl Leadership {
         self.disk(node, id, now, config, shard, outputs)?;
         for message in outputs.sends.iter().map(|send| &send.message) {
             if message.kind == MessageKind::TimeoutNow {
-                let answered = self.answered.get(&(node, message.group, message.to));
+                // A group that was quiet a moment ago goes by the beats of nodes, which are of no group.
+                let of = |group: GroupId| self.answered.get(&(node, group, message.to));
+                let answered = of(message.group).max(of(GroupId(0)));
                 let time =
                     config.tick * (config.heartbeat_ticks * ANSWER_HEARTBEATS + config.lease_ticks + 1);
                 ensure(answered.is_some_and(|at| now <= at.after(time)), "successors are alive", || {

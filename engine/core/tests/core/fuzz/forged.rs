@@ -6,8 +6,8 @@
 use bytes::Bytes;
 use iroh_raft_core::batch::{BATCH_HEADER_BYTES, BatchHeader, RecordBlock, encode_batch};
 use iroh_raft_core::{
-    ConfState, EntryKind, GroupStatus, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Term,
-    WallTime, encode_members,
+    ConfState, EntryKind, GroupId, GroupStatus, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage,
+    Term, WallTime, encode_members,
 };
 
 use super::choices::Choices;
@@ -52,7 +52,7 @@ pub(crate) fn forged(choices: &mut Choices<'_>, about: &About<'_>) -> PeerMessag
         MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::RequestPreVoteResponse
     ));
     let term = match kind {
-        MessageKind::ReadIndex | MessageKind::Invite | MessageKind::MayLeave => 0,
+        MessageKind::ReadIndex | MessageKind::Invite | MessageKind::MayLeave | MessageKind::Beat => 0,
         _ => choices.number(status.term.0.max(1) + ahead),
     };
     let index = match kind {
@@ -74,6 +74,8 @@ pub(crate) fn forged(choices: &mut Choices<'_>, about: &About<'_>) -> PeerMessag
         }
         MessageKind::Heartbeat | MessageKind::HeartbeatResponse => {
             message.commit = Index(choices.number(status.commit.0));
+            // Sometimes it asks to go quiet, or agrees to.
+            message.index = choices.one_of(&[Index(0), message.commit]);
         }
         MessageKind::AppendResponse => {
             message.reject = choices.below(4) == 0;
@@ -98,6 +100,7 @@ pub(crate) fn forged(choices: &mut Choices<'_>, about: &About<'_>) -> PeerMessag
             message.index = status.commit;
             message.entries = vec![round(about.node, &[])];
         }
+        MessageKind::Beat => message.group = GroupId(choices.one_of(&[0, 0, 1])),
         MessageKind::Gone => {
             message.index = Index(choices.number(status.last.0));
             message.log_term = Term(choices.number(status.term.0));

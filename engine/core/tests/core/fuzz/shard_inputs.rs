@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use iroh_raft_core::{AnswerOn, Event, GroupId, Input, NodeId, PeerMessage};
+use iroh_raft_core::{AnswerOn, Event, GroupId, Input, MessageKind, NodeId, PeerMessage, Role};
 
 use super::choices::Choices;
 use super::forged::{About, bend, forged};
@@ -151,7 +151,12 @@ impl World {
 
 /// Brings a lie to a replica, whoever it is addressed to. In words: what that was and what came of it.
 pub(super) fn told(cluster: &mut Cluster, node: NodeId, message: PeerMessage) -> Option<String> {
-    let (kind, role) = (message.kind, cluster.status(node, message.group)?.role);
+    let kind = message.kind;
+    let role = match kind {
+        // It is of no group.
+        MessageKind::Beat => Role::Follower,
+        _ => cluster.status(node, message.group)?.role,
+    };
     let events = cluster.events.len();
     cluster.feed(node, Input::Message(message));
     let Some((_, Event::MessageRefused { reason, .. })) = cluster.events.get(events) else {
@@ -166,6 +171,7 @@ fn options(choices: &mut Choices<'_>) -> Options {
     let mut options = Options::new(choices.byte().into());
     let kind = choices.byte();
     options.has_liars = kind % 2 == 1;
+    options.config.quiet_after = (options.seed % 2 == 1).then_some(Duration::from_millis(200));
     let machine = |group: Group| Group { has_state_machine: true, ..group };
     options.groups = match kind / 2 % 4 {
         0 => vec![Group::new(1, &[1, 2, 3])],

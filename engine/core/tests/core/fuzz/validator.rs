@@ -53,6 +53,7 @@ fn victim(choices: &mut Choices<'_>) -> (Cluster, NodeId) {
     let state = choices.below(12);
     let mut options = Options::new(choices.below(4));
     options.has_liars = true;
+    options.config.quiet_after = (options.seed % 2 == 1).then_some(Duration::from_millis(100));
     options.groups = match state {
         // The only voter, and nobody.
         0 => vec![Group::new(1, &[1])],

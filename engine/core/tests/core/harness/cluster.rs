@@ -86,7 +86,7 @@ impl Options {
             patience: 3_000..3_001,
             tail_max: usize::MAX,
             has_liars: false,
-            config: ShardConfig::new(NodeId(1), seed),
+            config: ShardConfig { quiet_after: None, ..ShardConfig::new(NodeId(1), seed) },
         }
     }
 }

@@ -123,6 +123,10 @@ fn set(world: &mut World, setting: &str, value: usize) -> Result<(), String> {
         "window_bytes_max" => &mut config.window_bytes_max,
         "reads_waiting_max" => &mut config.reads_waiting_max,
         "tail_max" => &mut world.tail_max,
+        "quiet_ms" => {
+            config.quiet_after = Some(Duration::from_millis(value as u64));
+            return Ok(());
+        }
         "body_chunks" => &mut world.body_chunks,
         "snapshot_entries" => {
             config.snapshots.entries = value as u64;

@@ -28,6 +28,7 @@ fn kind_name(kind: MessageKind) -> &'static str {
         MessageKind::ReadIndex => "read-index",
         MessageKind::ReadIndexResponse => "read-index-response",
         MessageKind::Snapshot => "snapshot",
+        MessageKind::Beat => "beat",
         MessageKind::SnapshotChunk => "snapshot-chunk",
         MessageKind::SnapshotAck => "snapshot-ack",
         MessageKind::Invite => "invite",
@@ -38,6 +39,10 @@ fn kind_name(kind: MessageKind) -> &'static str {
 
 /// A message without its sender, receiver and group. Fields that are 0 are left out.
 pub(super) fn print_message(message: &PeerMessage) -> String {
+    if message.kind == MessageKind::Beat {
+        // The number of the sender's life is drawn: which one it is says nothing.
+        return format!("beat withdrawals={}", message.commit);
+    }
     let mut text = format!("{} term={}", kind_name(message.kind), message.term);
     let mut say = |what: String| {
         text.push(' ');
@@ -56,6 +61,11 @@ pub(super) fn print_message(message: &PeerMessage) -> String {
     }
     if message.commit_term > Term(0) {
         say(format!("commit_term={}", message.commit_term));
+    }
+    if matches!(message.kind, MessageKind::Heartbeat | MessageKind::HeartbeatResponse)
+        && message.index > Index(0)
+    {
+        say(format!("quiet={}", message.index));
     }
     match message.kind {
         MessageKind::RequestVoteResponse | MessageKind::RequestPreVoteResponse if !message.reject => {
@@ -285,7 +295,7 @@ fn parse_field(message: &mut PeerMessage, field: &str) -> Result<(), String> {
     match field.split_once('=') {
         _ if field.ends_with(']') => message.entries.push(parse_entry(field)?),
         Some(("term", value)) => message.term = Term(parse_number(value)?),
-        Some(("index", value)) => message.index = Index(parse_number(value)?),
+        Some(("index" | "quiet", value)) => message.index = Index(parse_number(value)?),
         Some(("after", value)) => (message.index, message.log_term) = parse_place(value)?,
         Some(("commit", value)) => message.commit = Index(parse_number(value)?),
         Some(("commit_term", value)) => message.commit_term = Term(parse_number(value)?),

@@ -237,8 +237,9 @@ pub(super) fn status(node: NodeId, status: &GroupStatus) -> String {
     let leader = status.leader.map_or("none".to_owned(), |leader| leader.to_string());
     let GroupStatus { group, term, commit, applied, last, end, .. } = status;
     let disk = if status.is_disk_hung { " disk hangs" } else { "" };
+    let quiet = if status.is_quiet { " quiet" } else { "" };
     let who = who(node, *group);
     format!(
-        "{who} {role} term={term} leader={leader} applied={applied} commit={commit} last={last} end={end}{disk}"
+        "{who} {role} term={term} leader={leader} applied={applied} commit={commit} last={last} end={end}{disk}{quiet}"
     )
 }

@@ -86,7 +86,8 @@ impl World {
     pub(super) fn new() -> World {
         World {
             seed: 1,
-            config: ShardConfig::new(NodeId(1), 0),
+            // Scripts go quiet when they say so.
+            config: ShardConfig { quiet_after: None, ..ShardConfig::new(NodeId(1), 0) },
             tail_max: usize::MAX,
             body_chunks: 1,
             groups: Vec::new(),

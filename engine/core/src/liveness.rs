@@ -1,0 +1,294 @@
+//! Whether the shards of other nodes live: what replicas of quiet groups rely on instead of heartbeats.
+//!
+//! Each shard sends one beat every two fifths of a lease to the shard of the same number on every node that it shares
+//! a group with, however many groups that are. A beat names the sender's incarnation: it changes with a restart,
+//! and whenever the sender can no longer vouch for what its replicas agreed to (one was taken out). A node is
+//! *heard* while its last beat is less than a lease (`lease_ticks`) ago.
+//!
+//! The idea is CockroachDB's node liveness under quiescent ranges, and TiKV's store heartbeats under hibernated
+//! regions; `group/quiet.rs` has the argument why it is enough.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::ids::{GroupId, Index, NodeId, Term, Timestamp};
+use crate::io::{MessageKind, PeerMessage, ShardConfig};
+use crate::jitter::mix;
+use crate::mutants::{self, Mutant};
+use crate::validate::Refusal;
+
+/// One life of a shard, as far as its replicas stand by what they agreed to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Incarnation {
+    /// Drawn at its start.
+    boot: u64,
+    /// How often it has taken back its word since.
+    withdrawals: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    incarnation: Incarnation,
+    last_beat: Timestamp,
+    is_heard: bool,
+}
+
+/// What became of a node, as far as quiet groups go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    /// It is heard for the first time, again, or under another incarnation.
+    Returned(NodeId),
+    /// It is not heard any more.
+    Silent(NodeId),
+}
+
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    own: Incarnation,
+    /// Nodes that groups of this shard have members on.
+    nodes: BTreeSet<NodeId>,
+    peers: BTreeMap<NodeId, Peer>,
+    next_beat: Timestamp,
+    /// The next beat is sent at once, for another node's has come shortly before.
+    is_answering: bool,
+    answer_within: Duration,
+    /// Time without a beat after which a node is not heard any more; none where groups never go quiet.
+    silence: Option<Duration>,
+}
+
+impl Liveness {
+    pub(crate) fn new(config: &ShardConfig, now: Timestamp) -> Liveness {
+        Liveness {
+            own: Incarnation { boot: mix(config.seed ^ 0x6c69_7665), withdrawals: 0 },
+            nodes: BTreeSet::new(),
+            peers: BTreeMap::new(),
+            next_beat: now,
+            is_answering: false,
+            answer_within: interval(config) / 2,
+            silence: config.quiet_after.map(|_| config.tick * config.lease_ticks),
+        }
+    }
+
+    /// The nodes that share groups with this one have changed.
+    pub(crate) fn set_nodes(&mut self, nodes: BTreeSet<NodeId>) {
+        self.peers.retain(|node, _| nodes.contains(node));
+        self.nodes = nodes;
+    }
+
+    /// What was agreed with replicas of this shard holds no longer: everybody has to look anew.
+    pub(crate) fn withdraw(&mut self, now: Timestamp) {
+        self.own.withdrawals += 1;
+        self.next_beat = now;
+    }
+
+    /// When the next beat is due, or a node falls silent; `None` where there are no beats.
+    pub(crate) fn next_wakeup(&self) -> Option<Timestamp> {
+        let silence = self.silence?;
+        let heard = self.peers.values().filter(|peer| peer.is_heard);
+        heard.map(|peer| peer.last_beat.after(silence)).chain([self.next_beat]).min()
+    }
+
+    /// Whether beats are due; the next ones are then waited for.
+    pub(crate) fn is_due(&mut self, now: Timestamp, config: &ShardConfig) -> bool {
+        let is_due = self.silence.is_some() && now >= self.next_beat;
+        if is_due {
+            // Whoever answers waits a little longer, so that the same one goes first again: the others' beats then carry
+            // what acknowledges it, and come together.
+            let slack = if std::mem::take(&mut self.is_answering) { config.tick / 2 } else { Duration::ZERO };
+            self.next_beat = now.after(interval(config) + slack);
+        }
+        is_due
+    }
+
+    /// One for each node.
+    pub(crate) fn beats(&self, from: NodeId) -> impl Iterator<Item = PeerMessage> + '_ {
+        self.nodes.iter().filter(move |node| **node != from).map(move |to| self.beat(from, *to))
+    }
+
+    fn beat(&self, from: NodeId, to: NodeId) -> PeerMessage {
+        PeerMessage {
+            kind: MessageKind::Beat,
+            group: GroupId(0),
+            from,
+            to,
+            term: Term(0),
+            log_term: Term(0),
+            index: Index(self.own.boot),
+            commit: Index(self.own.withdrawals),
+            commit_term: Term(0),
+            reject: false,
+            reject_hint: Index(0),
+            request_snapshot: Index(0),
+            priority: 0,
+            context: Bytes::new(),
+            entries: Vec::new(),
+        }
+    }
+
+    /// A peer's beat. One of a node that shares no group, as far as is known here, says nothing.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn handle_beat(
+        &mut self,
+        now: Timestamp,
+        node: NodeId,
+        beat: &PeerMessage,
+    ) -> Result<Option<Change>, Refusal> {
+        check(node, beat)?;
+        let from = beat.from;
+        if self.silence.is_none() || !self.nodes.contains(&from) {
+            return Ok(None);
+        }
+        let incarnation = Incarnation { boot: beat.index.0, withdrawals: beat.commit.0 };
+        let peer = Peer { incarnation, last_beat: now, is_heard: true };
+        let before = self.peers.insert(from, peer);
+        if self.next_beat.since(now) < self.answer_within {
+            (self.next_beat, self.is_answering) = (now, true);
+        }
+        let is_same = before.is_some_and(|before| before.is_heard && before.incarnation == incarnation);
+        Ok((!is_same).then_some(Change::Returned(from)))
+    }
+
+    /// The shard itself stood still for so long: that says nothing about the others.
+    pub(crate) fn handle_pause(&mut self, pause: Duration) {
+        self.peers.values_mut().for_each(|peer| peer.last_beat = peer.last_beat.after(pause));
+    }
+
+    /// Nodes that have fallen silent by now, each told once.
+    pub(crate) fn take_silent(&mut self, now: Timestamp) -> Vec<Change> {
+        let Some(silence) = self.silence else { return Vec::new() };
+        let mut silent = Vec::new();
+        for (node, peer) in &mut self.peers {
+            if peer.is_heard && peer.last_beat.after(silence) <= now {
+                peer.is_heard = false;
+                silent.push(Change::Silent(*node));
+            }
+        }
+        if mutants::is(Mutant::QuietAndDeaf) {
+            silent.clear();
+        }
+        silent
+    }
+
+    /// When a node that is heard last beat; `None` if it is not heard.
+    pub(crate) fn heard(&self, node: NodeId) -> Option<Timestamp> {
+        self.peers.get(&node).filter(|peer| peer.is_heard).map(|peer| peer.last_beat)
+    }
+}
+
+/// Two fifths of a lease: one beat may be late before a node counts as silent, and each wakes a thread or two on both
+/// sides, which is nearly all that an idle node does.
+fn interval(config: &ShardConfig) -> Duration {
+    config.tick * config.heartbeat_ticks.max(config.lease_ticks * 2 / 5)
+}
+
+fn check(node: NodeId, beat: &PeerMessage) -> Result<(), Refusal> {
+    if beat.from == NodeId(0) || beat.from == node {
+        return Err(Refusal::Sender { from: beat.from });
+    }
+    if beat.to != node {
+        return Err(Refusal::Receiver { to: beat.to });
+    }
+    // A beat has its two numbers and nothing else.
+    let bare = PeerMessage {
+        kind: MessageKind::Beat,
+        group: GroupId(0),
+        term: Term(0),
+        log_term: Term(0),
+        commit_term: Term(0),
+        reject: false,
+        reject_hint: Index(0),
+        request_snapshot: Index(0),
+        priority: 0,
+        context: Bytes::new(),
+        entries: Vec::new(),
+        ..*beat
+    };
+    if *beat == bare { Ok(()) } else { Err(Refusal::Beat) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp(ms * MS)
+    }
+
+    fn pair() -> (Liveness, Liveness) {
+        let of = |node| {
+            let mut liveness = Liveness::new(&ShardConfig::new(NodeId(node), node), at(0));
+            liveness.set_nodes([NodeId(1), NodeId(2)].into());
+            liveness
+        };
+        (of(1), of(2))
+    }
+
+    fn beat(from: &Liveness, to: &mut Liveness, ms: u64) -> Option<Change> {
+        let beat = from.beats(NodeId(2)).next().expect("one for node 1");
+        to.handle_beat(at(ms), NodeId(1), &beat).expect("a sound beat")
+    }
+
+    #[test]
+    fn a_node_is_heard_for_a_lease_and_each_change_is_told_once() {
+        let (mut here, there) = pair();
+        assert_eq!(beat(&there, &mut here, 0), Some(Change::Returned(NodeId(2))));
+        assert_eq!(beat(&there, &mut here, 100), None);
+        assert_eq!((here.take_silent(at(599)), here.heard(NodeId(2))), (vec![], Some(at(100))));
+        assert_eq!(here.take_silent(at(600)), [Change::Silent(NodeId(2))]);
+        assert_eq!((here.take_silent(at(700)), here.heard(NodeId(2))), (vec![], None));
+        assert_eq!(beat(&there, &mut here, 800), Some(Change::Returned(NodeId(2))));
+    }
+
+    #[test]
+    fn a_restart_and_a_word_taken_back_are_noticed() {
+        let (mut here, mut there) = pair();
+        beat(&there, &mut here, 0);
+        there.withdraw(at(5));
+        assert_eq!(beat(&there, &mut here, 10), Some(Change::Returned(NodeId(2))));
+        assert_eq!(beat(&there, &mut here, 20), None);
+        let mut again = Liveness::new(&ShardConfig::new(NodeId(2), 77), at(0));
+        again.set_nodes([NodeId(1)].into());
+        assert_eq!(beat(&again, &mut here, 30), Some(Change::Returned(NodeId(2))));
+    }
+
+    #[test]
+    fn a_pause_of_the_shard_is_no_silence_of_the_others() {
+        let (mut here, there) = pair();
+        beat(&there, &mut here, 0);
+        here.handle_pause(Duration::from_secs(30));
+        assert_eq!(here.take_silent(at(30_499)), []);
+        assert_eq!(here.take_silent(at(30_500)), [Change::Silent(NodeId(2))]);
+    }
+
+    #[test]
+    fn strangers_and_forgeries_are_not_believed() {
+        let (mut here, there) = pair();
+        let sound = there.beats(NodeId(2)).next().expect("one for node 1");
+        let stranger = PeerMessage { from: NodeId(9), ..sound.clone() };
+        assert_eq!(here.handle_beat(at(0), NodeId(1), &stranger), Ok(None));
+        let forged = PeerMessage { term: Term(3), ..sound.clone() };
+        assert_eq!(here.handle_beat(at(0), NodeId(1), &forged), Err(Refusal::Beat));
+        let own = PeerMessage { from: NodeId(1), ..sound };
+        assert_eq!(here.handle_beat(at(0), NodeId(1), &own), Err(Refusal::Sender { from: NodeId(1) }));
+        assert_eq!(here.heard(NodeId(9)), None);
+    }
+
+    #[test]
+    fn beats_are_due_once_an_interval() {
+        let config = ShardConfig::new(NodeId(1), 0);
+        let mut here = Liveness::new(&config, at(0));
+        assert!(here.is_due(at(0), &config) && !here.is_due(at(199), &config));
+        assert_eq!(here.next_wakeup(), Some(at(200)));
+        assert!(here.is_due(at(230), &config));
+        assert_eq!(here.next_wakeup(), Some(at(430)));
+        let never = ShardConfig { quiet_after: None, ..config };
+        let mut never_quiet = Liveness::new(&never, at(0));
+        assert!(!never_quiet.is_due(at(500), &never) && never_quiet.next_wakeup().is_none());
+    }
+}

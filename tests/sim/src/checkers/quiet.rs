@@ -1,0 +1,99 @@
+//! Quiet groups (CockroachDB: quiescence; TiKV: hibernate regions): nobody is quiet with work to do, and quiet is quiet.
+//!
+//! - A quiet replica has committed all that it has.
+//! - A leader is quiet only once every member has agreed to this very state, except those whose node it has not
+//!   heard of for a lease.
+//! - What is quiet and stays so writes nothing, and says nothing but that it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iroh_raft_core::{
+    GroupId, GroupStatus, Index, Input, MessageKind, NodeId, Outputs, Role, ShardConfig, ShardId, Term,
+    Timestamp,
+};
+
+use super::{Checked, ensure};
+
+#[derive(Default, Debug)]
+pub(super) struct Quiets {
+    /// Who has agreed with a replica to what.
+    nods: BTreeMap<(NodeId, GroupId), BTreeSet<(NodeId, Term, Index)>>,
+    /// Groups that took a message in the turn under way: they may have woken, and gone quiet again.
+    spoken_to: BTreeSet<GroupId>,
+    /// When a shard last heard of another node's.
+    beats: BTreeMap<(NodeId, ShardId, NodeId), Timestamp>,
+}
+
+impl Quiets {
+    /// A shard was started.
+    pub(super) fn booted(&mut self, node: NodeId, shard: ShardId) {
+        self.beats.retain(|(of, on, _), _| (*of, *on) != (node, shard));
+    }
+
+    pub(super) fn input(&mut self, node: NodeId, shard: ShardId, now: Timestamp, input: &Input) {
+        let Input::Message(message) = input else { return };
+        self.spoken_to.insert(message.group);
+        match message.kind {
+            MessageKind::Beat => {
+                self.beats.insert((node, shard, message.from), now);
+            }
+            MessageKind::HeartbeatResponse if message.index > Index(0) => {
+                let nod = (message.from, message.term, message.index);
+                self.nods.entry((node, message.group)).or_default().insert(nod);
+            }
+            _ => {}
+        }
+    }
+
+    /// A replica stands so at the end of a turn; `before` is how it stood before it.
+    pub(super) fn status(
+        &mut self,
+        (node, shard, now): (NodeId, ShardId, Timestamp),
+        config: &ShardConfig,
+        status: &GroupStatus,
+        before: Option<&GroupStatus>,
+    ) -> Checked {
+        if !status.is_quiet {
+            return Ok(());
+        }
+        let group = status.group;
+        ensure(status.commit == status.last, "nobody is quiet with work to do", || {
+            format!("node {node} is quiet: {status:?}")
+        })?;
+        let is_new = status.role == Role::Leader && before.is_none_or(|before| !before.is_quiet);
+        if !is_new {
+            return Ok(());
+        }
+        let nods = self.nods.remove(&(node, group)).unwrap_or_default();
+        // A tick and a turn: when they fall silent is noticed at ticks.
+        let lease = config.tick * (config.lease_ticks - 1);
+        let is_heard = |member: NodeId| {
+            self.beats.get(&(node, shard, member)).is_some_and(|beat| now.since(*beat) < lease)
+        };
+        let has_nodded = |member: NodeId| nods.contains(&(member, status.term, status.last));
+        let members = status.members.voters.iter().chain(&status.members.learners).copied();
+        let asleep: Vec<NodeId> =
+            members.filter(|member| *member != node && is_heard(*member) && !has_nodded(*member)).collect();
+        ensure(asleep.is_empty(), "groups go quiet together", || {
+            format!("node {node} is quiet without {asleep:?}: {status:?}")
+        })
+    }
+
+    /// A shard has said something, about groups that were quiet before the turn and are after it.
+    pub(super) fn turn(
+        &mut self,
+        node: NodeId,
+        outputs: &Outputs,
+        is_quiet: impl Fn(GroupId) -> bool,
+    ) -> Checked {
+        let spoken_to = std::mem::take(&mut self.spoken_to);
+        let is_loud = |kind: MessageKind| kind != MessageKind::HeartbeatResponse;
+        let sends = outputs.sends.iter().map(|send| &send.message);
+        let loud = sends.filter(|message| is_loud(message.kind)).map(|message| message.group);
+        let written = outputs.append.iter().flat_map(|append| &append.groups).map(|append| append.group);
+        let first = loud.chain(written).find(|group| is_quiet(*group) && !spoken_to.contains(group));
+        ensure(first.is_none(), "quiet groups are quiet", || {
+            format!("node {node} speaks or writes for {first:?}, which is quiet")
+        })
+    }
+}
