@@ -267,6 +267,11 @@ impl Replica {
         if is_quieting || (is_beating && !self.is_quiet()) {
             return;
         }
+        // One that was removed and cannot be told asks for votes without end.
+        let asks_for_vote = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
+        if asks_for_vote && !self.members.now.is_member(message.from) {
+            return;
+        }
         let is_leaders = matches!(
             message.kind,
             MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot | MessageKind::SnapshotChunk
