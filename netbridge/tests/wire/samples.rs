@@ -10,7 +10,7 @@ use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, EntryKind, Freshness,
     GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
-    MessageKind, NodeId, Offset, PeerMessage, RequestError, Role, ShardId, Term, WallTime, encode_members,
+    MessageKind, NodeId, Offset, PeerMessage, RequestError, Role, ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{

@@ -267,9 +267,12 @@ impl Replica {
         if is_quieting || (is_beating && !self.is_quiet()) {
             return;
         }
-        // One that was removed and cannot be told asks for votes without end.
-        let asks_for_vote = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
-        if asks_for_vote && !self.members.now.is_member(message.from) {
+        // One that was removed, and that nobody can tell, asks without end.
+        let is_asking = matches!(
+            message.kind,
+            MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::MayLeave
+        );
+        if is_asking && !self.members.now.is_member(message.from) {
             return;
         }
         let is_leaders = matches!(

@@ -14,10 +14,13 @@ use iroh_raft_core::{
 
 use super::{Checked, ensure};
 
+/// Who has nodded, to which term and end of the log.
+type Nods = BTreeSet<(NodeId, Term, Index)>;
+
 #[derive(Default, Debug)]
 pub(super) struct Quiets {
     /// Who has agreed with a replica to what.
-    nods: BTreeMap<(NodeId, GroupId), BTreeSet<(NodeId, Term, Index)>>,
+    nods: BTreeMap<(NodeId, GroupId), Nods>,
     /// Groups that took a message in the turn under way: they may have woken, and gone quiet again.
     spoken_to: BTreeSet<GroupId>,
     /// When a shard last heard of another node's.
