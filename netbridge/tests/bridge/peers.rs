@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use iroh_raft_core::{BootEpoch, MessageKind, NodeId, ShardId};
-use iroh_raft_netbridge::bridge::{BridgeConfig, BridgeError, BridgeLimits, EpochRefusal, PeerEpochs};
+use iroh_raft_netbridge::bridge::{
+    BridgeConfig, BridgeError, BridgeLimits, BridgeStats, EpochRefusal, PeerEpochs,
+};
 use iroh_raft_netbridge::port::ToShard;
 use iroh_raft_netbridge::wire::{Lane, PeerFrameBuilder};
 
@@ -248,8 +250,10 @@ fn a_peer_that_falls_silent_is_noticed_and_taken_back() {
     let start = Instant::now();
     while !is_arrived() {
         assert!(start.elapsed() < DEADLINE, "no frame arrives");
+        let handled = |stats: &BridgeStats| stats.frames_out[2] + stats.dropped_not_connected;
+        let before = handled(&one.bridge.stats());
         one.shard().send_message(append(1, 2, 5, 10));
-        std::thread::sleep(Duration::from_millis(5));
+        one.until_stats("the frame sent or dropped", |stats| handled(stats) > before);
     }
     assert_eq!(two.shard().next_messages().1[0].group.0, 5);
     three.until_connected();

@@ -127,11 +127,14 @@ impl Replica {
 
     /// Tells somebody who is no member, and does not know it, that it is none. Says whether it is none.
     pub(super) fn dismiss(&self, turn: &mut Turn<'_>, message: &PeerMessage) -> bool {
-        let since = self.members.since;
+        let (start, since) = (self.log_start(), self.members.since);
+        // Of what was compacted away no term is known; it has been none from there to the beginning of the log as well.
+        let place =
+            if since <= start.index { (start.term, start.index) } else { (self.term_at(since), since) };
         let is_member = self.members.now.is_member(message.from) && !mutants::is(Mutant::MembersDismissed);
         let is_known = match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote => {
-                (message.log_term, message.index) < (self.term_at(since), since)
+                (message.log_term, message.index) < place
             }
             MessageKind::MayLeave => self.is_leader() && self.raw.raft.commit_to_current_term(),
             _ => false,
@@ -141,7 +144,7 @@ impl Replica {
         }
         let term = Term(self.raw.raft.term);
         let mut answer = self.say(MessageKind::Gone, message.from, term);
-        (answer.index, answer.log_term) = (since, self.term_at(since));
+        (answer.log_term, answer.index) = place;
         answer.reject = message.kind == MessageKind::MayLeave;
         turn.out.sends.push(Send { message: answer, after: self.persistence.vote_flush(turn.persisted) });
         true

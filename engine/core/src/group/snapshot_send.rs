@@ -52,23 +52,8 @@ impl Replica {
 
     /// A message about a snapshot, without what it says.
     pub(super) fn snapshot_message(&self, to: NodeId) -> PeerMessage {
-        PeerMessage {
-            kind: MessageKind::Snapshot,
-            group: self.group,
-            from: self.node,
-            to,
-            term: Term(self.raw.raft.term),
-            log_term: Term(0),
-            index: Index(0),
-            commit: Index(0),
-            commit_term: Term(0),
-            reject: false,
-            reject_hint: Index(0),
-            request_snapshot: Index(0),
-            priority: 0,
-            context: Bytes::new(),
-            entries: Vec::new(),
-        }
+        let term = Term(self.raw.raft.term);
+        PeerMessage::bare(MessageKind::Snapshot, self.group, (self.node, to), term)
     }
 
     /// A follower says how much of a snapshot it has.
