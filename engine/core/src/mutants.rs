@@ -73,7 +73,7 @@ mutants! {
     QuietAndDeaf = "quiet groups do not notice that their leader's node is gone",
     QuietWithProposal = "a proposal does not wake a quiet leader",
     QuietRefusalIgnored = "a leader goes quiet although followers refused",
-    BeatRenewsLease = "a leader that wakes counts beats of nodes as answers of voters",
+    LeaseSurvivesQuiet = "a leader that wakes takes the promises of its followers for kept meanwhile",
     LearnersCount = "learners count for commits",
     JointHalfCounts = "in a joint configuration the majority of the new voters commits alone",
     JointSkipped = "several members change at once, without a joint configuration",

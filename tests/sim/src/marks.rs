@@ -40,6 +40,7 @@ pub(crate) const DECLARED: &[&str] = &[
     "leader asked behind its back: handed over",
     "leader asked behind its back: others restarted",
     "leader asked behind its back: paused",
+    "leader asked behind its back: quiet",
     "leader cut off",
     "leader elected",
     "leader stepped down when told",

@@ -36,6 +36,8 @@ enum Way {
     Restart,
     /// Stopped, and continued: it has requests from before and from meanwhile, and nothing from the others.
     Pause,
+    /// Cut off while its group is quiet, and asked only once it has been for a lease.
+    Quiet,
 }
 
 impl Way {
@@ -46,6 +48,7 @@ impl Way {
             Way::HandOver => "leader asked behind its back: handed over",
             Way::Restart => "leader asked behind its back: others restarted",
             Way::Pause => "leader asked behind its back: paused",
+            Way::Quiet => "leader asked behind its back: quiet",
         }
     }
 }
@@ -61,8 +64,20 @@ struct Phase {
 /// Does it once, to one group.
 pub(crate) async fn usurp(sim: Shared, group: GroupPlan, mut random: SmallRng) {
     let Some(leader) = sim.checks.borrow().leader_of(group.id) else { return };
-    let ways = [Way::Cut, Way::Cut, Way::SlowAnswers, Way::HandOver, Way::Restart, Way::Pause, Way::Pause];
-    let way = ways[random.random_range(0..ways.len())];
+    let ways = [
+        Way::Cut,
+        Way::Cut,
+        Way::SlowAnswers,
+        Way::HandOver,
+        Way::Restart,
+        Way::Pause,
+        Way::Pause,
+        Way::Quiet,
+    ];
+    let way = match ways[random.random_range(0..ways.len())] {
+        Way::Quiet if sim.plan.core.quiet_after.is_none() => Way::Cut,
+        way => way,
+    };
     let others: Vec<NodeId> = group.voters.iter().copied().filter(|node| *node != leader).collect();
     let election = sim.plan.core.tick * sim.plan.core.election_ticks.0;
     let phase = Rc::new(Cell::new(Phase::default()));
@@ -113,6 +128,17 @@ pub(crate) async fn usurp(sim: Shared, group: GroupPlan, mut random: SmallRng) {
                 node::kill(&sim, *follower);
                 node::boot(&sim, *follower);
             }
+            sim.clients.borrow_mut().is_resting = false;
+            phase.set(Phase::default());
+        }
+        Way::Quiet => {
+            phase.set(Phase { reads_rest: true, writes_rest: true, ..Phase::default() });
+            sim.clients.borrow_mut().is_resting = true;
+            let core = &sim.plan.core;
+            sleep(core.quiet_after.unwrap_or_default() * 2 + core.tick * core.heartbeat_ticks * 4).await;
+            links.extend(from(&others).into_iter().chain(to(&others)));
+            cut(&sim, &links);
+            sleep(core.tick * core.lease_ticks).await;
             sim.clients.borrow_mut().is_resting = false;
             phase.set(Phase::default());
         }

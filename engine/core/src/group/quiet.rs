@@ -83,9 +83,9 @@ impl Replica {
             if let Some(heard) = turn.liveness.heard(node) {
                 self.leadership.hear(node, heard);
                 self.members.hear(node, heard);
-                if mutants::is(Mutant::BeatRenewsLease) && self.is_leader() {
-                    self.lease.handle_answer(turn.now, node, heard);
-                }
+            }
+            if mutants::is(Mutant::LeaseSurvivesQuiet) && self.is_leader() {
+                self.lease.handle_answer(turn.now, node, turn.now);
             }
         }
         let leader = self.leader_hint();

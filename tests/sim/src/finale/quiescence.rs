@@ -55,7 +55,7 @@ pub(super) async fn check(sim: &Shared) -> Checked {
     until(sim, rest, REST, groups, |group| is_quiet(sim, group)).await?;
     let mut random = sim.random();
     for group in groups {
-        let deadline = elapsed() + SEARCH + sim.plan.election();
+        let deadline = elapsed() + super::patience(sim);
         let before = sim.checks.borrow().acknowledged.count;
         while sim.checks.borrow().acknowledged.count == before && !sim.is_broken() {
             ensure(elapsed() < deadline, WRITE, || format!("group {}", group.id))?;
