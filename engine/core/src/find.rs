@@ -128,7 +128,8 @@ impl Finds {
             Some(late) => *from = late.base.max(*from),
             None => *from = last.end().max(*from),
         }
-        *to = (*to).max(*from);
+        // A probe may reach beyond the range.
+        *from = (*from).min(*to);
         true
     }
 
