@@ -6,6 +6,8 @@
 //!
 //! `loadgen idle` starts one with many groups, leaves it alone, and says what that costs.
 //!
+//! `loadgen reads` asks state machines, linearizably and by lease, and counts stale answers.
+//!
 //! It never looks into the engine while it measures: clients speak the client protocol, nodes are
 //! processes.
 #![forbid(unsafe_code)]
@@ -13,6 +15,7 @@
 mod audit;
 mod cluster;
 mod driver;
+mod fault;
 mod idle;
 mod ledger;
 mod machine;
@@ -20,6 +23,7 @@ mod node;
 mod plot;
 mod quick;
 mod readback;
+mod reads;
 mod record;
 mod recorder;
 mod report;
@@ -36,6 +40,7 @@ use tracing_subscriber::EnvFilter;
 use cluster::ClusterPlan;
 use idle::IdlePlan;
 use quick::{QuickError, QuickPlan};
+use reads::ReadsPlan;
 use record::RECORD_BYTES_MIN;
 
 /// Largest record that the nodes take by default, in bytes.
@@ -60,6 +65,8 @@ enum Command {
     Quick(Quick),
     /// Start nodes with many groups that nobody uses: what they cost, and how soon one answers.
     Idle(Idle),
+    /// Start nodes with state machines and ask them, linearizably and by lease; no answer may be stale.
+    Reads(Reads),
     /// Run one node; started by the others.
     #[command(hide = true)]
     Node {
@@ -108,6 +115,10 @@ struct Quick {
     /// time; it is started again two seconds later.
     #[arg(long, value_parser = duration)]
     kill_leader_at: Option<Duration>,
+    /// How many nodes are replaced, in turn: SIGKILL, the disk removed, and a new node with a new key takes its place
+    /// in every group. Begins with the measured time; the next one follows when the new one has caught up.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    replace_nodes: u32,
 }
 
 #[derive(Args, Debug)]
@@ -132,6 +143,50 @@ struct Idle {
     json: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+struct Reads {
+    /// Nodes, each a process of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=15))]
+    nodes: u16,
+    /// Shards of each node.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    shards: u16,
+    /// Raft groups, each on all nodes.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    groups: u32,
+    /// Questions in flight, spread over the groups.
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    in_flight: u32,
+    /// Time for each of the three measurements, such as 10s or 500ms.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    duration: Duration,
+    /// New or empty folder for the nodes' data, on a disk; it stays. Default: a temporary one.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// File for the results as one JSON object.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+impl Reads {
+    fn plan(self) -> ReadsPlan {
+        ReadsPlan {
+            cluster: ClusterPlan {
+                nodes: self.nodes,
+                shards: self.shards,
+                groups: self.groups,
+                record_bytes: RECORD_BYTES_MIN,
+                has_state_machines: true,
+                spares: 0,
+            },
+            in_flight: self.in_flight,
+            duration: self.duration,
+            data_dir: self.data_dir,
+            json: self.json,
+        }
+    }
+}
+
 impl Idle {
     fn plan(self) -> IdlePlan {
         IdlePlan {
@@ -140,6 +195,8 @@ impl Idle {
                 shards: self.shards,
                 groups: self.groups,
                 record_bytes: RECORD_BYTES_MIN,
+                has_state_machines: false,
+                spares: 0,
             },
             duration: self.duration,
             data_dir: self.data_dir,
@@ -162,12 +219,21 @@ impl Quick {
         if self.kill_leader_at.is_some() && self.nodes < 3 {
             return Err("--kill-leader-at needs --nodes 3 or more: fewer have no quorum without one".into());
         }
+        if self.replace_nodes > 0 && self.nodes < 3 {
+            return Err("--replace-nodes needs --nodes 3 or more: fewer have no quorum without one".into());
+        }
+        if self.replace_nodes > 0 && self.kill_leader_at.is_some() {
+            return Err("--replace-nodes and --kill-leader-at exclude each other: run them one by one".into());
+        }
+        let spares = u16::try_from(self.replace_nodes).unwrap_or(u16::MAX);
         Ok(QuickPlan {
             cluster: ClusterPlan {
                 nodes: self.nodes,
                 shards: self.shards,
                 groups: self.groups,
                 record_bytes: self.record_bytes,
+                has_state_machines: false,
+                spares,
             },
             clients: self.clients,
             in_flight: self.in_flight,
@@ -177,6 +243,7 @@ impl Quick {
             data_dir: self.data_dir,
             json: self.json,
             kill_leader_at: self.kill_leader_at,
+            replacements: self.replace_nodes,
         })
     }
 }
@@ -192,6 +259,10 @@ fn main() -> ExitCode {
         Command::Idle(idle) => {
             let plan = idle.plan();
             run_until_interrupted(|stop| idle::run(&plan, stop))
+        }
+        Command::Reads(reads) => {
+            let plan = reads.plan();
+            run_until_interrupted(|stop| reads::run(&plan, stop))
         }
         Command::Quick(quick) => match quick.plan() {
             Ok(plan) => run_until_interrupted(|stop| quick::run(&plan, stop)),
@@ -271,7 +342,9 @@ mod tests {
         let args = ["loadgen", "quick"].iter().chain(args);
         match Cli::try_parse_from(args).map_err(|error| error.to_string())?.command {
             Command::Quick(quick) => quick.plan(),
-            Command::Node { .. } | Command::Idle(_) => unreachable!("quick was asked for"),
+            Command::Node { .. } | Command::Idle(_) | Command::Reads(_) => {
+                unreachable!("quick was asked for")
+            }
         }
     }
 
@@ -291,6 +364,8 @@ mod tests {
         assert!(plan(&["--duration", "0s"]).unwrap_err().contains("measures nothing"));
         assert!(plan(&["--kill-leader-at", "10s"]).unwrap_err().contains("after the end"));
         assert!(plan(&["--kill-leader-at", "1s", "--nodes", "2"]).unwrap_err().contains("quorum"));
+        assert!(plan(&["--replace-nodes", "1", "--nodes", "2"]).unwrap_err().contains("quorum"));
+        assert!(plan(&["--replace-nodes", "1", "--kill-leader-at", "1s"]).unwrap_err().contains("exclude"));
         assert!(plan(&["--nodes", "0"]).is_err());
     }
 
