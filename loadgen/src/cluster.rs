@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::{Identity, NodeId};
+use rustix::process::{Pid, Signal};
 
 use crate::machine;
 use crate::node::{NodeConfig, NodeLine, NodeRequest, NodeStatus, NodeSummary, Peer};
@@ -52,7 +53,7 @@ pub(crate) enum ClusterError {
         source: io::Error,
     },
     /// There is no node left to take the place of another.
-    #[error("no spare node is left: plan for one for each replacement")]
+    #[error("there is no such node, or no spare one is left")]
     NoSpare,
     /// A node ended or broke.
     #[error("node {node} failed: {error}{log}")]
@@ -127,6 +128,7 @@ struct Process {
     stdin: ChildStdin,
     lines: Receiver<NodeLine>,
     is_ready: bool,
+    is_stopped: bool,
 }
 
 /// The nodes. Dropping it kills every process.
@@ -277,6 +279,17 @@ impl Cluster {
         Ok(())
     }
 
+    /// Sends SIGSTOP to a node (counted from 0): it stands for one that does not run until
+    /// [`continue_node`](Cluster::continue_node).
+    pub(crate) fn stop_node(&mut self, at: usize) -> Result<(), ClusterError> {
+        self.nodes[at].signal(Signal::STOP, true)
+    }
+
+    /// Sends SIGCONT to a node that was stopped.
+    pub(crate) fn continue_node(&mut self, at: usize) -> Result<(), ClusterError> {
+        self.nodes[at].signal(Signal::CONT, false)
+    }
+
     /// Sends SIGKILL to a node (counted from 0), removes its disk, and starts the next spare one in its place, which
     /// knows the others. Returns the old one and the new one.
     pub(crate) fn replace_node(&mut self, at: usize) -> Result<(NodeId, NodeId), ClusterError> {
@@ -291,6 +304,30 @@ impl Cluster {
         let new_id = new.address.node;
         let old = std::mem::replace(&mut self.nodes[at], new);
         Ok((old.address.node, new_id))
+    }
+
+    /// Starts the next spare node beside the others, which it knows.
+    pub(crate) fn add_node(&mut self) -> Result<NodeId, ClusterError> {
+        let mut new = self.spares.pop_front().ok_or(ClusterError::NoSpare)?;
+        new.config.peers = self.nodes.iter().map(|node| Peer::from(&node.address)).collect();
+        new.start()?;
+        let id = new.address.node;
+        self.nodes.push(new);
+        Ok(id)
+    }
+
+    /// Sends SIGKILL to a node and starts it again. Does not wait for it.
+    pub(crate) fn restart_node(&mut self, node: NodeId) -> Result<(), ClusterError> {
+        let at = self.nodes.iter().position(|other| other.address.node == node);
+        let at = at.ok_or(ClusterError::NoSpare)?;
+        self.kill_node(at)?;
+        self.start_node(at)
+    }
+
+    /// The process of a node, if it runs.
+    pub(crate) fn pid(&self, node: NodeId) -> Option<u32> {
+        let node = self.nodes.iter().find(|other| other.address.node == node)?;
+        node.process.as_ref().map(|process| process.child.id())
     }
 
     /// Tells all other nodes of a new one.
@@ -372,12 +409,14 @@ impl Node {
             .name(format!("lines-{}", self.config.node))
             .spawn(read)
             .map_err(system("start a thread"))?;
-        self.process = Some(Process { child, stdin, lines, is_ready: false });
+        self.process = Some(Process { child, stdin, lines, is_ready: false, is_stopped: false });
         Ok(())
     }
 
     fn is_ready(&mut self) -> Result<bool, ClusterError> {
-        let Some(process) = &mut self.process else { return Ok(false) };
+        let Some(process) = self.process.as_mut().filter(|process| !process.is_stopped) else {
+            return Ok(false);
+        };
         if process.is_ready {
             return Ok(true);
         }
@@ -450,6 +489,14 @@ impl Node {
             flush_us_total: used.flush_us_total + status.flush_us_total,
             leaderships_gained: used.leaderships_gained + status.leaderships_gained,
         })
+    }
+
+    fn signal(&mut self, signal: Signal, is_stopped: bool) -> Result<(), ClusterError> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let sent = rustix::process::kill_process(Pid::from_child(&process.child), signal);
+        sent.map_err(|error| ClusterError::System { what: "signal a node", source: error.into() })?;
+        process.is_stopped = is_stopped;
+        Ok(())
     }
 
     fn kill(&mut self) {

@@ -1,4 +1,4 @@
-//! Faults of `loadgen quick`: the node that leads most groups is killed and started again, and nodes that lose their
+//! Faults of `loadgen quick`: the node that leads most groups is gone for a while, and nodes that lose their
 //! disks are replaced by new ones, one after the other.
 //!
 //! They are driven from the loop that watches the clients, a step at a time; whatever takes long has a thread or a
@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use iroh_raft::net::client::{Client, ClientConfig, ClientError};
 use iroh_raft::{GroupId, MemberChange, MemberRole, NodeId};
+use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, ClusterError};
 use crate::quick::{LOOK, QuickError, finish, runtime};
 use crate::report::{Killed, Replaced};
 
-/// How long a killed node stays down.
+/// How long a killed or stopped node stays down.
 const DOWN: Duration = Duration::from_secs(2);
 /// Time for the groups of one node to be moved to its successor.
 const REPLACE_DEADLINE: Duration = Duration::from_secs(60);
@@ -25,22 +26,22 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// The faults of a run.
 pub(crate) struct Faults {
-    kill: KillLeader,
+    outage: Outage,
     replace: Replace,
 }
 
 impl Faults {
-    /// `kill_at` from the start of the load; so many nodes are replaced from `replace_from` on, by a manager with
-    /// this configuration.
+    /// The outage's time is from the start of the load; so many nodes are replaced from `replace_from` on, by a manager
+    /// with this configuration.
     pub(crate) fn new(
-        kill_at: Option<Duration>,
+        outage: Option<(Signal, Duration)>,
         (replacements, replace_from): (u32, Duration),
         manager: ClientConfig,
     ) -> Faults {
-        let kill = KillLeader { at: kill_at, restart: None, killed: None };
+        let outage = Outage { due: outage, over: None, done: None };
         let replace =
             Replace { left: replacements, from: replace_from, step: Step::Idle, done: Vec::new(), manager };
-        Faults { kill, replace }
+        Faults { outage, replace }
     }
 
     /// Goes on; `now` is the time since the start of the load.
@@ -50,53 +51,66 @@ impl Faults {
         now: Duration,
         warmup: Duration,
     ) -> Result<(), QuickError> {
-        self.kill.drive(cluster, now, warmup)?;
+        self.outage.drive(cluster, now, warmup)?;
         self.replace.drive(cluster, now, warmup)
     }
 
     /// Whether nothing is under way or to come.
     pub(crate) fn are_over(&self) -> bool {
-        self.kill.at.is_none() && self.kill.restart.is_none() && self.replace.is_over()
+        self.outage.due.is_none() && self.outage.over.is_none() && self.replace.is_over()
     }
 
-    /// The node that was killed with the groups that it led, and the nodes that were replaced.
+    /// The node that was down with the groups that it led, and the nodes that were replaced.
     pub(crate) fn into_done(self) -> (Option<(Killed, Vec<u32>)>, Vec<Replaced>) {
-        (self.kill.killed, self.replace.done)
+        (self.outage.done, self.replace.done)
     }
 }
 
-/// SIGKILL to the node that leads most groups, and its restart.
-struct KillLeader {
-    at: Option<Duration>,
-    restart: Option<(Duration, usize)>,
-    killed: Option<(Killed, Vec<u32>)>,
+/// What is sent to the node that leads most groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Signal {
+    /// SIGKILL; it is started again later.
+    Kill,
+    /// SIGSTOP, and SIGCONT later.
+    Stop,
 }
 
-impl KillLeader {
+/// The node that leads most groups is gone for a while.
+struct Outage {
+    due: Option<(Signal, Duration)>,
+    over: Option<(Signal, Duration, usize)>,
+    done: Option<(Killed, Vec<u32>)>,
+}
+
+impl Outage {
     fn drive(&mut self, cluster: &mut Cluster, now: Duration, warmup: Duration) -> Result<(), QuickError> {
-        if self.at.is_some_and(|at| now >= at) {
-            self.at = None;
+        if let Some((signal, _)) = self.due.take_if(|(_, at)| now >= *at) {
             let led = groups_led(cluster)?;
             let Some((node, groups)) = led.into_iter().enumerate().max_by_key(|(_, groups)| groups.len())
             else {
                 return Ok(());
             };
-            cluster.kill_node(node)?;
-            eprintln!("killed node {}, which led {} groups", node + 1, groups.len());
+            match signal {
+                Signal::Kill => cluster.kill_node(node)?,
+                Signal::Stop => cluster.stop_node(node)?,
+            }
+            eprintln!("{signal:?} to node {}, which led {} groups", node + 1, groups.len());
             let killed = Killed {
                 node: node as u64 + 1,
+                signal,
                 groups_led: groups.len(),
                 at_s: now.saturating_sub(warmup).as_secs_f64(),
             };
-            self.killed = Some((killed, groups));
-            self.restart = Some((now + DOWN, node));
+            self.done = Some((killed, groups));
+            self.over = Some((signal, now + DOWN, node));
         }
-        if let Some((at, node)) = self.restart
-            && now >= at
-        {
-            self.restart = None;
-            cluster.start_node(node)?;
-            eprintln!("restarted node {}", node + 1);
+        if let Some((signal, _, node)) = self.over.take_if(|(_, at, _)| now >= *at) {
+            match signal {
+                Signal::Kill => cluster.start_node(node)?,
+                Signal::Stop => cluster.continue_node(node)?,
+            }
+            eprintln!("node {} is back", node + 1);
         }
         Ok(())
     }

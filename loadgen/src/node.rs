@@ -122,6 +122,10 @@ pub(crate) struct NodeStatus {
     pub(crate) groups_quarantined: u64,
     /// Messages of peers refused by the validator since start.
     pub(crate) messages_refused: u64,
+    /// Snapshots taken of state machines since start.
+    pub(crate) snapshots_taken: u64,
+    /// Chunks of other nodes' snapshots taken since start.
+    pub(crate) snapshot_chunks_received: u64,
 }
 
 /// How many replicas of a node stand how.
@@ -280,6 +284,8 @@ async fn status(engine: &Engine) -> NodeStatus {
         sum.frames_dropped += shard.frames_dropped;
         sum.groups_quarantined += shard.groups_quarantined;
         sum.messages_refused += shard.messages_refused;
+        sum.snapshots_taken += shard.snapshots_taken;
+        sum.snapshot_chunks_received += shard.snapshot_chunks_received;
     }
     sum
 }

@@ -9,11 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
-use iroh_raft::{NodeId, cluster_id};
+use iroh_raft::{GroupId, NodeId, cluster_id};
 
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
 use crate::driver::{self, DriverPlan, DriverResult, Progress};
-use crate::fault::Faults;
+use crate::fault::{Faults, Signal};
 use crate::ledger::Ledger;
 use crate::machine::{self, Device, Machine};
 use crate::recorder::{Interval, Timeline};
@@ -42,7 +42,8 @@ pub(crate) struct QuickPlan {
     pub(crate) warmup: Duration,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
-    pub(crate) kill_leader_at: Option<Duration>,
+    /// From the start of the measured time.
+    pub(crate) outage: Option<(Signal, Duration)>,
     /// Nodes that are killed with their disks and replaced, one after the other, from the start of the measured time.
     pub(crate) replacements: u32,
 }
@@ -62,6 +63,8 @@ pub(crate) enum QuickError {
     Late { what: &'static str, deadline: Duration, folder: PathBuf },
     #[error("{what}: node {node}; see its log")]
     NotReplaced { what: &'static str, node: NodeId },
+    #[error("group {group} has no leader")]
+    NoLeader { group: GroupId },
     #[error("cannot start a thread or runtime: {0}")]
     Thread(std::io::Error),
     #[error("a client thread died")]
@@ -365,7 +368,7 @@ fn load(
     let mut before = None;
     let mut after = None;
     let mut faults = Faults::new(
-        plan.kill_leader_at.map(|at| plan.warmup + at),
+        plan.outage.map(|(signal, at)| (signal, plan.warmup + at)),
         (plan.replacements, plan.warmup),
         client_config(plan, cluster),
     );
@@ -492,6 +495,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         let from = plan.warmup + Duration::from_secs_f64(killed.at_s);
         groups.iter().map(|&group| load.timeline.longest_gap_ms(group, from, end)).max()
     });
+    let outage_at_s = |signal| plan.outage.filter(|(of, _)| *of == signal).map(|(_, at)| at.as_secs_f64());
     let gap_ms = |group| load.timeline.longest_gap_ms(group, plan.warmup, end);
     Report {
         throughput_records_per_s: ratio(measured_records as f64, plan.duration.as_secs_f64()),
@@ -525,7 +529,8 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
             duration_s: plan.duration.as_secs_f64(),
             warmup_s: plan.warmup.as_secs_f64(),
             replacements: plan.replacements,
-            kill_leader_at_s: plan.kill_leader_at.map(|at| at.as_secs_f64()),
+            kill_leader_at_s: outage_at_s(Signal::Kill),
+            stop_leader_at_s: outage_at_s(Signal::Stop),
             loop_kind: "closed",
         },
         machine: Machine::look(folder),

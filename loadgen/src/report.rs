@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::audit::AuditCounts;
+use crate::fault::Signal;
 use crate::machine::Machine;
 use crate::plot;
 
@@ -26,6 +27,7 @@ pub(crate) struct Config {
     pub(crate) duration_s: f64,
     pub(crate) warmup_s: f64,
     pub(crate) kill_leader_at_s: Option<f64>,
+    pub(crate) stop_leader_at_s: Option<f64>,
     pub(crate) replacements: u32,
     pub(crate) loop_kind: &'static str,
 }
@@ -96,10 +98,10 @@ pub(crate) struct Report {
     /// Leaders elected under load.
     pub(crate) leader_changes: u64,
     pub(crate) audit: AuditCounts,
-    /// With a killed leader: longest time without an acknowledgement in a group that it led, in
+    /// With a killed or stopped leader: longest time without an acknowledgement in a group that it led, in
     /// milliseconds.
     pub(crate) unavailable_ms: Option<u64>,
-    /// With a killed leader: which node it was, and how many groups it led.
+    /// With a killed or stopped leader: which node it was, and how many groups it led.
     pub(crate) killed: Option<Killed>,
     /// By group, from 1: longest time without an acknowledgement in the measured window, in milliseconds.
     pub(crate) longest_gap_ms: Vec<u64>,
@@ -110,10 +112,11 @@ pub(crate) struct Report {
     pub(crate) versions: BTreeMap<&'static str, &'static str>,
 }
 
-/// The node that was killed.
+/// The node that was killed or stopped.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Killed {
     pub(crate) node: u64,
+    pub(crate) signal: Signal,
     pub(crate) groups_led: usize,
     /// When, in seconds from the start of the measured window.
     pub(crate) at_s: f64,
@@ -203,10 +206,10 @@ impl Report {
         ];
         if let (Some(killed), Some(unavailable_ms)) = (self.killed, self.unavailable_ms) {
             let text = format!(
-                "node {} at {:.1} s, which led {} groups; longest gap {unavailable_ms} ms",
-                killed.node, killed.at_s, killed.groups_led
+                "{:?} to node {} at {:.1} s, which led {} groups; longest gap {unavailable_ms} ms",
+                killed.signal, killed.node, killed.at_s, killed.groups_led
             );
-            rows.push(("killed", text));
+            rows.push(("outage", text));
         }
         if let (Some(last), Some(gap_ms)) = (self.replaced.last(), self.longest_gap_ms.iter().max()) {
             let slowest_s = self.replaced.iter().map(|replaced| replaced.caught_up_s).fold(0.0, f64::max);
@@ -294,6 +297,7 @@ mod tests {
                 duration_s: 1.0,
                 warmup_s: 0.0,
                 kill_leader_at_s: None,
+                stop_leader_at_s: None,
                 replacements: 0,
                 loop_kind: "closed",
             },

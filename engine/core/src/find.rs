@@ -179,7 +179,7 @@ mod tests {
         let (first, end) = (Offset(0), Offset(4));
         let log = Committed { window: &window, commit: Index(2), first, end };
         let mut finds = Finds::new(group);
-        finds.push(Find::new(Seeker::Client(Token(1)), WallTime(50), Timestamp(1)));
+        finds.push(Find::new(Seeker::Client(Token { origin: 0, request: 1 }), WallTime(50), Timestamp(1)));
         finds.waiting[0].search = Some(Search { from: first, to: end, end });
         let mut replies = Vec::new();
         assert_eq!(finds.serve(&log, &mut replies), None);
