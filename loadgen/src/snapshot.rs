@@ -8,15 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use iroh_raft::kv::KvCommand;
+use iroh_raft::kv::{KvAnswer, KvCommand, KvQuery};
 use iroh_raft::net::client::{Client, ClientConfig, ClientError};
-use iroh_raft::{GroupId, MemberChange, MemberRole, Message, NodeId, cluster_id};
+use iroh_raft::{Consistency, GroupId, MemberChange, MemberRole, Message, NodeId, RequestError, cluster_id};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, ClusterPlan};
 use crate::machine::{self, Machine};
-use crate::node::NodeStatus;
 use crate::quick::{Folder, LEADERS_DEADLINE, LOOK, QuickError, finish, interruptible, runtime, wait_for};
 use crate::recorder::Interval;
 use crate::report::{Latency, count, ratio};
@@ -78,7 +77,7 @@ impl SnapshotPlan {
 #[derive(Clone, Debug, Serialize)]
 struct SnapshotReport {
     state_bytes: u64,
-    /// Until the learner had all that was acknowledged before it came in, from then on.
+    /// From when the learner came in until it had the whole state.
     transfer_s: f64,
     /// Chunks that the learner took, over all its processes, and those that its snapshot has.
     chunks_received: u64,
@@ -172,9 +171,13 @@ fn measure(
     load.take();
     let begin = Instant::now();
     let changes = [MemberChange { node: learner, role: MemberRole::Learner }];
-    interruptible(&runtime, change_members(config, changes), stop)??;
-    let end = end_of(cluster.status(leader)?.unwrap_or_default());
+    interruptible(&runtime, change_members(config.clone(), changes), stop)??;
     let deadline = plan.deadline(TRANSFER_DEADLINE_PER_MIB);
+    let wait = has_all(config, learner, plan.state_mib, begin + deadline);
+    let arrival = std::thread::Builder::new()
+        .name("arrival".into())
+        .spawn(move || Ok::<_, QuickError>(self::runtime()?.block_on(wait)?));
+    let arrival = arrival.map_err(QuickError::Thread)?;
     let no_end = late("the learner did not get all of it", deadline, folder);
     let chunks = plan.state_mib * 4;
     let (mut of_killed, mut last) = (0, 0);
@@ -185,7 +188,7 @@ fn measure(
         // The two differ only by when they are asked; a node that starts says nothing.
         let Some(status) = cluster.status(learner)? else { return Ok(false) };
         last = status.snapshot_chunks_received;
-        if last >= chunks / 2
+        if last >= chunks / 4
             && let Some(side) = kill.take()
         {
             let node = if side == Side::Leader { leader } else { learner };
@@ -195,8 +198,9 @@ fn measure(
                 of_killed = std::mem::take(&mut last);
             }
         }
-        Ok(end_of(status) >= end)
+        Ok(arrival.is_finished())
     })?;
+    arrival.join().map_err(|_| QuickError::Panicked)??;
     let transfer_s = begin.elapsed().as_secs_f64();
     let transfer = load.take();
     let mut bystander = cluster.addresses().into_iter().map(|peer| peer.node);
@@ -252,11 +256,6 @@ fn print(report: &SnapshotReport) {
     println!("p99              {:.2} times as long during the transfer", report.p99_ratio);
 }
 
-/// Records of the large group that a replica has committed.
-fn end_of(status: NodeStatus) -> u64 {
-    status.groups.iter().find(|replica| replica.group == LARGE.0).map_or(0, |replica| replica.end)
-}
-
 fn leader(cluster: &mut Cluster) -> Result<NodeId, QuickError> {
     let statuses = cluster.statuses()?;
     let replicas = statuses.iter().flatten().flat_map(|status| &status.groups);
@@ -290,7 +289,8 @@ impl Growth {
 /// Writes the large state.
 async fn fill(config: ClientConfig, mib: u64, until: Instant) -> Result<(), ClientError> {
     let client = Client::connect(config).await?;
-    let keys = (mib << 20) / VALUE_BYTES as u64;
+    let keys = keys(mib);
+    // The last one is written when all others are there.
     let next = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..FILL_IN_FLIGHT {
@@ -309,9 +309,16 @@ async fn fill(config: ClientConfig, mib: u64, until: Instant) -> Result<(), Clie
     while let Some(done) = tasks.join_next().await {
         done.map_err(|_| ClientError::Closed)??;
     }
+    let put = KvCommand::Put { key: keys.to_string(), value: value(keys) };
+    put_until(&client, LARGE, put, until).await?;
     client.close();
     client.closed().await;
     Ok(())
+}
+
+/// How many values the state is made of.
+fn keys(mib: u64) -> u64 {
+    (mib << 20) / VALUE_BYTES as u64
 }
 
 /// Not the same byte over and over: nothing is to be gained by pages that are alike.
@@ -351,6 +358,29 @@ async fn change_members(config: ClientConfig, changes: [MemberChange; 1]) -> Res
             return Err(error);
         }
         tokio::time::sleep(LOOK).await;
+    }
+    client.close();
+    client.closed().await;
+    Ok(())
+}
+
+/// Returns once a node's own replica has the state, the value that was written last included.
+async fn has_all(config: ClientConfig, node: NodeId, mib: u64, until: Instant) -> Result<(), ClientError> {
+    let client = Client::connect(config).await?;
+    let last = keys(mib) - 1;
+    let question = KvQuery::Value { key: last.to_string() }.encode();
+    loop {
+        // Refused as long as the group is not there, or its state is not.
+        let answer = client.query_at(node, LARGE, question.clone(), Consistency::Local).await;
+        if let Ok(answer) = answer
+            && KvAnswer::decode(&answer.bytes) == Ok(KvAnswer::Value(Some(value(last))))
+        {
+            break;
+        }
+        if Instant::now() >= until {
+            return Err(ClientError::Request(RequestError::Timeout));
+        }
+        tokio::time::sleep(LOOK * 5).await;
     }
     client.close();
     client.closed().await;
