@@ -127,7 +127,9 @@ impl StateMachine for Bank {
 
     fn apply(&mut self, _context: ApplyContext, command: <BankCommand as Message>::View<'_>) -> BankResponse {
         match command {
-            ArchivedBankCommand::Open { account, balance } => self.open(account.to_native(), balance.to_native()),
+            ArchivedBankCommand::Open { account, balance } => {
+                self.open(account.to_native(), balance.to_native())
+            }
             ArchivedBankCommand::Transfer { from, to, amount } => {
                 self.transfer(from.to_native(), to.to_native(), amount.to_native())
             }
@@ -140,9 +142,10 @@ impl StateMachine for Bank {
                 BankAnswer::Balance(self.accounts.get(&account.to_native()).copied())
             }
             // Added up anew: a sum that is carried along would say nothing of what the accounts hold.
-            ArchivedBankQuery::Total => {
-                BankAnswer::Total { amount: self.accounts.values().sum(), accounts: self.accounts.len() as u64 }
-            }
+            ArchivedBankQuery::Total => BankAnswer::Total {
+                amount: self.accounts.values().sum(),
+                accounts: self.accounts.len() as u64,
+            },
         }
     }
 
@@ -158,11 +161,12 @@ impl StateMachine for Bank {
                 let partial = std::mem::take(&mut self.partial);
                 let (rows, rest) = partial.as_chunks::<ROW_BYTES>();
                 for row in rows {
-                    let [account, balance] = [0, 8].map(|at| {
-                        u64::from_le_bytes(row[at..at + 8].try_into().expect("8 bytes of a row"))
-                    });
+                    let [account, balance] = [0, 8]
+                        .map(|at| u64::from_le_bytes(row[at..at + 8].try_into().expect("8 bytes of a row")));
                     if self.open(account, balance) != BankResponse::Done {
-                        return Err(RestoreError { problem: "an account is there twice, or they hold too much" });
+                        return Err(RestoreError {
+                            problem: "an account is there twice, or they hold too much",
+                        });
                     }
                 }
                 self.partial = rest.to_vec();
