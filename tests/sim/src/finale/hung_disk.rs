@@ -15,8 +15,10 @@ use crate::sim::Shared;
 const ALIVE: &str = "another leads when a leader's disk hangs";
 /// Hand-over, or stepping down and an election, with votes split and frames late.
 const ELECTIONS: u32 = 10;
-/// What clients need to find the new leader.
+/// What clients need to find the new leader, beside their pauses.
 const SEARCH: Duration = Duration::from_secs(5);
+/// Pauses of a client that has begun to look for the leader.
+const PAUSES: u32 = 4;
 /// Slack for clocks that are slow, in parts.
 const DRIFT: f64 = 1.2;
 
@@ -30,8 +32,9 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
     }
     let core = &sim.plan.core;
     let network = Duration::from_micros(sim.plan.delay.1 + sim.plan.flush.1 + sim.plan.turn.1);
+    let search = Duration::from_micros(sim.plan.think.1) * PAUSES + SEARCH;
     let bound =
-        core.flush_stuck_after.mul_f64(DRIFT) + sim.plan.election() * ELECTIONS + network * 20 + SEARCH;
+        core.flush_stuck_after.mul_f64(DRIFT) + sim.plan.election() * ELECTIONS + network * 20 + search;
     let us = u64::try_from((bound * 2).as_micros()).expect("a bound of seconds");
     let trouble = Trouble::Stall { us };
     let kind = Some(FileKind::Journal);
@@ -45,7 +48,12 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
     let mut random = sim.random();
     let mut deadline = None;
     loop {
-        let is_moved = sim.checks.borrow().leader_of(group.id).is_some_and(|leader| leader != old);
+        let new = sim.checks.borrow().leader_of(group.id).filter(|leader| *leader != old);
+        // The client has heard of it; how long it would search is no matter of disks.
+        if let Some(new) = new {
+            sim.clients.borrow_mut().leaders.insert(group.id, new);
+        }
+        let is_moved = new.is_some();
         let before = sim.checks.borrow().acknowledged.count;
         write(sim, &mut random, group).await;
         if is_moved && sim.checks.borrow().acknowledged.count > before {
