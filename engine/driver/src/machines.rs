@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use iroh_raft_core::batch::{Batch, RecordBlock};
-use iroh_raft_core::{AnswerOn, Apply, GroupId, RequestError};
+use iroh_raft_core::{AnswerOn, Apply, GroupId, Offset, RequestError};
 use iroh_raft_netbridge::wire::ReplyBody;
 
+use crate::responses::Responses;
 use crate::state_machine::{ApplyContext, Machine, MachineFactory, Restore, RestoreError, SnapshotView};
 
 /// Largest block of responses: lengths in it have 32 bits.
@@ -20,11 +21,13 @@ pub(crate) struct Machines {
     factory: Arc<MachineFactory>,
     /// By group; `None` after a panic: what it would apply to is no longer known.
     machines: BTreeMap<GroupId, Option<Box<dyn Machine>>>,
+    /// To commands of client sessions.
+    responses: BTreeMap<GroupId, Responses>,
 }
 
 impl Machines {
     pub(crate) fn new(factory: Arc<MachineFactory>) -> Machines {
-        Machines { factory, machines: BTreeMap::new() }
+        Machines { factory, machines: BTreeMap::new(), responses: BTreeMap::new() }
     }
 
     /// Whether a group has a state machine.
@@ -44,6 +47,12 @@ impl Machines {
     /// The group's replica is gone.
     pub(crate) fn close(&mut self, group: GroupId) {
         self.machines.remove(&group);
+        self.responses.remove(&group);
+    }
+
+    /// The responses that commands of a client session had, if they are still kept.
+    pub(crate) fn response_of(&self, group: GroupId, first: Offset, count: u32) -> Option<RecordBlock> {
+        self.responses.get(&group)?.find(first, count)
     }
 
     /// Whether records may enter the log of a group of this shard.
@@ -110,7 +119,8 @@ impl Machines {
         };
         let machine = machine.as_mut();
         // What a panic left unfinished is not looked at again: the machine is dropped.
-        let Ok(responses) = catch_unwind(AssertUnwindSafe(|| responses_of(apply, machine))) else {
+        let kept = self.responses.entry(apply.group).or_default();
+        let Ok(responses) = catch_unwind(AssertUnwindSafe(|| responses_of(apply, machine, kept))) else {
             let upto = apply.entries.last().map(|entry| entry.index.0);
             tracing::error!(group = %apply.group, ?upto, "the state machine panicked: it is taken out on this node");
             self.machines.insert(apply.group, None);
@@ -133,25 +143,38 @@ impl Machines {
     }
 }
 
-/// Applies the records of the entries and collects the responses that the waiters are for.
-fn responses_of(apply: &Apply, machine: &mut dyn Machine) -> Vec<Vec<Vec<u8>>> {
+/// Applies the records of the entries and collects the responses that the waiters are for, and those to keep.
+fn responses_of(apply: &Apply, machine: &mut dyn Machine, kept: &mut Responses) -> Vec<Vec<Vec<u8>>> {
     let waiters = &apply.waiters;
     let mut answered: Vec<Vec<Vec<u8>>> = waiters.iter().map(|_| Vec::new()).collect();
     let mut next = 0;
     for entry in apply.entries.iter().filter(|entry| entry.batch().is_some()) {
         // Conf changes carry no batch; batches were checked when they entered the log.
         let Ok(batch) = Batch::parse(&entry.data) else { continue };
-        for (offset, record) in batch.records() {
+        let mut runs = batch.runs().peekable();
+        let mut of_run = Vec::new();
+        for (place, (offset, record)) in (0..).zip(batch.records()) {
             let context = ApplyContext { group: apply.group, index: entry.index, offset, at: batch.at() };
             let response = machine.apply(context, record);
+            if let Some(run) = runs.peek().filter(|run| run.place <= place) {
+                of_run.push(response.clone());
+                if of_run.len() == run.count as usize {
+                    kept.push(Offset(batch.base().0 + u64::from(run.place)), &of_run);
+                    of_run.clear();
+                    runs.next();
+                }
+            }
             while waiters.get(next).is_some_and(|waiter| waiter.first.0 + u64::from(waiter.count) <= offset.0)
             {
                 next += 1;
             }
-            if let (Some(waiter), Some(responses)) = (waiters.get(next), answered.get_mut(next))
-                && waiter.first <= offset
-            {
-                responses.push(response);
+            // Several wait where commands of a session came again.
+            let has_begun = |waiter: &&iroh_raft_core::Waiter| waiter.first <= offset;
+            let takers = waiters.iter().skip(next).take_while(has_begun).count();
+            let mut takers = answered.iter_mut().skip(next).take(takers);
+            if let Some(first) = takers.next() {
+                takers.for_each(|responses| responses.push(response.clone()));
+                first.push(response);
             }
         }
     }

@@ -348,7 +348,7 @@ pub(crate) async fn append(sim: &Shared, random: &mut SmallRng, group: &GroupPla
         })
         .collect();
     let block = RecordBlock::from_records(&records);
-    let body = ClientBody::Append { block, answer: AnswerOn::Commit };
+    let body = ClientBody::Append { block, answer: AnswerOn::Commit, run: None };
     match ask(sim, random, group, body).await? {
         (_, ReplyBody::Appended { first, count, .. }) => {
             let hashes: Vec<u64> = records.iter().map(|record| record_hash(record)).collect();
@@ -427,7 +427,7 @@ pub(crate) async fn write_register(
 
 fn command(register: u32, change: Change) -> ClientBody {
     let block = RecordBlock::from_records(&[machine::encode(register, change)]);
-    ClientBody::Append { block, answer: AnswerOn::Apply }
+    ClientBody::Append { block, answer: AnswerOn::Apply, run: None }
 }
 
 /// Puts what came of a change into the history of its register.
