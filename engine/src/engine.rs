@@ -533,7 +533,7 @@ impl Engine {
         }
     }
 
-    async fn request(&self, group: GroupId, body: ClientBody) -> Result<ReplyBody, RequestError> {
+    pub(crate) async fn request(&self, group: GroupId, body: ClientBody) -> Result<ReplyBody, RequestError> {
         let deadline = self.inner.request_deadline;
         match self.call(group, |reply| Command::Request { group, deadline, body, reply }).await? {
             ReplyBody::Failed(error) => Err(error),
