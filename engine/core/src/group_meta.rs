@@ -105,6 +105,12 @@ impl GroupMeta {
         self.sessions.outcome(session, owner, sequence, (at, Index(u64::MAX)))
     }
 
+    /// The sessions of clients, each with its next sequence, in order of id. One that has expired stays until another one is
+    /// opened.
+    pub fn open_sessions(&self) -> impl Iterator<Item = (SessionId, Sequence)> {
+        self.sessions.iter()
+    }
+
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.sessions
     }

@@ -189,6 +189,11 @@ impl Sessions {
         self.sessions.is_empty()
     }
 
+    /// Each with its next sequence.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SessionId, Sequence)> {
+        self.sessions.iter().map(|(id, session)| (*id, session.next))
+    }
+
     /// Sessions that a client has at a time.
     pub(crate) fn count_of(&self, owner: Owner, at: WallTime) -> usize {
         let is_counted = |session: &&Session| session.owner == owner && !session.is_expired(at);
