@@ -115,8 +115,8 @@ pub(crate) async fn accept(
     hub.spawn("client watch", watch(hub.clone(), link));
 }
 
-/// Whose a key's sessions are, on every node alike: FNV-1a of the key, which is none that its owner could choose freely to
-/// meet another's. 0 is the embedding process.
+/// Whose a key's sessions are, on every node alike: FNV-1a of the key. Only keys of the allow-list come here, so nobody
+/// looks for one that meets another's. 0 is the embedding process.
 fn owner_of(key: &EndpointId) -> Owner {
     let hash = key.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

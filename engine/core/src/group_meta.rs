@@ -3,9 +3,10 @@
 //!
 //! It is a function of the committed log: each replica applies the commands in it ([`crate::group_command`]) and the runs of
 //! client sessions ([`crate::batch`]) in order. It becomes durable together with the commit index that it is of, in one
-//! flush, so a start has both or neither; except for runs, which would write it with every flush: a table with sessions may
-//! be older than the commit index by a bounded piece of the log, which a start reads again. A snapshot carries it as well, perhaps as of a later command than the snapshot's index: the table
-//! says which was its last, and commands up to that one change nothing. FORMAT.md, "Group meta", has the bytes.
+//! flush, so a start has both or neither. Only a table that has sessions, which would be written with every flush, may be
+//! older than the commit index: by a bounded piece of the log, which a start reads again. A snapshot carries it as
+//! well, perhaps as of a later entry than the snapshot's index: the table says which was its last, and what is in entries up
+//! to that one changes nothing. FORMAT.md, "Group meta", has the bytes.
 //!
 //! Bounded: [`CURSORS_MAX`] cursors, [`SESSIONS_MAX`](crate::SESSIONS_MAX) sessions; a command that would make another is refused, the same on all replicas.
 

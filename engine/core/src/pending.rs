@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::batch::{RUN_BYTES, RUNS_MAX, RecordBlock, Run, encode_batch_with_runs};
 use crate::error::RequestError;
 use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
-use crate::io::{AnswerOn, Propose, Reply, ShardConfig, Token, Waiter};
+use crate::io::{AnswerOn, ClientRun, Propose, Reply, ShardConfig, Token, Waiter};
 use crate::mutants::{self, Mutant};
 use crate::sessions::{Place, SessionRefusal, Sessions, Verdict};
 
@@ -24,6 +24,8 @@ pub(crate) struct Pending {
     group: GroupId,
     waiting: VecDeque<Propose>,
     waiting_bytes: usize,
+    /// What is being packed; empty between calls, kept for its memory.
+    parts: Parts,
     /// In order of index, and of offset.
     proposed: VecDeque<Proposed>,
     /// Committed, wanting a response of the state machine; in order of offset.
@@ -61,6 +63,7 @@ impl Pending {
             group,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            parts: Parts::default(),
             proposed: VecDeque::new(),
             committed: VecDeque::new(),
             uncommitted: VecDeque::new(),
@@ -78,6 +81,7 @@ impl Pending {
     /// Gives back memory that nothing stands in.
     pub(crate) fn shrink(&mut self) {
         self.waiting.shrink_to_fit();
+        self.parts = Parts::default();
         self.proposed.shrink_to_fit();
         self.committed.shrink_to_fit();
         self.uncommitted.shrink_to_fit();
@@ -109,69 +113,72 @@ impl Pending {
         known: (Index, Index),
         replies: &mut Vec<Reply>,
     ) -> Vec<Bytes> {
-        let (mut batches, mut parts) = (Vec::new(), Parts::default());
+        let mut batches = Vec::new();
         self.waiting_bytes = 0;
-        for propose in std::mem::take(&mut self.waiting) {
-            let count = propose.block.count();
-            let mut run = propose.run;
-            if let Some(of) = run {
-                match sessions.judge(of.session, Some(of.owner), of.first, count, position.at) {
-                    Verdict::New => {}
-                    Verdict::Repeated(place) => {
-                        self.repeat(&propose, place, known, replies);
-                        continue;
-                    }
-                    Verdict::Refused(SessionRefusal::Unknown) if mutants::is(Mutant::ExpiryIgnored) => {
-                        run = None
-                    }
-                    Verdict::Refused(refusal) => {
-                        replies.push(self.failed(propose.token, RequestError::Session { refusal }));
-                        continue;
-                    }
-                }
+        while let Some(mut propose) = self.waiting.pop_front() {
+            if !self.judge(&mut propose, position.at, sessions, known, replies) {
+                continue;
             }
-            let bytes = block_bytes(&propose.block);
-            if parts.is_full_for(config, bytes, count as usize) {
-                batches.push(self.seal(std::mem::take(&mut parts), &mut position));
+            let (bytes, count) = (block_bytes(&propose.block), propose.block.count());
+            if self.parts.is_full_for(config, bytes, count as usize) {
+                batches.push(self.seal(&mut position));
             }
-            let first = Offset(position.base.0 + parts.records as u64);
-            if let Some(of) = run {
-                let place = Place { first, count, index: position.index, term: position.term };
-                sessions.append(of.session, of.first, place, position.at);
-                parts.runs.push(Run {
-                    session: of.session,
-                    first: of.first,
-                    count,
-                    place: parts.records as u32,
-                });
+            let (index, term) = (position.index, position.term);
+            let place = self.parts.records as u32;
+            let first = Offset(position.base.0 + u64::from(place));
+            if let Some(ClientRun { session, first: sequence, .. }) = propose.run {
+                sessions.append(session, sequence, Place { first, count, index, term }, position.at);
+                self.parts.runs.push(Run { session, first: sequence, count, place });
             }
-            self.proposed.push_back(Proposed {
-                token: propose.token,
-                first,
-                count,
-                index: position.index,
-                term: position.term,
-                answer: propose.answer,
-                deadline: propose.deadline,
-            });
-            parts.bytes += bytes;
-            parts.records += count as usize;
-            parts.blocks.push(propose.block);
+            let Propose { token, answer, deadline, .. } = propose;
+            self.proposed.push_back(Proposed { token, first, count, index, term, answer, deadline });
+            self.parts.bytes += bytes;
+            self.parts.records += count as usize;
+            self.parts.blocks.push(propose.block);
         }
-        if !parts.blocks.is_empty() {
-            batches.push(self.seal(parts, &mut position));
+        if !self.parts.blocks.is_empty() {
+            batches.push(self.seal(&mut position));
         }
         batches
     }
 
     /// Makes a batch of what goes together, and a place for the next.
-    fn seal(&mut self, parts: Parts, position: &mut Position) -> Bytes {
+    fn seal(&mut self, position: &mut Position) -> Bytes {
+        let parts = &mut self.parts;
         self.uncommitted_bytes += parts.bytes;
         self.uncommitted.push_back((position.index, parts.bytes));
         let data = encode_batch_with_runs(position.base, position.at, parts.blocks.iter(), &parts.runs);
         position.base = Offset(position.base.0 + parts.records as u64);
         position.index = position.index.next();
+        parts.blocks.clear();
+        parts.runs.clear();
+        (parts.bytes, parts.records) = (0, 0);
         data
+    }
+
+    /// Whether a request's records go into the log, as far as its session is concerned; if not, it has its answer or waits
+    /// for it.
+    fn judge(
+        &mut self,
+        propose: &mut Propose,
+        at: WallTime,
+        sessions: &Sessions,
+        known: (Index, Index),
+        replies: &mut Vec<Reply>,
+    ) -> bool {
+        let Some(ClientRun { session, first, owner }) = propose.run else { return true };
+        match sessions.judge(session, Some(owner), first, propose.block.count(), at) {
+            Verdict::New => return true,
+            Verdict::Repeated(place) => self.repeat(propose, place, known, replies),
+            Verdict::Refused(SessionRefusal::Unknown) if mutants::is(Mutant::ExpiryIgnored) => {
+                propose.run = None;
+                return true;
+            }
+            Verdict::Refused(refusal) => {
+                replies.push(self.failed(propose.token, RequestError::Session { refusal }));
+            }
+        }
+        false
     }
 
     /// The records are in the log: their answer is the request's, now or when they are committed or applied.
@@ -309,7 +316,7 @@ impl Pending {
 }
 
 /// What goes into one batch together.
-#[derive(Default)]
+#[derive(Default, Debug)]
 struct Parts {
     blocks: Vec<RecordBlock>,
     runs: Vec<Run>,

@@ -200,6 +200,10 @@ impl Sessions {
         self.sessions.values().filter(is_counted).count()
     }
 
+    pub(crate) fn is_open(&self, session: SessionId, owner: Owner, at: WallTime) -> bool {
+        self.find(session, Some(owner), at).is_some()
+    }
+
     fn find(&self, session: SessionId, owner: Option<Owner>, at: WallTime) -> Option<&Session> {
         let found = self.sessions.get(&session).filter(|found| !found.is_expired(at));
         found.filter(|found| owner.is_none_or(|owner| owner == found.owner))

@@ -38,6 +38,9 @@ pub(super) struct Commands {
     /// The table is as of this entry, or of a later one that it came with.
     pub(super) applied: Index,
     is_unwritten: bool,
+    /// Whether a start reads on from the table as it was written last: there are sessions in it. If not it has to be
+    /// written with every commit index that has changed it.
+    is_read_on: bool,
     /// Bytes of the entries that the durable table lacks.
     lacking_bytes: usize,
     pub(super) ahead: SessionsAhead,
@@ -49,6 +52,7 @@ impl Commands {
     pub(super) fn new(meta: GroupMeta, commit: Index, is_unwritten: bool) -> Commands {
         Commands {
             applied: commit.max(meta.as_of()),
+            is_read_on: !meta.sessions().is_empty(),
             meta,
             is_unwritten,
             lacking_bytes: 0,
@@ -60,21 +64,20 @@ impl Commands {
 
     /// Applies what the next committed entry has for the table. Returns what became of its commands.
     pub(super) fn apply_entry(&mut self, entry: &LogEntry) -> Vec<GroupOutcome> {
+        let mut outcomes = Vec::new();
         if let Some(data) = entry.group_commands() {
             let commands = GroupCommands::decode(data);
             let commands = commands.expect("commands in the log were checked before they came here");
-            self.is_unwritten = true;
-            return self.meta.apply(entry.index, &commands);
-        }
-        if let Some(batch) = sessions::batch_with_runs(entry) {
+            outcomes = self.meta.apply(entry.index, &commands);
+            self.is_unwritten |= !self.is_read_on;
+        } else if let Some(batch) = sessions::batch_with_runs(entry) {
             self.meta.apply_runs(entry.index, entry.term, &batch);
         }
-        // All that a start would read to find the runs in it.
-        if !self.meta.sessions().is_empty() {
+        if self.is_read_on {
             self.lacking_bytes += entry.data.len() + sessions::ENTRY_BYTES;
             self.is_unwritten |= self.lacking_bytes >= sessions::lacking_bytes_max(self.meta.sessions());
         }
-        Vec::new()
+        outcomes
     }
 
     /// The log is about to begin later: the durable table may lack nothing before that.
@@ -269,6 +272,7 @@ impl Replica {
         let is_unwritten = std::mem::take(&mut self.commands.is_unwritten);
         if is_unwritten {
             self.commands.lacking_bytes = 0;
+            self.commands.is_read_on = !self.commands.meta.sessions().is_empty();
         }
         let meta = || self.commands.meta.clone().covering(self.commands.applied).encode();
         (is_unwritten && !mutants::is(Mutant::CursorsForgotten)).then(meta)

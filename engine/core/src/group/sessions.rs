@@ -103,7 +103,7 @@ impl Replica {
 
     /// Why a session cannot be opened, if the command opens one and it cannot.
     pub(super) fn refuses_to_open(&self, turn: &Turn<'_>, command: &GroupCommand) -> Option<SessionRefusal> {
-        let GroupCommand::OpenSession { owner, ttl_ms, .. } = *command else { return None };
+        let GroupCommand::OpenSession { session, owner, ttl_ms } = *command else { return None };
         let ttl_ms_max = turn.config.session_ttl_max.as_millis() as u64;
         if !(1..=ttl_ms_max).contains(&ttl_ms) {
             return Some(SessionRefusal::Ttl { ttl_ms_max });
@@ -111,9 +111,12 @@ impl Replica {
         let at = turn.wall.max(self.at_max());
         let is_alike = |(_, other): &&(_, GroupCommand)| matches!(other, GroupCommand::OpenSession { owner: other, .. } if *other == owner);
         let waiting = self.commands.waiting.iter().filter(is_alike).count();
-        let open = self.commands.ahead.sessions.as_ref().map_or(0, |sessions| sessions.count_of(owner, at));
+        let sessions = self.commands.ahead.sessions.as_ref()?;
         let sessions_max = turn.config.sessions_per_owner_max;
-        (open + waiting >= sessions_max as usize).then_some(SessionRefusal::OwnerFull { sessions_max })
+        let is_full = sessions.count_of(owner, at) + waiting >= sessions_max as usize;
+        // One that is open is touched.
+        (is_full && !sessions.is_open(session, owner, at))
+            .then_some(SessionRefusal::OwnerFull { sessions_max })
     }
 
     /// What became of a record of a session, as far as this replica's log goes while it leads, and as far as it is
