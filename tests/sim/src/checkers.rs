@@ -301,6 +301,7 @@ impl Checks {
                 self.marks.add("replica left", 1);
                 self.statuses.remove(&(node, *group));
                 self.commits.restart(node, *group);
+                self.answers.left(node, *group);
             }
             Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
             Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),

@@ -22,7 +22,9 @@ impl Default for LeaseReads {
     }
 }
 
-/// When state machines are snapshotted, what then goes from the log, and how snapshots travel. All bounds are of
+/// When state machines are snapshotted, what then goes from the log, and how snapshots travel. By entries or bytes, a
+/// group takes one only when as much as half of its last one was applied since: a large state that changes little is
+/// written less often, so that snapshots cost at most twice what the log does. All bounds are of
 /// one shard. Groups without a state machine are never compacted by this: what they keep is for retention to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -139,8 +141,8 @@ pub struct ShardConfig {
     /// down for the old lease: what it promised before it stopped must run out.
     pub lease_reads: Option<LeaseReads>,
     /// Time that a flush may take before the disk counts as hung: the shard's leaders then hand over, or step
-    /// down, and none campaigns. Default 1 s; at least a tick. Shorter: a slow disk costs leaderships; longer:
-    /// a leader without a disk takes more into memory.
+    /// down, and none campaigns. Default 750 ms, so that another leader acknowledges within a second; at least a tick.
+    /// Shorter: a slow disk costs leaderships; longer: a leader without a disk takes more into memory.
     pub flush_stuck_after: Duration,
     /// Time with nothing to do after which a group goes quiet: no ticks, no heartbeats. Default 1 s; at least
     /// the interval of heartbeats; none: never. Shorter: less work for groups in little use, and a few messages more
@@ -192,7 +194,7 @@ impl ShardConfig {
             sessions_per_owner_max: 16,
             retention_interval: Duration::from_secs(10),
             lease_reads: None,
-            flush_stuck_after: Duration::from_secs(1),
+            flush_stuck_after: Duration::from_millis(750),
             quiet_after: Some(Duration::from_secs(1)),
             spread: Some(SpreadConfig { interval: Duration::from_secs(10), band: 2 }),
             priorities: Vec::new(),

@@ -1,5 +1,5 @@
 //! Of when an answer is: exactly the state after the applied index that it states, which is committed and never goes
-//! back while a replica runs; and a leader was not heard later than stated (this project's promise: `Freshness`).
+//! back while a replica is there; and a leader was not heard later than stated (this project's promise: `Freshness`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -56,6 +56,12 @@ impl Answers {
     pub(super) fn stopped(&mut self, node: NodeId) {
         self.last.retain(|(of, _), _| *of != node);
         self.heard.retain(|(of, _), _| *of != node);
+    }
+
+    /// A replica left: one that is asked in again begins with nothing.
+    pub(super) fn left(&mut self, node: NodeId, group: GroupId) {
+        self.last.remove(&(node, group));
+        self.heard.remove(&(node, group));
     }
 
     /// A state machine is given committed entries.
