@@ -195,10 +195,11 @@ impl Replica {
         turn.out.replies.push(Reply::Failed { token, group: self.group, error });
     }
 
-    /// The leader wants records before an offset to go.
-    pub(super) fn trim(&mut self, before: Offset) {
+    /// The leader wants records before an offset to go. It may have gone quiet since it began to look for it.
+    pub(super) fn trim(&mut self, turn: &mut Turn<'_>, before: Offset) {
         let is_new = before > self.commands.meta.first() && before <= self.commit_end;
         if is_new && self.is_leader() && self.commands.count() < GROUP_COMMANDS_MAX {
+            self.wake(turn);
             self.commands.waiting.push((None, GroupCommand::Trim { before }));
             self.is_dirty = true;
         }

@@ -164,7 +164,7 @@ impl Replica {
             let is_right = self.finds.handle_fetched(&entries, probe);
             self.check_records(is_right);
         } else if purpose == Purpose::Retention {
-            self.handle_oldest_kept(&entries);
+            self.handle_oldest_kept(turn, &entries);
         } else if let Purpose::Reclaim { first } = purpose {
             self.handle_first_kept(first, &entries[0]);
         } else if entries[0].index == self.applied.next() {
