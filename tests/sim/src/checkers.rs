@@ -276,6 +276,13 @@ impl Checks {
             }
         }
         self.replies(node, outputs);
+        for event in &outputs.events {
+            // What it applied and answered in its last turn came before.
+            if let Event::ReplicaLeft { group, .. } = event {
+                self.commits.restart(node, *group);
+                self.answers.left(node, *group);
+            }
+        }
         self.answers.turn_over();
         self.leased.clear();
         let checked = self.leadership.turn(node, id, now, &self.plan.core, shard, outputs);
@@ -300,8 +307,6 @@ impl Checks {
             Event::ReplicaLeft { group, .. } => {
                 self.marks.add("replica left", 1);
                 self.statuses.remove(&(node, *group));
-                self.commits.restart(node, *group);
-                self.answers.left(node, *group);
             }
             Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
             Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),
