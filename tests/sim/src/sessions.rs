@@ -92,7 +92,7 @@ impl Session {
                 85..93 => self.ask_outcome(sim, random).await,
                 93..96 => self.skip(sim, random).await,
                 96..98 => {
-                    sleep(sim.plan.session_ttl.mul_f64(random.random_range(0.5..1.2)).min(PAUSE_MAX)).await
+                    sleep(sim.plan.session_ttl.mul_f64(random.random_range(0.5..1.2)).min(PAUSE_MAX)).await;
                 }
                 _ => {}
             }
