@@ -326,6 +326,7 @@ impl Starting<'_> {
         let retention = self.config.retention.clone();
         let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
         let block_bytes_max = self.config.block_bytes_max();
+        let apply_budget = self.config.apply_budget;
         let doorbell = doorbell.clone();
         let (ready, running) = mpsc::channel();
         let name = format!("shard-{shard_id}");
@@ -350,6 +351,7 @@ impl Starting<'_> {
                     findings,
                     snapshots,
                     machines,
+                    apply_budget,
                     retention,
                     counters,
                     closing: Closing(is_closed),

@@ -104,7 +104,7 @@ impl Pending {
 
     /// Packs what waits into as few batches as the limits allow, in order; the caller proposes them
     /// at once, from `position` on. `sessions` are those as of the end of the log; `known` is up to where it is
-    /// committed, and up to where it was handed to the state machine.
+    /// committed, and up to where it is applied.
     pub(crate) fn pack(
         &mut self,
         config: &ShardConfig,
@@ -186,7 +186,7 @@ impl Pending {
         &mut self,
         propose: &Propose,
         Place { first, count, index, term }: Place,
-        (commit, handed_out): (Index, Index),
+        (commit, applied): (Index, Index),
         replies: &mut Vec<Reply>,
     ) {
         let (token, group, answer, deadline) = (propose.token, self.group, propose.answer, propose.deadline);
@@ -195,7 +195,7 @@ impl Pending {
             AnswerOn::Commit if is_done => {
                 replies.push(Reply::Appended { token, group, first, count, index, term });
             }
-            AnswerOn::Apply if index <= handed_out => {
+            AnswerOn::Apply if index <= applied => {
                 replies.push(Reply::Repeated { token, group, first, count, index, term });
             }
             AnswerOn::Commit | AnswerOn::Apply => {

@@ -225,7 +225,7 @@ impl Shard {
             Input::Damaged { group, damage } => self.handle_damaged(now, group, damage, out),
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
-                self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
+                self.with_group(now, group, out, |replica, turn| replica.handle_applied(turn, index));
             }
             Input::Snapshot { group, event } => {
                 self.with_group(now, group, out, |replica, turn| replica.handle_snapshot(turn, event));
@@ -939,6 +939,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         ("inflight_messages_max", config.inflight_messages_max, LIMIT_COUNT_MAX),
         ("window_bytes_max", config.window_bytes_max, usize::MAX / 2),
         ("apply_bytes_max", config.apply_bytes_max, LIMIT_BYTES_MAX),
+        ("apply_lag_records_max", config.apply_lag_records_max, LIMIT_COUNT_MAX),
         ("reads_waiting_max", config.reads_waiting_max, LIMIT_COUNT_MAX),
         ("snapshots.taking_max", config.snapshots.taking_max, LIMIT_COUNT_MAX),
         ("snapshots.sending_max", config.snapshots.sending_max, LIMIT_COUNT_MAX),

@@ -250,9 +250,8 @@ impl Checks {
             }
             self.durable.handed_over(node, id, append, |group, index| self.commits.upto(group, index));
         }
-        for event in &outputs.events {
-            self.event(node, event);
-        }
+        let is_end = |event: &&Event| matches!(event, Event::ReplicaLeft { .. });
+        outputs.events.iter().filter(|event| !is_end(event)).for_each(|event| self.event(node, event));
         let was_quiet = |group| self.statuses.get(&(node, group)).is_some_and(|status| status.is_quiet);
         let is_quiet = |group| was_quiet(group) && shard.status(group).is_some_and(|status| status.is_quiet);
         let checked = self.quiets.turn(node, outputs, is_quiet);
@@ -276,13 +275,8 @@ impl Checks {
             }
         }
         self.replies(node, outputs);
-        for event in &outputs.events {
-            // What it applied and answered in its last turn came before.
-            if let Event::ReplicaLeft { group, .. } = event {
-                self.commits.restart(node, *group);
-                self.answers.left(node, *group);
-            }
-        }
+        // A replica that is gone was still there for what else the turn said of it.
+        outputs.events.iter().filter(is_end).for_each(|event| self.event(node, event));
         self.answers.turn_over();
         self.leased.clear();
         let checked = self.leadership.turn(node, id, now, &self.plan.core, shard, outputs);
@@ -307,6 +301,8 @@ impl Checks {
             Event::ReplicaLeft { group, .. } => {
                 self.marks.add("replica left", 1);
                 self.statuses.remove(&(node, *group));
+                self.commits.restart(node, *group);
+                self.answers.left(node, *group);
             }
             Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
             Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),

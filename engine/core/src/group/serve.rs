@@ -2,7 +2,7 @@
 
 use super::snapshots::end_of;
 use super::{FetchId, Index, MISSING_MAX, Offset, Replica, Turn};
-use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry};
+use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry, Reply, Waiter};
 use crate::log_window::Wanted;
 use crate::mutants::{self, Mutant};
 use crate::records::RecordReads;
@@ -79,6 +79,11 @@ impl Replica {
         }
     }
 
+    /// Committed records that the state machine has not applied.
+    pub(super) fn apply_lag(&self) -> u64 {
+        if self.has_state_machine { self.commit_end.0.saturating_sub(self.applied_end.0) } else { 0 }
+    }
+
     fn emit_apply(&mut self, turn: &mut Turn<'_>, entries: Vec<LogEntry>) {
         let last = entries.last().expect("there is something to apply").index;
         self.applying = Some((last, end_of(&entries, self.applied_end)));
@@ -88,10 +93,15 @@ impl Replica {
     }
 
     /// The state machine has applied what it was given.
-    pub(crate) fn handle_applied(&mut self, index: Index) {
+    pub(crate) fn handle_applied(&mut self, turn: &mut Turn<'_>, index: Index) {
         if let Some((_, end)) = self.applying.take_if(|(last, _)| *last == index) {
             (self.applied, self.applied_end) = (index, end);
             self.is_dirty = true;
+            // Commands of sessions that came again meanwhile.
+            let repeated = self.pending.take_waiters(index).into_iter();
+            turn.out.replies.extend(repeated.map(|Waiter { token, first, count, index, term }| {
+                Reply::Repeated { token, group: self.group, first, count, index, term }
+            }));
         }
     }
 

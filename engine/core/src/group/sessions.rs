@@ -95,9 +95,8 @@ impl Replica {
 
     /// Packs what waits, as the sessions allow.
     pub(super) fn pack(&mut self, turn: &mut Turn<'_>, position: Position) -> Vec<bytes::Bytes> {
-        let handed_out = self.applying.map_or(self.applied, |(last, _)| last);
         let sessions = self.commands.ahead.sessions.get_or_insert_default();
-        let known = (self.commit.max(Index(self.raw.raft.raft_log.committed)), handed_out);
+        let known = (self.commit.max(Index(self.raw.raft.raft_log.committed)), self.applied);
         self.pending.pack(turn.config, position, sessions, known, &mut turn.out.replies)
     }
 

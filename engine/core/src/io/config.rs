@@ -120,6 +120,9 @@ pub struct ShardConfig {
     pub window_bytes_max: usize,
     /// Bytes of entries handed to a state machine at a time. Default 1 MiB.
     pub apply_bytes_max: usize,
+    /// Committed records of a group that its leader's state machine has not applied, from which on it takes no more:
+    /// they are refused as busy. Default 262,144. Higher: more for a new leader to apply before it answers.
+    pub apply_lag_records_max: usize,
     /// Reads of a group that may wait at once; more are refused as busy. Default 65,536.
     pub reads_waiting_max: usize,
     /// Tails that may follow one group on this node; more are refused as busy. Default 1,024. Each costs some
@@ -188,6 +191,7 @@ impl ShardConfig {
             inflight_messages_max: 128,
             window_bytes_max: 64 << 20,
             apply_bytes_max: 1 << 20,
+            apply_lag_records_max: 1 << 18,
             reads_waiting_max: 65_536,
             tails_max: 1024,
             session_ttl_max: Duration::from_secs(86_400),
