@@ -213,7 +213,7 @@ impl Engine {
             return Err(RequestError::Invalid { what: "no records" });
         }
         let block = RecordBlock::from_records(records);
-        match self.request(group, ClientBody::Append { block, answer: AnswerOn::Commit }).await? {
+        match self.request(group, ClientBody::Append { block, answer: AnswerOn::Commit, run: None }).await? {
             ReplyBody::Appended { first, count, index, term } => Ok(Appended { first, count, index, term }),
             _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
         }
@@ -225,7 +225,7 @@ impl Engine {
     /// [`RequestError`], as for [`append`](Engine::append).
     pub async fn propose(&self, group: GroupId, command: &[u8]) -> Result<Bytes, RequestError> {
         let block = RecordBlock::from_records(&[command]);
-        match self.request(group, ClientBody::Append { block, answer: AnswerOn::Apply }).await? {
+        match self.request(group, ClientBody::Append { block, answer: AnswerOn::Apply, run: None }).await? {
             ReplyBody::Responses { responses, .. } => {
                 let response = responses.records().next().unwrap_or_default();
                 Ok(Bytes::copy_from_slice(response))
@@ -533,7 +533,7 @@ impl Engine {
         }
     }
 
-    async fn request(&self, group: GroupId, body: ClientBody) -> Result<ReplyBody, RequestError> {
+    pub(crate) async fn request(&self, group: GroupId, body: ClientBody) -> Result<ReplyBody, RequestError> {
         let deadline = self.inner.request_deadline;
         match self.call(group, |reply| Command::Request { group, deadline, body, reply }).await? {
             ReplyBody::Failed(error) => Err(error),

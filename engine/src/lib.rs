@@ -24,6 +24,7 @@ mod mover_thread;
 mod preflight;
 mod reader_thread;
 mod record;
+mod session;
 mod snapshot_thread;
 mod spare_memory;
 mod start;
@@ -39,7 +40,8 @@ pub use iroh_raft_core::batch::Record;
 pub use iroh_raft_core::{
     ConfState, Consistency, CursorName, Freshness, GroupCommand, GroupId, GroupStatus, LeaseReads,
     MemberChange, MemberRole, MembersRefusal, NodeId, Offset, RequestError, Retention, Retry, Role,
-    ShardConfig, SnapshotConfig, SpreadConfig, TransferError, WallTime,
+    RunOutcome, Sequence, SessionId, SessionRefusal, ShardConfig, SnapshotConfig, SpreadConfig,
+    TransferError, WallTime,
 };
 pub use iroh_raft_driver::ApplyBudget;
 pub use iroh_raft_driver::lines::{HandedOver, LeadershipError};
@@ -53,6 +55,7 @@ pub use iroh_raft_netbridge::identity::{EndpointId, Identity};
 pub use iroh_raft_netbridge::port::Rights;
 pub use iroh_raft_netbridge::wire::Answer;
 pub use iroh_raft_storage as storage;
+pub use session::{Session, SessionDone};
 pub use tail::Tail;
 
 /// Everything a first program needs.

@@ -10,7 +10,8 @@
 //!
 //! Never done twice: an append that was sent and whose connection or time is lost ends with
 //! [`ClientError::OutcomeUnknown`]. It is sent anew only when a node said that nothing was done.
-//! Appends that are under way together may be reordered by such a retry.
+//! Appends that are under way together may be reordered by such a retry. A [`Session`] does retry them, and has them done
+//! once.
 
 mod call;
 mod config;
@@ -19,6 +20,7 @@ mod error;
 mod lines;
 mod records;
 mod route;
+mod session;
 mod tail;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -43,6 +45,7 @@ pub use config::{ClientConfig, ClientLimits, TailOptions};
 pub use error::ClientError;
 pub use iroh_raft_core::batch::Record;
 pub use records::Records;
+pub use session::{Session, SessionDone};
 pub use tail::Tail;
 
 use call::{Ask, CALL_BYTES, CompletionQueue, Outcome, Part, QueueUser, Sink, Target, Work};
@@ -412,16 +415,17 @@ impl Client {
     async fn ask(&self, group: GroupId, body: ClientBody, target: Target) -> Result<Outcome, ClientError> {
         let shared = self.shared();
         let deadline = Instant::now() + self.deadline;
-        let bytes = match &body {
-            ClientBody::Query { query, .. } => query.len(),
-            _ => 0,
+        let (bytes, records) = match &body {
+            ClientBody::Query { query, .. } => (query.len(), 0),
+            ClientBody::Append { block, .. } => (block.as_bytes().len(), block.count()),
+            _ => (0, 0),
         };
         shared.check_size(bytes)?;
         let charge = bytes + CALL_BYTES;
         shared.take_room(charge, deadline).await?;
         let (sender, receiver) = oneshot::channel();
         let mut work = Work::new(group, Ask::Sealed(body), deadline, target);
-        work.parts.push(Part { records: 0, charge, sink: Sink::One(sender) });
+        work.parts.push(Part { records, charge, sink: Sink::One(sender) });
         shared.dispatch(work);
         receiver.await.unwrap_or(Err(ClientError::Closed))
     }

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iroh::endpoint::{Connection, RecvStream, SendStream};
-use iroh_raft_core::{BusyReason, NodeId, RequestError, ShardId};
+use iroh_raft_core::{BusyReason, NodeId, Owner, RequestError, ShardId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::bridge::Hub;
 use crate::close::CloseCode;
+use crate::identity::EndpointId;
 use crate::introduce::{self, HandshakeFailure, close_for, judge, refuse};
 use crate::lane::{FrameQueue, ReadFailure, read_frame};
 use crate::port::{Rights, ToShard};
@@ -31,6 +32,7 @@ pub(crate) struct ClientLink {
     number: u64,
     connection: Connection,
     rights: Rights,
+    owner: Owner,
     replies: FrameQueue,
     requests: AtomicUsize,
     request_bytes: Arc<AtomicUsize>,
@@ -100,6 +102,7 @@ pub(crate) async fn accept(
         number: hub.next_connection(),
         connection,
         rights,
+        owner: owner_of(&remote),
         replies: FrameQueue::new(usize::MAX, hub.config.limits.client_reply_bytes_max),
         requests: AtomicUsize::new(0),
         request_bytes: Arc::default(),
@@ -110,6 +113,15 @@ pub(crate) async fn accept(
     hub.spawn("client writer", write(hub.clone(), link.clone(), send));
     hub.spawn("client reader", read(hub.clone(), link.clone(), recv));
     hub.spawn("client watch", watch(hub.clone(), link));
+}
+
+/// Whose a key's sessions are, on every node alike: FNV-1a of the key. Only keys of the allow-list come here, so nobody
+/// looks for one that meets another's. 0 is the embedding process.
+fn owner_of(key: &EndpointId) -> Owner {
+    let hash = key.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    Owner(hash.max(1))
 }
 
 async fn accept_handshake(
@@ -186,7 +198,7 @@ async fn read_requests(hub: &Hub, link: &ClientLink, stream: &mut RecvStream) ->
             continue;
         };
         link.requests.store(open, Ordering::Relaxed);
-        let item = ToShard::Client { connection: link.number, rights: link.rights, frame };
+        let item = ToShard::Client { connection: link.number, rights: link.rights, owner: link.owner, frame };
         if let Err(ToShard::Client { frame, .. }) = port.push(item) {
             link.requests.store(open - count, Ordering::Relaxed);
             link.fail(hub, &frame, header.destination_shard, &RequestError::busy(BusyReason::Ring));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iroh_raft_core::{NodeId, ShardId};
+use iroh_raft_core::{NodeId, Owner, ShardId};
 
 use crate::ring::{Consumer, Doorbell, Producer};
 use crate::wire::{ClientFrame, Lane, OutFrame, PeerFrame};
@@ -34,6 +34,8 @@ pub enum ToShard {
         connection: u64,
         /// What the client may do.
         rights: Rights,
+        /// Whose its sessions are: of the key that the connection proved.
+        owner: Owner,
         /// Its requests.
         frame: ClientFrame,
     },

@@ -139,7 +139,7 @@ fn requests_and_replies_cost_nothing_each() {
             request,
             group: GroupId(1),
             deadline_ms: 1000,
-            body: ClientBody::Append { block: block.clone(), answer: AnswerOn::Commit },
+            body: ClientBody::Append { block: block.clone(), answer: AnswerOn::Commit, run: None },
         })
         .collect();
     let mut builder = RequestFrameBuilder::default();

@@ -4,11 +4,11 @@
 //! sliced: the same bytes go to the journal, to every follower and to every reader.
 //!
 //! Invariants: a batch holds at least one record; its lengths add up to its payload; its base
-//! offset is a function of the log before it, so every replica can check it.
+//! offset is a function of the log before it, so every replica can check it; its runs lie within it, in order, apart.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::ids::{Offset, WallTime};
+use crate::ids::{Offset, Sequence, SessionId, WallTime};
 
 /// Version of the layout below.
 pub const BATCH_VERSION: u8 = 1;
@@ -16,6 +16,8 @@ pub const BATCH_VERSION: u8 = 1;
 pub const BATCH_HEADER_BYTES: usize = 32;
 /// Bytes of one row of the runs table.
 pub const RUN_BYTES: usize = 32;
+/// Runs in one batch at most.
+pub const RUNS_MAX: usize = 1024;
 const LENGTH_BYTES: usize = 4;
 
 /// Why bytes are not a batch or a block.
@@ -50,6 +52,9 @@ pub enum BatchError {
         /// Number of records.
         count: u32,
     },
+    /// More runs than there may be, or runs that overlap, lie outside of the batch, or count beyond the last sequence.
+    #[error("its runs of client sessions do not fit it")]
+    Runs,
     /// Lengths do not add up to the payload.
     #[error("record lengths add up to {sum} bytes, the payload has {payload}")]
     Lengths {
@@ -173,6 +178,38 @@ impl RecordBlock {
     }
 }
 
+/// Records of a batch that a client appended together in its session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The session.
+    pub session: SessionId,
+    /// Sequence of the run's first record; the others follow.
+    pub first: Sequence,
+    /// Number of records, at least 1.
+    pub count: u32,
+    /// Place of the run's first record in its batch, from 0.
+    pub place: u32,
+}
+
+impl Run {
+    fn put(&self, data: &mut BytesMut) {
+        data.put_slice(&self.session.0);
+        data.put_u64_le(self.first.0);
+        data.put_u32_le(self.count);
+        data.put_u32_le(self.place);
+    }
+
+    fn parse(row: &[u8; RUN_BYTES]) -> Run {
+        let [session @ .., f0, f1, f2, f3, f4, f5, f6, f7, c0, c1, c2, c3, p0, p1, p2, p3] = *row;
+        Run {
+            session: SessionId(session),
+            first: Sequence(u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7])),
+            count: u32::from_le_bytes([c0, c1, c2, c3]),
+            place: u32::from_le_bytes([p0, p1, p2, p3]),
+        }
+    }
+}
+
 /// Packs blocks into the data of one entry.
 ///
 /// # Panics
@@ -183,20 +220,38 @@ pub fn encode_batch<'a>(
     at: WallTime,
     blocks: impl Iterator<Item = &'a RecordBlock> + Clone,
 ) -> Bytes {
+    encode_batch_with_runs(base, at, blocks, &[])
+}
+
+/// As [`encode_batch`], with the runs of client sessions among the records, in order of place.
+///
+/// # Panics
+/// As [`encode_batch`], or if the runs are more than [`RUNS_MAX`].
+#[must_use]
+pub fn encode_batch_with_runs<'a>(
+    base: Offset,
+    at: WallTime,
+    blocks: impl Iterator<Item = &'a RecordBlock> + Clone,
+    runs: &[Run],
+) -> Bytes {
+    assert!(runs.len() <= RUNS_MAX, "{} runs in a batch", runs.len());
+    let runs_bytes = runs.len() * RUN_BYTES;
     let count: u64 = blocks.clone().map(|block| u64::from(block.count)).sum();
     let payload: usize = blocks.clone().map(RecordBlock::payload_bytes).sum();
     assert!(count > 0, "a batch has at least one record");
     let count = u32::try_from(count).expect("fewer than 2^32 records");
     let payload_bytes = u32::try_from(payload).expect("a batch is below 4 GiB");
-    let mut data = BytesMut::with_capacity(BATCH_HEADER_BYTES + count as usize * LENGTH_BYTES + payload);
+    let mut data =
+        BytesMut::with_capacity(BATCH_HEADER_BYTES + runs_bytes + count as usize * LENGTH_BYTES + payload);
     data.put_u8(BATCH_VERSION);
     data.put_u8(0);
-    data.put_u16_le(0);
+    data.put_u16_le(runs.len() as u16);
     data.put_u32_le(count);
     data.put_u64_le(base.0);
     data.put_u64_le(at.0);
     data.put_u32_le(payload_bytes);
     data.put_u32_le(0);
+    runs.iter().for_each(|run| run.put(&mut data));
     for block in blocks.clone() {
         data.put_slice(block.lengths());
     }
@@ -212,6 +267,7 @@ pub struct Batch<'a> {
     base: Offset,
     at: WallTime,
     count: u32,
+    runs: &'a [u8],
     lengths: &'a [u8],
     payload: &'a [u8],
 }
@@ -263,6 +319,12 @@ impl BatchHeader {
         })
     }
 
+    /// Whether records of client sessions are in it.
+    #[must_use]
+    pub fn has_runs(&self) -> bool {
+        self.runs > 0
+    }
+
     /// Offset after the last record.
     #[must_use]
     pub fn end(&self) -> Offset {
@@ -284,10 +346,12 @@ impl<'a> Batch<'a> {
         if data.len() != expected {
             return Err(short);
         }
-        let (_, rest) = data.split_at_checked(BATCH_HEADER_BYTES + runs).ok_or(short)?;
+        let (_, rest) = data.split_at_checked(BATCH_HEADER_BYTES).ok_or(short)?;
+        let (runs, rest) = rest.split_at_checked(runs).ok_or(short)?;
+        check_runs(runs, header.count)?;
         let (lengths, payload) = rest.split_at_checked(table).ok_or(short)?;
         check_lengths(lengths, payload.len())?;
-        Ok(Batch { base: header.base, at: header.at, count: header.count, lengths, payload })
+        Ok(Batch { base: header.base, at: header.at, count: header.count, runs, lengths, payload })
     }
 
     /// Offset of the first record.
@@ -306,6 +370,11 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn count(&self) -> u32 {
         self.count
+    }
+
+    /// The runs of client sessions, in order of place.
+    pub fn runs(&self) -> impl Iterator<Item = Run> + use<'a> {
+        self.runs.as_chunks::<RUN_BYTES>().0.iter().map(Run::parse)
     }
 
     /// The records, each with its offset.
@@ -349,9 +418,47 @@ fn check_lengths(table: &[u8], payload: usize) -> Result<(), BatchError> {
     if sum == payload as u64 { Ok(()) } else { Err(BatchError::Lengths { sum, payload: payload as u64 }) }
 }
 
+fn check_runs(table: &[u8], count: u32) -> Result<(), BatchError> {
+    let (rows, _) = table.as_chunks::<RUN_BYTES>();
+    let mut end = 0;
+    for run in rows.iter().map(Run::parse) {
+        let is_apart = run.place >= end && run.count > 0;
+        let is_counted = run.first.0.checked_add(run.count.into()).is_some();
+        end = run.place.checked_add(run.count).filter(|end| *end <= count).ok_or(BatchError::Runs)?;
+        if !is_apart || !is_counted {
+            return Err(BatchError::Runs);
+        }
+    }
+    if rows.len() <= RUNS_MAX { Ok(()) } else { Err(BatchError::Runs) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn run(place: u32, count: u32) -> Run {
+        Run { session: SessionId([7; 16]), first: Sequence(3), count, place }
+    }
+
+    #[test]
+    fn runs_lie_within_their_batch_in_order_and_apart() {
+        let blocks =
+            [RecordBlock::from_records(&[&b"a"[..], b"b", b"c"]), RecordBlock::from_records(&[b"d"])];
+        let with = |runs: &[Run]| encode_batch_with_runs(Offset(0), WallTime(0), blocks.iter(), runs);
+        let parse = |runs: &[Run]| Batch::parse(&with(runs)).map(|batch| batch.runs().collect::<Vec<_>>());
+        for good in [vec![], vec![run(0, 4)], vec![run(0, 1), run(1, 2), run(3, 1)], vec![run(2, 1)]] {
+            assert_eq!(parse(&good), Ok(good));
+        }
+        let beyond = Run { first: Sequence(u64::MAX), ..run(0, 1) };
+        let bad = [vec![run(0, 0)], vec![run(0, 5)], vec![run(u32::MAX, 1)], vec![beyond]];
+        for bad in bad.into_iter().chain([vec![run(0, 2), run(1, 1)], vec![run(3, 1), run(0, 1)]]) {
+            assert_eq!(parse(&bad), Err(BatchError::Runs), "{bad:?}");
+        }
+        let data = with(&[run(0, 1), run(2, 2)]);
+        for cut in 0..data.len() {
+            assert!(Batch::parse(&data[..cut]).is_err(), "cut at {cut}");
+        }
+    }
 
     #[test]
     fn a_batch_gives_back_the_records_of_its_blocks_in_order() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::ids::{GroupId, NodeId, Offset, Term};
 use crate::members::MembersRefusal;
+use crate::sessions::SessionRefusal;
 
 /// Whether a retry can help, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,6 +132,12 @@ pub enum RequestError {
         /// Cursors that a group has at most.
         cursors_max: u32,
     },
+    /// The request of a client session is refused.
+    #[error("{refusal}")]
+    Session {
+        /// Why.
+        refusal: SessionRefusal,
+    },
     /// The replica was taken out after a broken invariant or damaged data.
     #[error("the replica is quarantined on this node: see its log")]
     Quarantined,
@@ -168,7 +175,11 @@ impl RequestError {
             RequestError::Members {
                 refusal: MembersRefusal::Lagging { .. } | MembersRefusal::WouldLoseQuorum { .. },
             } => Retry::Safe,
+            RequestError::Session {
+                refusal: SessionRefusal::Full { .. } | SessionRefusal::OwnerFull { .. },
+            } => Retry::Safe,
             RequestError::UnknownGroup
+            | RequestError::Session { .. }
             | RequestError::GroupExists
             | RequestError::GroupRemoved
             | RequestError::Members { .. }

@@ -17,6 +17,7 @@ mod reading;
 mod ready;
 mod retention;
 mod serve;
+mod sessions;
 mod snapshot_receive;
 mod snapshot_send;
 mod snapshots;
@@ -219,6 +220,7 @@ impl Replica {
         if *is_adopted {
             replica.persistence.change_log(LogChange::StartAfter(state.start), state.conf_state.clone());
         }
+        replica.replay_sessions();
         replica.is_dirty |= *is_adopted || replica.snapshots.needs_turn();
         replica.show_offer();
         replica.write_draw(config, false);
@@ -556,7 +558,10 @@ impl Replica {
         let is_miscounted = mutants::is(Mutant::OffsetFromCommit);
         let base = if is_miscounted { self.commit_end } else { self.offset_after(last) };
         let position = Position { index: last.next(), term: Term(raft.term), base, at };
-        let batches = self.pending.pack(turn.config, position);
+        let batches = self.pack(turn, position);
+        if batches.is_empty() {
+            return;
+        }
         let entry = |data| eraftpb::Entry { data, ..Default::default() };
         let entries: Vec<eraftpb::Entry> = batches.into_iter().map(entry).collect();
         let message = eraftpb::Message {
@@ -603,6 +608,7 @@ impl Replica {
                 self.pending.handle_leadership_lost(leader, &mut turn.out.replies);
             }
             self.commands.handle_leadership_lost(self.group, leader, &mut turn.out.replies);
+            self.commands.ahead.handle_leadership_lost();
             self.leadership.handle_lost();
             let unknown = RequestError::OutcomeUnknown { leader };
             self.members.fail(self.group, &unknown, &mut turn.out.replies);
@@ -615,6 +621,7 @@ impl Replica {
         if self.is_leader() && self.leading.is_none() {
             self.leading = Some(term);
             self.lease = Lease::default();
+            self.look_ahead();
         }
     }
 

@@ -11,7 +11,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::batch::BATCH_VERSION;
-use crate::ids::{Offset, WallTime};
+use crate::ids::{Offset, Owner, SessionId, WallTime};
 
 /// First byte of an entry of commands; a batch has its version there.
 pub const GROUP_COMMANDS_TAG: u8 = 0x81;
@@ -30,6 +30,11 @@ const COMMIT_CURSOR: u8 = 1;
 const SET_CURSOR: u8 = 2;
 const DROP_CURSOR: u8 = 3;
 const TRIM: u8 = 4;
+const OPEN_SESSION: u8 = 5;
+const CLOSE_SESSION: u8 = 6;
+
+/// Bytes of a session's id and of its owner, in the place of a name.
+const SESSION_BYTES: usize = 24;
 
 /// Why bytes are not commands, or a name not one of a cursor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
@@ -62,8 +67,10 @@ pub enum GroupCommandError {
         /// Its number.
         kind: u8,
     },
-    /// A name that is empty or too long.
-    #[error("a cursor's name of {bytes} bytes: it must have 1 to {CURSOR_NAME_BYTES_MAX}")]
+    /// A name that is empty or too long, or not that of a session and its owner.
+    #[error(
+        "a name of {bytes} bytes: a cursor's has 1 to {CURSOR_NAME_BYTES_MAX}, a session's {SESSION_BYTES}"
+    )]
     Name {
         /// Its length.
         bytes: usize,
@@ -157,22 +164,89 @@ pub enum GroupCommand {
         /// First record that is kept.
         before: Offset,
     },
+    /// Opens a client session; one that its owner has already is touched.
+    OpenSession {
+        /// Its id.
+        session: SessionId,
+        /// Whose it is. Whoever takes the command from a client writes it; what the client says does not count.
+        owner: Owner,
+        /// Time without use after which it expires, in milliseconds of the leaders' clocks. At least 1.
+        ttl_ms: u64,
+    },
+    /// Forgets a client session. One that is not known is no error.
+    CloseSession {
+        /// Its id.
+        session: SessionId,
+        /// As above.
+        owner: Owner,
+    },
+}
+
+/// The part of a command in front of its name, and the name.
+struct Parts<'a> {
+    kind: u8,
+    number: u64,
+    name: Name<'a>,
+}
+
+enum Name<'a> {
+    Cursor(&'a [u8]),
+    Session([u8; SESSION_BYTES]),
+}
+
+impl Name<'_> {
+    fn session(session: SessionId, owner: Owner) -> Name<'static> {
+        let mut name = [0; SESSION_BYTES];
+        let (id, rest) = name.split_at_mut(session.0.len());
+        id.copy_from_slice(&session.0);
+        rest.copy_from_slice(&owner.0.to_le_bytes());
+        Name::Session(name)
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Name::Cursor(name) => name,
+            Name::Session(name) => name,
+        }
+    }
 }
 
 impl GroupCommand {
-    fn parts(&self) -> (u8, Offset, &[u8]) {
+    fn parts(&self) -> Parts<'_> {
+        let (kind, number, name) = match self {
+            GroupCommand::CommitCursor { name, offset } => (COMMIT_CURSOR, offset.0, Name::Cursor(&name.0)),
+            GroupCommand::SetCursor { name, offset } => (SET_CURSOR, offset.0, Name::Cursor(&name.0)),
+            GroupCommand::DropCursor { name } => (DROP_CURSOR, 0, Name::Cursor(&name.0)),
+            GroupCommand::Trim { before } => (TRIM, before.0, Name::Cursor(&[])),
+            GroupCommand::OpenSession { session, owner, ttl_ms } => {
+                (OPEN_SESSION, *ttl_ms, Name::session(*session, *owner))
+            }
+            GroupCommand::CloseSession { session, owner } => {
+                (CLOSE_SESSION, 0, Name::session(*session, *owner))
+            }
+        };
+        Parts { kind, number, name }
+    }
+
+    /// The command with another owner, if it is about a session.
+    #[must_use]
+    pub fn owned_by(self, owner: Owner) -> GroupCommand {
         match self {
-            GroupCommand::CommitCursor { name, offset } => (COMMIT_CURSOR, *offset, &name.0),
-            GroupCommand::SetCursor { name, offset } => (SET_CURSOR, *offset, &name.0),
-            GroupCommand::DropCursor { name } => (DROP_CURSOR, Offset(0), &name.0),
-            GroupCommand::Trim { before } => (TRIM, *before, &[]),
+            GroupCommand::OpenSession { session, ttl_ms, .. } => {
+                GroupCommand::OpenSession { session, owner, ttl_ms }
+            }
+            GroupCommand::CloseSession { session, .. } => GroupCommand::CloseSession { session, owner },
+            other => other,
         }
     }
 
     /// Whether doing it twice, the second time late, can differ from doing it once.
     #[must_use]
     pub fn is_repeatable(&self) -> bool {
-        matches!(self, GroupCommand::CommitCursor { .. } | GroupCommand::Trim { .. })
+        matches!(
+            self,
+            GroupCommand::CommitCursor { .. } | GroupCommand::Trim { .. } | GroupCommand::CloseSession { .. }
+        )
     }
 
     /// The command with nothing else kept alive.
@@ -186,7 +260,9 @@ impl GroupCommand {
                 GroupCommand::SetCursor { name: name.detached(), offset }
             }
             GroupCommand::DropCursor { name } => GroupCommand::DropCursor { name: name.detached() },
-            GroupCommand::Trim { .. } => self,
+            GroupCommand::Trim { .. }
+            | GroupCommand::OpenSession { .. }
+            | GroupCommand::CloseSession { .. } => self,
         }
     }
 }
@@ -209,7 +285,7 @@ impl GroupCommands {
     pub fn encode(&self) -> Bytes {
         let count = self.commands.len();
         assert!((1..=GROUP_COMMANDS_MAX).contains(&count), "{count} commands in an entry");
-        let names: usize = self.commands.iter().map(|command| command.parts().2.len()).sum();
+        let names: usize = self.commands.iter().map(|command| command.parts().name.as_bytes().len()).sum();
         let mut data = BytesMut::with_capacity(HEADER_BYTES + count * COMMAND_BYTES + names);
         data.put_u8(GROUP_COMMANDS_TAG);
         data.put_u8(0);
@@ -257,7 +333,7 @@ impl GroupCommands {
 /// One command by itself, as a client sends it.
 #[must_use]
 pub fn encode_command(command: &GroupCommand) -> Bytes {
-    let mut data = BytesMut::with_capacity(COMMAND_BYTES + command.parts().2.len());
+    let mut data = BytesMut::with_capacity(COMMAND_BYTES + command.parts().name.as_bytes().len());
     put_command(&mut data, command);
     data.freeze()
 }
@@ -274,11 +350,12 @@ pub fn decode_command(data: &Bytes) -> Result<GroupCommand, GroupCommandError> {
 }
 
 fn put_command(data: &mut BytesMut, command: &GroupCommand) {
-    let (kind, offset, name) = command.parts();
+    let Parts { kind, number, name } = command.parts();
+    let name = name.as_bytes();
     data.put_u8(kind);
     data.put_u8(name.len() as u8);
     data.put_bytes(0, 6);
-    data.put_u64_le(offset.0);
+    data.put_u64_le(number);
     data.put_slice(name);
 }
 
@@ -286,9 +363,15 @@ fn put_command(data: &mut BytesMut, command: &GroupCommand) {
 fn take_command<'a>(data: &Bytes, rest: &'a [u8]) -> Result<(GroupCommand, &'a [u8]), GroupCommandError> {
     let length = GroupCommandError::Length { bytes: data.len() };
     let (fixed, rest) = rest.split_first_chunk::<COMMAND_BYTES>().ok_or(length)?;
-    let [kind, name_bytes, z0, z1, z2, z3, z4, z5, offset @ ..] = *fixed;
-    let offset = Offset(u64::from_le_bytes(offset));
+    let [kind, name_bytes, z0, z1, z2, z3, z4, z5, number @ ..] = *fixed;
+    let number = u64::from_le_bytes(number);
+    let offset = Offset(number);
     let (name, rest) = rest.split_at_checked(usize::from(name_bytes)).ok_or(length)?;
+    let session = || {
+        let (id, owner) = name.split_first_chunk().ok_or(GroupCommandError::Name { bytes: name.len() })?;
+        let owner = owner.try_into().map_err(|_| GroupCommandError::Name { bytes: name.len() })?;
+        Ok((SessionId(*id), Owner(u64::from_le_bytes(owner))))
+    };
     let named = || CursorName::new(data.slice_ref(name));
     if [z0, z1, z2, z3, z4, z5] != [0; 6] {
         return Err(GroupCommandError::Reserved);
@@ -298,7 +381,15 @@ fn take_command<'a>(data: &Bytes, rest: &'a [u8]) -> Result<(GroupCommand, &'a [
         SET_CURSOR => GroupCommand::SetCursor { name: named()?, offset },
         DROP_CURSOR if offset.0 == 0 => GroupCommand::DropCursor { name: named()? },
         TRIM if name.is_empty() => GroupCommand::Trim { before: offset },
-        DROP_CURSOR | TRIM => return Err(GroupCommandError::Reserved),
+        OPEN_SESSION if number > 0 => {
+            let (session, owner) = session()?;
+            GroupCommand::OpenSession { session, owner, ttl_ms: number }
+        }
+        CLOSE_SESSION if number == 0 => {
+            let (session, owner) = session()?;
+            GroupCommand::CloseSession { session, owner }
+        }
+        DROP_CURSOR | TRIM | OPEN_SESSION | CLOSE_SESSION => return Err(GroupCommandError::Reserved),
         kind => return Err(GroupCommandError::Kind { kind }),
     };
     Ok((command, rest))
@@ -315,6 +406,8 @@ mod tests {
             GroupCommand::SetCursor { name: name("b"), offset: Offset(u64::MAX) },
             GroupCommand::DropCursor { name: CursorName::new(vec![b'c'; CURSOR_NAME_BYTES_MAX]).unwrap() },
             GroupCommand::Trim { before: Offset(3) },
+            GroupCommand::OpenSession { session: SessionId([5; 16]), owner: Owner(6), ttl_ms: 7 },
+            GroupCommand::CloseSession { session: SessionId([5; 16]), owner: Owner(u64::MAX) },
         ];
         GroupCommands { at: WallTime(99), commands }
     }

@@ -1,28 +1,35 @@
-//! What a group knows besides its records: where its kept records begin, and the cursors of its consumers.
+//! What a group knows besides its records: where its kept records begin, the cursors of its consumers, and the sessions of
+//! its clients.
 //!
-//! It is a function of the committed log: each replica applies the commands in it ([`crate::group_command`]) in
-//! order. It becomes durable together with the commit index that it is of, in one flush, so a start has both
-//! or neither. A snapshot carries it as well, perhaps as of a later command than the snapshot's index: the table
-//! says which was its last, and commands up to that one change nothing. FORMAT.md, "Group meta", has the bytes.
+//! It is a function of the committed log: each replica applies the commands in it ([`crate::group_command`]) and the runs of
+//! client sessions ([`crate::batch`]) in order. It becomes durable together with the commit index that it is of, in one
+//! flush, so a start has both or neither. Only a table that has sessions, which would be written with every flush, may be
+//! older than the commit index: by a bounded piece of the log, which a start reads again. A snapshot carries it as
+//! well, perhaps as of a later entry than the snapshot's index: the table says which was its last, and what is in entries up
+//! to that one changes nothing. FORMAT.md, "Group meta", has the bytes.
 //!
-//! Bounded: [`CURSORS_MAX`] cursors; a command that would make another is refused, the same on all replicas.
+//! Bounded: [`CURSORS_MAX`] cursors, [`SESSIONS_MAX`](crate::SESSIONS_MAX) sessions; a command that would make another is refused, the same on all replicas.
 
 use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::batch::Batch;
 use crate::group_command::{CURSOR_NAME_BYTES_MAX, CursorName, GroupCommand, GroupCommands};
-use crate::ids::{Index, Offset, WallTime};
+use crate::ids::{Index, Offset, Owner, Sequence, SessionId, Term, WallTime};
 use crate::mutants::{self, Mutant};
+use crate::sessions::{Opened, RunOutcome, SESSIONS_BYTES_MAX, SessionRefusal, Sessions};
 
-/// Version of the layout.
-const VERSION: u16 = 1;
+/// Versions of the layout: without sessions, and with some.
+const WITHOUT_SESSIONS: u16 = 1;
+const WITH_SESSIONS: u16 = 2;
 const HEADER_BYTES: usize = 32;
 const CURSOR_BYTES: usize = 9;
 /// Cursors that a group has at most.
 pub const CURSORS_MAX: usize = 1024;
 /// Bytes of an encoded table at most.
-pub const GROUP_META_BYTES_MAX: usize = HEADER_BYTES + CURSORS_MAX * (CURSOR_BYTES + CURSOR_NAME_BYTES_MAX);
+pub const GROUP_META_BYTES_MAX: usize =
+    HEADER_BYTES + CURSORS_MAX * (CURSOR_BYTES + CURSOR_NAME_BYTES_MAX) + SESSIONS_BYTES_MAX;
 
 /// What became of a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +39,10 @@ pub enum GroupOutcome {
     Done(Option<Offset>),
     /// There are [`CURSORS_MAX`] cursors already.
     CursorsFull,
+    /// There are [`SESSIONS_MAX`](crate::SESSIONS_MAX) sessions already.
+    SessionsFull,
+    /// The session is another client's.
+    SessionUnknown,
 }
 
 /// The table of one group. See the module's documentation.
@@ -41,10 +52,12 @@ pub struct GroupMeta {
     first: Offset,
     at: WallTime,
     cursors: BTreeMap<CursorName, Offset>,
+    sessions: Sessions,
 }
 
 impl GroupMeta {
-    /// The newest entry whose commands are in it; 0 before the first.
+    /// The newest entry whose commands, or runs of sessions, are in it; 0 before the first. A table with sessions that was
+    /// read from the disk may name a later one: nothing up to that is missing in it.
     #[must_use]
     pub fn as_of(&self) -> Index {
         self.as_of
@@ -79,14 +92,57 @@ impl GroupMeta {
         self.cursors.iter().map(|(name, offset)| (name, *offset))
     }
 
+    /// What became of a record of a client's session, as far as the committed log goes, at a leader's time.
+    ///
+    /// # Errors
+    /// [`SessionRefusal::Unknown`].
+    pub fn outcome(
+        &self,
+        session: SessionId,
+        owner: Owner,
+        sequence: Sequence,
+        at: WallTime,
+    ) -> Result<RunOutcome, SessionRefusal> {
+        self.sessions.outcome(session, owner, sequence, (at, Index(u64::MAX)))
+    }
+
+    /// The sessions of clients, each with its next sequence, in order of id. One that has expired stays until another one is
+    /// opened.
+    pub fn open_sessions(&self) -> impl Iterator<Item = (SessionId, Sequence)> {
+        self.sessions.iter()
+    }
+
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// The same, which is known to have everything up to an entry: what a start that has sessions need not read again.
+    #[must_use]
+    pub(crate) fn covering(self, index: Index) -> GroupMeta {
+        let is_wanted = !self.sessions.is_empty();
+        GroupMeta { as_of: if is_wanted { self.as_of.max(index) } else { self.as_of }, ..self }
+    }
+
+    /// The same without sessions: what a snapshot must not be.
+    pub(crate) fn without_sessions(self) -> GroupMeta {
+        GroupMeta { sessions: Sessions::default(), ..self }
+    }
+
+    /// Takes the runs of sessions in the next batch that has some.
+    pub fn apply_runs(&mut self, index: Index, term: Term, batch: &Batch<'_>) {
+        self.as_of = index;
+        self.at = self.at.max(batch.at());
+        self.sessions.append_batch(index, term, batch);
+    }
+
     /// Applies the commands of the next entry that has some, in order.
     pub fn apply(&mut self, index: Index, entry: &GroupCommands) -> Vec<GroupOutcome> {
         self.as_of = index;
         self.at = self.at.max(entry.at);
-        entry.commands.iter().map(|command| self.apply_one(command)).collect()
+        entry.commands.iter().map(|command| self.apply_one(command, entry.at)).collect()
     }
 
-    fn apply_one(&mut self, command: &GroupCommand) -> GroupOutcome {
+    fn apply_one(&mut self, command: &GroupCommand, at: WallTime) -> GroupOutcome {
         match command {
             GroupCommand::CommitCursor { name, offset } => {
                 let before = self.cursor(name).filter(|_| !mutants::is(Mutant::CursorGoesBack));
@@ -100,6 +156,13 @@ impl GroupMeta {
             GroupCommand::Trim { before } => {
                 self.first = self.first.max(*before);
                 GroupOutcome::Done(Some(self.first))
+            }
+            GroupCommand::OpenSession { .. } | GroupCommand::CloseSession { .. } => {
+                match self.sessions.apply(command, at) {
+                    Opened::Done => GroupOutcome::Done(None),
+                    Opened::Full => GroupOutcome::SessionsFull,
+                    Opened::Unknown => GroupOutcome::SessionUnknown,
+                }
             }
         }
     }
@@ -116,8 +179,10 @@ impl GroupMeta {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let names: usize = self.cursors.keys().map(|name| name.as_bytes().len()).sum();
-        let mut data = BytesMut::with_capacity(HEADER_BYTES + self.cursors.len() * CURSOR_BYTES + names);
-        data.put_u16_le(VERSION);
+        let mut data = BytesMut::with_capacity(
+            HEADER_BYTES + self.cursors.len() * CURSOR_BYTES + names + self.sessions.encoded_bytes(),
+        );
+        data.put_u16_le(if self.sessions.is_empty() { WITHOUT_SESSIONS } else { WITH_SESSIONS });
         data.put_u16_le(0);
         data.put_u32_le(self.cursors.len() as u32);
         data.put_u64_le(self.as_of.0);
@@ -127,6 +192,9 @@ impl GroupMeta {
             data.put_u64_le(offset.0);
             data.put_u8(name.as_bytes().len() as u8);
             data.put_slice(name.as_bytes());
+        }
+        if !self.sessions.is_empty() {
+            self.sessions.encode(&mut data);
         }
         data.freeze()
     }
@@ -141,7 +209,7 @@ impl GroupMeta {
         let count = data.try_get_u32_le().ok()? as usize;
         let as_of = Index(data.try_get_u64_le().ok()?);
         let (first, at) = (Offset(data.try_get_u64_le().ok()?), WallTime(data.try_get_u64_le().ok()?));
-        if version != VERSION || reserved != 0 || count > CURSORS_MAX {
+        if !(WITHOUT_SESSIONS..=WITH_SESSIONS).contains(&version) || reserved != 0 || count > CURSORS_MAX {
             return None;
         }
         let mut cursors = BTreeMap::new();
@@ -158,7 +226,9 @@ impl GroupMeta {
             }
             cursors.insert(name, offset);
         }
-        data.is_empty().then_some(GroupMeta { as_of, first, at, cursors })
+        let sessions =
+            if version == WITH_SESSIONS { Sessions::decode(&mut data)? } else { Sessions::default() };
+        data.is_empty().then_some(GroupMeta { as_of, first, at, cursors, sessions })
     }
 }
 

@@ -60,6 +60,15 @@ number!(
     BootEpoch, u64
 );
 
+number!(
+    /// Number of a record within its session, dense from 0: the client counts them.
+    Sequence, u64
+);
+number!(
+    /// Whose a session is: a hash of the key that a client's connection proved; 0 for the embedding process.
+    Owner, u64
+);
+
 impl Timestamp {
     /// The moment `by` after this one, saturating at the end of time.
     #[must_use]
@@ -95,6 +104,24 @@ impl fmt::Display for ClusterId {
 impl fmt::Debug for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClusterId({self})")
+    }
+}
+
+/// A client session of a group: 16 bytes that the client draws at random, for each session anew. An id that was used once
+/// is not used again: what is late of its first use would count for its second.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SessionId(pub [u8; 16]);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({self})")
     }
 }
 

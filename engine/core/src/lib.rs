@@ -41,6 +41,7 @@ pub mod mutants;
 mod pending;
 mod read_index;
 mod records;
+mod sessions;
 mod shard;
 mod snapshot_wire;
 mod spread;
@@ -55,4 +56,5 @@ pub use io::*;
 pub use members::{
     MEMBER_CHANGES_MAX, MEMBERS_MAX, MembersRefusal, decode_change, decode_members, encode_members,
 };
+pub use sessions::{RunOutcome, SESSION_RUNS_MAX, SESSIONS_MAX, SessionRefusal};
 pub use shard::Shard;

@@ -1,6 +1,6 @@
-//! A replica whose recovered tail does not reach back to its commit index, to its committed changes of
-//! membership, or to its newest batch, whose time no later one may precede: these entries are fetched before
-//! it takes part. Until then it is silent, like one that
+//! A replica whose recovered tail does not reach back to its commit index (with client sessions, to the entry that their
+//! table is of), to its committed changes of membership, or to its newest batch, whose time no later one may
+//! precede: these entries are fetched before it takes part. Until then it is silent, like one that
 //! is still starting.
 
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub(crate) struct Loading {
     state: GroupState,
     written: HardState,
     is_adopted: bool,
+    /// The first entry that has to be in memory.
+    head_from: Index,
     /// What was fetched so far, from the first missing entry on.
     head: Vec<LogEntry>,
     /// Committed changes of membership, in order, as far as they were fetched.
@@ -60,18 +62,38 @@ impl Loading {
         let written = state.hard_state;
         let is_adopted = adopt_snapshot(&mut state);
         let (head, changes) = (Vec::new(), Vec::new());
-        let mut loading =
-            Loading { state, written, is_adopted, head, changes, at: None, fetch: None, missing: 0 };
+        let head_from = head_from(&state);
+        let mut loading = Loading {
+            state,
+            written,
+            is_adopted,
+            head_from,
+            head,
+            changes,
+            at: None,
+            fetch: None,
+            missing: 0,
+        };
         if loading.wanted().is_some() { Ok(loading) } else { Err(Box::new(loading.finish())) }
+    }
+
+    /// Index of the first entry of the tail.
+    fn first_of_tail(&self) -> u64 {
+        self.state.last.0 + 1 - (self.state.tail.len() as u64).min(self.state.last.0)
+    }
+
+    /// First and last entry that are missing before the tail.
+    fn head_gap(&self) -> Option<(Index, Index)> {
+        let (from, before) = (self.head_from.0 + self.head.len() as u64, self.first_of_tail());
+        (from < before).then(|| (Index(from), Index(before - 1)))
     }
 
     /// First and last entry that are missing next.
     fn gap(&self) -> Option<(Index, Index)> {
-        let first_of_tail = self.state.last.0 + 1 - (self.state.tail.len() as u64).min(self.state.last.0);
-        let from = self.state.hard_state.commit.0 + 1 + self.head.len() as u64;
-        if from < first_of_tail {
-            return Some((Index(from), Index(first_of_tail - 1)));
+        if let Some(gap) = self.head_gap() {
+            return Some(gap);
         }
+        let first_of_tail = self.first_of_tail();
         let change = *self.state.conf_changes.get(self.changes.len())?;
         let is_missing = change <= self.state.hard_state.commit && change.0 < first_of_tail;
         is_missing.then_some((change, change))
@@ -161,7 +183,7 @@ impl Loading {
 
     fn use_fetched(&mut self, entries: Vec<LogEntry>) -> Step {
         let Some((from, to)) = self.gap() else { return self.use_newest(&entries) };
-        let is_head = from > self.state.hard_state.commit;
+        let is_head = self.head_gap().is_some();
         let mut expected = from;
         for entry in entries {
             if entry.index != expected || entry.index > to || entry.term == Term(0) {
@@ -192,6 +214,14 @@ impl Loading {
     }
 }
 
+/// After the commit index, or after what the table of client sessions is of: the rest of it is in the log.
+fn head_from(state: &GroupState) -> Index {
+    let commit = state.hard_state.commit;
+    let meta = GroupMeta::decode(state.meta.clone()).filter(|meta| !meta.sessions().is_empty());
+    let covered = meta.map_or(commit, |meta| commit.min(meta.as_of()));
+    covered.max(state.start.index).next()
+}
+
 /// A published snapshot is of what is committed, whatever the log knows of that: the process ended between the two
 /// steps of an installation, or before the log was as durable as the snapshot. Returns whether the log is void.
 fn adopt_snapshot(state: &mut GroupState) -> bool {
@@ -205,7 +235,7 @@ fn adopt_snapshot(state: &mut GroupState) -> bool {
     let read = |table: &Bytes| GroupMeta::decode(table.clone());
     if let (Some(theirs), Some(ours)) = (read(&table), read(&state.meta)) {
         let newest = if theirs.as_of() > ours.as_of() { &theirs } else { &ours };
-        state.meta = newest.with_time(theirs.at().max(ours.at())).encode();
+        state.meta = newest.with_time(theirs.at().max(ours.at())).covering(index).encode();
     }
     let after = state.term_runs.partition_point(|run| run.first <= index);
     let ours = after.checked_sub(1).map_or(state.start.term, |at| state.term_runs[at].term);

@@ -101,6 +101,13 @@ mutants! {
     GrantsAddUp = "a grant to a tail that comes twice counts twice",
     CursorGoesBack = "a late commit moves a cursor back",
     CursorsForgotten = "a restart forgets the table of cursors",
+    SnapshotForgetsSessions = "a snapshot is installed without the client sessions that it carries",
+    SessionTailIgnored = "a new leader does not know the sessions' records that it has not applied",
+    SessionTailSurvives = "a leader judges by what it had in its log when it led before",
+    ExpiryIgnored = "an append of a session that is not known is taken as one without",
+    WindowOffByOne = "the newest run of a session does not count as known",
+    RepeatAnsweredEarly = "a retry is answered at once, whether or not its records are committed",
+    RunsForgotten = "a restart forgets what sessions appended since their table was written",
 }
 
 #[cfg(mutants)]

@@ -2,7 +2,8 @@
 //!
 //! A proposal waits until the turn ends, then it is proposed (part of an entry of ours), then
 //! committed; one that wants a state machine's response is then handed over with its entry. Each
-//! is answered exactly once, or handed over once.
+//! is answered exactly once, or handed over once. One of a client session whose records are in the log already is not
+//! proposed: it gets their answer, once they are committed.
 //!
 //! Bounded by `pending_bytes_max`: what waits and what is proposed and not yet committed. Full means
 //! `Busy`.
@@ -11,16 +12,20 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::batch::{RecordBlock, encode_batch};
+use crate::batch::{RUN_BYTES, RUNS_MAX, RecordBlock, Run, encode_batch_with_runs};
 use crate::error::RequestError;
 use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
-use crate::io::{AnswerOn, Propose, Reply, ShardConfig, Token, Waiter};
+use crate::io::{AnswerOn, ClientRun, Propose, Reply, ShardConfig, Token, Waiter};
+use crate::mutants::{self, Mutant};
+use crate::sessions::{Place, SessionRefusal, Sessions, Verdict};
 
 #[derive(Debug)]
 pub(crate) struct Pending {
     group: GroupId,
     waiting: VecDeque<Propose>,
     waiting_bytes: usize,
+    /// What is being packed; empty between calls, kept for its memory.
+    parts: Parts,
     /// In order of index, and of offset.
     proposed: VecDeque<Proposed>,
     /// Committed, wanting a response of the state machine; in order of offset.
@@ -58,6 +63,7 @@ impl Pending {
             group,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            parts: Parts::default(),
             proposed: VecDeque::new(),
             committed: VecDeque::new(),
             uncommitted: VecDeque::new(),
@@ -75,6 +81,7 @@ impl Pending {
     /// Gives back memory that nothing stands in.
     pub(crate) fn shrink(&mut self) {
         self.waiting.shrink_to_fit();
+        self.parts = Parts::default();
         self.proposed.shrink_to_fit();
         self.committed.shrink_to_fit();
         self.uncommitted.shrink_to_fit();
@@ -96,47 +103,107 @@ impl Pending {
     }
 
     /// Packs what waits into as few batches as the limits allow, in order; the caller proposes them
-    /// at once, from `position` on.
-    pub(crate) fn pack(&mut self, config: &ShardConfig, mut position: Position) -> Vec<Bytes> {
+    /// at once, from `position` on. `sessions` are those as of the end of the log; `known` is up to where it is
+    /// committed, and up to where it is applied.
+    pub(crate) fn pack(
+        &mut self,
+        config: &ShardConfig,
+        mut position: Position,
+        sessions: &mut Sessions,
+        known: (Index, Index),
+        replies: &mut Vec<Reply>,
+    ) -> Vec<Bytes> {
         let mut batches = Vec::new();
-        while !self.waiting.is_empty() {
-            let (blocks, bytes) = self.next_batch(config);
-            let parts = self.waiting.iter().take(blocks);
-            batches.push(encode_batch(position.base, position.at, parts.map(|propose| &propose.block)));
-            self.waiting_bytes -= bytes;
-            self.uncommitted_bytes += bytes;
-            self.uncommitted.push_back((position.index, bytes));
-            for propose in self.waiting.drain(..blocks) {
-                let count = propose.block.count();
-                self.proposed.push_back(Proposed {
-                    token: propose.token,
-                    first: position.base,
-                    count,
-                    index: position.index,
-                    term: position.term,
-                    answer: propose.answer,
-                    deadline: propose.deadline,
-                });
-                position.base = Offset(position.base.0 + u64::from(count));
+        self.waiting_bytes = 0;
+        while let Some(mut propose) = self.waiting.pop_front() {
+            if !self.judge(&mut propose, position.at, sessions, known, replies) {
+                continue;
             }
-            position.index = position.index.next();
+            let (bytes, count) = (block_bytes(&propose.block), propose.block.count());
+            if self.parts.is_full_for(config, bytes, count as usize) {
+                batches.push(self.seal(&mut position));
+            }
+            let (index, term) = (position.index, position.term);
+            let place = self.parts.records as u32;
+            let first = Offset(position.base.0 + u64::from(place));
+            if let Some(ClientRun { session, first: sequence, .. }) = propose.run {
+                sessions.append(session, sequence, Place { first, count, index, term }, position.at);
+                self.parts.runs.push(Run { session, first: sequence, count, place });
+            }
+            let Propose { token, answer, deadline, .. } = propose;
+            self.proposed.push_back(Proposed { token, first, count, index, term, answer, deadline });
+            self.parts.bytes += bytes;
+            self.parts.records += count as usize;
+            self.parts.blocks.push(propose.block);
+        }
+        if !self.parts.blocks.is_empty() {
+            batches.push(self.seal(&mut position));
         }
         batches
     }
 
-    /// How many blocks from the front go into one batch, and their bytes. At least one.
-    fn next_batch(&self, config: &ShardConfig) -> (usize, usize) {
-        let (mut blocks, mut bytes, mut records) = (0, 0, 0);
-        for propose in &self.waiting {
-            let more_bytes = bytes + block_bytes(&propose.block);
-            let more_records = records + propose.block.count() as usize;
-            let is_over = more_bytes > config.entry_bytes_max || more_records > config.entry_records_max;
-            if blocks > 0 && is_over {
-                break;
+    /// Makes a batch of what goes together, and a place for the next.
+    fn seal(&mut self, position: &mut Position) -> Bytes {
+        let parts = &mut self.parts;
+        self.uncommitted_bytes += parts.bytes;
+        self.uncommitted.push_back((position.index, parts.bytes));
+        let data = encode_batch_with_runs(position.base, position.at, parts.blocks.iter(), &parts.runs);
+        position.base = Offset(position.base.0 + parts.records as u64);
+        position.index = position.index.next();
+        parts.blocks.clear();
+        parts.runs.clear();
+        (parts.bytes, parts.records) = (0, 0);
+        data
+    }
+
+    /// Whether a request's records go into the log, as far as its session is concerned; if not, it has its answer or waits
+    /// for it.
+    fn judge(
+        &mut self,
+        propose: &mut Propose,
+        at: WallTime,
+        sessions: &Sessions,
+        known: (Index, Index),
+        replies: &mut Vec<Reply>,
+    ) -> bool {
+        let Some(ClientRun { session, first, owner }) = propose.run else { return true };
+        match sessions.judge(session, Some(owner), first, propose.block.count(), at) {
+            Verdict::New => return true,
+            Verdict::Repeated(place) => self.repeat(propose, place, known, replies),
+            Verdict::Refused(SessionRefusal::Unknown) if mutants::is(Mutant::ExpiryIgnored) => {
+                propose.run = None;
+                return true;
             }
-            (blocks, bytes, records) = (blocks + 1, more_bytes, more_records);
+            Verdict::Refused(refusal) => {
+                replies.push(self.failed(propose.token, RequestError::Session { refusal }));
+            }
         }
-        (blocks, bytes)
+        false
+    }
+
+    /// The records are in the log: their answer is the request's, now or when they are committed or applied.
+    fn repeat(
+        &mut self,
+        propose: &Propose,
+        Place { first, count, index, term }: Place,
+        (commit, applied): (Index, Index),
+        replies: &mut Vec<Reply>,
+    ) {
+        let (token, group, answer, deadline) = (propose.token, self.group, propose.answer, propose.deadline);
+        let is_done = index <= commit || mutants::is(Mutant::RepeatAnsweredEarly);
+        match answer {
+            AnswerOn::Commit if is_done => {
+                replies.push(Reply::Appended { token, group, first, count, index, term });
+            }
+            AnswerOn::Apply if index <= applied => {
+                replies.push(Reply::Repeated { token, group, first, count, index, term });
+            }
+            AnswerOn::Commit | AnswerOn::Apply => {
+                let queue = if index <= commit { &mut self.committed } else { &mut self.proposed };
+                let at = queue.partition_point(|other| (other.index, other.first) <= (index, first));
+                queue.insert(at, Proposed { token, first, count, index, term, answer, deadline });
+            }
+        }
     }
 
     /// Answers what is committed up to `commit`. `is_ours` says whether the entry at an index is
@@ -248,6 +315,24 @@ impl Pending {
     }
 }
 
+/// What goes into one batch together.
+#[derive(Default, Debug)]
+struct Parts {
+    blocks: Vec<RecordBlock>,
+    runs: Vec<Run>,
+    bytes: usize,
+    records: usize,
+}
+
+impl Parts {
+    /// Whether there is something in it, and a further block would be too much.
+    fn is_full_for(&self, config: &ShardConfig, bytes: usize, records: usize) -> bool {
+        let bytes = self.bytes + self.runs.len() * RUN_BYTES + bytes;
+        let is_over = bytes > config.entry_bytes_max || self.records + records > config.entry_records_max;
+        !self.blocks.is_empty() && (is_over || self.runs.len() >= RUNS_MAX)
+    }
+}
+
 /// What a block counts against the limits.
 pub(crate) fn block_bytes(block: &RecordBlock) -> usize {
     block.as_bytes().len()
@@ -262,6 +347,7 @@ mod tests {
             token: Token { origin: 1, request },
             group: GroupId(1),
             block: RecordBlock::from_records(&vec![vec![7_u8; bytes]; records]),
+            run: None,
             answer: if request.is_multiple_of(2) { AnswerOn::Commit } else { AnswerOn::Apply },
             deadline: Timestamp(deadline),
         }
@@ -275,6 +361,11 @@ mod tests {
         ShardConfig { entry_bytes_max, entry_records_max, ..ShardConfig::new(NodeId(1), 0) }
     }
 
+    fn pack(pending: &mut Pending, config: &ShardConfig, position: Position) -> Vec<Bytes> {
+        let known = (Index(0), Index(0));
+        pending.pack(config, position, &mut Sessions::default(), known, &mut Vec::new())
+    }
+
     #[test]
     fn what_waits_goes_into_one_batch_and_a_block_is_never_split() {
         let mut pending = Pending::new(GroupId(1));
@@ -283,7 +374,7 @@ mod tests {
                 pending.push(propose(request as u64, *records, *bytes, 99));
             },
         );
-        let batches = pending.pack(&config(100, 16), position(5));
+        let batches = pack(&mut pending, &config(100, 16), position(5));
         let headers: Vec<_> = batches
             .iter()
             .map(|data| crate::batch::BatchHeader::parse(data).unwrap())
@@ -301,7 +392,7 @@ mod tests {
         let mut pending = Pending::new(GroupId(1));
         pending.push(propose(0, 1, 50, 10));
         assert_eq!(pending.bytes(), 54);
-        pending.pack(&config(100, 16), position(1));
+        pack(&mut pending, &config(100, 16), position(1));
         let mut replies = Vec::new();
         pending.handle_deadlines(Timestamp(10), None, &mut replies);
         assert!(matches!(&replies[..], [Reply::Failed { error: RequestError::OutcomeUnknown { .. }, .. }]));
@@ -314,7 +405,7 @@ mod tests {
     fn deadlines_tell_what_was_not_tried_from_what_was() {
         let mut pending = Pending::new(GroupId(1));
         pending.push(propose(0, 1, 1, 10));
-        pending.pack(&config(100, 16), position(1));
+        pack(&mut pending, &config(100, 16), position(1));
         pending.push(propose(2, 1, 1, 10));
         pending.push(propose(4, 1, 1, 11));
         let mut replies = Vec::new();
@@ -339,7 +430,7 @@ mod tests {
     fn waiters_go_with_the_entry_that_holds_their_records() {
         let mut pending = Pending::new(GroupId(1));
         [1, 3, 2, 5].iter().for_each(|request| pending.push(propose(*request, 1, 60, 99)));
-        pending.pack(&config(64, 16), position(1));
+        pack(&mut pending, &config(64, 16), position(1));
         let mut replies = Vec::new();
         pending.handle_commit(Index(3), None, |_, _| true, &mut replies);
         assert!(matches!(&replies[..], [Reply::Appended { token: Token { request: 2, .. }, .. }]));

@@ -16,7 +16,7 @@ use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::find::{Find, Seeker};
 use crate::group::{Replica, SendBudget, SnapshotsOpen, Turn};
 use crate::group_meta::GroupMeta;
-use crate::ids::{FlushSeq, GroupId, Index, NodeId, Timestamp, WallTime};
+use crate::ids::{FlushSeq, GroupId, Index, NodeId, Owner, Sequence, SessionId, Timestamp, WallTime};
 use crate::io::{
     Append, ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite,
     LeaseReads, LogDamage, LogEntry, MessageKind, Open, Outputs, PeerMessage, Reply, Role, ShardConfig,
@@ -29,6 +29,7 @@ use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
 use crate::read_index::Read;
 use crate::records::{ReadKind, RecordRead};
+use crate::sessions::RunOutcome;
 use crate::spread::Spread;
 use crate::tombstone::{Tombstone, are_first_members};
 use crate::validate;
@@ -228,7 +229,7 @@ impl Shard {
             Input::Damaged { group, damage } => self.handle_damaged(now, group, damage, out),
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
-                self.with_group(now, group, out, |replica, _| replica.handle_applied(index));
+                self.with_group(now, group, out, |replica, turn| replica.handle_applied(turn, index));
             }
             Input::Snapshot { group, event } => {
                 self.with_group(now, group, out, |replica, turn| replica.handle_snapshot(turn, event));
@@ -288,6 +289,25 @@ impl Shard {
     #[must_use]
     pub fn meta(&self, group: GroupId) -> Option<&GroupMeta> {
         self.position(group).and_then(|at| self.members[at].live()).map(Replica::meta)
+    }
+
+    /// What became of a record of a client's session. It is all there is to know where a linearizable read has just been
+    /// answered by a replica that leads ([`Input::Read`] that is not forwarded).
+    ///
+    /// # Errors
+    /// [`RequestError::Session`], or that the group is not in service here.
+    pub fn session_outcome(
+        &self,
+        group: GroupId,
+        session: SessionId,
+        owner: Owner,
+        sequence: Sequence,
+    ) -> Result<RunOutcome, RequestError> {
+        let replica = self.position(group).and_then(|at| self.members[at].live());
+        let replica = replica.ok_or(RequestError::Quarantined)?;
+        replica
+            .session_outcome(session, owner, sequence, self.wall)
+            .map_err(|refusal| RequestError::Session { refusal })
     }
 
     /// How far each replica's log is known to be the leader's, in order of node; empty unless the replica
@@ -902,6 +922,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     let times = [
         ("flush_stuck_after", config.flush_stuck_after, config.tick),
         ("retention_interval", config.retention_interval, config.tick),
+        ("session_ttl_max", config.session_ttl_max, config.tick),
         ("spread.interval", config.spread.map_or(election, |spread| spread.interval), election),
         ("snapshots.stall_after", config.snapshots.stall_after, election),
     ];
@@ -936,6 +957,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         ("snapshots.bytes", as_limit(config.snapshots.bytes), usize::MAX),
         ("snapshots.send_bytes_per_second", as_limit(config.snapshots.send_bytes_per_second), usize::MAX),
         ("tails_max", config.tails_max, LIMIT_COUNT_MAX),
+        ("sessions_per_owner_max", config.sessions_per_owner_max as usize, LIMIT_COUNT_MAX),
     ];
     let is_out_of_range = |limit: &(&'static str, usize, usize)| limit.1 == 0 || limit.1 > limit.2;
     match limits.into_iter().find(is_out_of_range) {

@@ -11,10 +11,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::mutants::{self, Mutant};
-use iroh_raft_core::{Apply, BusyReason, Freshness, GroupId, Index, RequestError, Timestamp, Token, Waiter};
+use iroh_raft_core::{
+    Apply, BusyReason, Freshness, GroupId, Index, Offset, RequestError, Timestamp, Token, Waiter,
+};
 use iroh_raft_netbridge::wire::ReplyBody;
 
 use crate::machines::Machines;
+use crate::responses::Responses;
 use crate::state_machine::{ApplyContext, Machine};
 
 /// Commands of one group applied before another group has its turn.
@@ -69,6 +72,9 @@ struct Job {
     /// The request whose command is next or follows it, and its responses so far.
     waiter: usize,
     responses: Vec<Vec<u8>>,
+    /// The run of a client session whose command is next or follows it, in the entry, and its responses so far.
+    run: usize,
+    of_run: Vec<Vec<u8>>,
     questions: Vec<(Token, Bytes, Freshness)>,
 }
 
@@ -83,8 +89,9 @@ impl Applying {
 
     pub(crate) fn push(&mut self, apply: Apply) {
         let Some(last) = apply.entries.last().map(|entry| entry.index) else { return };
-        let (responses, questions) = (Vec::new(), Vec::new());
-        self.jobs.push_back(Job { apply, last, entry: 0, record: 0, waiter: 0, responses, questions });
+        let (responses, of_run, questions) = (Vec::new(), Vec::new(), Vec::new());
+        let (entry, record, waiter, run) = (0, 0, 0, 0);
+        self.jobs.push_back(Job { apply, last, entry, record, waiter, responses, run, of_run, questions });
     }
 
     /// Takes a question if its group is in the middle of a job; gives it back otherwise.
@@ -150,13 +157,13 @@ impl Job {
     /// Applies up to so many commands; returns how many it were.
     fn run(&mut self, machines: &mut Machines, records_max: u32, outcomes: &mut Vec<Outcome>) -> u32 {
         let group = self.apply.group;
-        let Some(machine) = machines.get_mut(group) else {
+        let Some((machine, kept)) = machines.get_mut(group) else {
             // The log goes on without it.
             self.entry = self.apply.entries.len();
             return 0;
         };
         // What a panic left unfinished is not looked at again: the machine is dropped.
-        let run = AssertUnwindSafe(|| self.run_on(machine, records_max, outcomes));
+        let run = AssertUnwindSafe(|| self.run_on(machine, kept, records_max, outcomes));
         catch_unwind(run).unwrap_or_else(|_| {
             let (at, upto) = (self.apply.entries.get(self.entry).map(|entry| entry.index.0), self.last);
             tracing::error!(%group, ?at, %upto, "the state machine panicked: it is taken out on this node");
@@ -166,12 +173,19 @@ impl Job {
         })
     }
 
-    fn run_on(&mut self, machine: &mut dyn Machine, records_max: u32, outcomes: &mut Vec<Outcome>) -> u32 {
+    fn run_on(
+        &mut self,
+        machine: &mut dyn Machine,
+        kept: &mut Responses,
+        records_max: u32,
+        outcomes: &mut Vec<Outcome>,
+    ) -> u32 {
         let mut count = 0;
         while let Some(entry) = self.apply.entries.get(self.entry) {
             // Conf changes carry no batch; batches were checked when they entered the log.
             let batch = entry.batch().and_then(|_| Batch::parse(&entry.data).ok());
             let index = entry.index;
+            let mut runs = batch.iter().flat_map(Batch::runs).skip(self.run).peekable();
             for (offset, record) in batch.iter().flat_map(Batch::records).skip(self.record) {
                 if count == records_max {
                     return count;
@@ -179,6 +193,17 @@ impl Job {
                 let at = batch.as_ref().map_or_else(Default::default, Batch::at);
                 let context = ApplyContext { group: self.apply.group, index, offset, at };
                 let response = machine.apply(context, record);
+                if let Some(run) = runs.peek().filter(|run| run.place as usize <= self.record) {
+                    self.of_run.push(response.clone());
+                    if self.of_run.len() == run.count as usize {
+                        kept.push(
+                            Offset(offset.0 + 1 - u64::from(run.count)),
+                            &std::mem::take(&mut self.of_run),
+                        );
+                        self.run += 1;
+                        runs.next();
+                    }
+                }
                 (self.record, count) = (self.record + 1, count + 1);
                 if let Some(waiter) =
                     self.apply.waiters.get(self.waiter).filter(|waiter| waiter.first <= offset)
@@ -186,13 +211,18 @@ impl Job {
                     self.responses.push(response);
                     if offset.0 + 1 == waiter.first.0 + u64::from(waiter.count) {
                         let responses = std::mem::take(&mut self.responses);
-                        let (waiter, group) = (*waiter, self.apply.group);
-                        outcomes.push(Outcome::Answered { waiter, group, body: answer(&waiter, &responses) });
-                        self.waiter += 1;
+                        let (first, group) = (waiter.first, self.apply.group);
+                        let body = answer(waiter, &responses);
+                        // Several wait where commands of a session came again.
+                        let waiters = self.apply.waiters.iter().skip(self.waiter);
+                        for waiter in waiters.take_while(|waiter| waiter.first == first) {
+                            outcomes.push(Outcome::Answered { waiter: *waiter, group, body: body.clone() });
+                            self.waiter += 1;
+                        }
                     }
                 }
             }
-            (self.entry, self.record) = (self.entry + 1, 0);
+            (self.entry, self.record, self.run) = (self.entry + 1, 0, 0);
         }
         count
     }
@@ -238,7 +268,7 @@ mod tests {
     use std::sync::Arc;
 
     use iroh_raft_core::batch::encode_batch;
-    use iroh_raft_core::{EntryKind, LogEntry, Offset, Term, WallTime};
+    use iroh_raft_core::{EntryKind, LogEntry, Term, WallTime};
 
     use super::*;
     use crate::state_machine::{DecodeError, MachineFactory, Restore, RestoreError, SnapshotView};

@@ -13,9 +13,10 @@ use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    AnswerOn, Append, BusyReason, ConfState, Consistency, CursorName, Event, Fetch, FlushSeq, Freshness,
-    GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Propose,
-    Reply, RequestError, Retention, Role, Shard, ShardId, SnapshotStep, Timestamp, Token, WallTime,
+    AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, Fetch, FlushSeq,
+    Freshness, GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs,
+    Owner, Propose, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard,
+    ShardId, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -119,6 +120,8 @@ enum Call {
 
 /// Token of what the driver itself asks for: nobody waits for the answer.
 const NOBODY: Token = Token { origin: 0, request: u64::MAX };
+/// Whose the sessions of the embedding process are; those of all nodes share them.
+const EMBEDDED: Owner = Owner(0);
 
 #[derive(Default)]
 struct Open {
@@ -131,6 +134,7 @@ struct Open {
 enum Question {
     Machine(Bytes),
     Cursor(CursorName),
+    Outcome { session: SessionId, owner: Owner, sequence: Sequence },
 }
 
 /// A shard with its rings. See the crate's documentation.
@@ -313,9 +317,9 @@ impl Driver {
                         self.step(Input::Message(message));
                     }
                 }
-                ToShard::Client { connection, rights, frame } => {
+                ToShard::Client { connection, rights, owner, frame } => {
                     for request in frame.requests() {
-                        self.handle_client(connection, rights, request);
+                        self.handle_client(connection, rights, owner, request);
                     }
                 }
                 ToShard::ClientGone { connection } => {
@@ -335,12 +339,12 @@ impl Driver {
             match command {
                 Command::Request { group, deadline, body, reply } => {
                     let token = self.open_call(Call::Request(reply));
-                    self.handle_request(token, group, deadline, body);
+                    self.handle_request(token, EMBEDDED, group, deadline, body);
                 }
                 Command::Tail { group, deadline, tail, from, granted_bytes, reply } => {
                     let token = self.open_call(Call::Tail(reply));
                     let body = ClientBody::Tail { tail, from, granted_bytes };
-                    self.handle_request(token, group, deadline, body);
+                    self.handle_request(token, EMBEDDED, group, deadline, body);
                 }
                 Command::Statuses(reply) => {
                     // The asker may be gone: then nobody waits for it.
@@ -375,10 +379,14 @@ impl Driver {
         led.map(|status| status.group)
     }
 
-    fn handle_client(&mut self, connection: u64, rights: Rights, request: ClientRequest) {
+    fn handle_client(&mut self, connection: u64, rights: Rights, owner: Owner, request: ClientRequest) {
         let token = Token { origin: connection, request: request.request };
         let is_allowed = match request.body {
-            ClientBody::Append { .. } => rights.append,
+            ClientBody::Append { .. }
+            | ClientBody::Outcome { .. }
+            | ClientBody::Command(GroupCommand::OpenSession { .. } | GroupCommand::CloseSession { .. }) => {
+                rights.append
+            }
             ClientBody::Command(GroupCommand::Trim { .. })
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
@@ -396,21 +404,31 @@ impl Driver {
         };
         if is_allowed {
             let deadline = Duration::from_millis(u64::from(request.deadline_ms));
-            self.handle_request(token, request.group, deadline, request.body);
+            self.handle_request(token, owner, request.group, deadline, request.body);
         } else {
             self.answer(token, request.group, ReplyBody::Failed(RequestError::Denied));
         }
     }
 
-    fn handle_request(&mut self, token: Token, group: GroupId, deadline: Duration, body: ClientBody) {
+    fn handle_request(
+        &mut self,
+        token: Token,
+        owner: Owner,
+        group: GroupId,
+        deadline: Duration,
+        body: ClientBody,
+    ) {
         ShardCounters::add(&self.parts.counters.requests, 1);
         if self.is_stopping {
             return self.answer(token, group, ReplyBody::Failed(RequestError::ShuttingDown));
         }
         let deadline = self.now.after(deadline.min(DEADLINE_MAX));
         match body {
-            ClientBody::Append { block, answer } => match self.check_block(group, &block, answer) {
-                Ok(()) => self.step(Input::Propose(Propose { token, group, block, answer, deadline })),
+            ClientBody::Append { block, answer, run } => match self.check_block(group, &block, answer) {
+                Ok(()) => {
+                    let run = run.map(|(session, first)| ClientRun { session, first, owner });
+                    self.step(Input::Propose(Propose { token, group, block, run, answer, deadline }));
+                }
                 Err(error) => self.answer(token, group, ReplyBody::Failed(error)),
             },
             ClientBody::Query { consistency, may_forward, query } => {
@@ -435,7 +453,7 @@ impl Driver {
                 };
                 self.answer(token, group, body);
             }
-            body => self.handle_reader(token, group, deadline, body),
+            body => self.handle_reader(token, owner, group, deadline, body),
         }
     }
 
@@ -558,6 +576,16 @@ impl Driver {
             Reply::Appended { token, group, first, count, index, term } => {
                 ShardCounters::add(&self.parts.counters.records_acked, u64::from(count));
                 self.answer(token, group, ReplyBody::Appended { first, count, index, term });
+            }
+            Reply::Repeated { token, group, first, count, index, term } => {
+                let body = match self.machines.response_of(group, first, count) {
+                    Some(responses) => ReplyBody::Responses { first, index, term, responses },
+                    None => {
+                        let refusal = SessionRefusal::ResponseGone { first };
+                        ReplyBody::Failed(RequestError::Session { refusal })
+                    }
+                };
+                self.answer(token, group, body);
             }
             Reply::ReadReady { token, group, freshness } => {
                 if let Some(question) = self.open.queries.remove(&token) {

@@ -17,6 +17,7 @@ pub mod lines;
 mod machines;
 mod outbox;
 pub mod recording;
+mod responses;
 pub mod snapshots;
 pub mod state_machine;
 pub mod stats;

@@ -5,8 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use iroh_raft_core::batch::RecordBlock;
-use iroh_raft_core::{AnswerOn, GroupId, RequestError};
+use iroh_raft_core::{AnswerOn, GroupId, Offset, RequestError};
 
+use crate::responses::Responses;
 use crate::state_machine::{Machine, MachineFactory, Restore, RestoreError, SnapshotView};
 
 /// Those of a shard, and what makes them.
@@ -14,11 +15,13 @@ pub(crate) struct Machines {
     factory: Arc<MachineFactory>,
     /// By group; `None` after a panic: what it would apply to is no longer known.
     machines: BTreeMap<GroupId, Option<Box<dyn Machine>>>,
+    /// To commands of client sessions.
+    responses: BTreeMap<GroupId, Responses>,
 }
 
 impl Machines {
     pub(crate) fn new(factory: Arc<MachineFactory>) -> Machines {
-        Machines { factory, machines: BTreeMap::new() }
+        Machines { factory, machines: BTreeMap::new(), responses: BTreeMap::new() }
     }
 
     /// Whether a group has a state machine.
@@ -38,6 +41,12 @@ impl Machines {
     /// The group's replica is gone.
     pub(crate) fn close(&mut self, group: GroupId) {
         self.machines.remove(&group);
+        self.responses.remove(&group);
+    }
+
+    /// The responses that commands of a client session had, if they are still kept.
+    pub(crate) fn response_of(&self, group: GroupId, first: Offset, count: u32) -> Option<RecordBlock> {
+        self.responses.get(&group)?.find(first, count)
     }
 
     /// Whether records may enter the log of a group of this shard.
@@ -94,9 +103,10 @@ impl Machines {
         })
     }
 
-    /// The machine of a group, unless there is none or it was taken out.
-    pub(crate) fn get_mut(&mut self, group: GroupId) -> Option<&mut dyn Machine> {
-        Some(self.machines.get_mut(&group)?.as_mut()?.as_mut())
+    /// The machine of a group, unless there is none or it was taken out, and where its responses are kept.
+    pub(crate) fn get_mut(&mut self, group: GroupId) -> Option<(&mut dyn Machine, &mut Responses)> {
+        let machine = self.machines.get_mut(&group)?.as_mut()?.as_mut();
+        Some((machine, self.responses.entry(group).or_default()))
     }
 
     /// A panic left a group's machine in a state that nobody knows.

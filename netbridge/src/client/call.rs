@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use iroh_raft_core::batch::RecordBlock;
-use iroh_raft_core::{AnswerOn, ConfState, GroupId, GroupStatus, Index, NodeId, Offset, Term};
+use iroh_raft_core::{AnswerOn, ConfState, GroupId, GroupStatus, Index, NodeId, Offset, RunOutcome, Term};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -59,6 +59,8 @@ pub(super) enum Outcome {
     Found(Found),
     /// Where a cursor stands, or where the kept records begin.
     Offset(Option<Offset>),
+    /// What became of a record of a session.
+    Run(RunOutcome),
     Granted,
     Done,
 }
@@ -266,7 +268,7 @@ impl Work {
             bytes.put_slice(&mem::take(payload));
             let block =
                 RecordBlock::new(count, bytes.freeze()).expect("lengths were counted as records came");
-            self.ask = Ask::Sealed(ClientBody::Append { block, answer: *answer });
+            self.ask = Ask::Sealed(ClientBody::Append { block, answer: *answer, run: None });
         }
         match &self.ask {
             Ask::Sealed(body) => body,
@@ -281,7 +283,13 @@ impl Work {
             Ask::Sealed(ClientBody::Command(command)) => !command.is_repeatable(),
             _ => false,
         };
-        is_change || matches!(self.ask, Ask::Filling { .. } | Ask::Sealed(ClientBody::Append { .. }))
+        is_change
+            || matches!(self.ask, Ask::Filling { .. } | Ask::Sealed(ClientBody::Append { run: None, .. }))
+    }
+
+    /// Whether only a leader does it: who did it leads.
+    pub(super) fn is_for_leader_alone(&self) -> bool {
+        self.is_write() || matches!(self.ask, Ask::Sealed(ClientBody::Append { .. } | ClientBody::Command(_)))
     }
 
     /// Whether it has a stream of answers, of which some may have come: nobody else can go on with it.
@@ -305,14 +313,14 @@ impl Work {
 
     /// One piece of work per call, with the same fate as this one so far.
     pub(super) fn split(mut self) -> Vec<Work> {
-        let ClientBody::Append { block, answer } = self.seal().clone() else { return vec![self] };
+        let ClientBody::Append { block, answer, run: None } = self.seal().clone() else { return vec![self] };
         let mut records = records_of(&block);
         let parts = mem::take(&mut self.parts);
         parts
             .into_iter()
             .map(|part| {
                 let own: Vec<Bytes> = records.by_ref().take(part.records as usize).collect();
-                let body = ClientBody::Append { block: RecordBlock::from_records(&own), answer };
+                let body = ClientBody::Append { block: RecordBlock::from_records(&own), answer, run: None };
                 let mut work = Work::new(self.group, Ask::Sealed(body), self.deadline, self.target);
                 (work.attempts, work.strangers) = (self.attempts, self.strangers.clone());
                 work.parts.push(part);
@@ -351,6 +359,9 @@ impl Work {
                 if responses.count() == sent =>
             {
                 Box::new(records_of(&responses).map(Outcome::Response))
+            }
+            (ClientBody::Outcome { .. }, ReplyBody::Outcome(outcome)) => {
+                Box::new([Outcome::Run(outcome)].into_iter())
             }
             (ClientBody::Query { .. }, ReplyBody::Answer(answer)) => {
                 Box::new([Outcome::Answer(answer)].into_iter())

@@ -33,6 +33,9 @@ pub enum ClientError {
     /// Too much is under way already: wait for completions.
     #[error("too many bytes of calls are under way: wait for completions, or raise in_flight_bytes_max")]
     Full,
+    /// The session has something unfinished: its sequence is taken.
+    #[error("an earlier append of the session is unfinished: resume it first")]
+    Unfinished,
     /// No record was given.
     #[error("no records: give at least one")]
     Empty,
@@ -76,6 +79,7 @@ impl ClientError {
             ClientError::OutcomeUnknown => Retry::OutcomeUnknown,
             ClientError::Deadline | ClientError::Unreachable { .. } | ClientError::Full => Retry::Safe,
             ClientError::Refused { .. }
+            | ClientError::Unfinished
             | ClientError::Empty
             | ClientError::TooLarge { .. }
             | ClientError::UnknownNode { .. }

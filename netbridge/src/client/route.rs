@@ -324,7 +324,7 @@ impl Shared {
         match reply.body {
             ReplyBody::Failed(error) => self.handle_failure(at, work, error),
             body => {
-                if work.is_write() {
+                if work.is_for_leader_alone() {
                     self.learn_leader(work.group, at);
                 }
                 work.succeed(body, node)

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::group_command::{decode_command, encode_command};
 use iroh_raft_core::{
-    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, MemberChange, NodeId, Offset, ShardId, WallTime,
+    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, MemberChange, NodeId, Offset, Sequence,
+    SessionId, ShardId, WallTime,
 };
 use rkyv::{Archive, Serialize};
 
@@ -33,6 +34,16 @@ pub enum ClientBody {
         block: RecordBlock,
         /// Commit: answered by `Appended`; Apply: by `Responses`.
         answer: AnswerOn,
+        /// A session of the client, and the sequence of the first record in it: they are appended once, however often they
+        /// are sent.
+        run: Option<(SessionId, Sequence)>,
+    },
+    /// What became of a record of a session, at the leader, with all that was committed before. Answered by `Outcome`.
+    Outcome {
+        /// The session.
+        session: SessionId,
+        /// The record.
+        sequence: Sequence,
     },
     /// Ask the state machine.
     Query {
@@ -114,16 +125,17 @@ struct Descriptors {
 struct RequestDescriptor {
     request: u64,
     group: u64,
-    /// ReadRecords, Tail: first record. GrantTail: bytes in all. EndTail: the tail. Find: the time.
+    /// ReadRecords, Tail: first record. GrantTail: bytes in all. EndTail: the tail. Find: the time. SessionAppend,
+    /// Outcome: the sequence.
     from: u64,
     deadline_ms: u32,
-    /// Append: number of records. ReadRecords: bytes at most. Tail: bytes granted.
+    /// Append, SessionAppend: number of records. ReadRecords: bytes at most. Tail: bytes granted.
     number: u32,
-    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor: bytes of payload. ReadRecords: records
-    /// at most, 0 for no bound.
+    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome: bytes of
+    /// payload. ReadRecords: records at most, 0 for no bound.
     bytes: u32,
     kind: u8,
-    /// Append: 1 to answer on apply. Query: its consistency, and whether it may be forwarded. ReadRecords: 1 to wait.
+    /// Append, SessionAppend: 1 to answer on apply. Query: its consistency, and whether it may be forwarded. ReadRecords: 1 to wait.
     option: u8,
     reserved: [u8; 2],
 }
@@ -141,6 +153,11 @@ const COMMAND: u8 = 10;
 const FETCH_CURSOR: u8 = 11;
 const CREATE_GROUP: u8 = 12;
 const REMOVE_GROUP: u8 = 13;
+/// The session's id comes before the records.
+const SESSION_APPEND: u8 = 14;
+const OUTCOME: u8 = 15;
+
+const SESSION_BYTES: u32 = size_of::<SessionId>() as u32;
 
 const LOCAL: u8 = 0;
 const LINEARIZABLE: u8 = 1;
@@ -243,14 +260,23 @@ fn read(
     let option = descriptor.option;
     let unknown_option = || FrameError::UnknownNumber { what: "option of a request", number: option };
     let (body, unused) = match descriptor.kind {
-        APPEND => {
+        kind @ (APPEND | SESSION_APPEND) => {
+            let (mut bytes, mut run) = (bytes, None);
+            if kind == SESSION_APPEND {
+                run = Some((session(&payload.take(SESSION_BYTES.min(bytes))?)?, Sequence(from)));
+                bytes -= SESSION_BYTES;
+            }
             let block = RecordBlock::new(number, payload.take(bytes)?)?;
             let answer = match option {
                 0 => AnswerOn::Commit,
                 1 => AnswerOn::Apply,
                 _ => return Err(unknown_option()),
             };
-            (ClientBody::Append { block, answer }, from != 0)
+            (ClientBody::Append { block, answer, run }, from != 0 && run.is_none())
+        }
+        OUTCOME => {
+            let session = session(&payload.take(bytes)?)?;
+            (ClientBody::Outcome { session, sequence: Sequence(from) }, number != 0 || option != 0)
         }
         QUERY => {
             let query = payload.take(bytes)?;
@@ -315,6 +341,12 @@ fn read(
     })
 }
 
+/// The id of a session, as payload.
+fn session(payload: &[u8]) -> Result<SessionId, FrameError> {
+    let id = payload.try_into().map(SessionId);
+    id.map_err(|_| FrameError::Count { what: "bytes of a session's id" })
+}
+
 /// The name of a tail, as payload.
 fn tail(payload: &[u8]) -> Result<u64, FrameError> {
     payload
@@ -351,11 +383,19 @@ impl RequestFrameBuilder {
             reserved: [0; 2],
         };
         match &request.body {
-            ClientBody::Append { block, answer } => {
+            ClientBody::Append { block, answer, run } => {
                 descriptor.kind = APPEND;
                 descriptor.option = u8::from(*answer == AnswerOn::Apply);
                 descriptor.number = block.count();
-                descriptor.bytes = self.payload.push(block.as_bytes().clone());
+                if let Some((session, first)) = run {
+                    (descriptor.kind, descriptor.from) = (SESSION_APPEND, first.0);
+                    descriptor.bytes = self.payload.push_slice(&session.0);
+                }
+                descriptor.bytes += self.payload.push(block.as_bytes().clone());
+            }
+            ClientBody::Outcome { session, sequence } => {
+                (descriptor.kind, descriptor.from) = (OUTCOME, sequence.0);
+                descriptor.bytes = self.payload.push_slice(&session.0);
             }
             ClientBody::Query { consistency, may_forward, query } => {
                 descriptor.kind = QUERY;

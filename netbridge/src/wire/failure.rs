@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use iroh_raft_core::{BusyReason, MembersRefusal, NodeId, Offset, RequestError};
+use iroh_raft_core::{BusyReason, MembersRefusal, NodeId, Offset, RequestError, Sequence, SessionRefusal};
 
 use super::FrameError;
 
@@ -51,6 +51,7 @@ impl Failure<'static> {
                 Failure { first: from.0, second: start.0, ..plain(14) }
             }
             RequestError::CursorsFull { cursors_max } => Failure { number: cursors_max, ..plain(15) },
+            RequestError::Session { refusal } => of_session(refusal),
         }
     }
 }
@@ -77,6 +78,7 @@ impl Failure<'_> {
             15 => RequestError::CursorsFull { cursors_max: self.number },
             16 => RequestError::GroupExists,
             17 => RequestError::GroupRemoved,
+            18 => RequestError::Session { refusal: self.session()? },
             number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
         };
         let used = Failure::of(&error);
@@ -86,6 +88,21 @@ impl Failure<'_> {
             return Err(FrameError::Reserved { what: "a field that its reason of failure does not use" });
         }
         Ok(error)
+    }
+
+    fn session(&self) -> Result<SessionRefusal, FrameError> {
+        let sequence = Sequence(self.first);
+        Ok(match self.detail {
+            1 => SessionRefusal::Unknown,
+            2 => SessionRefusal::OutOfOrder { expected: sequence },
+            3 => SessionRefusal::Forgotten { oldest: sequence },
+            4 => SessionRefusal::Overlap { first: sequence, count: self.number },
+            5 => SessionRefusal::Full { sessions_max: self.number },
+            6 => SessionRefusal::OwnerFull { sessions_max: self.number },
+            7 => SessionRefusal::Ttl { ttl_ms_max: self.first },
+            8 => SessionRefusal::ResponseGone { first: Offset(self.first) },
+            number => return Err(FrameError::UnknownNumber { what: "reason to refuse a session", number }),
+        })
     }
 
     fn refusal(&self) -> Result<MembersRefusal, FrameError> {
@@ -115,6 +132,20 @@ fn of_refusal(refusal: MembersRefusal) -> Failure<'static> {
         MembersRefusal::WouldLoseQuorum { alive, needed } => {
             Failure { first: u64::from(alive), number: needed, ..numbered(5) }
         }
+    }
+}
+
+fn of_session(refusal: SessionRefusal) -> Failure<'static> {
+    let numbered = |detail| Failure { code: 18, detail, ..Failure::default() };
+    match refusal {
+        SessionRefusal::Unknown => numbered(1),
+        SessionRefusal::OutOfOrder { expected } => Failure { first: expected.0, ..numbered(2) },
+        SessionRefusal::Forgotten { oldest } => Failure { first: oldest.0, ..numbered(3) },
+        SessionRefusal::Overlap { first, count } => Failure { first: first.0, number: count, ..numbered(4) },
+        SessionRefusal::Full { sessions_max } => Failure { number: sessions_max, ..numbered(5) },
+        SessionRefusal::OwnerFull { sessions_max } => Failure { number: sessions_max, ..numbered(6) },
+        SessionRefusal::Ttl { ttl_ms_max } => Failure { first: ttl_ms_max, ..numbered(7) },
+        SessionRefusal::ResponseGone { first } => Failure { first: first.0, ..numbered(8) },
     }
 }
 

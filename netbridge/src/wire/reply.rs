@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    ConfState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, ShardId, Term,
-    encode_members,
+    ConfState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, RunOutcome,
+    Sequence, ShardId, Term, encode_members,
 };
 use rkyv::{Archive, Serialize};
 
@@ -80,6 +80,8 @@ pub enum ReplyBody {
     },
     /// Where a consumer's cursor stands; `None` when it has none.
     Cursor(Option<Offset>),
+    /// What became of a record of a session.
+    Outcome(RunOutcome),
     /// A grant to a tail, or its end, was taken.
     Granted,
     /// The members of the group are those that were asked for.
@@ -129,11 +131,12 @@ struct ReplyDescriptor {
     request: u64,
     group: u64,
     /// Appended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Found: offset.
-    /// CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Failed: by its code.
+    /// CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Outcome: offset, or the sequence expected.
+    /// Failed: by its code.
     first: u64,
-    /// Appended, Responses, CommandDone: index. Answer: commit. Records, Found: end. Failed: by its code.
+    /// Appended, Responses, CommandDone, Outcome: index. Answer: commit. Records, Found: end. Failed: by its code.
     second: u64,
-    /// Appended, Responses: term. Answer: microseconds since a leader was heard, or [`NEVER`].
+    /// Appended, Responses, Outcome: term. Answer: microseconds since a leader was heard, or [`NEVER`].
     third: u64,
     /// Appended, Responses: records. Records: batches. Failed: by its code.
     number: u32,
@@ -142,7 +145,7 @@ struct ReplyDescriptor {
     kind: u8,
     /// Failed: why.
     code: u8,
-    /// Failed: more about why. Records: 1 when there are more answers to come.
+    /// Failed: more about why. Records: 1 when there are more answers to come. Outcome: which.
     detail: u8,
     reserved: [u8; 5],
 }
@@ -176,6 +179,12 @@ const COMMAND_DONE: u8 = 9;
 const CURSOR: u8 = 10;
 const GRANTED: u8 = 11;
 const DONE: u8 = 12;
+const OUTCOME: u8 = 13;
+
+const COMMITTED: u8 = 0;
+const PENDING: u8 = 1;
+const NOT_THERE: u8 = 2;
+const FORGOTTEN: u8 = 3;
 
 /// No leader was heard since the replica started; no cursor.
 const NEVER: u64 = u64::MAX;
@@ -358,6 +367,20 @@ impl<'a> Walk<'a> {
                 let is_clean = [first, second, third] == [0; 3] && number == 0 && bytes == 0 && no_failure;
                 (ReplyBody::Done, is_clean)
             }
+            OUTCOME => {
+                let (outcome, unused) = match detail {
+                    COMMITTED => {
+                        let (offset, index, term) = (Offset(first), Index(second), Term(third));
+                        (RunOutcome::Committed { offset, index, term }, [0; 3])
+                    }
+                    PENDING => (RunOutcome::Pending, [first, second, third]),
+                    NOT_THERE => (RunOutcome::NotThere { expected: Sequence(first) }, [second, third, 0]),
+                    FORGOTTEN => (RunOutcome::Forgotten, [first, second, third]),
+                    number => return Err(FrameError::UnknownNumber { what: "outcome", number }),
+                };
+                let is_clean = unused == [0; 3] && number == 0 && bytes == 0 && code == 0;
+                (ReplyBody::Outcome(outcome), is_clean)
+            }
             number => return Err(FrameError::UnknownNumber { what: "kind of answer", number }),
         };
         Ok((body, !is_clean))
@@ -497,6 +520,20 @@ impl ReplyFrameBuilder {
             ReplyBody::Cursor(offset) => {
                 descriptor.kind = CURSOR;
                 descriptor.first = offset.map_or(NEVER, |offset| offset.0);
+            }
+            ReplyBody::Outcome(outcome) => {
+                descriptor.kind = OUTCOME;
+                match outcome {
+                    RunOutcome::Committed { offset, index, term } => {
+                        descriptor.detail = COMMITTED;
+                        (descriptor.first, descriptor.second, descriptor.third) = (offset.0, index.0, term.0);
+                    }
+                    RunOutcome::Pending => descriptor.detail = PENDING,
+                    RunOutcome::NotThere { expected } => {
+                        (descriptor.detail, descriptor.first) = (NOT_THERE, expected.0);
+                    }
+                    RunOutcome::Forgotten => descriptor.detail = FORGOTTEN,
+                }
             }
             ReplyBody::Granted => descriptor.kind = GRANTED,
             ReplyBody::Status(status) => {

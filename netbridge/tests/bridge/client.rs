@@ -53,7 +53,7 @@ fn setting() -> Setting {
 /// The next requests, with the connection to answer.
 fn next_requests(shard: &Shard) -> (u64, Rights, Vec<ClientRequest>) {
     loop {
-        if let ToShard::Client { connection, rights, frame } = shard.next() {
+        if let ToShard::Client { connection, rights, frame, .. } = shard.next() {
             return (connection, rights, frame.requests().collect());
         }
     }
@@ -145,7 +145,9 @@ fn every_kind_of_call_gets_its_answer() {
     answer(shard, connection, [(request, body)]);
 
     let (_, request) = next();
-    let ClientBody::Append { block, answer: AnswerOn::Apply } = &request.body else { panic!("{request:?}") };
+    let ClientBody::Append { block, answer: AnswerOn::Apply, .. } = &request.body else {
+        panic!("{request:?}")
+    };
     assert_eq!(block.records().collect::<Vec<_>>(), [b"command"]);
     let responses = RecordBlock::from_records(&["done"]);
     let body = ReplyBody::Responses { first: Offset(10), index: Index(10), term: Term(2), responses };

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, Consistency, EntryKind, Freshness, GroupCommand,
-    GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, ShardId, Term, WallTime,
+    GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Sequence, SessionId, ShardId, Term,
+    WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, TEXT_BYTES_MAX};
 use iroh_raft_netbridge::wire::{
@@ -18,7 +19,8 @@ use proptest::prelude::*;
 
 use crate::samples::{
     Content, changes, commit_cursor, cursor_name, decode, encode, entry as entry_of, failures, heartbeat,
-    joined, members, message as message_of, refusals, roles, samples, status,
+    joined, members, message as message_of, open_session, outcomes, refusals, roles, samples,
+    session_failures, status,
 };
 
 /// Empty, short, and on both sides of what is copied.
@@ -83,7 +85,17 @@ fn consistency() -> impl Strategy<Value = Consistency> {
 fn request() -> impl Strategy<Value = ClientRequest> {
     let answer = prop_oneof![Just(AnswerOn::Commit), Just(AnswerOn::Apply)];
     let body = prop_oneof![
-        (block(), answer).prop_map(|(block, answer)| ClientBody::Append { block, answer }),
+        (block(), answer, prop::option::of((any::<[u8; 16]>(), any::<u64>()))).prop_map(
+            |(block, answer, run)| {
+                let run = run.map(|(session, first)| (SessionId(session), Sequence(first)));
+                ClientBody::Append { block, answer, run }
+            }
+        ),
+        (any::<[u8; 16]>(), any::<u64>()).prop_map(|(session, sequence)| ClientBody::Outcome {
+            session: SessionId(session),
+            sequence: Sequence(sequence),
+        }),
+        Just(ClientBody::Command(open_session())),
         (consistency(), any::<bool>(), payload()).prop_map(|(consistency, may_forward, query)| {
             let may_forward = may_forward && consistency != Consistency::Local;
             ClientBody::Query { consistency, may_forward, query }
@@ -143,6 +155,8 @@ fn reply() -> impl Strategy<Value = ClientReply> {
         prop::option::of(any::<u32>())
             .prop_map(|offset| ReplyBody::Cursor(offset.map(|offset| Offset(offset.into())))),
         Just(ReplyBody::Granted),
+        prop::sample::select(outcomes()).prop_map(ReplyBody::Outcome),
+        prop::sample::select(session_failures()).prop_map(ReplyBody::Failed),
         prop::sample::select(roles().to_vec()).prop_map(|role| status(5, role)),
         number().prop_map(|index| ReplyBody::MembersChanged { index: Index(index), members: members() }),
         Just(ReplyBody::Done),

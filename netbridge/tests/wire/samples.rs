@@ -10,7 +10,8 @@ use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, EntryKind, Freshness,
     GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
-    MessageKind, NodeId, Offset, PeerMessage, RequestError, Role, ShardId, Term, WallTime,
+    MessageKind, NodeId, Offset, Owner, PeerMessage, RequestError, Role, RunOutcome, Sequence, SessionId,
+    SessionRefusal, ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
@@ -129,6 +130,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ClientBody::Find { .. }
                     | ClientBody::Command(_)
                     | ClientBody::FetchCursor { .. }
+                    | ClientBody::Outcome { .. }
                     | ClientBody::Status
                     | ClientBody::CreateGroup { .. }
                     | ClientBody::RemoveGroup
@@ -150,6 +152,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ReplyBody::Found { .. }
                     | ReplyBody::CommandDone { .. }
                     | ReplyBody::Cursor(_)
+                    | ReplyBody::Outcome(_)
                     | ReplyBody::Granted
                     | ReplyBody::Status(_)
                     | ReplyBody::Done
@@ -415,8 +418,8 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         (
             "request",
             Content::Requests(vec![
-                request(1, ClientBody::Append { block: block(), answer: AnswerOn::Commit }),
-                request(2, ClientBody::Append { block: block(), answer: AnswerOn::Apply }),
+                request(1, ClientBody::Append { block: block(), answer: AnswerOn::Commit, run: None }),
+                request(2, ClientBody::Append { block: block(), answer: AnswerOn::Apply, run: None }),
                 request(3, query(Consistency::Linearizable, false, b"query")),
                 request(4, query(Consistency::Local, false, b"")),
                 request(5, read_records(77, u32::MAX, false)),
@@ -482,6 +485,31 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
                 reply(11, trimmed_status(12)),
             ]),
         ),
+        (
+            "request-sessions",
+            Content::Requests(vec![
+                request(1, session_append(AnswerOn::Commit, 7)),
+                request(2, session_append(AnswerOn::Apply, u64::MAX)),
+                request(3, ClientBody::Outcome { session: SESSION, sequence: Sequence(8) }),
+                request(4, ClientBody::Command(open_session())),
+                request(
+                    5,
+                    ClientBody::Command(GroupCommand::CloseSession { session: SESSION, owner: Owner(0) }),
+                ),
+            ]),
+        ),
+        (
+            "reply-sessions",
+            Content::Replies(
+                outcomes()
+                    .into_iter()
+                    .map(ReplyBody::Outcome)
+                    .chain(session_failures().into_iter().map(ReplyBody::Failed))
+                    .zip(1..)
+                    .map(|(body, number)| reply(number, body))
+                    .collect(),
+            ),
+        ),
         ("handshake-hello", Content::Handshake(Handshake::Hello(introduction()))),
         ("handshake-welcome", Content::Handshake(Handshake::Welcome(introduction()))),
         (
@@ -496,6 +524,41 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
 
 fn read_records(from: u64, records_max: u32, is_waiting: bool) -> ClientBody {
     ClientBody::ReadRecords { from: Offset(from), bytes_max: 1 << 20, records_max, is_waiting }
+}
+
+const SESSION: SessionId = SessionId(*b"a client session");
+
+fn session_append(answer: AnswerOn, first: u64) -> ClientBody {
+    ClientBody::Append { block: block(), answer, run: Some((SESSION, Sequence(first))) }
+}
+
+pub(crate) fn open_session() -> GroupCommand {
+    GroupCommand::OpenSession { session: SESSION, owner: Owner(0), ttl_ms: 60_000 }
+}
+
+/// One outcome of each kind.
+pub(crate) fn outcomes() -> Vec<RunOutcome> {
+    vec![
+        RunOutcome::Committed { offset: Offset(7), index: Index(8), term: Term(9) },
+        RunOutcome::Pending,
+        RunOutcome::NotThere { expected: Sequence(5) },
+        RunOutcome::Forgotten,
+    ]
+}
+
+/// One refusal of each kind.
+pub(crate) fn session_failures() -> Vec<RequestError> {
+    let refusals = [
+        SessionRefusal::Unknown,
+        SessionRefusal::OutOfOrder { expected: Sequence(5) },
+        SessionRefusal::Forgotten { oldest: Sequence(6) },
+        SessionRefusal::Overlap { first: Sequence(7), count: 8 },
+        SessionRefusal::Full { sessions_max: 256 },
+        SessionRefusal::OwnerFull { sessions_max: 16 },
+        SessionRefusal::Ttl { ttl_ms_max: 1 << 40 },
+        SessionRefusal::ResponseGone { first: Offset(9) },
+    ];
+    refusals.map(|refusal| RequestError::Session { refusal }).to_vec()
 }
 
 pub(crate) fn cursor_name() -> CursorName {

@@ -15,6 +15,7 @@ pub(crate) mod members;
 mod quiet;
 pub(crate) mod reading;
 mod sent;
+pub(crate) mod sessions;
 mod snapshots;
 mod trace;
 
@@ -267,6 +268,7 @@ impl Checks {
                 let (group, commit) = (status.group, status.commit);
                 self.status(node, status);
                 let checked = self.commits.reading.stands(node, group, commit, meta);
+                let checked = checked.and_then(|()| self.commits.sessions.stands(node, group, commit, meta));
                 self.note(checked);
             } else {
                 self.status(node, status);
@@ -370,9 +372,24 @@ impl Checks {
             if let Reply::Appended { group, index, term, .. } = reply {
                 // A shard that is fenced in the same turn says no more how far it was.
                 let (from, log) = (self.commits.last(*group), self.logs.of(node, *group));
+                let is_known = *index <= from;
                 let checked = self.commits.reached(node, *group, from, *index, log, &self.logs);
                 self.note(checked);
-                let checked = self.acknowledgeable(node, *group, *index, *term);
+                let checked = if is_known {
+                    // Answered before, perhaps, and replicas have left since.
+                    let known = self.commits.upto(*group, *index).last();
+                    ensure(
+                        known.is_some_and(|known| known.term == *term),
+                        "answers are of what is committed",
+                        || {
+                            format!(
+                                "node {node} answers for entry {index} of term {term} of {group}: {known:?}"
+                            )
+                        },
+                    )
+                } else {
+                    self.acknowledgeable(node, *group, *index, *term)
+                };
                 self.note(checked);
             }
         }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::{
-    AnswerOn, BusyReason, Consistency, GroupId, NodeId, Offset, RequestError, Retry, shard_of,
+    AnswerOn, BusyReason, Consistency, GroupId, NodeId, Offset, Owner, RequestError, Retry, shard_of,
 };
 use iroh_raft_netbridge::port::{Rights, ToShard};
 use iroh_raft_netbridge::wire::{
@@ -28,6 +28,7 @@ use crate::consumers;
 use crate::machine::{self, Change};
 use crate::network::{joined, parse};
 use crate::plan::{GroupPlan, within};
+use crate::sessions;
 use crate::sim::Shared;
 
 /// How long a client asks a node to work on a request, and how much longer it listens.
@@ -58,7 +59,7 @@ pub(crate) struct Clients {
     asked: BTreeMap<u64, u32>,
     requests: u64,
     values: u64,
-    leaders: BTreeMap<GroupId, NodeId>,
+    pub(crate) leaders: BTreeMap<GroupId, NodeId>,
     /// Next record of each consumer.
     pub(crate) tails: BTreeMap<GroupId, Offset>,
     pub(crate) operations: u64,
@@ -87,7 +88,8 @@ pub(crate) fn spawn(sim: &Shared) -> Vec<JoinHandle<()>> {
     let writers = (0..sim.plan.writers).map(|_| spawn_local(run_writer(sim.clone())));
     let followed = sim.plan.groups.iter().take(TAILED_MAX);
     let consumers = followed.map(|group| spawn_local(consumers::run(sim.clone(), group.id)));
-    writers.chain(consumers).collect()
+    let sessions = (0..sim.plan.sessions).map(|_| spawn_local(sessions::run(sim.clone())));
+    writers.chain(consumers).chain(sessions).collect()
 }
 
 async fn run_writer(sim: Shared) {
@@ -194,8 +196,8 @@ async fn send(
     let Some(port) = nodes.port(node, shard) else { return false };
     let (header, body) = parse(&bytes, &FrameLimits::REQUEST).expect("whole").expect("sound");
     let frame = ClientFrame::decode(&header, body, &FrameLimits::REQUEST).expect("just made");
-    let rights = Rights { append: true, read: true, manage: true };
-    port.push(ToShard::Client { connection, rights, frame }).is_ok()
+    let (rights, owner) = (Rights { append: true, read: true, manage: true }, Owner(1));
+    port.push(ToShard::Client { connection, rights, owner, frame }).is_ok()
 }
 
 /// Opens a tail on a connection of its own, whose number is its name as well.
@@ -337,18 +339,19 @@ pub(crate) async fn ask(
     Err(Trouble::Refused)
 }
 
+/// A record that nobody else appends.
+pub(crate) fn record(sim: &Shared, random: &mut SmallRng) -> Vec<u8> {
+    let mut record = unique(sim).to_le_bytes().to_vec();
+    record.resize(random.random_range(8..=sim.plan.record_bytes_max.max(8)), RECORD_FILLER);
+    record
+}
+
 /// Appends some records of its own.
 pub(crate) async fn append(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) -> Result<(), Trouble> {
     let count = random.random_range(1..=if sim.plan.record_bytes_max > LARGE_BYTES { 2 } else { 8 });
-    let records: Vec<Vec<u8>> = (0..count)
-        .map(|_| {
-            let mut record = unique(sim).to_le_bytes().to_vec();
-            record.resize(random.random_range(8..=sim.plan.record_bytes_max.max(8)), RECORD_FILLER);
-            record
-        })
-        .collect();
+    let records: Vec<Vec<u8>> = (0..count).map(|_| record(sim, random)).collect();
     let block = RecordBlock::from_records(&records);
-    let body = ClientBody::Append { block, answer: AnswerOn::Commit };
+    let body = ClientBody::Append { block, answer: AnswerOn::Commit, run: None };
     match ask(sim, random, group, body).await? {
         (_, ReplyBody::Appended { first, count, .. }) => {
             let hashes: Vec<u64> = records.iter().map(|record| record_hash(record)).collect();
@@ -360,7 +363,7 @@ pub(crate) async fn append(sim: &Shared, random: &mut SmallRng, group: &GroupPla
     }
 }
 
-fn acknowledge(sim: &Shared, group: GroupId, first: Offset, count: u32, hashes: &[u64]) {
+pub(crate) fn acknowledge(sim: &Shared, group: GroupId, first: Offset, count: u32, hashes: &[u64]) {
     let mut checks = sim.checks.borrow_mut();
     let checks = &mut *checks;
     let checked = ensure(count as usize == hashes.len(), "all records of a request or none", || {
@@ -376,7 +379,7 @@ pub(crate) fn wrong<T>(sim: &Shared, group: GroupId, body: &ReplyBody) -> Result
     Err(Trouble::Refused)
 }
 
-fn unique(sim: &Shared) -> u64 {
+pub(crate) fn unique(sim: &Shared) -> u64 {
     let mut clients = sim.clients.borrow_mut();
     clients.values += 1;
     clients.values
@@ -427,7 +430,7 @@ pub(crate) async fn write_register(
 
 fn command(register: u32, change: Change) -> ClientBody {
     let block = RecordBlock::from_records(&[machine::encode(register, change)]);
-    ClientBody::Append { block, answer: AnswerOn::Apply }
+    ClientBody::Append { block, answer: AnswerOn::Apply, run: None }
 }
 
 /// Puts what came of a change into the history of its register.
@@ -439,10 +442,24 @@ fn changed(
     called: Duration,
     outcome: Result<ReplyBody, Trouble>,
 ) {
+    if let Ok(ReplyBody::Responses { first, responses, .. }) = &outcome {
+        let hash = record_hash(&machine::encode(register, change));
+        acknowledge(sim, group.id, *first, responses.count(), &[hash]);
+    }
+    into_history(sim, group, register, change, called, outcome);
+}
+
+/// As above, for one that is acknowledged already.
+pub(crate) fn into_history(
+    sim: &Shared,
+    group: &GroupPlan,
+    register: u32,
+    change: Change,
+    called: Duration,
+    outcome: Result<ReplyBody, Trouble>,
+) {
     let (before, returned) = match outcome {
-        Ok(ReplyBody::Responses { first, responses, .. }) => {
-            let hash = record_hash(&machine::encode(register, change));
-            acknowledge(sim, group.id, first, responses.count(), &[hash]);
+        Ok(ReplyBody::Responses { responses, .. }) => {
             sim.mark("command answered");
             (responses.records().next().and_then(machine::value_of), Some(elapsed()))
         }

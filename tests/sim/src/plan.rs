@@ -80,6 +80,9 @@ pub(crate) struct Plan {
     pub(crate) drift_ppm: i64,
     pub(crate) slow: Vec<NodeId>,
     pub(crate) writers: u64,
+    /// Clients with sessions, and after which time these expire.
+    pub(crate) sessions: u64,
+    pub(crate) session_ttl: Duration,
     pub(crate) record_bytes_max: usize,
     pub(crate) think: Micros,
     /// What a turn gives to state machines. Time stands still in a turn here.
@@ -130,6 +133,8 @@ impl Plan {
             drift_ppm: *pick(random, &[0, 100, 10_000, 100_000]),
             slow: Vec::new(),
             writers: random.random_range(2..=6),
+            sessions: 0,
+            session_ttl: Duration::ZERO,
             record_bytes_max: *pick(random, &[64, 64, 64, 512, 512, 4_096, 32_768]),
             think: *pick(random, &[(1_000, 10_000), (1_000, 20_000), (5_000, 100_000)]),
             chaos: Duration::from_secs(random.random_range(10..=30)),
@@ -154,6 +159,7 @@ impl Plan {
         plan.draw_leadership(&mut SmallRng::seed_from_u64(seed ^ 0x6c65_6164));
         plan.draw_snapshots(&mut SmallRng::seed_from_u64(seed ^ 0x736e_6170));
         plan.draw_reading(&mut SmallRng::seed_from_u64(seed ^ 0x7265_6164));
+        plan.draw_sessions(&mut SmallRng::seed_from_u64(seed ^ 0x7365_7373));
         plan.draw_quiet(&mut SmallRng::seed_from_u64(seed ^ 0x7175_6965));
         plan
     }
@@ -201,6 +207,14 @@ impl Plan {
         if random.random_bool(0.25) {
             self.core.priorities = self.node_ids().map(|node| (node, random.random_range(0..3))).collect();
         }
+    }
+
+    /// Sessions that outlast every fault, or hardly a pause.
+    fn draw_sessions(&mut self, random: &mut SmallRng) {
+        self.sessions = *pick(random, &[0, 1, 2, 3, 3]);
+        let ttls = [Duration::from_millis(800), Duration::from_secs(4), Duration::from_secs(600)];
+        self.session_ttl = *pick(random, &[ttls[0], ttls[1], ttls[2], ttls[2]]);
+        self.core.sessions_per_owner_max = *pick(random, &[2, 16, 300]);
     }
 
     /// Groups go quiet after a heartbeat, or later, or never; in some runs clients leave them the time to.

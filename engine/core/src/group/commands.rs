@@ -2,18 +2,21 @@
 //!
 //! The leader writes the commands of a turn as one entry; each replica applies them when it learns of the
 //! commit, and the table goes to its disk with that commit index. Answered once committed and applied.
+//! What client sessions append goes into the same table (`sessions.rs`).
 
 use std::collections::VecDeque;
 
 use raft::eraftpb::{self, MessageType};
 
+use super::sessions::{self, SessionsAhead};
 use super::{Index, Offset, Replica, RequestError, Term, Timestamp, Turn};
 use crate::error::BusyReason;
 use crate::group_command::{GROUP_COMMANDS_MAX, GroupCommand, GroupCommands};
 use crate::group_meta::{CURSORS_MAX, GroupMeta, GroupOutcome};
 use crate::ids::{GroupId, NodeId};
-use crate::io::{Reply, Token};
+use crate::io::{LogEntry, Reply, Token};
 use crate::mutants::{self, Mutant};
+use crate::sessions::{SESSIONS_MAX, SessionRefusal};
 
 /// A command of this replica's own has nobody who waits for it.
 type Asker = Option<(Token, Timestamp)>;
@@ -33,23 +36,61 @@ struct Proposed {
 pub(super) struct Commands {
     pub(super) meta: GroupMeta,
     /// The table is as of this entry, or of a later one that it came with.
-    applied: Index,
+    pub(super) applied: Index,
     is_unwritten: bool,
-    waiting: Vec<(Asker, GroupCommand)>,
+    /// Whether a start reads on from the table as it was written last: there are sessions in it. If not it has to be
+    /// written with every commit index that has changed it.
+    is_read_on: bool,
+    /// Bytes of the entries that the durable table lacks.
+    lacking_bytes: usize,
+    pub(super) ahead: SessionsAhead,
+    pub(super) waiting: Vec<(Asker, GroupCommand)>,
     proposed: VecDeque<Proposed>,
 }
 
 impl Commands {
     pub(super) fn new(meta: GroupMeta, commit: Index, is_unwritten: bool) -> Commands {
-        let applied = commit.max(meta.as_of());
-        Commands { meta, applied, is_unwritten, waiting: Vec::new(), proposed: VecDeque::new() }
+        Commands {
+            applied: commit.max(meta.as_of()),
+            is_read_on: !meta.sessions().is_empty(),
+            meta,
+            is_unwritten,
+            lacking_bytes: 0,
+            ahead: SessionsAhead::default(),
+            waiting: Vec::new(),
+            proposed: VecDeque::new(),
+        }
+    }
+
+    /// Applies what the next committed entry has for the table. Returns what became of its commands.
+    pub(super) fn apply_entry(&mut self, entry: &LogEntry) -> Vec<GroupOutcome> {
+        let mut outcomes = Vec::new();
+        if let Some(data) = entry.group_commands() {
+            let commands = GroupCommands::decode(data);
+            let commands = commands.expect("commands in the log were checked before they came here");
+            outcomes = self.meta.apply(entry.index, &commands);
+            self.is_unwritten |= !self.is_read_on;
+        } else if let Some(batch) = sessions::batch_with_runs(entry) {
+            self.meta.apply_runs(entry.index, entry.term, &batch);
+        }
+        if self.is_read_on {
+            self.lacking_bytes += entry.data.len() + sessions::ENTRY_BYTES;
+            self.is_unwritten |= self.lacking_bytes >= sessions::lacking_bytes_max(self.meta.sessions());
+        }
+        outcomes
+    }
+
+    /// The log is about to begin later: the durable table may lack nothing before that.
+    pub(super) fn handle_compacted(&mut self) {
+        self.is_unwritten |= self.lacking_bytes > 0;
     }
 
     /// A snapshot with this table was installed: what it covers is not applied here.
     pub(super) fn install(&mut self, meta: GroupMeta, index: Index) {
         let at = self.meta.at().max(meta.at());
         if meta.as_of() > self.meta.as_of() && !mutants::is(Mutant::SnapshotForgetsTable) {
-            self.meta = meta;
+            let is_forgetful = mutants::is(Mutant::SnapshotForgetsSessions);
+            self.meta = if is_forgetful { meta.without_sessions() } else { meta };
         }
         self.meta = self.meta.with_time(at);
         self.is_unwritten = true;
@@ -130,7 +171,9 @@ impl Replica {
         let from = match &command {
             GroupCommand::CommitCursor { offset, .. } | GroupCommand::SetCursor { offset, .. } => *offset,
             GroupCommand::Trim { before } => *before,
-            GroupCommand::DropCursor { .. } => Offset(0),
+            GroupCommand::DropCursor { .. }
+            | GroupCommand::OpenSession { .. }
+            | GroupCommand::CloseSession { .. } => Offset(0),
         };
         let error = if !self.is_leader() {
             RequestError::NotLeader { leader: self.leader_hint() }
@@ -141,6 +184,8 @@ impl Replica {
             RequestError::PastEnd { from, end }
         } else if self.commands.count() >= GROUP_COMMANDS_MAX {
             RequestError::busy(BusyReason::Commands)
+        } else if let Some(refusal) = self.refuses_to_open(turn, &command) {
+            RequestError::Session { refusal }
         } else {
             self.wake(turn);
             self.commands.waiting.push((Some((token, deadline)), command.detached()));
@@ -150,10 +195,11 @@ impl Replica {
         turn.out.replies.push(Reply::Failed { token, group: self.group, error });
     }
 
-    /// The leader wants records before an offset to go.
-    pub(super) fn trim(&mut self, before: Offset) {
+    /// The leader wants records before an offset to go. It may have gone quiet since it began to look for it.
+    pub(super) fn trim(&mut self, turn: &mut Turn<'_>, before: Offset) {
         let is_new = before > self.commands.meta.first() && before <= self.commit_end;
         if is_new && self.is_leader() && self.commands.count() < GROUP_COMMANDS_MAX {
+            self.wake(turn);
             self.commands.waiting.push((None, GroupCommand::Trim { before }));
             self.is_dirty = true;
         }
@@ -169,6 +215,7 @@ impl Replica {
         let at = turn.wall.max(self.at_max());
         let (askers, commands) = std::mem::take(&mut self.commands.waiting).into_iter().unzip();
         let commands = GroupCommands { at, commands };
+        self.commands.ahead.apply(&commands);
         if mutants::is(Mutant::CommandUncommitted) {
             self.commands.meta.apply(index, &commands);
         }
@@ -190,23 +237,32 @@ impl Replica {
         let group = self.group;
         for index in self.commands.applied.0 + 1..=commit.0 {
             let entry = self.raw.store().get(Index(index)).expect("what is not applied is in memory");
-            let Some(data) = entry.group_commands() else { continue };
-            let commands =
-                GroupCommands::decode(data).expect("commands in the log were checked before they came here");
             let (index, term) = (entry.index, entry.term);
-            let outcomes = self.commands.meta.apply(index, &commands);
-            self.commands.is_unwritten = true;
+            let outcomes = self.commands.apply_entry(entry);
+            if outcomes.is_empty() {
+                continue;
+            }
             let is_ours = |proposed: &mut Proposed| (proposed.index, proposed.term) == (index, term);
             let Some(ours) = self.commands.proposed.pop_front_if(is_ours) else { continue };
             for (asker, outcome) in ours.askers.into_iter().zip(outcomes) {
                 let Some((token, _)) = asker else { continue };
-                turn.out.replies.push(match outcome {
-                    GroupOutcome::Done(offset) => Reply::CommandDone { token, group, offset, index },
-                    GroupOutcome::CursorsFull => {
-                        let error = RequestError::CursorsFull { cursors_max: CURSORS_MAX as u32 };
-                        Reply::Failed { token, group, error }
+                let error = match outcome {
+                    GroupOutcome::Done(offset) => {
+                        turn.out.replies.push(Reply::CommandDone { token, group, offset, index });
+                        continue;
                     }
-                });
+                    GroupOutcome::CursorsFull => {
+                        RequestError::CursorsFull { cursors_max: CURSORS_MAX as u32 }
+                    }
+                    GroupOutcome::SessionsFull => {
+                        let refusal = SessionRefusal::Full { sessions_max: SESSIONS_MAX as u32 };
+                        RequestError::Session { refusal }
+                    }
+                    GroupOutcome::SessionUnknown => {
+                        RequestError::Session { refusal: SessionRefusal::Unknown }
+                    }
+                };
+                turn.out.replies.push(Reply::Failed { token, group, error });
             }
         }
         self.commands.applied = self.commands.applied.max(commit);
@@ -215,7 +271,12 @@ impl Replica {
     /// The table for the flush that writes a commit index, if it has changed.
     pub(super) fn take_unwritten_meta(&mut self) -> Option<bytes::Bytes> {
         let is_unwritten = std::mem::take(&mut self.commands.is_unwritten);
-        (is_unwritten && !mutants::is(Mutant::CursorsForgotten)).then(|| self.commands.meta.encode())
+        if is_unwritten {
+            self.commands.lacking_bytes = 0;
+            self.commands.is_read_on = !self.commands.meta.sessions().is_empty();
+        }
+        let meta = || self.commands.meta.clone().covering(self.commands.applied).encode();
+        (is_unwritten && !mutants::is(Mutant::CursorsForgotten)).then(meta)
     }
 
     /// What the group knows besides its records, as of its commit index.

@@ -31,6 +31,7 @@ impl Replica {
         self.members.compact_to(index);
         let members = (**self.members.at(index)).clone();
         self.persistence.change_log(LogChange::CompactTo(place), members);
+        self.commands.handle_compacted();
         self.show_offer();
         self.is_dirty = true;
         true

@@ -71,7 +71,7 @@ impl Replica {
         let retained = finds.serve(&self.committed(), &mut turn.out.replies);
         self.finds = finds;
         if let Some(before) = retained {
-            self.trim(before);
+            self.trim(turn, before);
         }
         let is_open = self.fetches.values().any(|purpose| matches!(purpose, Purpose::Find { .. }));
         let is_busy = is_open || self.is_paused_by_missing;

@@ -60,11 +60,11 @@ impl Replica {
     }
 
     /// The oldest block that the bound on bytes leaves.
-    pub(super) fn handle_oldest_kept(&mut self, entries: &[LogEntry]) {
+    pub(super) fn handle_oldest_kept(&mut self, turn: &mut Turn<'_>, entries: &[LogEntry]) {
         let first = entries.iter().filter(|entry| entry.batch().is_some()).find_map(header_of);
         let before: Option<Offset> = first.map(|header| header.base);
         if let Some(before) = before {
-            self.trim(before);
+            self.trim(turn, before);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::snapshots::end_of;
 use super::{FetchId, Index, MISSING_MAX, Offset, Replica, Turn};
-use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry};
+use crate::io::{Apply, Fetch, FetchError, FetchFrom, LogEntry, Reply, Waiter};
 use crate::log_window::Wanted;
 use crate::mutants::{self, Mutant};
 use crate::records::RecordReads;
@@ -93,10 +93,15 @@ impl Replica {
     }
 
     /// The state machine has applied what it was given.
-    pub(crate) fn handle_applied(&mut self, index: Index) {
+    pub(crate) fn handle_applied(&mut self, turn: &mut Turn<'_>, index: Index) {
         if let Some((_, end)) = self.applying.take_if(|(last, _)| *last == index) {
             (self.applied, self.applied_end) = (index, end);
             self.is_dirty = true;
+            // Commands of sessions that came again meanwhile.
+            let repeated = self.pending.take_waiters(index).into_iter();
+            turn.out.replies.extend(repeated.map(|Waiter { token, first, count, index, term }| {
+                Reply::Repeated { token, group: self.group, first, count, index, term }
+            }));
         }
     }
 
@@ -169,7 +174,7 @@ impl Replica {
             let is_right = self.finds.handle_fetched(&entries, probe);
             self.check_records(is_right);
         } else if purpose == Purpose::Retention {
-            self.handle_oldest_kept(&entries);
+            self.handle_oldest_kept(turn, &entries);
         } else if let Purpose::Reclaim { first } = purpose {
             self.handle_first_kept(first, &entries[0]);
         } else if entries[0].index == self.applied.next() {

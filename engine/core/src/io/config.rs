@@ -128,6 +128,12 @@ pub struct ShardConfig {
     /// Tails that may follow one group on this node; more are refused as busy. Default 1,024. Each costs some
     /// 100 bytes, and what its consumer has granted and not taken.
     pub tails_max: usize,
+    /// Longest time that a client session may ask to go unused, by the leaders' clocks, before it expires. Default one
+    /// day; at least a tick. Longer: sessions of clients that are gone take their places for longer.
+    pub session_ttl_max: Duration,
+    /// Sessions of one group that a client may have open at once; more are refused. Default 16. A group has at most
+    /// [`crate::SESSIONS_MAX`] of all its clients together. Each costs up to 2 KiB on every replica.
+    pub sessions_per_owner_max: u32,
     /// How often a leader looks for records that its group's [`Retention`] lets go. Default 10 s; at least a tick.
     /// Shorter: space comes back sooner; each look may read from the disk.
     pub retention_interval: Duration,
@@ -192,6 +198,8 @@ impl ShardConfig {
             apply_lag_records_max: 1 << 18,
             reads_waiting_max: 65_536,
             tails_max: 1024,
+            session_ttl_max: Duration::from_secs(86_400),
+            sessions_per_owner_max: 16,
             retention_interval: Duration::from_secs(10),
             lease_reads: None,
             flush_stuck_after: Duration::from_millis(750),

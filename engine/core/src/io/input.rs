@@ -3,7 +3,7 @@
 use super::{ConfState, LogDamage, LogEntry, PeerMessage, Retention, SnapshotEvent};
 use crate::batch::RecordBlock;
 use crate::group_command::GroupCommand;
-use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Timestamp, WallTime};
+use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Owner, Sequence, SessionId, Timestamp, WallTime};
 
 /// Where an answer goes. The core carries it and never looks inside.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -253,6 +253,18 @@ pub enum Input {
     },
 }
 
+/// Where a client's records stand in its session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ClientRun {
+    /// The session.
+    pub session: SessionId,
+    /// Sequence of the first record; the others follow.
+    pub first: Sequence,
+    /// Who asks.
+    pub owner: Owner,
+}
+
 /// A client's records for one group. They go into one entry together, in order, or not at all.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -263,6 +275,8 @@ pub struct Propose {
     pub group: GroupId,
     /// The records.
     pub block: RecordBlock,
+    /// Their place in a client session: they are appended once, however often they come.
+    pub run: Option<ClientRun>,
     /// When to answer.
     pub answer: AnswerOn,
     /// When the asker stops waiting: the outcome is then unknown to it.

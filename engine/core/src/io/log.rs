@@ -182,8 +182,8 @@ pub struct GroupState {
     pub hard_state: HardState,
     /// Members as of the start of the log (conf changes in the log are applied again).
     pub conf_state: ConfState,
-    /// What the group knows besides its records, as of the commit index of `hard_state`
-    /// ([`crate::GroupMeta`]); empty before its first command.
+    /// What the group knows besides its records, as of the commit index of `hard_state`, or with client sessions
+    /// of an earlier entry of the log ([`crate::GroupMeta`]); empty before its first command.
     pub meta: Bytes,
     /// How long records are kept. Not durable: a setting, which all replicas should have alike.
     pub retention: Retention,

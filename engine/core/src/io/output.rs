@@ -148,6 +148,22 @@ pub enum Reply {
         /// Term of their entry.
         term: Term,
     },
+    /// Commands of a client session came again, and are applied: answer with the responses that they had, or with
+    /// [`SessionRefusal::ResponseGone`](crate::SessionRefusal::ResponseGone) where these are no longer kept.
+    Repeated {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// Offset of the request's first record; the others follow.
+        first: Offset,
+        /// Number of records.
+        count: u32,
+        /// Index of their entry.
+        index: Index,
+        /// Term of their entry.
+        term: Term,
+    },
     /// The state machine has applied all that the read has to cover: look now, before anything more is
     /// applied.
     ReadReady {

@@ -47,14 +47,23 @@ impl Fixture {
         let token = Token { origin: 0, request: self.requests };
         let block = RecordBlock::from_records(&[vec![0; bytes]]);
         let (answer, deadline) = (AnswerOn::Commit, self.now.after(Duration::from_secs(1)));
-        self.step(Input::Propose(Propose { token, group: GroupId(group), block, answer, deadline }));
+        self.step(Input::Propose(Propose {
+            token,
+            group: GroupId(group),
+            block,
+            run: None,
+            answer,
+            deadline,
+        }));
         token
     }
 
     /// The answer to a request, if there is one; taken.
     fn answer(&mut self, token: Token) -> Option<Result<Reply, RequestError>> {
         let of = |reply: &Reply| match reply {
-            Reply::Appended { token, .. } | Reply::ReadReady { token, .. } => *token,
+            Reply::Appended { token, .. }
+            | Reply::Repeated { token, .. }
+            | Reply::ReadReady { token, .. } => *token,
             Reply::Records { token, .. }
             | Reply::Found { token, .. }
             | Reply::CommandDone { token, .. }
@@ -163,7 +172,7 @@ fn requests_that_cannot_be_taken_say_why() {
     assert!(matches!(fixture.answer(held), Some(Ok(Reply::Appended { count: 1, .. }))));
     let (group, token) = (GroupId(1), Token { origin: 5, request: 5 });
     let block = RecordBlock::from_records(&[b"x"]);
-    let late = Propose { token, group, block, answer: AnswerOn::Commit, deadline: fixture.now };
+    let late = Propose { token, group, block, run: None, answer: AnswerOn::Commit, deadline: fixture.now };
     fixture.step(Input::Propose(late.clone()));
     assert_eq!(fixture.error(token), RequestError::Timeout);
     fixture.step(Input::Propose(Propose { answer: AnswerOn::Apply, ..late }));

@@ -114,6 +114,7 @@ impl Victim {
                     token: Token { origin: 0, request: self.requests },
                     group: GroupId(1),
                     block: RecordBlock::from_records(&[b"mine"]),
+                    run: None,
                     answer: AnswerOn::Commit,
                     deadline: Timestamp(u64::MAX),
                 })

@@ -1,8 +1,8 @@
 //! Requests of those who read logs, and of groups themselves.
 
 use super::{
-    Answer, ClientBody, Consistency, Driver, Freshness, GroupId, Input, Outcome, Question, READ_BYTES_MAX,
-    ReplyBody, RequestError, ShardCounters, Timestamp, Token,
+    Answer, ClientBody, Consistency, Driver, Freshness, GroupId, Input, Outcome, Owner, Question,
+    READ_BYTES_MAX, ReplyBody, RequestError, ShardCounters, Timestamp, Token,
 };
 
 impl Driver {
@@ -10,18 +10,17 @@ impl Driver {
     pub(super) fn handle_reader(
         &mut self,
         token: Token,
+        owner: Owner,
         group: GroupId,
         deadline: Timestamp,
         body: ClientBody,
     ) {
         match body {
             ClientBody::FetchCursor { name } => {
-                if self.open.queries.contains_key(&token) {
-                    return self.refuse_open(token, group);
-                }
-                self.open.queries.insert(token, Question::Cursor(name));
-                let (consistency, may_forward) = (Consistency::Linearizable, false);
-                self.step(Input::Read { token, group, consistency, may_forward, deadline });
+                self.ask_leader(token, group, deadline, Question::Cursor(name));
+            }
+            ClientBody::Outcome { session, sequence } => {
+                self.ask_leader(token, group, deadline, Question::Outcome { session, owner, sequence });
             }
             ClientBody::ReadRecords { from, bytes_max, records_max, is_waiting } => {
                 let bytes_max = (bytes_max as usize).min(READ_BYTES_MAX);
@@ -56,7 +55,10 @@ impl Driver {
             }
             ClientBody::Find { at } => self.step(Input::Find { token, group, at, deadline }),
             ClientBody::Command(command) => match self.check_writer() {
-                Ok(()) => self.step(Input::Command { token, group, command, deadline }),
+                Ok(()) => {
+                    let command = command.owned_by(owner);
+                    self.step(Input::Command { token, group, command, deadline });
+                }
                 Err(error) => self.answer(token, group, ReplyBody::Failed(error)),
             },
             ClientBody::Append { .. }
@@ -66,6 +68,16 @@ impl Driver {
             | ClientBody::RemoveGroup
             | ClientBody::Status => unreachable!("these are taken where they come"),
         }
+    }
+
+    /// What is asked of a replica that leads for certain.
+    fn ask_leader(&mut self, token: Token, group: GroupId, deadline: Timestamp, question: Question) {
+        if self.open.queries.contains_key(&token) {
+            return self.refuse_open(token, group);
+        }
+        self.open.queries.insert(token, question);
+        let (consistency, may_forward) = (Consistency::Linearizable, false);
+        self.step(Input::Read { token, group, consistency, may_forward, deadline });
     }
 
     /// A read may look now.
@@ -86,6 +98,13 @@ impl Driver {
                 let body = match self.parts.shard.meta(group) {
                     Some(meta) => ReplyBody::Cursor(meta.cursor(&name)),
                     None => ReplyBody::Failed(RequestError::Quarantined),
+                };
+                self.answer(token, group, body);
+            }
+            Question::Outcome { session, owner, sequence } => {
+                let body = match self.parts.shard.session_outcome(group, session, owner, sequence) {
+                    Ok(outcome) => ReplyBody::Outcome(outcome),
+                    Err(error) => ReplyBody::Failed(error),
                 };
                 self.answer(token, group, body);
             }

@@ -78,7 +78,7 @@ fn run(out: &Memory, bytes_max: u64, turns: u64) -> u64 {
         let block = RecordBlock::from_records(&[turn.to_le_bytes()]);
         let token = Token { origin: 0, request: turn };
         let deadline = now.after(Duration::from_secs(5));
-        let propose = Propose { token, group: GROUP, block, answer: AnswerOn::Commit, deadline };
+        let propose = Propose { token, group: GROUP, block, run: None, answer: AnswerOn::Commit, deadline };
         let inputs = [Input::Wall(WallTime(turn)), Input::Propose(propose), Input::EndTurn];
         let persisted = Option::map(flushed.take(), |seq| Input::Persisted { seq });
         for input in persisted.into_iter().chain(inputs) {

@@ -193,6 +193,7 @@ fn write_recordings() {
             token: token(request),
             group: GROUP,
             block,
+            run: None,
             answer: AnswerOn::Commit,
             deadline,
         })

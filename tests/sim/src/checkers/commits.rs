@@ -9,6 +9,7 @@ use iroh_raft_core::{GroupId, GroupStatus, Index, LogEntry, NodeId, Offset};
 use super::log::{Logs, id_of};
 use super::members::Members;
 use super::reading::Reading;
+use super::sessions::Sessions;
 use super::{Checked, EntryId, ensure};
 use crate::plan::Plan;
 
@@ -30,13 +31,15 @@ pub(crate) struct Commits {
     logs: BTreeSet<GroupId>,
     pub(crate) members: Members,
     pub(crate) reading: Reading,
+    pub(crate) sessions: Sessions,
 }
 
 impl Commits {
     pub(super) fn new(plan: &Plan) -> Commits {
         let logs = plan.groups.iter().filter(|group| !group.has_machine).map(|group| group.id).collect();
         let (groups, applied) = Default::default();
-        Commits { groups, applied, logs, members: Members::new(plan), reading: Reading::new(plan) }
+        let (members, reading, sessions) = (Members::new(plan), Reading::new(plan), Sessions::default());
+        Commits { groups, applied, logs, members, reading, sessions }
     }
 
     pub(super) fn of(&self, group: GroupId) -> &[EntryId] {
@@ -119,6 +122,7 @@ impl Commits {
                     committed.ends.push(Offset(committed.records.len() as u64));
                     let (commands, count) = (known.commands.as_ref(), known.records.len());
                     self.reading.committed(group, index, commands, count, known.at)?;
+                    self.sessions.committed(group, index, known)?;
                     if let Some(changes) = &known.changes {
                         self.members.committed(group, index, changes);
                     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iroh_raft_core::batch::Batch;
+use iroh_raft_core::batch::{Batch, Run};
 use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
     EntryKind, GroupAppend, GroupId, Index, LogChange, LogEntry, MemberChange, NodeId, Offset, Term,
@@ -24,6 +24,8 @@ pub(super) struct Known {
     pub(super) records: Vec<u64>,
     /// Time of its records.
     pub(super) at: WallTime,
+    /// Which of them clients appended in sessions.
+    pub(super) runs: Vec<Run>,
     /// What it commands its group.
     pub(super) commands: Option<GroupCommands>,
     /// What it changes about the members.
@@ -66,7 +68,8 @@ impl Logs {
             let changes = is_change.then(|| decode_change(&entry.data)).flatten();
             let at = batch.as_ref().map_or(WallTime(0), Batch::at);
             let commands = entry.group_commands().and_then(|data| GroupCommands::decode(data).ok());
-            Known { id, before: None, base, records: records.collect(), at, commands, changes }
+            let runs = batch.iter().flat_map(Batch::runs).collect();
+            Known { id, before: None, base, records: records.collect(), at, runs, commands, changes }
         });
         ensure(known.id == id, "entries of one index and term are the same", || {
             format!("group {group}: two entries {} of term {}", entry.index, entry.term)

@@ -93,6 +93,9 @@ impl Trace {
                 Reply::Appended { token, first, index, term, .. } => {
                     (token, first, index, term).hash(&mut self.0);
                 }
+                Reply::Repeated { token, first, index, term, .. } => {
+                    (token, first, index, term).hash(&mut self.0);
+                }
                 Reply::ReadReady { token, freshness: Freshness { applied, commit, heard }, .. } => {
                     (token, applied, commit, heard).hash(&mut self.0);
                 }

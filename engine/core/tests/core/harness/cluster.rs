@@ -281,7 +281,7 @@ impl Cluster {
         let block = RecordBlock::from_records(&records);
         self.checker.open(token, group, records);
         let deadline = self.deadline();
-        self.feed(node, Input::Propose(Propose { token, group, block, answer, deadline }));
+        self.feed(node, Input::Propose(Propose { token, group, block, run: None, answer, deadline }));
         token
     }
 
@@ -605,6 +605,7 @@ impl Cluster {
                 self.replies.insert(*token, reply);
             }
             Reply::ReadReady { token, .. }
+            | Reply::Repeated { token, .. }
             | Reply::Records { token, .. }
             | Reply::Found { token, .. }
             | Reply::CommandDone { token, .. }
@@ -729,6 +730,7 @@ impl Cluster {
 fn name_of(reply: &Reply) -> &'static str {
     match reply {
         Reply::Appended { .. } => "appended",
+        Reply::Repeated { .. } => "repeated",
         Reply::ReadReady { .. } => "read ready",
         Reply::Records { .. } => "records",
         Reply::Found { .. } => "found",

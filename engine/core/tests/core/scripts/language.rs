@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use iroh_raft_core::{
-    AnswerOn, Consistency, FetchError, GroupId, Index, Input, LeaseReads, LogDamage, NodeId, SpreadConfig,
+    AnswerOn, ClientRun, Consistency, FetchError, GroupId, Index, Input, LeaseReads, LogDamage, NodeId,
+    Owner, Sequence, SpreadConfig,
 };
 
-use super::message::{parse_message, parse_number, parse_record};
+use super::message::{parse_message, parse_number, parse_record, parse_session};
 use super::trace::Detail;
 use super::world::{Link, Links, Which, World};
 use crate::harness::Group;
@@ -35,7 +36,7 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
         | "step-down" | "wait" | "tail" | "grant" | "end-tail" | "find" | "cursor" | "trim" | "create"
-        | "remove" => ask(world, name, group, rest),
+        | "remove" | "once" | "once-command" | "session" | "outcome" => ask(world, name, group, rest),
         "cursors" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_cursors(&ids, group);
@@ -147,6 +148,10 @@ fn set(world: &mut World, setting: &str, value: usize) -> Result<(), String> {
         }
         "wall_ms" => {
             world.wall = value as u64;
+            return Ok(());
+        }
+        "sessions_per_owner_max" => {
+            config.sessions_per_owner_max = u32::try_from(value).map_err(|error| error.to_string())?;
             return Ok(());
         }
         "flush_stuck_ms" => {
@@ -321,11 +326,31 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
     };
     match (name, words) {
         ("propose" | "command", [id, records @ ..]) => {
-            let request = |words: &[&str]| words.iter().map(|word| parse_record(word)).collect();
+            let request = |words: &[&str]| {
+                Ok((None, words.iter().map(|word| parse_record(word)).collect::<Result<_, String>>()?))
+            };
             let requests =
                 records.split(|word| *word == "|").map(request).collect::<Result<Vec<_>, String>>()?;
             let answer = if name == "command" { AnswerOn::Apply } else { AnswerOn::Commit };
-            world.propose(node(id)?, group, &requests, answer, patience)
+            world.propose(node(id)?, group, requests, answer, patience)
+        }
+        ("once" | "once-command", [id, session, requests @ ..]) => {
+            let session = parse_session(session)?;
+            let answer = if name == "once-command" { AnswerOn::Apply } else { AnswerOn::Commit };
+            let request = |words: &[&str]| {
+                let (first, records) = words.split_first().ok_or("a sequence and records")?;
+                let first = Sequence(parse_number(first)?);
+                let records = records.iter().map(|word| parse_record(word)).collect::<Result<_, String>>()?;
+                Ok((Some(ClientRun { session, first, owner: Owner(0) }), records))
+            };
+            let requests =
+                requests.split(|word| *word == "|").map(request).collect::<Result<Vec<_>, String>>()?;
+            world.propose(node(id)?, group, requests, answer, patience)
+        }
+        ("session", [id, words @ ..]) => world.command(node(id)?, group, words, patience),
+        ("outcome", [id, session, sequence]) => {
+            let sequence = Sequence(parse_number(sequence)?);
+            world.print_outcome(node(id)?, group, parse_session(session)?, sequence)
         }
         ("read" | "lease" | "local" | "here", [id, names @ ..]) => {
             let kind = match name {

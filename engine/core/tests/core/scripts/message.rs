@@ -5,7 +5,8 @@ use iroh_raft_core::batch::{Batch, RecordBlock, encode_batch};
 use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
     ConfState, CursorName, EntryKind, GroupCommand, GroupId, Index, LogEntry, MemberChange, MemberRole,
-    MessageKind, NodeId, Offset, PeerMessage, Term, WallTime, decode_change, decode_members,
+    MessageKind, NodeId, Offset, Owner, PeerMessage, SessionId, Term, WallTime, decode_change,
+    decode_members,
 };
 
 /// Longer records of one byte are printed as that byte and how often it stands there.
@@ -156,16 +157,34 @@ pub(super) fn print_entry(entry: &LogEntry) -> String {
     }
     let batch = Batch::parse(&entry.data).expect("the shard hands out sound batches");
     let records: Vec<String> = batch.records().map(|(_, record)| print_record(record)).collect();
-    format!("{place}[{}:{}]", batch.base(), records.join(","))
+    let runs = batch.runs().map(|run| format!(" {}@{}+{}", print_session(run.session), run.first, run.count));
+    format!("{place}[{}:{}{}]", batch.base(), records.join(","), runs.collect::<String>())
 }
 
-/// `commit a 5`, `set a 5`, `drop a` or `trim 5`.
+/// The name of a session: its bytes up to the first zero.
+fn print_session(session: SessionId) -> String {
+    let name = session.0.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
+}
+
+pub(super) fn parse_session(name: &str) -> Result<SessionId, String> {
+    let mut session = SessionId::default();
+    let place = session.0.get_mut(..name.len()).ok_or("a session's name has 16 letters at most")?;
+    place.copy_from_slice(name.as_bytes());
+    Ok(session)
+}
+
+/// `commit a 5`, `set a 5`, `drop a`, `trim 5`, `open s 60000` or `close s`.
 fn print_command(command: &GroupCommand) -> String {
     match command {
         GroupCommand::CommitCursor { name, offset } => format!("commit {name} {offset}"),
         GroupCommand::SetCursor { name, offset } => format!("set {name} {offset}"),
         GroupCommand::DropCursor { name } => format!("drop {name}"),
         GroupCommand::Trim { before } => format!("trim {before}"),
+        GroupCommand::OpenSession { session, ttl_ms, .. } => {
+            format!("open {} {ttl_ms}", print_session(*session))
+        }
+        GroupCommand::CloseSession { session, .. } => format!("close {}", print_session(*session)),
     }
 }
 
@@ -177,7 +196,13 @@ pub(super) fn parse_command(words: &[&str]) -> Result<GroupCommand, String> {
         ["set", of, at] => Ok(GroupCommand::SetCursor { name: name(of)?, offset: offset(at)? }),
         ["drop", of] => Ok(GroupCommand::DropCursor { name: name(of)? }),
         ["trim", at] => Ok(GroupCommand::Trim { before: offset(at)? }),
-        _ => Err("commit NAME OFFSET, set NAME OFFSET, drop NAME or trim OFFSET".to_owned()),
+        ["open", of, ttl_ms] => {
+            let (session, ttl_ms) = (parse_session(of)?, parse_number(ttl_ms)?);
+            Ok(GroupCommand::OpenSession { session, owner: Owner(0), ttl_ms })
+        }
+        ["close", of] => Ok(GroupCommand::CloseSession { session: parse_session(of)?, owner: Owner(0) }),
+        _ => Err("commit NAME OFFSET, set NAME OFFSET, drop NAME, trim OFFSET, open NAME MS or close NAME"
+            .to_owned()),
     }
 }
 

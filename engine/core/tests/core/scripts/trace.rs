@@ -102,6 +102,9 @@ impl Trace {
                 let count = if *count == 1 { String::new() } else { format!(" and {} more", count - 1) };
                 (token, group, format!("appended at offset {first}{count}, entry {index}/{term}"))
             }
+            Reply::Repeated { token, group, first, count, index, term } => {
+                (token, group, format!("applied before: {count} from offset {first}, entry {index}/{term}"))
+            }
             Reply::ReadReady { token, group, freshness } => (token, group, ready(freshness)),
             Reply::Records { token, group, entries: found, end, is_last, .. } => {
                 let on = if *is_last { "" } else { ", more to come" };

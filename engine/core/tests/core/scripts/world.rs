@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, Append, ConfState, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus, Index,
-    Input, Invite, MessageKind, NodeId, Offset, Open, Outputs, PeerMessage, Propose, Retention, Role, Send,
-    Shard, ShardConfig, SnapshotTask, Timestamp, Token, WallTime,
+    AnswerOn, Append, ClientRun, ConfState, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus,
+    Index, Input, Invite, MessageKind, NodeId, Offset, Open, Outputs, Owner, PeerMessage, Propose, Retention,
+    Role, RunOutcome, Send, Sequence, SessionId, Shard, ShardConfig, SnapshotTask, Timestamp, Token,
+    WallTime,
 };
 
 use super::message::{parse_change, parse_command, print_message, print_record};
@@ -438,16 +439,16 @@ impl World {
         &mut self,
         id: NodeId,
         group: GroupId,
-        requests: &[Vec<Vec<u8>>],
+        requests: Vec<(Option<ClientRun>, Vec<Vec<u8>>)>,
         answer: AnswerOn,
         patience: Option<Duration>,
     ) -> Result<(), String> {
         let mut inputs = Vec::new();
-        for records in requests {
+        for (run, records) in requests {
             let name: Vec<String> = records.iter().map(|record| print_record(record)).collect();
             let (token, deadline) = self.request(id, name.join(","), patience)?;
-            let block = RecordBlock::from_records(records);
-            inputs.push(Input::Propose(Propose { token, group, block, answer, deadline }));
+            let block = RecordBlock::from_records(&records);
+            inputs.push(Input::Propose(Propose { token, group, block, run, answer, deadline }));
         }
         self.turn(id, inputs)
     }
@@ -558,6 +559,27 @@ impl World {
         let (token, deadline) = self.request(id, words.join(" "), patience)?;
         let command = parse_command(words)?;
         self.feed(id, Input::Command { token, group, command, deadline })
+    }
+
+    pub(super) fn print_outcome(
+        &mut self,
+        id: NodeId,
+        group: GroupId,
+        session: SessionId,
+        sequence: Sequence,
+    ) -> Result<(), String> {
+        let shard = self.node(id)?.shard.as_ref().ok_or("the node is down")?;
+        let line = match shard.session_outcome(group, session, Owner(0), sequence) {
+            Ok(RunOutcome::Committed { offset, index, term }) => {
+                format!("committed at offset {offset}, entry {index}/{term}")
+            }
+            Ok(RunOutcome::Pending) => "pending".to_owned(),
+            Ok(RunOutcome::NotThere { expected }) => format!("not there, {expected} is next"),
+            Ok(RunOutcome::Forgotten) => "forgotten".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.trace.answer(format!("{} outcome of {sequence}: {line}", who(id, group)));
+        Ok(())
     }
 
     pub(super) fn print_cursors(&mut self, ids: &[NodeId], group: GroupId) {

@@ -1,0 +1,255 @@
+//! Appends and proposals that are done once, whatever happens on the way.
+//!
+//! A session counts its records, and the group remembers what it has of them: a retry, at whichever leader, gets the answer
+//! of the first attempt. So a session retries what a [`Client`] by itself must leave as unknown.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use iroh_raft_core::batch::RecordBlock;
+use iroh_raft_core::{
+    AnswerOn, GroupCommand, GroupId, Owner, RequestError, Retry, RunOutcome, Sequence, SessionId,
+    SessionRefusal,
+};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::{Instant, sleep};
+
+use super::call::{Appended, Outcome, Target};
+use super::{Client, ClientError};
+use crate::wire::ClientBody;
+
+/// Pause after an attempt that the client's own retries gave up early.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How something of a session ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SessionDone {
+    /// Records are on stable storage of a quorum.
+    Appended(Appended),
+    /// A command is applied: its response.
+    Response(Bytes),
+}
+
+/// Records that were given to a session and whose end is not known.
+#[derive(Clone, Debug)]
+struct Unfinished {
+    block: RecordBlock,
+    answer: AnswerOn,
+}
+
+/// A client session of one group: see [`Client::open_session`]. One thing at a time: throughput comes from batches, and
+/// from several sessions.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    group: GroupId,
+    id: SessionId,
+    next: Sequence,
+    unfinished: Option<Unfinished>,
+}
+
+impl Client {
+    /// Opens a session of a group. It expires once it was not used for `ttl`, by the leaders' clocks; what comes after that
+    /// is refused. A group has a bounded number of sessions, and of each client: [`close`](Session::close) those
+    /// that are not needed.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`SessionRefusal`] says which bound is in the way.
+    pub async fn open_session(&self, group: GroupId, ttl: Duration) -> Result<Session, ClientError> {
+        let deadline = Instant::now() + self.deadline;
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+        loop {
+            // Another one each time: an attempt that was lost must not come late and open what has expired.
+            let mut session = SessionId::default();
+            SmallRng::from_os_rng().fill(&mut session.0);
+            // The node says whose it is.
+            let command = GroupCommand::OpenSession { session, owner: Owner(0), ttl_ms };
+            let client = self.with_deadline(deadline.saturating_duration_since(Instant::now()));
+            match client.command(group, command).await {
+                Ok(_) => return Ok(Session::new(self.clone(), group, session)),
+                Err(ClientError::OutcomeUnknown) if Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Session {
+    fn new(client: Client, group: GroupId, id: SessionId) -> Session {
+        Session { client, group, id, next: Sequence(0), unfinished: None }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Sequence of the next record, or of the first one that is unfinished.
+    #[must_use]
+    pub fn next(&self) -> Sequence {
+        self.next
+    }
+
+    /// Appends records, in order and without a gap, all or none, once: it retries until the client's deadline, across
+    /// leaders and lost connections, and returns the answer of the attempt that went through. Cancel safe, as far as that
+    /// the end can still be had by [`resume`](Session::resume).
+    ///
+    /// # Errors
+    /// [`ClientError::OutcomeUnknown`] when time is up: [`resume`](Session::resume) goes on. [`ClientError::Unfinished`]
+    /// when that was not done. Whatever else refuses them did nothing, but for [`SessionRefusal::Unknown`]: the session is over,
+    /// and what earlier attempts did stays unknown.
+    pub async fn append<R: AsRef<[u8]>>(&mut self, records: &[R]) -> Result<Appended, ClientError> {
+        match self.begin(records, AnswerOn::Commit).await? {
+            SessionDone::Appended(appended) => Ok(appended),
+            SessionDone::Response(_) => unreachable!("an append ends as an append"),
+        }
+    }
+
+    /// Proposes a command to the group's state machine, once, and returns its response.
+    ///
+    /// # Errors
+    /// As [`append`](Session::append); [`SessionRefusal::ResponseGone`] when it is applied and no node that was asked has
+    /// kept its response.
+    pub async fn propose(&mut self, command: impl AsRef<[u8]>) -> Result<Bytes, ClientError> {
+        match self.begin(&[command], AnswerOn::Apply).await? {
+            SessionDone::Response(response) => Ok(response),
+            SessionDone::Appended(_) => unreachable!("a proposal ends as a proposal"),
+        }
+    }
+
+    async fn begin<R: AsRef<[u8]>>(
+        &mut self,
+        records: &[R],
+        answer: AnswerOn,
+    ) -> Result<SessionDone, ClientError> {
+        if self.unfinished.is_some() {
+            return Err(ClientError::Unfinished);
+        }
+        self.client.shared().charge(records)?;
+        let unfinished = Unfinished { block: RecordBlock::from_records(records), answer };
+        self.unfinished = Some(unfinished.clone());
+        self.finish(unfinished).await
+    }
+
+    /// Goes on with what an earlier call left unfinished; `None` when there is nothing.
+    ///
+    /// # Errors
+    /// As for that call.
+    pub async fn resume(&mut self) -> Result<Option<SessionDone>, ClientError> {
+        match self.unfinished.clone() {
+            Some(unfinished) => self.finish(unfinished).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn finish(&mut self, unfinished: Unfinished) -> Result<SessionDone, ClientError> {
+        let deadline = Instant::now() + self.client.deadline;
+        let count = unfinished.block.count();
+        loop {
+            let client = self.client.with_deadline(deadline.saturating_duration_since(Instant::now()));
+            let Unfinished { block, answer } = unfinished.clone();
+            let body = ClientBody::Append { block, answer, run: Some((self.id, self.next)) };
+            let error = match client.ask(self.group, body, Target::Leader).await {
+                Ok(Outcome::Appended(appended)) => {
+                    return Ok(self.done(count, SessionDone::Appended(appended)));
+                }
+                Ok(Outcome::Response(response)) => {
+                    return Ok(self.done(count, SessionDone::Response(response)));
+                }
+                Ok(_) => unreachable!("succeed() gives an append nothing else"),
+                Err(error) => error,
+            };
+            match &error {
+                ClientError::Request(RequestError::Session { refusal }) => {
+                    if let Some(done) = self.settle(&client, *refusal, &unfinished).await? {
+                        return Ok(self.done(count, done));
+                    }
+                }
+                error if error.retry() == Retry::Never => {
+                    self.unfinished = None;
+                    return Err(error.clone());
+                }
+                _ => {}
+            }
+            if Instant::now() + PAUSE >= deadline {
+                return Err(ClientError::OutcomeUnknown);
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn done(&mut self, count: u32, done: SessionDone) -> SessionDone {
+        self.unfinished = None;
+        self.next.0 += u64::from(count);
+        done
+    }
+
+    /// A leader refuses the records. One that was deposed and has not noticed may be wrong about a session: whoever leads for
+    /// certain is asked. `None`: to be tried again.
+    async fn settle(
+        &mut self,
+        client: &Client,
+        refusal: SessionRefusal,
+        unfinished: &Unfinished,
+    ) -> Result<Option<SessionDone>, ClientError> {
+        let final_refusal = match refusal {
+            SessionRefusal::ResponseGone { .. } => {
+                self.next.0 += u64::from(unfinished.block.count());
+                refusal
+            }
+            SessionRefusal::Unknown
+            | SessionRefusal::OutOfOrder { .. }
+            | SessionRefusal::Forgotten { .. } => {
+                match client.outcome_of(self.group, self.id, self.next).await {
+                    Ok(RunOutcome::Committed { offset, index, term })
+                        if unfinished.answer == AnswerOn::Commit =>
+                    {
+                        return Ok(Some(SessionDone::Appended(Appended { offset, index, term })));
+                    }
+                    Ok(RunOutcome::Committed { .. } | RunOutcome::Pending) => return Ok(None),
+                    Ok(RunOutcome::NotThere { expected }) if expected == self.next => return Ok(None),
+                    Ok(RunOutcome::NotThere { .. } | RunOutcome::Forgotten) => refusal,
+                    Err(ClientError::Request(RequestError::Session { refusal })) => refusal,
+                    Err(_) => return Ok(None),
+                }
+            }
+            _ => refusal,
+        };
+        self.unfinished = None;
+        Err(RequestError::Session { refusal: final_refusal }.into())
+    }
+
+    /// What became of a record of this session, with all that was committed before. A record that is not there may still
+    /// be on its way, if it was sent.
+    ///
+    /// # Errors
+    /// [`ClientError`]; asking changes nothing.
+    pub async fn outcome(&self, sequence: Sequence) -> Result<RunOutcome, ClientError> {
+        self.client.outcome_of(self.group, self.id, sequence).await
+    }
+
+    /// Closes it, so that it takes no place any more.
+    ///
+    /// # Errors
+    /// [`ClientError`]; it then expires by itself.
+    pub async fn close(self) -> Result<(), ClientError> {
+        let command = GroupCommand::CloseSession { session: self.id, owner: Owner(0) };
+        self.client.command(self.group, command).await.map(drop)
+    }
+}
+
+impl Client {
+    async fn outcome_of(
+        &self,
+        group: GroupId,
+        session: SessionId,
+        sequence: Sequence,
+    ) -> Result<RunOutcome, ClientError> {
+        match self.ask(group, ClientBody::Outcome { session, sequence }, Target::Leader).await? {
+            Outcome::Run(outcome) => Ok(outcome),
+            _ => unreachable!("succeed() gives an outcome nothing else"),
+        }
+    }
+}
