@@ -56,6 +56,7 @@ pub(crate) struct GroupLog {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
     pub(crate) meta: Bytes,
+    pub(crate) is_under_repair: bool,
     start: LogStart,
     cold: VecDeque<ColdSpan>,
     /// Last index in the log file, or where the log starts.
@@ -207,8 +208,32 @@ impl GroupLog {
                 self.restart(start);
                 self.cold.drain(..).collect()
             }
+            LogChange::CutAfter(place) => self.cut_after(place),
             LogChange::Remove => self.cold.drain(..).collect(),
         }
+    }
+
+    /// Whether the log can be made to end there, wherever what follows stands.
+    pub(crate) fn may_end_at(&self, place: LogStart) -> bool {
+        let is_end_of_block = self.cold.binary_search_by_key(&place.index, |span| span.last).is_ok();
+        place == self.start || is_end_of_block || (self.moved..=self.last()).contains(&place.index)
+    }
+
+    /// What follows a place is void, also in the log file. Returns its blocks there.
+    fn cut_after(&mut self, place: LogStart) -> Vec<ColdSpan> {
+        let kept = self.cold.partition_point(|span| span.last <= place.index);
+        let void = self.cold.split_off(kept).into();
+        if place.index < self.moved {
+            self.hot.clear();
+            (self.moved, self.moved_end) = (place.index, place.offset);
+            self.cold_checksum = self.cold.back().map_or(0, |span| span.checksum);
+        } else {
+            self.drop_hot_from(place.index.next());
+        }
+        self.next_offset = place.offset;
+        self.lost = Index(0);
+        self.cuts += 1;
+        void
     }
 
     fn compact_to(&mut self, start: LogStart) {

@@ -15,6 +15,7 @@ mod quiet;
 mod read;
 mod reading;
 mod ready;
+mod repair;
 mod retention;
 mod serve;
 mod snapshot_receive;
@@ -56,6 +57,7 @@ use leaving::Leaving;
 use members::Members;
 use quiet::Quiet;
 use ready::Persistence;
+use repair::Repair;
 use retention::Keeping;
 use serve::Purpose;
 use snapshots::Snapshots;
@@ -126,6 +128,7 @@ pub(crate) struct Replica {
     finds: Finds,
     commands: Commands,
     keeping: Keeping,
+    repair: Option<Box<Repair>>,
 
     commit: Index,
     /// Offset after the last committed record.
@@ -152,7 +155,7 @@ impl Replica {
     /// # Errors
     /// What is inconsistent about its state.
     pub(crate) fn new(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Result<Replica, String> {
-        let Loaded { state, changes, written, is_adopted, at } = loaded;
+        let Loaded { state, changes, written, damage, is_adopted, at } = loaded;
         let snapshot = state.snapshot.clone().filter(|_| state.has_state_machine);
         let snapshot_index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
         if state.has_state_machine && snapshot_index < state.start.index {
@@ -198,6 +201,7 @@ impl Replica {
             // A commit index that a snapshot brought came with its table, and goes to the disk with it.
             commands: Commands::new(meta, commit, written.commit < commit),
             keeping: Keeping::new(state.retention, now),
+            repair: Repair::at_start(state, *damage, *is_adopted, written.commit).map(Box::new),
             commit,
             commit_end,
             applied: if state.has_state_machine { snapshot_index } else { commit },
@@ -216,10 +220,10 @@ impl Replica {
             }
             replica.apply_change(change);
         }
-        if *is_adopted {
+        if *is_adopted && damage.is_none() {
             replica.persistence.change_log(LogChange::StartAfter(state.start), state.conf_state.clone());
         }
-        replica.is_dirty |= *is_adopted || replica.snapshots.needs_turn();
+        replica.is_dirty |= *is_adopted || replica.repair.is_some() || replica.snapshots.needs_turn();
         replica.show_offer();
         replica.write_draw(config, false);
         Ok(replica)
@@ -276,6 +280,7 @@ impl Replica {
             is_quarantined: false,
             is_disk_hung: false,
             is_quiet: self.is_quiet(),
+            is_under_repair: self.is_under_repair(),
         }
     }
 
@@ -340,6 +345,7 @@ impl Replica {
             }
             if !self.is_leader() && (self.must_not_lead(turn) || self.leadership.is_resting()) {
                 self.let_tick_pass();
+                self.handle_repair_tick(turn);
                 continue;
             }
             if !self.may_campaign(turn) {
@@ -362,6 +368,7 @@ impl Replica {
 
     /// A message of a peer: refused, dropped as stale, or stepped.
     pub(crate) fn handle_message(&mut self, turn: &mut Turn<'_>, mut message: PeerMessage) {
+        self.hold_back_commit(&mut message);
         if let Err(reason) = validate::check(&self.view(turn), &message) {
             let (group, from) = (self.group, message.from);
             turn.out.events.push(Event::MessageRefused { group, from, reason });
@@ -388,7 +395,12 @@ impl Replica {
         {
             return;
         }
+        if self.is_kept_from(&message) {
+            return;
+        }
         match message.kind {
+            MessageKind::RepairQuestion => return self.handle_repair_question(turn, &message),
+            MessageKind::RepairBound => return self.handle_repair_bound(&message),
             MessageKind::Snapshot => return self.handle_offer(turn, &message),
             MessageKind::SnapshotChunk => return self.handle_chunk(turn, &message),
             MessageKind::SnapshotAck => return self.handle_ack(turn, &message),
@@ -500,6 +512,7 @@ impl Replica {
             self.after_call(turn, false);
             let opened = |token| Reply::Opened { token, group: self.group };
             turn.out.replies.extend(self.opening.take().map(opened));
+            self.end_repair(turn);
         }
     }
 
@@ -531,6 +544,7 @@ impl Replica {
     /// The turn ends: say everything that has to be done.
     pub(crate) fn handle_turn(&mut self, turn: &mut Turn<'_>) {
         self.is_dirty = false;
+        self.advance_repair(turn);
         self.advance_transfer(turn);
         self.leave_joint(turn);
         self.propose_commands(turn);

@@ -98,6 +98,13 @@ mutants! {
     GrantsAddUp = "a grant to a tail that comes twice counts twice",
     CursorGoesBack = "a late commit moves a cursor back",
     CursorsForgotten = "a restart forgets the table of cursors",
+    RepairVotes = "a replica under repair votes",
+    RepairCampaigns = "a replica under repair campaigns",
+    RepairEndsEarly = "a repair is over once the leader has answered, whatever the replica has by then",
+    RepairForgotten = "a restart forgets that a repair was under way",
+    RepairKeepsDamage = "a repair leaves what follows the damage on the disk",
+    RepairUnheard = "a leader goes on counting on what a replica under repair has lost",
+    RepairAcknowledgesBound = "a replica under repair acknowledges its bound at once",
 }
 
 #[cfg(mutants)]

@@ -816,6 +816,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         is_quarantined: false,
         is_disk_hung: false,
         is_quiet: false,
+        is_under_repair: false,
     }
 }
 

@@ -671,6 +671,17 @@ impl Driver {
                 ShardCounters::add(&counters.groups_quarantined, 1);
                 tracing::error!(%group, reason, "group quarantined on this node; the others go on");
             }
+            Event::RepairNeeded { group, damage, last, commit, term } => {
+                ShardCounters::add(&counters.repairs_begun, 1);
+                tracing::error!(
+                    %group, ?damage, %last, %commit, %term,
+                    "entries are damaged: the replica does not vote until its leader has given them again"
+                );
+            }
+            Event::Repaired { group, bound } => {
+                ShardCounters::add(&counters.repairs_done, 1);
+                tracing::info!(%group, %bound, "the replica has all again: it is repaired");
+            }
             Event::MessageRefused { group, from, reason } => {
                 ShardCounters::add(&counters.messages_refused, 1);
                 tracing::warn!(%group, %from, ?reason, "message of a peer refused");

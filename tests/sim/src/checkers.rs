@@ -14,6 +14,7 @@ mod log;
 pub(crate) mod members;
 mod quiet;
 pub(crate) mod reading;
+mod repair;
 mod sent;
 mod snapshots;
 mod trace;
@@ -36,6 +37,7 @@ use elections::Elections;
 use leadership::Leadership;
 use log::Logs;
 use quiet::Quiets;
+use repair::Repairs;
 use snapshots::Snapshots;
 use trace::Trace;
 
@@ -81,6 +83,7 @@ pub(crate) struct Checks {
     leadership: Leadership,
     logs: Logs,
     quiets: Quiets,
+    repairs: Repairs,
     snapshots: Snapshots,
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
@@ -107,6 +110,7 @@ impl Checks {
             leadership: Leadership::default(),
             logs: Logs::default(),
             quiets: Quiets::default(),
+            repairs: Repairs::default(),
             snapshots: Snapshots::default(),
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
@@ -153,6 +157,7 @@ impl Checks {
         let checked = self.durable.booted(node, shard, last_seq, found, &mut self.marks);
         self.note(checked);
         for state in found {
+            self.repairs.booted(node, state, &self.durable, &mut self.marks);
             let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
             self.logs.restart(node, state.group, entries);
             self.commits.restart(node, state.group);
@@ -299,6 +304,17 @@ impl Checks {
                 self.marks.add("replica left", 1);
                 self.statuses.remove(&(node, *group));
                 self.commits.restart(node, *group);
+                self.repairs.left(node, *group);
+            }
+            Event::RepairNeeded { group, .. } => {
+                self.marks.add("replica under repair", 1);
+                let checked = self.repairs.needed(node, *group);
+                self.note(checked);
+            }
+            Event::Repaired { group, .. } => {
+                self.marks.add("replica repaired", 1);
+                let checked = self.repairs.repaired(node, *group, self.commits.of(*group), &self.durable);
+                self.note(checked);
             }
             Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
             Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),
@@ -415,6 +431,7 @@ impl Checks {
             let is_append = message.kind == MessageKind::Append;
             let mut entries = message.entries.iter().filter(|_| is_append);
             let checked = sent::check(&message, &self.durable)
+                .and_then(|()| self.repairs.sent(&message))
                 .and_then(|()| self.elections.voted(&message))
                 .and_then(|()| entries.try_for_each(|entry| self.logs.check(message.group, entry)));
             self.note(checked);

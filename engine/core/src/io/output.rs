@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Append, ConfState, Fetch, LogEntry, PeerMessage, SnapshotTask, Token};
+use super::{Append, ConfState, Fetch, LogDamage, LogEntry, PeerMessage, SnapshotTask, Token};
 use crate::error::{RequestError, TransferError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
 
@@ -311,6 +311,27 @@ pub enum Event {
         group: GroupId,
         /// The last entry that it may have had a part in.
         since: Index,
+    },
+    /// Entries of a replica are damaged or gone, and they may have been acknowledged: it is under repair. It takes
+    /// them from its leader, and does not vote before it has all that the leader had when it was asked.
+    RepairNeeded {
+        /// The group.
+        group: GroupId,
+        /// What is damaged; `None` when an earlier process had begun the repair.
+        damage: Option<LogDamage>,
+        /// Last entry that is sound.
+        last: Index,
+        /// What the replica knew to be committed.
+        commit: Index,
+        /// Its term.
+        term: Term,
+    },
+    /// A replica under repair has all again that it may ever have acknowledged: it is well.
+    Repaired {
+        /// The group.
+        group: GroupId,
+        /// The entry up to which its leader demanded it.
+        bound: Index,
     },
     /// A group broke an invariant and was taken out; the other groups go on.
     Quarantined {
