@@ -155,7 +155,10 @@ impl fmt::Display for ShardCheck {
             )?;
         }
         for (group, last) in &self.groups_under_repair {
-            writeln!(f, "  group {group} is under repair, and has entries up to {last}: it will go on at the next start")?;
+            writeln!(
+                f,
+                "  group {group} is under repair, and has entries up to {last}: it will go on at the next start"
+            )?;
         }
         for damage in &self.damage {
             writeln!(f, "PROBLEM: {damage}")?;

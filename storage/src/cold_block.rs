@@ -313,8 +313,7 @@ impl GroupRow {
         let hard_state = parse_hard_state(&mut cursor)?;
         let conf_state = parse_conf_state(&mut cursor)?;
         let meta = Bytes::copy_from_slice(cursor.bytes(cursor.left())?);
-        let is_possible =
-            version == LOG_VERSION && moved >= start.index && moved_end >= start.offset;
+        let is_possible = version == LOG_VERSION && moved >= start.index && moved_end >= start.offset;
         let row =
             GroupRow { start, moved, moved_end, checksum, hard_state, conf_state, meta, is_under_repair };
         is_possible.then_some(row)

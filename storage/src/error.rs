@@ -320,7 +320,9 @@ pub enum AppendProblem {
         floor: Index,
     },
     /// What is final is cut by a repair only, at the end of a stored block or in the journal.
-    #[error("the log cannot be cut after entry {index}: no repair begins there, or no stored block ends there")]
+    #[error(
+        "the log cannot be cut after entry {index}: no repair begins there, or no stored block ends there"
+    )]
     Cut {
         /// The entry.
         index: Index,

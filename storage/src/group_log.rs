@@ -219,6 +219,23 @@ impl GroupLog {
         place == self.start || is_end_of_block || (self.moved..=self.last()).contains(&place.index)
     }
 
+    /// The end of the last stored block before an entry, or the start of the log: its index, and the offset after it.
+    pub(crate) fn end_before(&self, index: Index) -> (Index, Offset) {
+        let hot = self.hot.iter().find(|span| span.last() >= index).map(|span| (span.first, span.base));
+        let cold = self.cold.get(self.cold.partition_point(|span| span.last < index));
+        let (first, base) = match (cold, hot) {
+            (Some(span), _) => (span.first, span.base),
+            (None, Some((first, base))) if first > self.moved => (first, base),
+            (None, Some(_)) => return (self.moved, self.moved_end),
+            (None, None) => return (self.last(), self.next_offset),
+        };
+        if first <= self.start.index.next() {
+            (self.start.index, self.start.offset)
+        } else {
+            (Index(first.0 - 1), base)
+        }
+    }
+
     /// What follows a place is void, also in the log file. Returns its blocks there.
     fn cut_after(&mut self, place: LogStart) -> Vec<ColdSpan> {
         let kept = self.cold.partition_point(|span| span.last <= place.index);

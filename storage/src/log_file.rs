@@ -153,6 +153,20 @@ impl LogFile {
         Ok(log)
     }
 
+    /// The rows of the index of one group, in order; `None` for what is none.
+    pub(crate) fn index_rows(&self, group: GroupId) -> Result<Vec<(Index, Option<IndexRow>)>, RedbFailure> {
+        self.file.read(|transaction| {
+            let table = transaction.open_table(INDEX)?;
+            let mut rows = Vec::new();
+            for row in table.range((group.0, 0)..=(group.0, u64::MAX))? {
+                let (key, row) = row?;
+                let first = Index(key.value().1);
+                rows.push((first, IndexRow::parse(group, first, row.value())));
+            }
+            Ok(rows)
+        })
+    }
+
     /// Makes a move durable. Returns each group's new blocks and the offset after them.
     pub(crate) fn commit_move(
         &self,
@@ -266,6 +280,19 @@ impl StoredGroup {
         log.meta = row.meta;
         let end = (row.start.index, row.start.offset);
         StoredGroup { log, term_runs: Vec::new(), conf_changes: Vec::new(), damage: None, end }
+    }
+
+    /// The group as its row says, with these rows of its index.
+    pub(crate) fn load(row: GroupRow, rows: Vec<(Index, Option<IndexRow>)>) -> StoredGroup {
+        let mut stored = StoredGroup::new(row);
+        for (first, row) in rows {
+            match row {
+                Some(row) => drop(stored.take(row)),
+                None => stored.note_damage(first, stored.log.moved().max(first)),
+            }
+        }
+        stored.finish();
+        stored
     }
 
     /// Takes the next row of its index; false if the block lies before the start, or was cut off the end.

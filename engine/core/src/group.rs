@@ -37,8 +37,8 @@ use crate::find::Finds;
 use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{
-    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupStatus, HardState, LogChange, LogEntry, MessageKind,
-    Outputs, PeerMessage, Propose, Reply, ShardConfig, Token, has_records,
+    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupStatus, HardState, LogChange, LogDamage, LogEntry,
+    MessageKind, Outputs, PeerMessage, Propose, Reply, Retention, ShardConfig, Token, has_records,
 };
 use crate::jitter::Draw;
 use crate::lease::{Lease, Promise, Times};
@@ -147,6 +147,8 @@ pub(crate) struct Replica {
     is_dirty: bool,
     /// What broke this replica, found without a panic.
     broken: Option<String>,
+    /// Entries that it found damaged by that.
+    damage: Option<LogDamage>,
 }
 
 impl Replica {
@@ -212,6 +214,7 @@ impl Replica {
             missing: 0,
             is_paused_by_missing: false,
             broken: None,
+            damage: None,
         };
         for change in changes.iter().filter(|_| !mutants::is(Mutant::ChangesForgotten)) {
             let window = replica.raw.store();
@@ -246,9 +249,14 @@ impl Replica {
         self.is_dirty
     }
 
-    /// What broke this replica, if something did.
-    pub(crate) fn broken(&self) -> Option<&str> {
-        self.broken.as_deref()
+    /// What broke this replica, if something did, and the damaged entries that it found.
+    pub(crate) fn broken(&self) -> Option<(&str, Option<LogDamage>)> {
+        self.broken.as_deref().map(|reason| (reason, self.damage))
+    }
+
+    /// What its disk does not know of it: whether it has a state machine, and how long it keeps records.
+    pub(crate) fn settings(&self) -> (bool, Retention) {
+        (self.has_state_machine, self.keeping.retention())
     }
 
     /// Bytes of entries in memory.

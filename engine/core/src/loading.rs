@@ -115,6 +115,20 @@ impl Loading {
         Loaded { state, changes, written, damage, is_adopted, at }
     }
 
+    pub(crate) fn state(&self) -> &GroupState {
+        &self.state
+    }
+
+    /// What is damaged, and still stands on the disk.
+    pub(crate) fn lost(&self) -> Option<LogDamage> {
+        self.damage
+    }
+
+    /// Whether an entry is known to be lost already.
+    pub(crate) fn has_lost(&self, index: Index) -> bool {
+        self.damage.is_some() && index > self.state.last
+    }
+
     pub(crate) fn status(&self) -> GroupStatus {
         GroupStatus {
             group: self.state.group,

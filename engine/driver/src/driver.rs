@@ -13,9 +13,9 @@ use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    AnswerOn, Append, Apply, BusyReason, ConfState, Consistency, CursorName, Event, Fetch, FlushSeq,
-    Freshness, GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs,
-    Propose, Reply, RequestError, Retention, Role, Shard, ShardId, SnapshotStep, Timestamp, Token, WallTime,
+    AnswerOn, Append, Apply, BusyReason, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
+    GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Propose,
+    Reply, RequestError, Retention, Role, Shard, ShardId, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -23,7 +23,8 @@ use iroh_raft_netbridge::wire::{Answer, ClientBody, ClientRequest, FrameLimits, 
 use iroh_raft_storage::StorageError;
 
 use crate::lines::{
-    Closing, Command, Fetched, Finding, HandedOver, LeadershipError, LeadershipReply, Queued, Written,
+    Closing, Command, Fetched, Finding, Found, HandedOver, LeadershipError, LeadershipReply, Queued, Wanted,
+    Written,
 };
 use crate::machines::Machines;
 use crate::outbox::{FRAME_BYTES_TARGET, Outbox};
@@ -76,9 +77,9 @@ pub struct DriverParts {
     /// What the writer says; it has a place for each flush that can be under way.
     pub written: Consumer<Written>,
     /// Fetches, to the reader.
-    pub fetches: Producer<Fetch>,
+    pub fetches: Producer<Wanted>,
     /// Their answers.
-    pub fetched: Consumer<Fetched>,
+    pub fetched: Consumer<Found>,
     /// What a scrub found.
     pub findings: Consumer<Finding>,
     /// Its snapshots.
@@ -143,8 +144,8 @@ pub struct Driver {
     appends_waiting: VecDeque<Queued>,
     /// Flushes handed to the writer and not yet known durable; at most the ring's bound.
     persisted: FlushSeq,
-    /// Fetches that found the reader's ring full; bounded by the groups' open fetches.
-    fetches_waiting: VecDeque<Fetch>,
+    /// What found the reader's ring full; bounded by the groups' open fetches, and one state for each that is out.
+    fetches_waiting: VecDeque<Wanted>,
     /// Inputs that the driver itself makes: applied indexes.
     loopback: Vec<Input>,
     /// Replicas that others want here, for the next turn.
@@ -270,8 +271,19 @@ impl Driver {
     }
 
     fn take_fetched(&mut self) {
-        while let Some(Fetched { id, group, result }) = self.parts.fetched.pop() {
-            self.step(Input::Fetched { id, group, result });
+        while let Some(found) = self.parts.fetched.pop() {
+            match found {
+                Found::Entries(Fetched { id, group, result }) => {
+                    self.step(Input::Fetched { id, group, result });
+                }
+                Found::State(group, result) => {
+                    // What it had applied goes with it: it begins where its snapshot is.
+                    self.machines.close(group);
+                    self.machines.open(group);
+                    self.parts.snapshots.forget(group);
+                    self.step(Input::Reopened { group, result });
+                }
+            }
         }
         while let Some(fetch) = self.fetches_waiting.pop_front() {
             if let Err(fetch) = self.parts.fetches.push(fetch) {
@@ -491,9 +503,10 @@ impl Driver {
             self.outbox.push(send.message, after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates)));
         }
         self.invites.append(&mut outputs.invites);
-        for fetch in outputs.fetches.drain(..) {
-            if let Err(fetch) = self.parts.fetches.push(fetch) {
-                self.fetches_waiting.push_back(fetch);
+        let entries = outputs.fetches.drain(..).map(Wanted::Entries);
+        for wanted in entries.chain(outputs.reopens.drain(..).map(Wanted::State)) {
+            if let Err(wanted) = self.parts.fetches.push(wanted) {
+                self.fetches_waiting.push_back(wanted);
             }
         }
         for task in outputs.snapshots.drain(..) {

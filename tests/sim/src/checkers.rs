@@ -156,31 +156,33 @@ impl Checks {
         self.quiets.booted(node, shard);
         let checked = self.durable.booted(node, shard, last_seq, found, &mut self.marks);
         self.note(checked);
-        for state in found {
-            self.repairs.booted(node, state, &self.durable, &mut self.marks);
-            let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
-            self.logs.restart(node, state.group, entries);
-            self.commits.restart(node, state.group);
-            let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);
-            self.snapshots.booted(node, state.group, published);
-            let is_damaged = state.damage.is_some();
-            self.marks.add("group damaged at start", u64::from(is_damaged));
-            let open = state.conf_changes.iter().filter(|index| **index > state.hard_state.commit).count();
-            let checked = ensure(is_damaged || open <= 1, "one change of members at a time", || {
-                format!("node {node} starts group {} with {open} changes beyond its commit", state.group)
-            });
-            self.note(checked);
-            let checked =
-                ensure(!is_damaged || self.plan.liars.contains(&node), "damage has a cause", || {
-                    format!("node {node} finds {:?} damaged: {:?}", state.group, state.damage)
-                });
-            self.note(checked);
-            if !is_damaged {
-                let checked = state.tail.iter().try_for_each(|entry| self.logs.check(state.group, entry));
-                self.note(checked);
-            }
-        }
+        found.iter().for_each(|state| self.found(node, state));
         self.trace.booted(node, shard, last_seq, found);
+    }
+
+    /// A replica begins with what its disk holds.
+    fn found(&mut self, node: NodeId, state: &GroupState) {
+        self.repairs.booted(node, state, &self.durable, &mut self.marks);
+        let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
+        self.logs.restart(node, state.group, entries);
+        self.commits.restart(node, state.group);
+        let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);
+        self.snapshots.booted(node, state.group, published);
+        let is_damaged = state.damage.is_some();
+        self.marks.add("group damaged at start", u64::from(is_damaged));
+        let open = state.conf_changes.iter().filter(|index| **index > state.hard_state.commit).count();
+        let checked = ensure(is_damaged || open <= 1, "one change of members at a time", || {
+            format!("node {node} starts group {} with {open} changes beyond its commit", state.group)
+        });
+        self.note(checked);
+        let checked = ensure(!is_damaged || self.plan.liars.contains(&node), "damage has a cause", || {
+            format!("node {node} finds {:?} damaged: {:?}", state.group, state.damage)
+        });
+        self.note(checked);
+        if !is_damaged {
+            let checked = state.tail.iter().try_for_each(|entry| self.logs.check(state.group, entry));
+            self.note(checked);
+        }
     }
 
     /// A core is about to take an input.
@@ -194,6 +196,12 @@ impl Checks {
                 self.marks.add("entries fetched from the disk", 1);
                 let checked = entries.iter().try_for_each(|entry| self.logs.check(*group, entry));
                 self.note(checked);
+            }
+            Input::Reopened { result: Ok(state), .. } => {
+                self.marks.add("group opened again", 1);
+                let checked = self.durable.reopened(node, shard, state);
+                self.note(checked);
+                self.found(node, state);
             }
             Input::Snapshot { group, event } => {
                 self.snapshots.event(node, *group, event, &mut self.commits, &mut self.marks);

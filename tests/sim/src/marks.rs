@@ -33,6 +33,7 @@ pub(crate) const DECLARED: &[&str] = &[
     "frame duplicated",
     "frame lost",
     "group damaged at start",
+    "group opened again",
     "group quarantined",
     "group quiet",
     "group removed at the end",

@@ -430,7 +430,8 @@ fn flip(sim: &Shared, random: &mut SmallRng) {
 fn damage_records(sim: &Shared, random: &mut SmallRng, node: NodeId) {
     let disk = sim.nodes.borrow().disk(node);
     let files = disk.files().into_iter();
-    let files: Vec<_> = files.filter(|(path, _)| path.extension().is_some_and(|name| name == "redb")).collect();
+    let files: Vec<_> =
+        files.filter(|(path, _)| path.extension().is_some_and(|name| name == "redb")).collect();
     if files.is_empty() {
         return;
     }

@@ -98,6 +98,16 @@ impl Replica {
         self.repair.is_some()
     }
 
+    /// Whether an entry is known to be lost already: the disk still has what is damaged of it.
+    pub(crate) fn has_lost(&self, index: Index) -> bool {
+        self.lost().is_some() && index.0 > self.raw.raft.raft_log.last_index()
+    }
+
+    /// What is damaged and still stands on the disk.
+    pub(crate) fn lost(&self) -> Option<LogDamage> {
+        self.repair.as_ref().filter(|repair| !repair.has_begun).and_then(|repair| repair.damage)
+    }
+
     /// The leader may count on entries that are lost: what it says of commits waits until its appends say the same.
     pub(super) fn hold_back_commit(&self, message: &mut PeerMessage) {
         if self.is_under_repair() && message.kind == MessageKind::Heartbeat && message.commit > self.commit {
@@ -233,7 +243,9 @@ impl Replica {
     /// What a mutated replica acknowledges.
     pub(super) fn mutated_acknowledgement(&self, index: Index) -> Index {
         let bound = self.repair.as_ref().and_then(|repair| repair.bound);
-        bound.filter(|_| mutants::is(Mutant::RepairAcknowledgesBound)).map_or(index, |bound| bound.index.max(index))
+        bound
+            .filter(|_| mutants::is(Mutant::RepairAcknowledgesBound))
+            .map_or(index, |bound| bound.index.max(index))
     }
 
     /// An entry from the commit index to the last, as a place.

@@ -192,13 +192,17 @@ impl Durable {
         for (group, stored) in &mut one.groups {
             let state = found.iter().find(|state| state.group == *group);
             ensure(state.is_some(), FOUND_AGAIN, || format!("node {node} has lost group {group}"))?;
-            match state {
-                Some(state) if state.damage.is_some() => stored.lose_after(state.last),
-                Some(state) => same(node, stored, state)?,
-                None => {}
+            if let Some(state) = state {
+                found_again(node, stored, state)?;
             }
         }
         Ok(())
+    }
+
+    /// Compares what is found of one replica while its shard runs.
+    pub(super) fn reopened(&mut self, node: NodeId, shard: ShardId, state: &GroupState) -> Checked {
+        let one = self.shards.entry((node, shard)).or_default();
+        one.groups.get_mut(&state.group).map_or(Ok(()), |stored| found_again(node, stored, state))
     }
 
     /// What a node's disk holds of a group.
@@ -219,8 +223,17 @@ impl Durable {
         let Some(stored) = self.of(node, group) else { return false };
         let Some(at) = usize::try_from(index.0).expect("a short log").checked_sub(1) else { return false };
         let has = |entry: Option<&EntryId>| entry.is_some_and(|entry| entry.term == term);
-        has(stored.entries.get(at)) || has(at.checked_sub(stored.lost_from).and_then(|at| stored.lost.get(at)))
+        has(stored.entries.get(at))
+            || has(at.checked_sub(stored.lost_from).and_then(|at| stored.lost.get(at)))
     }
+}
+
+fn found_again(node: NodeId, stored: &mut Stored, state: &GroupState) -> Checked {
+    if state.damage.is_none() {
+        return same(node, stored, state);
+    }
+    stored.lose_after(state.last);
+    Ok(())
 }
 
 fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
@@ -235,7 +248,10 @@ fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
         format!("node {node} group {group}: begins after {:?} instead of {:?}", state.start, stored.start)
     })?;
     ensure(state.is_under_repair == stored.is_under_repair, FOUND_AGAIN, || {
-        format!("node {node} group {group}: under repair is {} instead of {}", state.is_under_repair, stored.is_under_repair)
+        format!(
+            "node {node} group {group}: under repair is {} instead of {}",
+            state.is_under_repair, stored.is_under_repair
+        )
     })?;
     ensure(stored.meta == state.meta, FOUND_AGAIN, || {
         format!("node {node} group {group}: the table {:?} instead of {:?}", state.meta, stored.meta)
