@@ -238,6 +238,8 @@ impl GroupLog {
 
     /// What follows a place is void, also in the log file. Returns its blocks there.
     fn cut_after(&mut self, place: LogStart) -> Vec<ColdSpan> {
+        // A start reads the cut again when the log file knows already that it was compacted after that.
+        let place = if place.index < self.start.index { self.start } else { place };
         let kept = self.cold.partition_point(|span| span.last <= place.index);
         let void = self.cold.split_off(kept).into();
         if place.index < self.moved {
@@ -288,6 +290,11 @@ impl GroupLog {
     /// Blocks in the log file, oldest first.
     pub(crate) fn cold(&self) -> impl Iterator<Item = &ColdSpan> {
         self.cold.iter()
+    }
+
+    /// Whether a block in the log file begins with this entry.
+    pub(crate) fn has_cold(&self, first: Index) -> bool {
+        self.cold.binary_search_by_key(&first, |span| span.first).is_ok()
     }
 
     /// Newest block in the log file.

@@ -51,7 +51,10 @@ impl LogReader {
     }
 
     fn find(&self, group: GroupId, log: &GroupLog) -> Result<Found, RedbFailure> {
-        let stored = StoredGroup::load(GroupRow::of(log), self.log.index_rows(group)?);
+        // Blocks that are void stay in the file until a move removes them.
+        let mut rows = self.log.index_rows(group)?;
+        rows.retain(|(first, _)| log.has_cold(*first));
+        let stored = StoredGroup::load(GroupRow::of(log), rows);
         let mut found = Found {
             term_runs: stored.term_runs,
             conf_changes: stored.conf_changes,

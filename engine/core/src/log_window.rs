@@ -49,7 +49,7 @@ pub(crate) enum Inconsistent {
     Membership { index: Index },
     #[error("its log begins after entry {index}, and its commit index is {commit}")]
     Start { index: Index, commit: Index },
-    #[error("its stored entries {first} to {last} are damaged: it stays out until it is repaired")]
+    #[error("its stored entries {first} to {last} are damaged")]
     Damaged { first: Index, last: Index },
 }
 

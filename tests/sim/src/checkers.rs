@@ -202,6 +202,7 @@ impl Checks {
                 let checked = self.durable.reopened(node, shard, state);
                 self.note(checked);
                 self.found(node, state);
+                self.answers.restart(node, state.group);
             }
             Input::Snapshot { group, event } => {
                 self.snapshots.event(node, *group, event, &mut self.commits, &mut self.marks);
@@ -313,6 +314,7 @@ impl Checks {
                 self.statuses.remove(&(node, *group));
                 self.commits.restart(node, *group);
                 self.repairs.left(node, *group);
+                self.answers.restart(node, *group);
             }
             Event::RepairNeeded { group, .. } => {
                 self.marks.add("replica under repair", 1);
@@ -348,7 +350,7 @@ impl Checks {
         let is_durable = |index: Index| {
             let at = usize::try_from(index.0 - 1).expect("a short log");
             let entry = self.commits.of(group).get(at);
-            entry.is_some_and(|entry| self.durable.holds(node, group, index, entry.term))
+            entry.is_some_and(|entry| self.durable.has(node, group, index, entry.term))
         };
         let checked = self.commits.members.check(node, &status, is_durable);
         self.note(checked);

@@ -313,6 +313,12 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
                     damage_records(&of, &mut random, node);
                 }
                 node::boot(&of, node);
+                // While it is under repair, the others have to do without their leader.
+                let leader = of.checks.borrow().leader_of(pick(&mut random, &of.plan.groups).id);
+                if let Some(leader) = leader.filter(|leader| *leader != node && random.random_bool(0.5)) {
+                    node::kill(&of, leader);
+                    later(&of, short, move |sim| node::boot(sim, leader));
+                }
             });
         }
         FaultKind::RollBack => {
@@ -439,7 +445,7 @@ fn damage_records(sim: &Shared, random: &mut SmallRng, node: NodeId) {
     let is_record = |at: &usize| bytes[*at] == RECORD_FILLER;
     let looked_at: Vec<usize> =
         (0..FLIP_TRIES).map(|_| random.random_range(0..bytes.len().max(1))).filter(is_record).collect();
-    let count = random.random_range(1..=8);
+    let count = *pick(random, &[1, 4, 16, 64]);
     for at in looked_at.into_iter().take(count) {
         sim.mark("disk lies: record damaged");
         disk.flip(path, at, 1 << random.random_range(0..8));

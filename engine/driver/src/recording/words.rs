@@ -68,7 +68,8 @@ fn write_entries(f: &mut Formatter<'_>, entries: &[LogEntry]) -> fmt::Result {
 
 impl Display for Words<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Outputs { append, sends, applies, fetches, reopens, snapshots, invites, replies, events } = self.0;
+        let Outputs { append, sends, applies, fetches, reopens, snapshots, invites, replies, events } =
+            self.0;
         if self.0.is_empty() {
             return write!(f, "nothing");
         }

@@ -58,6 +58,11 @@ impl Answers {
         self.heard.retain(|(of, _), _| *of != node);
     }
 
+    /// A replica begins anew while its node runs.
+    pub(super) fn restart(&mut self, node: NodeId, group: GroupId) {
+        self.last.remove(&(node, group));
+    }
+
     /// A state machine is given committed entries.
     pub(super) fn applied(&mut self, group: GroupId, entries: &[LogEntry]) {
         let states = self.states.entry(group).or_default();

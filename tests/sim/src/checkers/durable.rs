@@ -29,6 +29,8 @@ pub(super) struct Stored {
     lost: Vec<EntryId>,
     /// Position of the first of them.
     lost_from: usize,
+    /// How many of the first of them stand on the disk as before: it was not told that they are void.
+    standing: usize,
     /// The replica has left: this is where it was.
     pub(super) has_left: bool,
 }
@@ -56,6 +58,9 @@ impl Stored {
         }
         if let Some(LogChange::StartAfter(_)) = part.change {
             self.has_left = part.has_left;
+        }
+        if matches!(part.change, Some(LogChange::CutAfter(_) | LogChange::StartAfter(_))) {
+            self.standing = 0;
         }
         if let Some(LogChange::CutAfter(place)) = part.change {
             self.entries.truncate(usize::try_from(place.index.0).expect("a short log"));
@@ -87,11 +92,18 @@ impl Stored {
         let kept = usize::try_from(last.0).expect("a short log");
         if kept < self.entries.len() {
             let mut lost = self.entries.split_off(kept);
+            self.standing = lost.len();
             // What a replica under repair has lost before, and did not have again.
             let before = std::mem::take(&mut self.lost);
             lost.extend(before.into_iter().skip((kept + lost.len()).saturating_sub(self.lost_from)));
             (self.lost, self.lost_from) = (lost, kept);
         }
+    }
+
+    /// A start that reads no old blocks does not notice again what is damaged in them.
+    fn take_back(&mut self) {
+        self.lost_from += self.standing;
+        self.entries.extend(self.lost.drain(..std::mem::take(&mut self.standing)));
     }
 }
 
@@ -229,6 +241,7 @@ impl Durable {
 }
 
 fn found_again(node: NodeId, stored: &mut Stored, state: &GroupState) -> Checked {
+    stored.take_back();
     if state.damage.is_none() {
         return same(node, stored, state);
     }

@@ -24,6 +24,11 @@ impl Repairs {
         if state.damage.is_some() {
             let lost = durable.of(node, state.group).map(|stored| stored.lost().collect::<Vec<_>>());
             self.lost.entry(key).or_default().extend(lost.into_iter().flatten());
+        } else if !state.is_under_repair
+            && durable.of(node, state.group).is_none_or(|stored| stored.lost().next().is_none())
+        {
+            // It stands on the disk as before, and is found damaged when it is read.
+            self.lost.remove(&key);
         }
     }
 
