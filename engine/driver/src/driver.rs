@@ -386,7 +386,8 @@ impl Driver {
             ClientBody::Command(GroupCommand::Trim { .. })
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
-            | ClientBody::RemoveGroup => rights.manage,
+            | ClientBody::RemoveGroup
+            | ClientBody::Revive => rights.manage,
             // A consumer that may read may say how far it has read.
             ClientBody::Command(_)
             | ClientBody::Query { .. }
@@ -429,6 +430,7 @@ impl Driver {
                 self.open_group(token, group, members, Index(0));
             }
             ClientBody::RemoveGroup => self.step(Input::RemoveGroup { token, group, deadline }),
+            ClientBody::Revive => self.step(Input::Revive { token, group }),
             ClientBody::ChangeMembers { changes } => {
                 self.step(Input::ChangeMembers { token, group, changes, deadline });
             }

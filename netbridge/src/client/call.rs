@@ -381,7 +381,7 @@ impl Work {
             (ClientBody::ChangeMembers { .. }, ReplyBody::MembersChanged { members, .. }) => {
                 Box::new([Outcome::Members(members)].into_iter())
             }
-            (ClientBody::CreateGroup { .. } | ClientBody::RemoveGroup, ReplyBody::Done) => {
+            (ClientBody::CreateGroup { .. } | ClientBody::RemoveGroup | ClientBody::Revive, ReplyBody::Done) => {
                 Box::new([Outcome::Done].into_iter())
             }
             (ClientBody::Status, ReplyBody::Status(status)) if status.group == self.group => {

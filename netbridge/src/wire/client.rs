@@ -97,6 +97,8 @@ pub enum ClientBody {
     },
     /// Remove the group for good, everywhere. Answered by `Done`.
     RemoveGroup,
+    /// Open the group's replica again, which was taken out on the node that is asked. Answered by `Done`.
+    Revive,
     /// Change the members of the group, in one step. Answered by `MembersChanged`.
     ChangeMembers {
         /// What is to change.
@@ -141,6 +143,7 @@ const COMMAND: u8 = 10;
 const FETCH_CURSOR: u8 = 11;
 const CREATE_GROUP: u8 = 12;
 const REMOVE_GROUP: u8 = 13;
+const REVIVE: u8 = 14;
 
 const LOCAL: u8 = 0;
 const LINEARIZABLE: u8 = 1;
@@ -302,6 +305,7 @@ fn read(
             (ClientBody::CreateGroup { voters }, from != 0 || number != 0 || option != 0)
         }
         REMOVE_GROUP => (ClientBody::RemoveGroup, from != 0 || number != 0 || bytes != 0 || option != 0),
+        REVIVE => (ClientBody::Revive, from != 0 || number != 0 || bytes != 0 || option != 0),
         number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
     };
     if unused || descriptor.reserved != [0; 2] {
@@ -410,6 +414,7 @@ impl RequestFrameBuilder {
                 descriptor.bytes = self.payload.push_slice(&members::encode_nodes(voters));
             }
             ClientBody::RemoveGroup => descriptor.kind = REMOVE_GROUP,
+            ClientBody::Revive => descriptor.kind = REVIVE,
             ClientBody::ChangeMembers { changes } => {
                 descriptor.kind = CHANGE_MEMBERS;
                 descriptor.bytes = self.payload.push_slice(&members::encode_changes(changes));

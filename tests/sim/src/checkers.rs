@@ -162,7 +162,8 @@ impl Checks {
 
     /// A replica begins with what its disk holds.
     fn found(&mut self, node: NodeId, state: &GroupState) {
-        self.repairs.booted(node, state, &self.durable, &mut self.marks);
+        let checked = self.repairs.booted(node, state, &self.durable, &mut self.marks);
+        self.note(checked);
         let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
         self.logs.restart(node, state.group, entries);
         self.commits.restart(node, state.group);

@@ -18,7 +18,13 @@ pub(super) struct Repairs {
 
 impl Repairs {
     /// A start found this; the disk's model has what is lost of it by now.
-    pub(super) fn booted(&mut self, node: NodeId, state: &GroupState, durable: &Durable, marks: &mut Marks) {
+    pub(super) fn booted(
+        &mut self,
+        node: NodeId,
+        state: &GroupState,
+        durable: &Durable,
+        marks: &mut Marks,
+    ) -> Checked {
         let key = (node, state.group);
         marks.add("replica under repair restarted", u64::from(self.lost.contains_key(&key)));
         if state.damage.is_some() {
@@ -30,6 +36,11 @@ impl Repairs {
             // It stands on the disk as before, and is found damaged when it is read.
             self.lost.remove(&key);
         }
+        let is_forgotten =
+            state.damage.is_none() && !state.is_under_repair && self.lost.contains_key(&key);
+        ensure(!is_forgotten, "a repair that began is known until it is over", || {
+            format!("node {node} group {} starts as if it had not lost anything", state.group)
+        })
     }
 
     /// A replica says that it has lost entries.
