@@ -13,8 +13,8 @@ use iroh_raft_netbridge::wire::FrameLimits;
 use iroh_raft_storage::{BackendChoice, BackendKind, Disk, ShardOptions};
 
 use crate::error::EngineError;
-use iroh_raft_driver::FRAME_BYTES_TARGET;
 use iroh_raft_driver::recording::RECORDING_BYTES_MIN;
+use iroh_raft_driver::{ApplyBudget, FRAME_BYTES_TARGET};
 
 /// A set of settings for a purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
@@ -94,6 +94,8 @@ pub struct EngineConfig {
     pub bridge_cpu: Option<usize>,
     /// Largest record in bytes. Default 1 MiB. Higher: longer turns for the other groups.
     pub record_bytes_max: usize,
+    /// What a turn of a shard gives to the state machines of its groups.
+    pub apply_budget: ApplyBudget,
     /// Items in a ring between the bridge and a shard. Default 4,096. Higher: more memory and
     /// latency before a client is told Busy.
     pub ring_items_max: usize,
@@ -166,6 +168,7 @@ impl EngineConfig {
             pinning,
             bridge_cpu: None,
             record_bytes_max: 1 << 20,
+            apply_budget: ApplyBudget::default(),
             ring_items_max: 4096,
             request_deadline: Duration::from_secs(10),
             backend,
@@ -240,6 +243,9 @@ impl EngineConfig {
                 "scrub_period",
                 format!("{:?} is too short: choose 1 s or longer", self.scrub_period),
             );
+        }
+        if self.apply_budget.records_max == 0 || self.apply_budget.time.is_zero() {
+            return refuse("apply_budget", "a turn applies at least one command, and has time for it".into());
         }
         if self.ring_items_max == 0 {
             return refuse("ring_items_max", "a ring holds at least one item".into());

@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 mod awake;
+pub mod bank;
 pub mod cluster;
 pub mod config;
 pub mod cpu;
@@ -40,6 +41,7 @@ pub use iroh_raft_core::{
     MemberChange, MemberRole, MembersRefusal, NodeId, Offset, RequestError, Retention, Retry, Role,
     ShardConfig, SnapshotConfig, SpreadConfig, TransferError, WallTime,
 };
+pub use iroh_raft_driver::ApplyBudget;
 pub use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 pub use iroh_raft_driver::recording;
 pub use iroh_raft_driver::state_machine::{

@@ -34,7 +34,7 @@ use crate::mover_thread::{MoverFailure, MoverLine, MoverPort, Scrub};
 use crate::reader_thread::{self, ReaderPort};
 use crate::snapshot_thread::{self, SnapshotPort};
 use crate::writer_thread::WriterPort;
-use crate::{awake, membarrier, mover_thread, preflight, record, writer_thread};
+use crate::{awake, membarrier, mover_thread, preflight, record, spare_memory, writer_thread};
 use iroh_raft_driver::state_machine::MachineFactory;
 use iroh_raft_driver::stats::ShardCounters;
 
@@ -63,6 +63,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
     preflight::check_machine()?;
     preflight::check_address(config.bind)?;
     membarrier::register();
+    spare_memory::keep_large_apart();
 
     let identity = FolderIdentity { cluster: config.cluster, node: config.node, shards: config.shards };
     let mut folder = open_folder(&config, identity)?;
@@ -325,6 +326,7 @@ impl Starting<'_> {
         let retention = self.config.retention.clone();
         let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
         let block_bytes_max = self.config.block_bytes_max();
+        let apply_budget = self.config.apply_budget;
         let doorbell = doorbell.clone();
         let (ready, running) = mpsc::channel();
         let name = format!("shard-{shard_id}");
@@ -349,6 +351,7 @@ impl Starting<'_> {
                     findings,
                     snapshots,
                     machines,
+                    apply_budget,
                     retention,
                     counters,
                     closing: Closing(is_closed),

@@ -1,5 +1,6 @@
 //! A cluster of nodes as child processes on loopback, with fresh keys and data folders.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -11,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::{Identity, NodeId};
+use rustix::process::{Pid, Signal};
 
 use crate::machine;
-use crate::node::{NodeConfig, NodeLine, NodeStatus, NodeSummary, Peer};
+use crate::node::{NodeConfig, NodeLine, NodeRequest, NodeStatus, NodeSummary, Peer};
 
 /// Lines of a node that wait for us. Full: the node waits; it says a line only when asked.
 const LINES_WAITING_MAX: usize = 16;
@@ -50,6 +52,9 @@ pub(crate) enum ClusterError {
         /// Why it failed.
         source: io::Error,
     },
+    /// There is no node left to take the place of another.
+    #[error("there is no such node, or no spare one is left")]
+    NoSpare,
     /// A node ended or broke.
     #[error("node {node} failed: {error}{log}")]
     Node {
@@ -85,9 +90,13 @@ pub(crate) struct ClusterPlan {
     pub(crate) groups: u32,
     /// Largest record in bytes.
     pub(crate) record_bytes: usize,
+    /// Whether each group has a key-value store, read also by lease.
+    pub(crate) has_state_machines: bool,
+    /// Nodes that may take the place of others later.
+    pub(crate) spares: u16,
 }
 
-/// Counters of a node over all its processes.
+/// Counters of a node over all its processes, with those of the nodes whose place it took.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct NodeUsage {
     /// CPU time.
@@ -105,6 +114,7 @@ pub(crate) struct NodeUsage {
 /// One node: its place, and its process while it runs.
 #[derive(Debug)]
 struct Node {
+    address: PeerAddress,
     config: NodeConfig,
     folder: PathBuf,
     process: Option<Process>,
@@ -118,13 +128,17 @@ struct Process {
     stdin: ChildStdin,
     lines: Receiver<NodeLine>,
     is_ready: bool,
+    is_stopped: bool,
 }
 
 /// The nodes. Dropping it kills every process.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
-    addresses: Vec<PeerAddress>,
+    /// In the order in which they come in; their keys and addresses are chosen already.
+    spares: VecDeque<Node>,
+    all_addresses: Vec<PeerAddress>,
+    groups: u32,
     client: Identity,
     name: String,
 }
@@ -140,7 +154,7 @@ impl Cluster {
         let client = Identity::load_or_create(folder.join("client.key"))?;
         let mut addresses = Vec::new();
         let mut folders = Vec::new();
-        for (node, addr) in (1..).zip(free_addresses(plan.nodes)?) {
+        for (node, addr) in (1..).zip(free_addresses(plan.nodes + plan.spares)?) {
             let folder = folder.join(format!("node-{node}"));
             make_folder(&folder)?;
             let identity = Identity::load_or_create(folder.join("key"))?;
@@ -149,33 +163,46 @@ impl Cluster {
         }
         let name = format!("loadgen-{}", client.endpoint_id());
         let nodes = addresses.iter().zip(folders).map(|(own, folder)| {
-            let others = addresses.iter().filter(|other| other.node != own.node);
-            let peer = |other: &PeerAddress| Peer {
-                node: other.node.0,
-                endpoint: other.endpoint.to_string(),
-                address: other.addr,
-            };
+            let is_first = |node: NodeId| node.0 <= u64::from(plan.nodes);
+            let others = addresses.iter().filter(|other| other.node != own.node && is_first(other.node));
             let config = NodeConfig {
                 cluster: name.clone(),
                 node: own.node.0,
                 bind: own.addr,
                 data_dir: folder.join("data"),
                 key_file: folder.join("key"),
-                peers: others.map(peer).collect(),
+                peers: others.map(Peer::from).collect(),
                 clients: vec![client.endpoint_id().to_string()],
-                groups: plan.groups,
+                groups: if is_first(own.node) { plan.groups } else { 0 },
                 shards: plan.shards,
                 record_bytes_max: plan.record_bytes,
+                has_state_machines: plan.has_state_machines,
             };
-            Node { config, folder, process: None, used: NodeUsage::default() }
+            Node { address: *own, config, folder, process: None, used: NodeUsage::default() }
         });
-        let nodes = nodes.collect();
-        Ok(Cluster { nodes, addresses, client, name })
+        let mut nodes: Vec<Node> = nodes.collect();
+        let spares = nodes.split_off(plan.nodes.into()).into();
+        Ok(Cluster { nodes, spares, all_addresses: addresses, groups: plan.groups, client, name })
     }
 
     /// Where the nodes are.
-    pub(crate) fn addresses(&self) -> &[PeerAddress] {
-        &self.addresses
+    pub(crate) fn addresses(&self) -> Vec<PeerAddress> {
+        self.nodes.iter().map(|node| node.address).collect()
+    }
+
+    /// Where all nodes are, with those that are gone and those to come.
+    pub(crate) fn all_addresses(&self) -> &[PeerAddress] {
+        &self.all_addresses
+    }
+
+    /// Number of nodes.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Number of groups.
+    pub(crate) fn groups(&self) -> u64 {
+        self.groups.into()
     }
 
     /// The clients' key.
@@ -236,8 +263,7 @@ impl Cluster {
         let expected = leaders(first);
         let is_led = expected.iter().all(|(_, leader)| leader.is_some());
         let is_agreed = statuses.iter().flatten().all(|status| leaders(status) == expected);
-        let count = self.nodes.first().map_or(0, |node| node.config.groups as usize);
-        Ok(is_led && is_agreed && expected.len() == count)
+        Ok(is_led && is_agreed && expected.len() == self.groups as usize)
     }
 
     /// What each node has used so far, over all its processes.
@@ -251,6 +277,77 @@ impl Cluster {
         node.used = node.usage()?;
         node.kill();
         Ok(())
+    }
+
+    /// Sends SIGSTOP to a node (counted from 0): it stands for one that does not run until
+    /// [`continue_node`](Cluster::continue_node).
+    pub(crate) fn stop_node(&mut self, at: usize) -> Result<(), ClusterError> {
+        self.nodes[at].signal(Signal::STOP, true)
+    }
+
+    /// Sends SIGCONT to a node that was stopped.
+    pub(crate) fn continue_node(&mut self, at: usize) -> Result<(), ClusterError> {
+        self.nodes[at].signal(Signal::CONT, false)
+    }
+
+    /// Sends SIGKILL to a node (counted from 0), removes its disk, and starts the next spare one in its place, which
+    /// knows the others. Returns the old one and the new one.
+    pub(crate) fn replace_node(&mut self, at: usize) -> Result<(NodeId, NodeId), ClusterError> {
+        let mut new = self.spares.pop_front().ok_or(ClusterError::NoSpare)?;
+        self.kill_node(at)?;
+        new.used = self.nodes[at].used.clone();
+        let folder = &self.nodes[at].config.data_dir;
+        fs::remove_dir_all(folder).map_err(|source| ClusterError::Write { path: folder.clone(), source })?;
+        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != at);
+        new.config.peers = others.map(|(_, node)| Peer::from(&node.address)).collect();
+        new.start()?;
+        let new_id = new.address.node;
+        let old = std::mem::replace(&mut self.nodes[at], new);
+        Ok((old.address.node, new_id))
+    }
+
+    /// Starts the next spare node beside the others, which it knows.
+    pub(crate) fn add_node(&mut self) -> Result<NodeId, ClusterError> {
+        let mut new = self.spares.pop_front().ok_or(ClusterError::NoSpare)?;
+        new.config.peers = self.nodes.iter().map(|node| Peer::from(&node.address)).collect();
+        new.start()?;
+        let id = new.address.node;
+        self.nodes.push(new);
+        Ok(id)
+    }
+
+    /// Sends SIGKILL to a node and starts it again. Does not wait for it.
+    pub(crate) fn restart_node(&mut self, node: NodeId) -> Result<(), ClusterError> {
+        let at = self.nodes.iter().position(|other| other.address.node == node);
+        let at = at.ok_or(ClusterError::NoSpare)?;
+        self.kill_node(at)?;
+        self.start_node(at)
+    }
+
+    /// The process of a node, if it runs.
+    pub(crate) fn pid(&self, node: NodeId) -> Option<u32> {
+        let node = self.nodes.iter().find(|other| other.address.node == node)?;
+        node.process.as_ref().map(|process| process.child.id())
+    }
+
+    /// Tells all other nodes of a new one.
+    pub(crate) fn introduce(&mut self, new: NodeId) -> Result<(), ClusterError> {
+        let address = self.nodes.iter().map(|node| node.address).find(|address| address.node == new);
+        let peer = Peer::from(&address.ok_or(ClusterError::NoSpare)?);
+        let others = self.nodes.iter_mut().filter(|node| node.address.node != new);
+        others.map(|node| node.ask(&NodeRequest::Add(peer.clone())).map(drop)).collect()
+    }
+
+    /// Tells all nodes that one is gone for good.
+    pub(crate) fn forget(&mut self, old: NodeId) -> Result<(), ClusterError> {
+        let request = NodeRequest::Remove { node: old.0 };
+        self.nodes.iter_mut().map(|node| node.ask(&request).map(drop)).collect()
+    }
+
+    /// How one node stands; `None` when it is not here, does not run or is not ready.
+    pub(crate) fn status(&mut self, node: NodeId) -> Result<Option<NodeStatus>, ClusterError> {
+        let node = self.nodes.iter_mut().find(|other| other.address.node == node);
+        node.map_or(Ok(None), Node::status)
     }
 
     /// Sends SIGKILL to all nodes, then waits for their ends.
@@ -312,51 +409,57 @@ impl Node {
             .name(format!("lines-{}", self.config.node))
             .spawn(read)
             .map_err(system("start a thread"))?;
-        self.process = Some(Process { child, stdin, lines, is_ready: false });
+        self.process = Some(Process { child, stdin, lines, is_ready: false, is_stopped: false });
         Ok(())
     }
 
     fn is_ready(&mut self) -> Result<bool, ClusterError> {
-        let Some(process) = &mut self.process else { return Ok(false) };
+        let Some(process) = self.process.as_mut().filter(|process| !process.is_stopped) else {
+            return Ok(false);
+        };
         if process.is_ready {
             return Ok(true);
         }
         match process.lines.try_recv() {
             Ok(NodeLine::Ready) => process.is_ready = true,
             Ok(NodeLine::Failed { error }) => return Err(self.failed(error)),
-            Ok(NodeLine::Status(_) | NodeLine::Summary(_)) | Err(TryRecvError::Empty) => {}
+            Ok(NodeLine::Status(_) | NodeLine::Summary(_) | NodeLine::Done) | Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Err(self.ended()),
         }
         Ok(self.process.as_ref().is_some_and(|process| process.is_ready))
     }
 
     fn status(&mut self) -> Result<Option<NodeStatus>, ClusterError> {
-        match self.ask("status")? {
+        match self.ask(&NodeRequest::Status)? {
             Some(NodeLine::Status(status)) => Ok(Some(status)),
             _ => Ok(None),
         }
     }
 
     fn summary(&mut self) -> Result<Option<NodeSummary>, ClusterError> {
-        match self.ask("summary")? {
+        match self.ask(&NodeRequest::Summary)? {
             Some(NodeLine::Summary(summary)) => Ok(Some(summary)),
             _ => Ok(None),
         }
     }
 
     /// What the node answers; `None` when it does not run or is not ready.
-    fn ask(&mut self, question: &str) -> Result<Option<NodeLine>, ClusterError> {
+    fn ask(&mut self, request: &NodeRequest) -> Result<Option<NodeLine>, ClusterError> {
         if !self.is_ready()? {
             return Ok(None);
         }
         let Some(process) = &mut self.process else { return Ok(None) };
-        if process.stdin.write_all(format!("{question}\n").as_bytes()).is_err() {
+        let mut request = serde_json::to_vec(request).expect("a request serializes");
+        request.push(b'\n');
+        if process.stdin.write_all(&request).is_err() {
             return Err(self.ended());
         }
         let until = Instant::now() + STATUS_DEADLINE;
         loop {
             match process.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(line @ (NodeLine::Status(_) | NodeLine::Summary(_))) => return Ok(Some(line)),
+                Ok(line @ (NodeLine::Status(_) | NodeLine::Summary(_) | NodeLine::Done)) => {
+                    return Ok(Some(line));
+                }
                 Ok(NodeLine::Ready) => {}
                 Ok(NodeLine::Failed { error }) => return Err(self.failed(error)),
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
@@ -364,7 +467,7 @@ impl Node {
                     let (node, log) = (self.config.node, self.log_end());
                     return Err(ClusterError::Late {
                         node,
-                        what: "say its status",
+                        what: "answer its parent",
                         deadline: STATUS_DEADLINE,
                         log,
                     });
@@ -386,6 +489,14 @@ impl Node {
             flush_us_total: used.flush_us_total + status.flush_us_total,
             leaderships_gained: used.leaderships_gained + status.leaderships_gained,
         })
+    }
+
+    fn signal(&mut self, signal: Signal, is_stopped: bool) -> Result<(), ClusterError> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let sent = rustix::process::kill_process(Pid::from_child(&process.child), signal);
+        sent.map_err(|error| ClusterError::System { what: "signal a node", source: error.into() })?;
+        process.is_stopped = is_stopped;
+        Ok(())
     }
 
     fn kill(&mut self) {

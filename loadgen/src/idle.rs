@@ -173,7 +173,7 @@ fn append(plan: &IdlePlan, cluster: &Cluster, stop: &AtomicBool) -> Result<Vec<u
     let config = iroh_raft::net::client::ClientConfig {
         cluster: cluster_id(cluster.name()),
         identity: cluster.client().clone(),
-        nodes: cluster.addresses().to_vec(),
+        nodes: cluster.addresses(),
         bind: None,
         limits: Default::default(),
     };

@@ -6,6 +6,10 @@
 //!
 //! `loadgen idle` starts one with many groups, leaves it alone, and says what that costs.
 //!
+//! `loadgen reads` asks state machines, linearizably and by lease, and counts stale answers.
+//!
+//! `loadgen snapshot` brings a large state machine to a new node while others write.
+//!
 //! It never looks into the engine while it measures: clients speak the client protocol, nodes are
 //! processes.
 #![forbid(unsafe_code)]
@@ -13,6 +17,7 @@
 mod audit;
 mod cluster;
 mod driver;
+mod fault;
 mod idle;
 mod ledger;
 mod machine;
@@ -20,9 +25,11 @@ mod node;
 mod plot;
 mod quick;
 mod readback;
+mod reads;
 mod record;
 mod recorder;
 mod report;
+mod snapshot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,9 +41,12 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use cluster::ClusterPlan;
+use fault::Signal;
 use idle::IdlePlan;
 use quick::{QuickError, QuickPlan};
+use reads::ReadsPlan;
 use record::RECORD_BYTES_MIN;
+use snapshot::{Side, SnapshotPlan};
 
 /// Largest record that the nodes take by default, in bytes.
 const RECORD_BYTES_MAX: usize = 1 << 20;
@@ -60,6 +70,10 @@ enum Command {
     Quick(Quick),
     /// Start nodes with many groups that nobody uses: what they cost, and how soon one answers.
     Idle(Idle),
+    /// Start nodes with state machines and ask them, linearizably and by lease; no answer may be stale.
+    Reads(Reads),
+    /// Start nodes, fill a state machine, and bring it to a new node by a snapshot, under load.
+    Snapshot(Snapshot),
     /// Run one node; started by the others.
     #[command(hide = true)]
     Node {
@@ -108,6 +122,14 @@ struct Quick {
     /// time; it is started again two seconds later.
     #[arg(long, value_parser = duration)]
     kill_leader_at: Option<Duration>,
+    /// When to send SIGSTOP to the node that leads most groups, from the start of the measured time;
+    /// it goes on two seconds later.
+    #[arg(long, value_parser = duration, conflicts_with = "kill_leader_at")]
+    stop_leader_at: Option<Duration>,
+    /// How many nodes are replaced, in turn: SIGKILL, the disk removed, and a new node with a new key takes its place
+    /// in every group. Begins with the measured time; the next one follows when the new one has caught up.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    replace_nodes: u32,
 }
 
 #[derive(Args, Debug)]
@@ -132,6 +154,81 @@ struct Idle {
     json: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+struct Reads {
+    /// Nodes, each a process of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=15))]
+    nodes: u16,
+    /// Shards of each node.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    shards: u16,
+    /// Raft groups, each on all nodes.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    groups: u32,
+    /// Questions in flight, spread over the groups.
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    in_flight: u32,
+    /// Time for each of the three measurements, such as 10s or 500ms.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    duration: Duration,
+    /// New or empty folder for the nodes' data, on a disk; it stays. Default: a temporary one.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// File for the results as one JSON object.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct Snapshot {
+    /// Size of the state in MiB. Each of the four nodes has it in memory, and more than twice on the disk.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(8..=65_536))]
+    state_mib: u64,
+    /// Time for which the load is measured before the transfer, such as 10s or 500ms.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    duration: Duration,
+    /// Send SIGKILL to one side when about half is there, and start it again.
+    #[arg(long)]
+    kill: Option<Side>,
+    /// New or empty folder for the nodes' data, on a disk; it stays. Default: a temporary one.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// File for the results as one JSON object.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+impl Snapshot {
+    fn plan(self) -> SnapshotPlan {
+        SnapshotPlan {
+            state_mib: self.state_mib,
+            duration: self.duration,
+            kill: self.kill,
+            data_dir: self.data_dir,
+            json: self.json,
+        }
+    }
+}
+
+impl Reads {
+    fn plan(self) -> ReadsPlan {
+        ReadsPlan {
+            cluster: ClusterPlan {
+                nodes: self.nodes,
+                shards: self.shards,
+                groups: self.groups,
+                record_bytes: RECORD_BYTES_MIN,
+                has_state_machines: true,
+                spares: 0,
+            },
+            in_flight: self.in_flight,
+            duration: self.duration,
+            data_dir: self.data_dir,
+            json: self.json,
+        }
+    }
+}
+
 impl Idle {
     fn plan(self) -> IdlePlan {
         IdlePlan {
@@ -140,6 +237,8 @@ impl Idle {
                 shards: self.shards,
                 groups: self.groups,
                 record_bytes: RECORD_BYTES_MIN,
+                has_state_machines: false,
+                spares: 0,
             },
             duration: self.duration,
             data_dir: self.data_dir,
@@ -153,21 +252,35 @@ impl Quick {
         if self.duration.is_zero() {
             return Err("--duration 0 measures nothing: give at least 1ms".into());
         }
-        if let Some(at) = self.kill_leader_at.filter(|at| *at >= self.duration) {
-            return Err(format!(
-                "--kill-leader-at {at:?} is after the end: it must be below --duration {:?}",
-                self.duration
-            ));
+        let kill = self.kill_leader_at.map(|at| ("--kill-leader-at", Signal::Kill, at));
+        let stop = self.stop_leader_at.map(|at| ("--stop-leader-at", Signal::Stop, at));
+        let outage = kill.or(stop);
+        if let Some((flag, _, at)) = outage {
+            if at >= self.duration {
+                let end = self.duration;
+                return Err(format!("{flag} {at:?} is after the end: it must be below --duration {end:?}"));
+            }
+            if self.nodes < 3 {
+                return Err(format!("{flag} needs --nodes 3 or more: fewer have no quorum without one"));
+            }
         }
-        if self.kill_leader_at.is_some() && self.nodes < 3 {
-            return Err("--kill-leader-at needs --nodes 3 or more: fewer have no quorum without one".into());
+        if self.replace_nodes > 0 && self.nodes < 3 {
+            return Err("--replace-nodes needs --nodes 3 or more: fewer have no quorum without one".into());
         }
+        if self.replace_nodes > 0
+            && let Some((flag, ..)) = outage
+        {
+            return Err(format!("--replace-nodes and {flag} exclude each other: run them one by one"));
+        }
+        let spares = u16::try_from(self.replace_nodes).unwrap_or(u16::MAX);
         Ok(QuickPlan {
             cluster: ClusterPlan {
                 nodes: self.nodes,
                 shards: self.shards,
                 groups: self.groups,
                 record_bytes: self.record_bytes,
+                has_state_machines: false,
+                spares,
             },
             clients: self.clients,
             in_flight: self.in_flight,
@@ -176,7 +289,8 @@ impl Quick {
             warmup: self.warmup,
             data_dir: self.data_dir,
             json: self.json,
-            kill_leader_at: self.kill_leader_at,
+            outage: outage.map(|(_, signal, at)| (signal, at)),
+            replacements: self.replace_nodes,
         })
     }
 }
@@ -192,6 +306,14 @@ fn main() -> ExitCode {
         Command::Idle(idle) => {
             let plan = idle.plan();
             run_until_interrupted(|stop| idle::run(&plan, stop))
+        }
+        Command::Reads(reads) => {
+            let plan = reads.plan();
+            run_until_interrupted(|stop| reads::run(&plan, stop))
+        }
+        Command::Snapshot(snapshot) => {
+            let plan = snapshot.plan();
+            run_until_interrupted(|stop| snapshot::run(&plan, stop))
         }
         Command::Quick(quick) => match quick.plan() {
             Ok(plan) => run_until_interrupted(|stop| quick::run(&plan, stop)),
@@ -271,7 +393,7 @@ mod tests {
         let args = ["loadgen", "quick"].iter().chain(args);
         match Cli::try_parse_from(args).map_err(|error| error.to_string())?.command {
             Command::Quick(quick) => quick.plan(),
-            Command::Node { .. } | Command::Idle(_) => unreachable!("quick was asked for"),
+            _ => unreachable!("quick was asked for"),
         }
     }
 
@@ -281,7 +403,7 @@ mod tests {
         assert_eq!((plan.cluster.nodes, plan.cluster.shards, plan.cluster.groups), (3, 1, 8));
         assert_eq!((plan.cluster.record_bytes, plan.clients, plan.in_flight), (64, 8, 256));
         assert_eq!((plan.duration, plan.warmup), (Duration::from_secs(10), Duration::from_secs(2)));
-        assert!(plan.data_dir.is_none() && plan.json.is_none() && plan.kill_leader_at.is_none());
+        assert!(plan.data_dir.is_none() && plan.json.is_none() && plan.outage.is_none());
     }
 
     #[test]
@@ -289,8 +411,12 @@ mod tests {
         assert!(plan(&["--record-bytes", "15"]).unwrap_err().contains("16 to 1048576 bytes"));
         assert!(plan(&["--duration", "10"]).unwrap_err().contains("10s, 500ms or 2m"));
         assert!(plan(&["--duration", "0s"]).unwrap_err().contains("measures nothing"));
+        assert!(plan(&["--stop-leader-at", "10s"]).unwrap_err().contains("after the end"));
+        assert!(plan(&["--stop-leader-at", "1s", "--kill-leader-at", "1s"]).is_err());
         assert!(plan(&["--kill-leader-at", "10s"]).unwrap_err().contains("after the end"));
         assert!(plan(&["--kill-leader-at", "1s", "--nodes", "2"]).unwrap_err().contains("quorum"));
+        assert!(plan(&["--replace-nodes", "1", "--nodes", "2"]).unwrap_err().contains("quorum"));
+        assert!(plan(&["--replace-nodes", "1", "--kill-leader-at", "1s"]).unwrap_err().contains("exclude"));
         assert!(plan(&["--nodes", "0"]).is_err());
     }
 

@@ -1,12 +1,16 @@
 //! A node as a process of its own: `loadgen node --config FILE`, started by `loadgen quick`.
 //!
-//! It speaks with its parent in lines: JSON on stdout, `status` or `summary` on stdin. The end of stdin ends it.
+//! It speaks with its parent in lines of JSON, answers on stdout, requests on stdin. The end of stdin ends it.
 
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use iroh_raft::{EndpointId, Pinning, RaftCluster, Rights, Role};
+use iroh_raft::kv::KeyValue;
+use iroh_raft::net::allow::PeerAddress;
+use iroh_raft::{
+    EndpointId, Engine, LeaseReads, LogOnly, NodeId, Pinning, RaftCluster, RaftClusterBuilder, Rights, Role,
+};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +37,8 @@ pub(crate) struct NodeConfig {
     pub(crate) shards: u16,
     /// Largest record in bytes.
     pub(crate) record_bytes_max: usize,
+    /// Whether each group has a key-value store, read also by lease.
+    pub(crate) has_state_machines: bool,
 }
 
 /// Another node.
@@ -46,6 +52,36 @@ pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
 }
 
+impl From<&PeerAddress> for Peer {
+    fn from(peer: &PeerAddress) -> Peer {
+        Peer { node: peer.node.0, endpoint: peer.endpoint.to_string(), address: peer.addr }
+    }
+}
+
+impl Peer {
+    fn address(&self) -> Result<PeerAddress, NodeError> {
+        let endpoint = endpoint(&self.endpoint)?;
+        Ok(PeerAddress { node: NodeId(self.node), endpoint, addr: self.address })
+    }
+}
+
+/// A line from the parent to a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NodeRequest {
+    /// How does each replica stand?
+    Status,
+    /// How many stand how?
+    Summary,
+    /// Another node comes in.
+    Add(Peer),
+    /// Another node is gone for good.
+    Remove {
+        /// Its number.
+        node: u64,
+    },
+}
+
 /// A line from a node to its parent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -56,6 +92,8 @@ pub(crate) enum NodeLine {
     Status(NodeStatus),
     /// The answer to `summary`.
     Summary(NodeSummary),
+    /// It did what it was asked to.
+    Done,
     /// It could not start, or broke.
     Failed {
         /// Why.
@@ -84,6 +122,10 @@ pub(crate) struct NodeStatus {
     pub(crate) groups_quarantined: u64,
     /// Messages of peers refused by the validator since start.
     pub(crate) messages_refused: u64,
+    /// Snapshots taken of state machines since start.
+    pub(crate) snapshots_taken: u64,
+    /// Chunks of other nodes' snapshots taken since start.
+    pub(crate) snapshot_chunks_received: u64,
 }
 
 /// How many replicas of a node stand how.
@@ -117,6 +159,10 @@ enum NodeError {
     Parse { path: PathBuf, source: serde_json::Error },
     #[error("{text} is not an endpoint id")]
     Endpoint { text: String },
+    #[error("{line} is not a request: {source}")]
+    Request { line: String, source: serde_json::Error },
+    #[error(transparent)]
+    Peers(#[from] iroh_raft::NodeError),
     #[error("cannot start a runtime: {0}")]
     Runtime(std::io::Error),
     #[error(transparent)]
@@ -144,17 +190,37 @@ fn serve(path: &Path) -> Result<(), NodeError> {
     let config: NodeConfig = serde_json::from_slice(&text)
         .map_err(|source| NodeError::Parse { path: path.to_path_buf(), source })?;
     let runtime = runtime()?;
-    let cluster = runtime.block_on(start(&config))?;
+    let builder = builder(&config)?;
+    if !config.has_state_machines {
+        return answer(&runtime, runtime.block_on(builder.build())?);
+    }
+    let builder = builder
+        .tune(|engine| engine.core.lease_reads = Some(LeaseReads::default()))
+        .state_machine(KeyValue::default);
+    answer(&runtime, runtime.block_on(builder.build())?)
+}
+
+/// Answers the parent's questions until there are no more.
+fn answer<S>(runtime: &tokio::runtime::Runtime, cluster: RaftCluster<S>) -> Result<(), NodeError> {
     let engine = cluster.engine().clone();
     let watcher = runtime_thread(engine)?;
     say(&NodeLine::Ready);
     for line in std::io::stdin().lock().lines() {
-        match line.as_deref() {
-            Ok("status") => say(&NodeLine::Status(runtime.block_on(status(&cluster)))),
-            Ok("summary") => say(&NodeLine::Summary(runtime.block_on(summary(&cluster)))),
-            Ok(other) => tracing::warn!(other, "unknown request"),
-            Err(_) => break,
-        }
+        let Ok(line) = line else { break };
+        let engine = cluster.engine();
+        let request = serde_json::from_str(&line).map_err(|source| NodeError::Request { line, source })?;
+        say(&match request {
+            NodeRequest::Status => NodeLine::Status(runtime.block_on(status(engine))),
+            NodeRequest::Summary => NodeLine::Summary(runtime.block_on(summary(engine))),
+            NodeRequest::Add(peer) => {
+                engine.add_node(peer.address()?)?;
+                NodeLine::Done
+            }
+            NodeRequest::Remove { node } => {
+                engine.remove_node(NodeId(node))?;
+                NodeLine::Done
+            }
+        });
     }
     runtime.block_on(cluster.shutdown())?;
     drop(watcher);
@@ -162,7 +228,7 @@ fn serve(path: &Path) -> Result<(), NodeError> {
 }
 
 /// Ends the process as soon as the engine breaks: a node that acknowledges nothing is no node.
-fn runtime_thread(engine: iroh_raft::Engine) -> Result<std::thread::JoinHandle<()>, NodeError> {
+fn runtime_thread(engine: Engine) -> Result<std::thread::JoinHandle<()>, NodeError> {
     let runtime = runtime()?;
     let watch = move || {
         let error = runtime.block_on(engine.failed());
@@ -176,9 +242,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, NodeError> {
     tokio::runtime::Builder::new_current_thread().build().map_err(NodeError::Runtime)
 }
 
-async fn start(config: &NodeConfig) -> Result<RaftCluster, NodeError> {
-    let endpoint =
-        |text: &str| text.parse::<EndpointId>().map_err(|_| NodeError::Endpoint { text: text.to_owned() });
+fn endpoint(text: &str) -> Result<EndpointId, NodeError> {
+    text.parse().map_err(|_| NodeError::Endpoint { text: text.to_owned() })
+}
+
+fn builder(config: &NodeConfig) -> Result<RaftClusterBuilder<LogOnly>, NodeError> {
     let mut builder = RaftCluster::builder()
         .cluster(&config.cluster)
         .node_id(config.node)
@@ -194,13 +262,12 @@ async fn start(config: &NodeConfig) -> Result<RaftCluster, NodeError> {
         builder = builder.peer(peer.node, endpoint(&peer.endpoint)?, peer.address);
     }
     for client in &config.clients {
-        builder = builder.client(endpoint(client)?, Rights { append: true, read: true, manage: false });
+        builder = builder.client(endpoint(client)?, Rights { append: true, read: true, manage: true });
     }
-    Ok(builder.build().await?)
+    Ok(builder)
 }
 
-async fn status(cluster: &RaftCluster) -> NodeStatus {
-    let engine = cluster.engine();
+async fn status(engine: &Engine) -> NodeStatus {
     let groups = engine.statuses().await.into_iter().map(|status| ReplicaStatus {
         group: status.group.0,
         is_leader: status.role == Role::Leader,
@@ -217,13 +284,15 @@ async fn status(cluster: &RaftCluster) -> NodeStatus {
         sum.frames_dropped += shard.frames_dropped;
         sum.groups_quarantined += shard.groups_quarantined;
         sum.messages_refused += shard.messages_refused;
+        sum.snapshots_taken += shard.snapshots_taken;
+        sum.snapshot_chunks_received += shard.snapshot_chunks_received;
     }
     sum
 }
 
-async fn summary(cluster: &RaftCluster) -> NodeSummary {
+async fn summary(engine: &Engine) -> NodeSummary {
     let mut summary = NodeSummary::default();
-    for status in cluster.engine().statuses().await {
+    for status in engine.statuses().await {
         summary.led += u64::from(status.leader.is_some());
         summary.quiet += u64::from(status.is_quiet);
     }

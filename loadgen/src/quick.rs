@@ -8,27 +8,26 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use iroh_raft::cluster_id;
 use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
+use iroh_raft::{GroupId, NodeId, cluster_id};
 
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
 use crate::driver::{self, DriverPlan, DriverResult, Progress};
+use crate::fault::{Faults, Signal};
 use crate::ledger::Ledger;
 use crate::machine::{self, Device, Machine};
 use crate::recorder::{Interval, Timeline};
-use crate::report::{Config, Killed, Latency, Report, core_us, count, ratio};
+use crate::report::{Config, Killed, Latency, Replaced, Report, core_us, count, ratio};
 use crate::{plot, readback};
 
 /// Time for a cluster to start and elect its leaders.
-const LEADERS_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const LEADERS_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for all replicas to catch up before they are read back.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a killed node stays down.
-const DOWN: Duration = Duration::from_secs(2);
 /// Time for clients to say goodbye to the nodes.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// How often the orchestration looks around.
-const LOOK: Duration = Duration::from_millis(20);
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
 /// Bytes that a record in flight costs the client beside itself.
 const IN_FLIGHT_OVERHEAD_BYTES: usize = 128;
 
@@ -43,7 +42,10 @@ pub(crate) struct QuickPlan {
     pub(crate) warmup: Duration,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
-    pub(crate) kill_leader_at: Option<Duration>,
+    /// From the start of the measured time.
+    pub(crate) outage: Option<(Signal, Duration)>,
+    /// Nodes that are killed with their disks and replaced, one after the other, from the start of the measured time.
+    pub(crate) replacements: u32,
 }
 
 /// Why a run gave no report.
@@ -59,6 +61,10 @@ pub(crate) enum QuickError {
     Json { path: PathBuf, source: std::io::Error },
     #[error("{what} within {} s: see the nodes' logs in {}", deadline.as_secs(), folder.display())]
     Late { what: &'static str, deadline: Duration, folder: PathBuf },
+    #[error("{what}: node {node}; see its log")]
+    NotReplaced { what: &'static str, node: NodeId },
+    #[error("group {group} has no leader")]
+    NoLeader { group: GroupId },
     #[error("cannot start a thread or runtime: {0}")]
     Thread(std::io::Error),
     #[error("a client thread died")]
@@ -137,6 +143,7 @@ struct Load {
     after: Sample,
     /// The node that was killed, when, and the groups it led.
     killed: Option<(Killed, Vec<u32>)>,
+    replaced: Vec<Replaced>,
     leader_changes: u64,
     last_error: Option<ClientError>,
 }
@@ -186,7 +193,7 @@ fn measure(
         Err(error @ QuickError::Late { .. }) => eprintln!("{error}"),
         other => other?,
     }
-    let config = client_config(plan, cluster);
+    let config = ClientConfig { nodes: cluster.addresses(), ..client_config(plan, cluster) };
     let audit = readback::audit(config, &load.ledger, plan.cluster.record_bytes);
     let runtime = runtime()?;
     let (audit, unreadable) = interruptible(&runtime, audit, stop)??;
@@ -257,7 +264,7 @@ fn client_config(plan: &QuickPlan, cluster: &Cluster) -> ClientConfig {
     ClientConfig {
         cluster: cluster_id(cluster.name()),
         identity: cluster.client().clone(),
-        nodes: cluster.addresses().to_vec(),
+        nodes: cluster.all_addresses().to_vec(),
         bind: None,
         limits,
     }
@@ -360,7 +367,11 @@ fn load(
     let mut watch = Watch::new(threads);
     let mut before = None;
     let mut after = None;
-    let mut fault = Fault::new(plan.kill_leader_at.map(|at| plan.warmup + at));
+    let mut faults = Faults::new(
+        plan.outage.map(|(signal, at)| (signal, plan.warmup + at)),
+        (plan.replacements, plan.warmup),
+        client_config(plan, cluster),
+    );
     let end = plan.warmup + plan.duration;
     while after.is_none() {
         if start.elapsed() < end && drivers.iter().any(JoinHandle::is_finished) {
@@ -374,7 +385,7 @@ fn load(
         if before.is_none() && now >= plan.warmup {
             before = Some(Sample::take(cluster, device.as_ref())?);
         }
-        fault.drive(cluster, now, plan.warmup)?;
+        faults.drive(cluster, now, plan.warmup)?;
         if now >= end {
             after = Some(Sample::take(cluster, device.as_ref())?);
         }
@@ -393,7 +404,7 @@ fn load(
     for thread in drivers {
         // Calls that are still open are answered or given up first; a killed node comes back meanwhile.
         while !thread.is_finished() {
-            fault.drive(cluster, start.elapsed(), plan.warmup)?;
+            faults.drive(cluster, start.elapsed(), plan.warmup)?;
             std::thread::sleep(LOOK);
         }
         let result = thread.join().map_err(|_| QuickError::Panicked)??;
@@ -402,75 +413,27 @@ fn load(
         last_error = last_error.or(result.last_error);
     }
     progress.try_iter().for_each(|progress| watch.handle(progress));
+    while !faults.are_over() && !stop.load(Ordering::Relaxed) {
+        faults.drive(cluster, start.elapsed(), plan.warmup)?;
+        std::thread::sleep(LOOK);
+    }
     if stop.load(Ordering::Relaxed) {
         return Err(QuickError::Interrupted);
     }
     ledger.seal();
     let led_after: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
+    let (killed, replaced) = faults.into_done();
     Ok(Load {
         measured: watch.measured,
         ledger,
         timeline,
         before: before.unwrap_or_default(),
         after: after.unwrap_or_default(),
-        killed: fault.killed,
+        killed,
+        replaced,
         leader_changes: led_after.saturating_sub(led_before),
         last_error,
     })
-}
-
-/// The fault: SIGKILL to the node that leads most groups, and its restart.
-struct Fault {
-    at: Option<Duration>,
-    restart: Option<(Duration, usize)>,
-    killed: Option<(Killed, Vec<u32>)>,
-}
-
-impl Fault {
-    fn new(at: Option<Duration>) -> Fault {
-        Fault { at, restart: None, killed: None }
-    }
-
-    fn drive(&mut self, cluster: &mut Cluster, now: Duration, warmup: Duration) -> Result<(), QuickError> {
-        if self.at.is_some_and(|at| now >= at) {
-            self.at = None;
-            let led = groups_led(cluster)?;
-            let Some((node, groups)) = led.into_iter().enumerate().max_by_key(|(_, groups)| groups.len())
-            else {
-                return Ok(());
-            };
-            cluster.kill_node(node)?;
-            eprintln!("killed node {}, which led {} groups", node + 1, groups.len());
-            let killed = Killed {
-                node: node as u64 + 1,
-                groups_led: groups.len(),
-                at_s: now.saturating_sub(warmup).as_secs_f64(),
-            };
-            self.killed = Some((killed, groups));
-            self.restart = Some((now + DOWN, node));
-        }
-        if let Some((at, node)) = self.restart
-            && now >= at
-        {
-            self.restart = None;
-            cluster.start_node(node)?;
-            eprintln!("restarted node {}", node + 1);
-        }
-        Ok(())
-    }
-}
-
-/// The groups that each node leads.
-fn groups_led(cluster: &mut Cluster) -> Result<Vec<Vec<u32>>, ClusterError> {
-    let statuses = cluster.statuses()?;
-    let led = statuses.iter().map(|status| {
-        let replicas = status.iter().flat_map(|status| &status.groups);
-        replicas
-            .filter(|replica| replica.is_leader)
-            .filter_map(|replica| u32::try_from(replica.group).ok())
-            .collect()
-    });
-    Ok(led.collect())
 }
 
 /// Merges what the threads hand over, and shows it.
@@ -532,6 +495,8 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         let from = plan.warmup + Duration::from_secs_f64(killed.at_s);
         groups.iter().map(|&group| load.timeline.longest_gap_ms(group, from, end)).max()
     });
+    let outage_at_s = |signal| plan.outage.filter(|(of, _)| *of == signal).map(|(_, at)| at.as_secs_f64());
+    let gap_ms = |group| load.timeline.longest_gap_ms(group, plan.warmup, end);
     Report {
         throughput_records_per_s: ratio(measured_records as f64, plan.duration.as_secs_f64()),
         acked_records: totals.acked,
@@ -550,6 +515,8 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         leader_changes: load.leader_changes,
         audit,
         unavailable_ms,
+        longest_gap_ms: (1..=plan.cluster.groups).map(gap_ms).collect(),
+        replaced: load.replaced.clone(),
         killed: load.killed.as_ref().map(|(killed, _)| *killed),
         config: Config {
             nodes: plan.cluster.nodes,
@@ -561,7 +528,9 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
             client_threads: plan.client_threads.min(plan.clients),
             duration_s: plan.duration.as_secs_f64(),
             warmup_s: plan.warmup.as_secs_f64(),
-            kill_leader_at_s: plan.kill_leader_at.map(|at| at.as_secs_f64()),
+            replacements: plan.replacements,
+            kill_leader_at_s: outage_at_s(Signal::Kill),
+            stop_leader_at_s: outage_at_s(Signal::Stop),
             loop_kind: "closed",
         },
         machine: Machine::look(folder),

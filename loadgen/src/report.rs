@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::audit::AuditCounts;
+use crate::fault::Signal;
 use crate::machine::Machine;
 use crate::plot;
 
@@ -26,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) duration_s: f64,
     pub(crate) warmup_s: f64,
     pub(crate) kill_leader_at_s: Option<f64>,
+    pub(crate) stop_leader_at_s: Option<f64>,
+    pub(crate) replacements: u32,
     pub(crate) loop_kind: &'static str,
 }
 
@@ -95,23 +98,41 @@ pub(crate) struct Report {
     /// Leaders elected under load.
     pub(crate) leader_changes: u64,
     pub(crate) audit: AuditCounts,
-    /// With a killed leader: longest time without an acknowledgement in a group that it led, in
+    /// With a killed or stopped leader: longest time without an acknowledgement in a group that it led, in
     /// milliseconds.
     pub(crate) unavailable_ms: Option<u64>,
-    /// With a killed leader: which node it was, and how many groups it led.
+    /// With a killed or stopped leader: which node it was, and how many groups it led.
     pub(crate) killed: Option<Killed>,
+    /// By group, from 1: longest time without an acknowledgement in the measured window, in milliseconds.
+    pub(crate) longest_gap_ms: Vec<u64>,
+    /// Nodes that were replaced, in order.
+    pub(crate) replaced: Vec<Replaced>,
     pub(crate) config: Config,
     pub(crate) machine: Machine,
     pub(crate) versions: BTreeMap<&'static str, &'static str>,
 }
 
-/// The node that was killed.
+/// The node that was killed or stopped.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Killed {
     pub(crate) node: u64,
+    pub(crate) signal: Signal,
     pub(crate) groups_led: usize,
     /// When, in seconds from the start of the measured window.
     pub(crate) at_s: f64,
+}
+
+/// A node that was killed with its disk, and its successor.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Replaced {
+    pub(crate) old: u64,
+    pub(crate) new: u64,
+    /// When, in seconds from the start of the measured window.
+    pub(crate) at_s: f64,
+    /// From then until the new one was a voter of all groups.
+    pub(crate) members_s: f64,
+    /// From then until it had all that was acknowledged before it became one.
+    pub(crate) caught_up_s: f64,
 }
 
 impl Report {
@@ -185,10 +206,19 @@ impl Report {
         ];
         if let (Some(killed), Some(unavailable_ms)) = (self.killed, self.unavailable_ms) {
             let text = format!(
-                "node {} at {:.1} s, which led {} groups; longest gap {unavailable_ms} ms",
-                killed.node, killed.at_s, killed.groups_led
+                "{:?} to node {} at {:.1} s, which led {} groups; longest gap {unavailable_ms} ms",
+                killed.signal, killed.node, killed.at_s, killed.groups_led
             );
-            rows.push(("killed", text));
+            rows.push(("outage", text));
+        }
+        if let (Some(last), Some(gap_ms)) = (self.replaced.last(), self.longest_gap_ms.iter().max()) {
+            let slowest_s = self.replaced.iter().map(|replaced| replaced.caught_up_s).fold(0.0, f64::max);
+            let text = format!(
+                "{} nodes until {:.1} s, each within {slowest_s:.1} s; longest gap of a group {gap_ms} ms",
+                self.replaced.len(),
+                last.at_s + last.caught_up_s
+            );
+            rows.push(("replaced", text));
         }
         let audit = &self.audit;
         let verdict = if self.is_clean() { "CLEAN" } else { "FAILED" };
@@ -254,6 +284,8 @@ mod tests {
             audit: AuditCounts { checked: 300, ..AuditCounts::default() },
             unavailable_ms: None,
             killed: None,
+            longest_gap_ms: vec![12; 8],
+            replaced: Vec::new(),
             config: Config {
                 nodes: 3,
                 shards: 1,
@@ -265,6 +297,8 @@ mod tests {
                 duration_s: 1.0,
                 warmup_s: 0.0,
                 kill_leader_at_s: None,
+                stop_leader_at_s: None,
+                replacements: 0,
                 loop_kind: "closed",
             },
             machine: Machine::look(&std::env::temp_dir()),
@@ -289,6 +323,8 @@ mod tests {
             "leader_changes",
             "audit",
             "unavailable_ms",
+            "longest_gap_ms",
+            "replaced",
             "config",
             "machine",
             "versions",

@@ -89,7 +89,6 @@ async fn a_new_node_takes_the_place_of_one_that_is_gone() {
     }
     let client = plan.client().await;
     client.create_group(GROUP, &nodes(&[1, 2, 3])).await.unwrap();
-    (0..5).for_each(|_| ());
     for number in 0..20 {
         put(&client, number).await;
     }

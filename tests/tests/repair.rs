@@ -75,9 +75,8 @@ async fn damaged_records_come_back_from_the_peers_under_load() {
         client.propose(GROUP, put(key)).await.unwrap();
     }
     let is_over = Arc::<AtomicBool>::default();
-    let writers = (1..=4).map(|writer| {
-        tokio::spawn(write_until_over(client.clone(), writer * 1_000_000, is_over.clone()))
-    });
+    let writers = (1..=4)
+        .map(|writer| tokio::spawn(write_until_over(client.clone(), writer * 1_000_000, is_over.clone())));
     let writers: Vec<_> = writers.collect();
 
     nodes.pop().unwrap().shutdown().await.unwrap();

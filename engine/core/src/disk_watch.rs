@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn config() -> ShardConfig {
-        ShardConfig::new(NodeId(1), 0)
+        ShardConfig { flush_stuck_after: Duration::from_secs(1), ..ShardConfig::new(NodeId(1), 0) }
     }
 
     #[test]

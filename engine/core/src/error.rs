@@ -44,6 +44,9 @@ pub enum BusyReason {
     /// The shard has as many groups as it may.
     #[error("too many groups on the shard")]
     Groups,
+    /// The group's state machine is behind its log by as much as it may be.
+    #[error("the state machine is behind the log")]
+    Applying,
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,

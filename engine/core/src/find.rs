@@ -128,7 +128,8 @@ impl Finds {
             Some(late) => *from = late.base.max(*from),
             None => *from = last.end().max(*from),
         }
-        *to = (*to).max(*from);
+        // A probe may reach beyond the range.
+        *from = (*from).min(*to);
         true
     }
 
@@ -152,5 +153,42 @@ impl Finds {
             }
             !is_late
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{RecordBlock, encode_batch};
+    use crate::ids::{Index, Term};
+    use crate::io::{ConfState, EntryKind, GroupState};
+    use crate::log_window::LogWindow;
+
+    /// Two records of a time.
+    fn entry(index: u64, at: u64) -> LogEntry {
+        let block = RecordBlock::from_records(&[b"record"; 2]);
+        let data = encode_batch(Offset((index - 1) * 2), WallTime(at), [block].iter());
+        LogEntry { index: Index(index), term: Term(1), kind: EntryKind::Normal, data }
+    }
+
+    #[test]
+    fn a_probe_beyond_the_end_that_the_search_began_with_does_not_move_it() {
+        let group = GroupId(1);
+        let window =
+            LogWindow::new(&GroupState::fresh(group, ConfState::default(), false), WallTime(0)).unwrap();
+        let (first, end) = (Offset(0), Offset(4));
+        let log = Committed { window: &window, commit: Index(2), first, end };
+        let mut finds = Finds::new(group);
+        finds.push(Find::new(Seeker::Client(Token { origin: 0, request: 1 }), WallTime(50), Timestamp(1)));
+        finds.waiting[0].search = Some(Search { from: first, to: end, end });
+        let mut replies = Vec::new();
+        assert_eq!(finds.serve(&log, &mut replies), None);
+        let probed = finds.probe().unwrap();
+        assert!(finds.handle_fetched(&[entry(2, 20), entry(3, 30), entry(4, 40)], probed));
+        finds.serve(&log, &mut replies);
+        assert!(
+            matches!(replies[..], [Reply::Found { offset: Offset(4), end: Offset(4), .. }]),
+            "{replies:?}"
+        );
     }
 }

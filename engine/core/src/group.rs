@@ -486,6 +486,8 @@ impl Replica {
             RequestError::Timeout
         } else if self.pending.bytes() + bytes > bytes_max {
             RequestError::busy(BusyReason::PendingBytes)
+        } else if self.apply_lag() >= turn.config.apply_lag_records_max as u64 {
+            RequestError::busy(BusyReason::Applying)
         } else {
             if !mutants::is(Mutant::QuietWithProposal) {
                 self.wake(turn);

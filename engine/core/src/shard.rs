@@ -883,6 +883,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         ("inflight_messages_max", config.inflight_messages_max, LIMIT_COUNT_MAX),
         ("window_bytes_max", config.window_bytes_max, usize::MAX / 2),
         ("apply_bytes_max", config.apply_bytes_max, LIMIT_BYTES_MAX),
+        ("apply_lag_records_max", config.apply_lag_records_max, LIMIT_COUNT_MAX),
         ("reads_waiting_max", config.reads_waiting_max, LIMIT_COUNT_MAX),
         ("snapshots.taking_max", config.snapshots.taking_max, LIMIT_COUNT_MAX),
         ("snapshots.sending_max", config.snapshots.sending_max, LIMIT_COUNT_MAX),

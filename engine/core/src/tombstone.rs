@@ -69,20 +69,30 @@ impl Tombstone {
         GroupState { hard_state: HardState { term: self.term, vote: self.vote, commit: Index(0) }, ..fresh }
     }
 
-    /// The answer to a replica of a removed group that has not heard of it.
+    /// The answer to a replica that does not know what this one knew as it left: that the group was removed; or, to a
+    /// candidate whose log has it, that the entry after which this one left is committed. Members may have lost
+    /// that, for it need not be durable anywhere. As far as they know this one still votes, and they would wait for its
+    /// vote for ever.
     pub(crate) fn answer(&self, message: &PeerMessage) -> Option<Send> {
         let is_question = matches!(
             message.kind,
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::MayLeave
         );
-        if !is_question || !self.is_of_removed_group() {
+        let LogStart { index, term, .. } = self.start;
+        let has_it = (message.log_term, message.index) >= (term, index);
+        let is_waiting =
+            message.kind != MessageKind::MayLeave && has_it && !mutants::is(Mutant::TombstoneSilent);
+        if !is_question || !(self.is_of_removed_group() || is_waiting) {
             return None;
         }
-        // It is true in every term.
-        let mut answer =
-            PeerMessage::bare(MessageKind::Gone, self.group, (message.to, message.from), Term(1));
-        (answer.index, answer.log_term) = (REMOVED, Term(REMOVED.0));
+        let addresses = (message.to, message.from);
+        let mut answer = PeerMessage::bare(MessageKind::Gone, self.group, addresses, self.term);
+        (answer.index, answer.log_term) = (index, term);
         answer.reject = message.kind == MessageKind::MayLeave;
+        if self.is_of_removed_group() {
+            // It is true in every term.
+            (answer.term, answer.log_term) = (Term(1), Term(REMOVED.0));
+        }
         Some(Send { message: answer, after: None })
     }
 }

@@ -13,7 +13,7 @@ use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    AnswerOn, Append, Apply, BusyReason, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
+    AnswerOn, Append, BusyReason, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
     GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Propose,
     Reply, RequestError, Retention, Role, Shard, ShardId, SnapshotStep, Timestamp, Token, WallTime,
 };
@@ -22,6 +22,7 @@ use iroh_raft_netbridge::ring::{Consumer, Producer};
 use iroh_raft_netbridge::wire::{Answer, ClientBody, ClientRequest, FrameLimits, ReplyBody};
 use iroh_raft_storage::StorageError;
 
+use crate::applying::{ApplyBudget, Applying, Outcome};
 use crate::lines::{
     Closing, Command, Fetched, Finding, Found, HandedOver, LeadershipError, LeadershipReply, Queued, Wanted,
     Written,
@@ -86,6 +87,8 @@ pub struct DriverParts {
     pub snapshots: Snapshots,
     /// Makes the state machines.
     pub machines: Arc<MachineFactory>,
+    /// What a turn gives them.
+    pub apply_budget: ApplyBudget,
     /// How long records are kept in groups that begin here; for ever in those that are not named.
     pub retention: Vec<(GroupId, Retention)>,
     /// What is counted.
@@ -135,6 +138,9 @@ enum Question {
 pub struct Driver {
     parts: DriverParts,
     machines: Machines,
+    applying: Applying,
+    /// What came of applying, emptied by whoever fills it.
+    outcomes: Vec<Outcome>,
     now: Timestamp,
     outputs: Outputs,
     outbox: Outbox,
@@ -165,6 +171,8 @@ impl Driver {
         parts.shard.statuses().for_each(|status| machines.open(status.group));
         Driver {
             machines,
+            applying: Applying::new(parts.apply_budget),
+            outcomes: Vec::new(),
             now: Timestamp(0),
             outputs: Outputs::default(),
             outbox: Outbox::new(parts.shard_id),
@@ -214,9 +222,9 @@ impl Driver {
         if let Some(observer) = &mut self.parts.observer {
             observer.turn(now, &self.parts.shard, &self.outputs);
         }
-        self.carry_out();
+        self.carry_out(&clock);
         if self.is_stopping && self.is_drained() {
-            self.finish();
+            self.finish(&clock);
             return Next::Over;
         }
         if self.has_input() {
@@ -493,7 +501,7 @@ impl Driver {
     }
 
     /// Says everything that the core wants done to whoever does it.
-    fn carry_out(&mut self) {
+    fn carry_out(&mut self, clock: &impl Fn() -> Timestamp) {
         let mut outputs = std::mem::take(&mut self.outputs);
         if let Some(append) = outputs.append.take() {
             self.hand_to_writer(append);
@@ -514,6 +522,9 @@ impl Driver {
         for task in outputs.snapshots.drain(..) {
             let group = task.group;
             let is_chunk = matches!(task.step, SnapshotStep::Write { .. });
+            if matches!(task.step, SnapshotStep::Restore(_)) {
+                self.applying.cancel(group, &mut self.outcomes);
+            }
             ShardCounters::add(&self.parts.counters.snapshot_chunks_received, u64::from(is_chunk));
             let event = self.parts.snapshots.begin(task, &self.machines, self.is_space_low);
             self.loopback.extend(event.map(|event| Input::Snapshot { group, event }));
@@ -522,9 +533,9 @@ impl Driver {
         for reply in outputs.replies.drain(..) {
             self.handle_reply(reply);
         }
-        for apply in outputs.applies.drain(..) {
-            self.apply(apply);
-        }
+        outputs.applies.drain(..).for_each(|apply| self.applying.push(apply));
+        self.applying.turn(&mut self.machines, clock, &mut self.outcomes);
+        self.handle_outcomes();
         for event in outputs.events.drain(..) {
             self.report(event);
         }
@@ -565,8 +576,7 @@ impl Driver {
             }
             Reply::ReadReady { token, group, freshness } => {
                 if let Some(question) = self.open.queries.remove(&token) {
-                    let body = self.look_up(group, &question, freshness);
-                    self.answer(token, group, body);
+                    self.handle_question(token, group, question, freshness);
                 }
             }
             Reply::Records { token, group, from, entries, end, is_last } => {
@@ -653,18 +663,6 @@ impl Driver {
         }
     }
 
-    fn apply(&mut self, apply: Apply) {
-        let Some(last) = apply.entries.last().map(|entry| entry.index) else { return };
-        let answers = self.machines.apply(&apply);
-        for (body, waiter) in answers.into_iter().zip(&apply.waiters) {
-            if matches!(body, ReplyBody::Responses { .. }) {
-                ShardCounters::add(&self.parts.counters.records_acked, u64::from(waiter.count));
-            }
-            self.answer(waiter.token, apply.group, body);
-        }
-        self.loopback.push(Input::Applied { group: apply.group, index: last });
-    }
-
     fn report(&mut self, event: Event) {
         let counters = &self.parts.counters;
         match event {
@@ -680,9 +678,12 @@ impl Driver {
             }
             Event::ReplicaLeft { group, since } => {
                 self.machines.close(group);
+                self.applying.cancel(group, &mut self.outcomes);
                 tracing::info!(%group, %since, "the replica on this node is gone, with what it stored");
             }
             Event::Quarantined { group, reason } => {
+                // It comes back, if it does, with a machine that begins anew.
+                self.applying.cancel(group, &mut self.outcomes);
                 ShardCounters::add(&counters.groups_quarantined, 1);
                 tracing::error!(%group, reason, "group quarantined on this node; the others go on");
             }
@@ -730,6 +731,8 @@ impl Driver {
     #[must_use]
     pub fn has_input(&self) -> bool {
         !self.loopback.is_empty()
+            || !self.applying.is_idle()
+            || !self.outcomes.is_empty()
             || !self.invites.is_empty()
             || !self.outputs.is_empty()
             || !self.parts.written.is_empty()
@@ -743,15 +746,15 @@ impl Driver {
     /// Whether nothing is on its way to the disk and nobody waits for an answer to be sent.
     fn is_drained(&self) -> bool {
         let is_flushed = self.appends_waiting.is_empty() && self.parts.appends.is_empty();
-        self.is_fenced || (is_flushed && !self.outbox.is_gated())
+        self.is_fenced || (is_flushed && !self.outbox.is_gated() && self.applying.is_idle())
     }
 
     /// Answers what is still open.
-    fn finish(&mut self) {
+    fn finish(&mut self, clock: &impl Fn() -> Timestamp) {
         self.parts.closing.0.store(true, Ordering::SeqCst);
         self.take_written();
         self.take_commands();
-        self.carry_out();
+        self.carry_out(clock);
         let error = || RequestError::OutcomeUnknown { leader: None };
         for (_, call) in std::mem::take(&mut self.open.calls) {
             match call {

@@ -11,6 +11,7 @@
 //! flush waited.
 #![forbid(unsafe_code)]
 
+mod applying;
 mod driver;
 pub mod lines;
 mod machines;
@@ -21,5 +22,6 @@ pub mod state_machine;
 pub mod stats;
 mod tails;
 
+pub use applying::ApplyBudget;
 pub use driver::{Driver, DriverParts, Next, Observer};
 pub use outbox::FRAME_BYTES_TARGET;

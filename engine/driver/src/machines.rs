@@ -1,19 +1,13 @@
-//! The state machines of a shard's groups: what a panic in one of them does, and whom it answers.
+//! The state machines of a shard's groups, and what a panic in one of them does.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use iroh_raft_core::batch::{Batch, RecordBlock};
-use iroh_raft_core::{AnswerOn, Apply, GroupId, RequestError};
-use iroh_raft_netbridge::wire::ReplyBody;
+use iroh_raft_core::batch::RecordBlock;
+use iroh_raft_core::{AnswerOn, GroupId, RequestError};
 
-use crate::state_machine::{ApplyContext, Machine, MachineFactory, Restore, RestoreError, SnapshotView};
-
-/// Largest block of responses: lengths in it have 32 bits.
-const BLOCK_BYTES_MAX: usize = 1 << 30;
-/// Bytes of the length in front of each response.
-const LENGTH_BYTES: usize = 4;
+use crate::state_machine::{Machine, MachineFactory, Restore, RestoreError, SnapshotView};
 
 /// Those of a shard, and what makes them.
 pub(crate) struct Machines {
@@ -95,65 +89,18 @@ impl Machines {
             return Err(RestoreError { problem: "the state machine was taken out" });
         };
         catch_unwind(AssertUnwindSafe(|| machine.restore(step))).unwrap_or_else(|_| {
-            self.machines.insert(group, None);
+            self.take_out(group);
             Err(RestoreError { problem: "the state machine panicked over it" })
         })
     }
 
-    /// Applies committed entries; returns the answers to those who wait, in their order.
-    pub(crate) fn apply(&mut self, apply: &Apply) -> Vec<ReplyBody> {
-        // The commands are in the log: a retry would put them in twice, so their outcome is unknown, not
-        // refused.
-        let unknown = || ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None });
-        let Some(Some(machine)) = self.machines.get_mut(&apply.group) else {
-            return apply.waiters.iter().map(|_| unknown()).collect();
-        };
-        let machine = machine.as_mut();
-        // What a panic left unfinished is not looked at again: the machine is dropped.
-        let Ok(responses) = catch_unwind(AssertUnwindSafe(|| responses_of(apply, machine))) else {
-            let upto = apply.entries.last().map(|entry| entry.index.0);
-            tracing::error!(group = %apply.group, ?upto, "the state machine panicked: it is taken out on this node");
-            self.machines.insert(apply.group, None);
-            return apply.waiters.iter().map(|_| unknown()).collect();
-        };
-        let answer = |(responses, waiter): (&Vec<Vec<u8>>, &iroh_raft_core::Waiter)| {
-            let bytes: usize = responses.iter().map(|response| response.len() + LENGTH_BYTES).sum();
-            if bytes > BLOCK_BYTES_MAX {
-                // No answer is that long; the commands are applied.
-                return unknown();
-            }
-            ReplyBody::Responses {
-                first: waiter.first,
-                index: waiter.index,
-                term: waiter.term,
-                responses: RecordBlock::from_records(responses),
-            }
-        };
-        responses.iter().zip(&apply.waiters).map(answer).collect()
+    /// The machine of a group, unless there is none or it was taken out.
+    pub(crate) fn get_mut(&mut self, group: GroupId) -> Option<&mut dyn Machine> {
+        Some(self.machines.get_mut(&group)?.as_mut()?.as_mut())
     }
-}
 
-/// Applies the records of the entries and collects the responses that the waiters are for.
-fn responses_of(apply: &Apply, machine: &mut dyn Machine) -> Vec<Vec<Vec<u8>>> {
-    let waiters = &apply.waiters;
-    let mut answered: Vec<Vec<Vec<u8>>> = waiters.iter().map(|_| Vec::new()).collect();
-    let mut next = 0;
-    for entry in apply.entries.iter().filter(|entry| entry.batch().is_some()) {
-        // Conf changes carry no batch; batches were checked when they entered the log.
-        let Ok(batch) = Batch::parse(&entry.data) else { continue };
-        for (offset, record) in batch.records() {
-            let context = ApplyContext { group: apply.group, index: entry.index, offset, at: batch.at() };
-            let response = machine.apply(context, record);
-            while waiters.get(next).is_some_and(|waiter| waiter.first.0 + u64::from(waiter.count) <= offset.0)
-            {
-                next += 1;
-            }
-            if let (Some(waiter), Some(responses)) = (waiters.get(next), answered.get_mut(next))
-                && waiter.first <= offset
-            {
-                responses.push(response);
-            }
-        }
+    /// A panic left a group's machine in a state that nobody knows.
+    pub(crate) fn take_out(&mut self, group: GroupId) {
+        self.machines.insert(group, None);
     }
-    answered
 }

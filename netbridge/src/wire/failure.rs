@@ -129,6 +129,7 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Members => 7,
         BusyReason::Commands => 8,
         BusyReason::Groups => 9,
+        BusyReason::Applying => 10,
     }
 }
 
@@ -143,6 +144,7 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         7 => Ok(BusyReason::Members),
         8 => Ok(BusyReason::Commands),
         9 => Ok(BusyReason::Groups),
+        10 => Ok(BusyReason::Applying),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

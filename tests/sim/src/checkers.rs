@@ -203,7 +203,7 @@ impl Checks {
                 let checked = self.durable.reopened(node, shard, state);
                 self.note(checked);
                 self.found(node, state);
-                self.answers.restart(node, state.group);
+                self.answers.left(node, state.group);
             }
             Input::Snapshot { group, event } => {
                 self.snapshots.event(node, *group, event, &mut self.commits, &mut self.marks);
@@ -264,9 +264,8 @@ impl Checks {
             }
             self.durable.handed_over(node, id, append, |group, index| self.commits.upto(group, index));
         }
-        for event in &outputs.events {
-            self.event(node, event);
-        }
+        let is_end = |event: &&Event| matches!(event, Event::ReplicaLeft { .. });
+        outputs.events.iter().filter(|event| !is_end(event)).for_each(|event| self.event(node, event));
         let was_quiet = |group| self.statuses.get(&(node, group)).is_some_and(|status| status.is_quiet);
         let is_quiet = |group| was_quiet(group) && shard.status(group).is_some_and(|status| status.is_quiet);
         let checked = self.quiets.turn(node, outputs, is_quiet);
@@ -289,6 +288,8 @@ impl Checks {
             }
         }
         self.replies(node, outputs);
+        // A replica that is gone was still there for what else the turn said of it.
+        outputs.events.iter().filter(is_end).for_each(|event| self.event(node, event));
         self.answers.turn_over();
         self.leased.clear();
         let checked = self.leadership.turn(node, id, now, &self.plan.core, shard, outputs);
@@ -315,7 +316,7 @@ impl Checks {
                 self.statuses.remove(&(node, *group));
                 self.commits.restart(node, *group);
                 self.repairs.left(node, *group);
-                self.answers.restart(node, *group);
+                self.answers.left(node, *group);
             }
             Event::RepairNeeded { group, .. } => {
                 self.marks.add("replica under repair", 1);

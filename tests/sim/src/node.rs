@@ -297,6 +297,7 @@ fn start(
             findings,
             snapshots: Snapshots::new(jobs, done),
             machines,
+            apply_budget: plan.apply_budget,
             retention: plan.groups.iter().map(|group| (group.id, group.retention)).collect(),
             counters: Arc::new(ShardCounters::default()),
             on_fenced: Box::new(move |_, _| fenced.store(true, Ordering::Relaxed)),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use iroh_raft_core::{
     ConfState, GroupId, GroupState, LeaseReads, NodeId, Retention, ShardConfig, SnapshotConfig, SpreadConfig,
 };
+use iroh_raft_driver::ApplyBudget;
 use iroh_raft_storage::ShardOptions;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -81,6 +82,8 @@ pub(crate) struct Plan {
     pub(crate) writers: u64,
     pub(crate) record_bytes_max: usize,
     pub(crate) think: Micros,
+    /// What a turn gives to state machines. Time stands still in a turn here.
+    pub(crate) apply_budget: ApplyBudget,
     /// Bytes of a snapshot besides what it is about.
     pub(crate) filler_bytes: usize,
     /// How long faults come, and how often.
@@ -131,6 +134,10 @@ impl Plan {
             think: *pick(random, &[(1_000, 10_000), (1_000, 20_000), (5_000, 100_000)]),
             chaos: Duration::from_secs(random.random_range(10..=30)),
             fault_every: *pick(random, &[(100_000, 1_000_000), (300_000, 2_000_000), (1_000_000, 6_000_000)]),
+            apply_budget: ApplyBudget {
+                records_max: *pick(random, &[1, 2, 16, 1 << 16]),
+                ..ApplyBudget::default()
+            },
             filler_bytes: 0,
             faults: Vec::new(),
             is_trimming: false,
@@ -310,6 +317,7 @@ fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {
         inflight_messages_max: *pick(random, &[1, 2, 16, 128]),
         window_bytes_max: *pick(random, &[1, 16 << 10, 256 << 10, 64 << 20]),
         apply_bytes_max: *pick(random, &[1, 4 << 10, 1 << 20]),
+        apply_lag_records_max: *pick(random, &[1, 16, 1 << 18]),
         reads_waiting_max: *pick(random, &[1, 64, 65_536]),
         ..defaults
     }

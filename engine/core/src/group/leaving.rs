@@ -150,7 +150,8 @@ impl Replica {
         true
     }
 
-    /// A member says that this replica is none. `has_asked`: whether it asked for votes.
+    /// A member says that this replica is none; or one that was a member, that it left after an entry of this log, which
+    /// is committed then. `has_asked`: whether this one asked for votes.
     pub(super) fn handle_gone(&mut self, message: &PeerMessage, has_asked: bool) {
         let is_of_leader = message.reject;
         let last = Index(self.raw.raft.raft_log.last_index());
@@ -161,8 +162,18 @@ impl Replica {
         } else {
             has_asked && lacks_it
         };
-        if is_true && self.voters.contains(&message.from) {
+        if !self.voters.contains(&message.from) {
+            return;
+        }
+        if is_true {
             self.leave(message.index, message.log_term);
+        } else if !is_of_leader && has_asked && message.index <= last {
+            // It has all that was committed before an entry of its newest term (thesis 3.6.3).
+            let is_here = self.term_at(message.index) == message.log_term;
+            if is_here && message.index > self.commit {
+                self.raw.raft.raft_log.commit_to(message.index.0);
+                self.is_dirty = true;
+            }
         }
     }
 }

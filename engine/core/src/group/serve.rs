@@ -79,6 +79,11 @@ impl Replica {
         }
     }
 
+    /// Committed records that the state machine has not applied.
+    pub(super) fn apply_lag(&self) -> u64 {
+        if self.has_state_machine { self.commit_end.0.saturating_sub(self.applied_end.0) } else { 0 }
+    }
+
     fn emit_apply(&mut self, turn: &mut Turn<'_>, entries: Vec<LogEntry>) {
         let last = entries.last().expect("there is something to apply").index;
         self.applying = Some((last, end_of(&entries, self.applied_end)));

@@ -230,7 +230,10 @@ impl Replica {
             return false;
         }
         let since = self.applied.0 - state.own.as_ref().map_or(0, |own| own.head.index.0.min(self.applied.0));
-        let is_much = since >= entries || state.applied_bytes >= bytes;
+        // Writing snapshots costs at most twice as much as writing the log, however large the state is.
+        let last_bytes = state.own.as_ref().map_or(0, |own| own.body.bytes);
+        let is_much =
+            (since >= entries || state.applied_bytes >= bytes) && state.applied_bytes >= last_bytes / 2;
         self.has_state_machine
             && state.is_able
             && !state.is_taking

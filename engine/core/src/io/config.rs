@@ -22,7 +22,9 @@ impl Default for LeaseReads {
     }
 }
 
-/// When state machines are snapshotted, what then goes from the log, and how snapshots travel. All bounds are of
+/// When state machines are snapshotted, what then goes from the log, and how snapshots travel. By entries or bytes, a
+/// group takes one only when as much as half of its last one was applied since: a large state that changes little is
+/// written less often, so that snapshots cost at most twice what the log does. All bounds are of
 /// one shard. Groups without a state machine are never compacted by this: what they keep is for retention to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -118,6 +120,9 @@ pub struct ShardConfig {
     pub window_bytes_max: usize,
     /// Bytes of entries handed to a state machine at a time. Default 1 MiB.
     pub apply_bytes_max: usize,
+    /// Committed records of a group that its leader's state machine has not applied, from which on it takes no more:
+    /// they are refused as busy. Default 262,144. Higher: more for a new leader to apply before it answers.
+    pub apply_lag_records_max: usize,
     /// Reads of a group that may wait at once; more are refused as busy. Default 65,536.
     pub reads_waiting_max: usize,
     /// Tails that may follow one group on this node; more are refused as busy. Default 1,024. Each costs some
@@ -133,8 +138,8 @@ pub struct ShardConfig {
     /// down for the old lease: what it promised before it stopped must run out.
     pub lease_reads: Option<LeaseReads>,
     /// Time that a flush may take before the disk counts as hung: the shard's leaders then hand over, or step
-    /// down, and none campaigns. Default 1 s; at least a tick. Shorter: a slow disk costs leaderships; longer:
-    /// a leader without a disk takes more into memory.
+    /// down, and none campaigns. Default 750 ms, so that another leader acknowledges within a second; at least a tick.
+    /// Shorter: a slow disk costs leaderships; longer: a leader without a disk takes more into memory.
     pub flush_stuck_after: Duration,
     /// Time with nothing to do after which a group goes quiet: no ticks, no heartbeats. Default 1 s; at least
     /// the interval of heartbeats; none: never. Shorter: less work for groups in little use, and a few messages more
@@ -180,11 +185,12 @@ impl ShardConfig {
             inflight_messages_max: 128,
             window_bytes_max: 64 << 20,
             apply_bytes_max: 1 << 20,
+            apply_lag_records_max: 1 << 18,
             reads_waiting_max: 65_536,
             tails_max: 1024,
             retention_interval: Duration::from_secs(10),
             lease_reads: None,
-            flush_stuck_after: Duration::from_secs(1),
+            flush_stuck_after: Duration::from_millis(750),
             quiet_after: Some(Duration::from_secs(1)),
             spread: Some(SpreadConfig { interval: Duration::from_secs(10), band: 2 }),
             priorities: Vec::new(),

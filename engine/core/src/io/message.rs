@@ -44,7 +44,8 @@ pub enum MessageKind {
     /// the members as of the beginning of the sender's log ([`crate::encode_members`]).
     Invite = 15,
     /// The receiver is no member, as of the committed entry at `index`, of term `log_term`. Answer to a
-    /// request for votes, or, with `reject`, of a leader to `MayLeave`.
+    /// request for votes, or, with `reject`, of a leader to `MayLeave`. To a candidate that has that entry: the sender
+    /// left after it.
     Gone = 16,
     /// The sender is no member, as far as it knows, and asks whether that is so.
     MayLeave = 17,

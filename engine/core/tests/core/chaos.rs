@@ -44,6 +44,7 @@ fn options(seed: u64) -> Options {
     options.config.message_bytes_max = 1 << rng.within(6..14);
     options.config.inflight_messages_max = rng.within(1..20) as usize;
     options.config.apply_bytes_max = 1 << rng.within(4..12);
+    options.config.apply_lag_records_max = rng.within(1..200) as usize;
     options.config.pending_bytes_max = 1 << rng.within(11..16);
     options.config.lease_reads = rng.chance(500).then(LeaseReads::default);
     options.config.quiet_after = rng.chance(700).then(|| Duration::from_millis(rng.within(100..400)));

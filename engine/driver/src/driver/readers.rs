@@ -1,8 +1,8 @@
 //! Requests of those who read logs, and of groups themselves.
 
 use super::{
-    Answer, ClientBody, Consistency, Driver, Freshness, GroupId, Input, Question, READ_BYTES_MAX, ReplyBody,
-    RequestError, Timestamp, Token,
+    Answer, ClientBody, Consistency, Driver, Freshness, GroupId, Input, Outcome, Question, READ_BYTES_MAX,
+    ReplyBody, RequestError, ShardCounters, Timestamp, Token,
 };
 
 impl Driver {
@@ -69,17 +69,56 @@ impl Driver {
         }
     }
 
-    /// What a read that may look now finds.
-    pub(super) fn look_up(&self, group: GroupId, question: &Question, freshness: Freshness) -> ReplyBody {
+    /// A read may look now.
+    pub(super) fn handle_question(
+        &mut self,
+        token: Token,
+        group: GroupId,
+        question: Question,
+        freshness: Freshness,
+    ) {
         match question {
-            Question::Machine(query) => match self.machines.query(group, query) {
-                Ok(answer) => ReplyBody::Answer(Answer { freshness, bytes: answer.into() }),
-                Err(error) => ReplyBody::Failed(error),
-            },
-            Question::Cursor(name) => match self.parts.shard.meta(group) {
-                Some(meta) => ReplyBody::Cursor(meta.cursor(name)),
-                None => ReplyBody::Failed(RequestError::Quarantined),
-            },
+            Question::Machine(query) => {
+                if let Err(outcome) = self.applying.hold(token, group, query, freshness) {
+                    self.handle_outcome(outcome);
+                }
+            }
+            Question::Cursor(name) => {
+                let body = match self.parts.shard.meta(group) {
+                    Some(meta) => ReplyBody::Cursor(meta.cursor(&name)),
+                    None => ReplyBody::Failed(RequestError::Quarantined),
+                };
+                self.answer(token, group, body);
+            }
+        }
+    }
+
+    /// Does what came of applying.
+    pub(super) fn handle_outcomes(&mut self) {
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        outcomes.drain(..).for_each(|outcome| self.handle_outcome(outcome));
+        self.outcomes = outcomes;
+    }
+
+    fn handle_outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Answered { waiter, group, body } => {
+                if matches!(body, ReplyBody::Responses { .. }) {
+                    ShardCounters::add(&self.parts.counters.records_acked, u64::from(waiter.count));
+                }
+                self.answer(waiter.token, group, body);
+            }
+            Outcome::Ask { token, group, query, freshness } => {
+                let body = match self.machines.query(group, &query) {
+                    Ok(answer) => ReplyBody::Answer(Answer { freshness, bytes: answer.into() }),
+                    Err(error) => ReplyBody::Failed(error),
+                };
+                self.answer(token, group, body);
+            }
+            Outcome::Refused { token, group, error } => {
+                self.answer(token, group, ReplyBody::Failed(error));
+            }
+            Outcome::Applied { group, index } => self.loopback.push(Input::Applied { group, index }),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Of when an answer is: exactly the state after the applied index that it states, which is committed and never goes
-//! back while a replica runs; and a leader was not heard later than stated (this project's promise: `Freshness`).
+//! back while a replica is there; and a leader was not heard later than stated (this project's promise: `Freshness`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -58,9 +58,10 @@ impl Answers {
         self.heard.retain(|(of, _), _| *of != node);
     }
 
-    /// A replica begins anew while its node runs.
-    pub(super) fn restart(&mut self, node: NodeId, group: GroupId) {
+    /// A replica left, or begins anew while its node runs: it begins with nothing.
+    pub(super) fn left(&mut self, node: NodeId, group: GroupId) {
         self.last.remove(&(node, group));
+        self.heard.remove(&(node, group));
     }
 
     /// A state machine is given committed entries.

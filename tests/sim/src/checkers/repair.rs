@@ -36,8 +36,7 @@ impl Repairs {
             // It stands on the disk as before, and is found damaged when it is read.
             self.lost.remove(&key);
         }
-        let is_forgotten =
-            state.damage.is_none() && !state.is_under_repair && self.lost.contains_key(&key);
+        let is_forgotten = state.damage.is_none() && !state.is_under_repair && self.lost.contains_key(&key);
         ensure(!is_forgotten, "a repair that began is known until it is over", || {
             format!("node {node} group {} starts as if it had not lost anything", state.group)
         })

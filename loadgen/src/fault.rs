@@ -1,0 +1,282 @@
+//! Faults of `loadgen quick`: the node that leads most groups is gone for a while, and nodes that lose their
+//! disks are replaced by new ones, one after the other.
+//!
+//! They are driven from the loop that watches the clients, a step at a time; whatever takes long has a thread or a
+//! process of its own.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
+
+use iroh_raft::net::client::{Client, ClientConfig, ClientError};
+use iroh_raft::{GroupId, MemberChange, MemberRole, NodeId};
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::cluster::{Cluster, ClusterError};
+use crate::quick::{LOOK, QuickError, finish, runtime};
+use crate::report::{Killed, Replaced};
+
+/// How long a killed or stopped node stays down.
+const DOWN: Duration = Duration::from_secs(2);
+/// Time for the groups of one node to be moved to its successor.
+const REPLACE_DEADLINE: Duration = Duration::from_secs(60);
+/// How often the successor is asked how far it is.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// The faults of a run.
+pub(crate) struct Faults {
+    outage: Outage,
+    replace: Replace,
+}
+
+impl Faults {
+    /// The outage's time is from the start of the load; so many nodes are replaced from `replace_from` on, by a manager
+    /// with this configuration.
+    pub(crate) fn new(
+        outage: Option<(Signal, Duration)>,
+        (replacements, replace_from): (u32, Duration),
+        manager: ClientConfig,
+    ) -> Faults {
+        let outage = Outage { due: outage, over: None, done: None };
+        let replace =
+            Replace { left: replacements, from: replace_from, step: Step::Idle, done: Vec::new(), manager };
+        Faults { outage, replace }
+    }
+
+    /// Goes on; `now` is the time since the start of the load.
+    pub(crate) fn drive(
+        &mut self,
+        cluster: &mut Cluster,
+        now: Duration,
+        warmup: Duration,
+    ) -> Result<(), QuickError> {
+        self.outage.drive(cluster, now, warmup)?;
+        self.replace.drive(cluster, now, warmup)
+    }
+
+    /// Whether nothing is under way or to come.
+    pub(crate) fn are_over(&self) -> bool {
+        self.outage.due.is_none() && self.outage.over.is_none() && self.replace.is_over()
+    }
+
+    /// The node that was down with the groups that it led, and the nodes that were replaced.
+    pub(crate) fn into_done(self) -> (Option<(Killed, Vec<u32>)>, Vec<Replaced>) {
+        (self.outage.done, self.replace.done)
+    }
+}
+
+/// What is sent to the node that leads most groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Signal {
+    /// SIGKILL; it is started again later.
+    Kill,
+    /// SIGSTOP, and SIGCONT later.
+    Stop,
+}
+
+/// The node that leads most groups is gone for a while.
+struct Outage {
+    due: Option<(Signal, Duration)>,
+    over: Option<(Signal, Duration, usize)>,
+    done: Option<(Killed, Vec<u32>)>,
+}
+
+impl Outage {
+    fn drive(&mut self, cluster: &mut Cluster, now: Duration, warmup: Duration) -> Result<(), QuickError> {
+        if let Some((signal, _)) = self.due.take_if(|(_, at)| now >= *at) {
+            let led = groups_led(cluster)?;
+            let Some((node, groups)) = led.into_iter().enumerate().max_by_key(|(_, groups)| groups.len())
+            else {
+                return Ok(());
+            };
+            match signal {
+                Signal::Kill => cluster.kill_node(node)?,
+                Signal::Stop => cluster.stop_node(node)?,
+            }
+            eprintln!("{signal:?} to node {}, which led {} groups", node + 1, groups.len());
+            let killed = Killed {
+                node: node as u64 + 1,
+                signal,
+                groups_led: groups.len(),
+                at_s: now.saturating_sub(warmup).as_secs_f64(),
+            };
+            self.done = Some((killed, groups));
+            self.over = Some((signal, now + DOWN, node));
+        }
+        if let Some((signal, _, node)) = self.over.take_if(|(_, at, _)| now >= *at) {
+            match signal {
+                Signal::Kill => cluster.start_node(node)?,
+                Signal::Stop => cluster.continue_node(node)?,
+            }
+            eprintln!("node {} is back", node + 1);
+        }
+        Ok(())
+    }
+}
+
+/// The groups that each node leads.
+fn groups_led(cluster: &mut Cluster) -> Result<Vec<Vec<u32>>, ClusterError> {
+    let statuses = cluster.statuses()?;
+    let led = statuses.iter().map(|status| {
+        let replicas = status.iter().flat_map(|status| &status.groups);
+        replicas
+            .filter(|replica| replica.is_leader)
+            .filter_map(|replica| u32::try_from(replica.group).ok())
+            .collect()
+    });
+    Ok(led.collect())
+}
+
+/// Nodes are killed with their disks, in turn, each as its predecessor has been replaced.
+struct Replace {
+    left: u32,
+    from: Duration,
+    step: Step,
+    done: Vec<Replaced>,
+    manager: ClientConfig,
+}
+
+enum Step {
+    Idle,
+    /// The old one is gone, the new one starts.
+    Starting(Swap),
+    /// The groups change their members.
+    Changing(Swap, Receiver<Result<(), QuickError>>),
+    /// The new one takes what it has not: by group, the end that some other replica had.
+    CatchingUp(Swap, Vec<(u64, u64)>, Instant),
+}
+
+#[derive(Clone, Copy)]
+struct Swap {
+    old: NodeId,
+    new: NodeId,
+    began: Instant,
+    at: Duration,
+    members: Duration,
+}
+
+impl Replace {
+    fn is_over(&self) -> bool {
+        self.left == 0 && matches!(self.step, Step::Idle)
+    }
+
+    fn drive(&mut self, cluster: &mut Cluster, now: Duration, warmup: Duration) -> Result<(), QuickError> {
+        self.step = match std::mem::replace(&mut self.step, Step::Idle) {
+            Step::Idle if self.left > 0 && now >= self.from => {
+                self.left -= 1;
+                let began = Instant::now();
+                let (old, new) = cluster.replace_node(self.done.len() % cluster.len())?;
+                eprintln!("killed node {old} and its disk; node {new} takes its place");
+                let at = now.saturating_sub(warmup);
+                Step::Starting(Swap { old, new, began, at, members: Duration::ZERO })
+            }
+            Step::Idle => Step::Idle,
+            Step::Starting(swap) if cluster.is_ready()? => {
+                cluster.introduce(swap.new)?;
+                let groups = cluster.groups();
+                let (manager, (sender, changed)) = (self.manager.clone(), sync_channel(1));
+                let change = move || {
+                    // Nobody takes it when the run has ended meanwhile.
+                    let _ = sender.send(change_members(manager, groups, swap));
+                };
+                let thread = std::thread::Builder::new().name("manager".into()).spawn(change);
+                thread.map_err(QuickError::Thread)?;
+                Step::Changing(swap, changed)
+            }
+            Step::Changing(mut swap, changed) => match changed.try_recv() {
+                Err(TryRecvError::Empty) => Step::Changing(swap, changed),
+                Err(TryRecvError::Disconnected) => return Err(QuickError::Panicked),
+                Ok(result) => {
+                    result?;
+                    swap.members = swap.began.elapsed();
+                    let statuses = cluster.statuses()?;
+                    let mut ends = std::collections::BTreeMap::new();
+                    for replica in statuses.iter().flatten().flat_map(|status| &status.groups) {
+                        let end: &mut u64 = ends.entry(replica.group).or_default();
+                        *end = replica.end.max(*end);
+                    }
+                    Step::CatchingUp(swap, ends.into_iter().collect(), Instant::now())
+                }
+            },
+            Step::CatchingUp(swap, ends, look) if Instant::now() >= look => {
+                if swap.began.elapsed() >= 2 * REPLACE_DEADLINE {
+                    let what = "a new node did not catch up";
+                    return Err(QuickError::NotReplaced { what, node: swap.new });
+                }
+                if !has_all(cluster, swap.new, &ends)? {
+                    Step::CatchingUp(swap, ends, Instant::now() + ASK_EVERY)
+                } else {
+                    cluster.forget(swap.old)?;
+                    let done = Replaced {
+                        old: swap.old.0,
+                        new: swap.new.0,
+                        at_s: swap.at.as_secs_f64(),
+                        members_s: swap.members.as_secs_f64(),
+                        caught_up_s: swap.began.elapsed().as_secs_f64(),
+                    };
+                    eprintln!(
+                        "node {} is in after {:.1} s, and has all after {:.1} s",
+                        done.new, done.members_s, done.caught_up_s
+                    );
+                    self.done.push(done);
+                    Step::Idle
+                }
+            }
+            step @ (Step::Starting(_) | Step::CatchingUp(..)) => step,
+        };
+        Ok(())
+    }
+}
+
+/// Whether a node has committed so much of every group.
+fn has_all(cluster: &mut Cluster, node: NodeId, ends: &[(u64, u64)]) -> Result<bool, ClusterError> {
+    let Some(status) = cluster.status(node)? else { return Ok(false) };
+    let has = |(group, end): &(u64, u64)| {
+        status.groups.iter().any(|replica| replica.group == *group && replica.end >= *end)
+    };
+    Ok(ends.iter().all(has))
+}
+
+/// Makes the new node a learner of every group, and then a voter in place of the old one.
+fn change_members(manager: ClientConfig, groups: u64, swap: Swap) -> Result<(), QuickError> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let client = Client::connect(manager).await?;
+        let change = |node, role| MemberChange { node, role };
+        let learner = [change(swap.new, MemberRole::Learner)];
+        let voter = [change(swap.new, MemberRole::Voter), change(swap.old, MemberRole::Gone)];
+        for step in [Arc::from(&learner[..]), Arc::from(&voter[..])] {
+            change_all(&client, groups, &step).await?;
+        }
+        client.close();
+        client.closed().await;
+        Ok::<_, ClientError>(())
+    });
+    finish(&runtime);
+    Ok(result?)
+}
+
+async fn change_all(client: &Client, groups: u64, changes: &Arc<[MemberChange]>) -> Result<(), ClientError> {
+    let until = Instant::now() + REPLACE_DEADLINE;
+    let mut tasks = JoinSet::new();
+    for group in 1..=groups {
+        let (client, changes) = (client.clone(), changes.clone());
+        tasks.spawn(async move {
+            // A change that is in force already is no error, so one whose outcome is unknown is asked for again;
+            // one that is refused may have to wait for another leader, or for the new node.
+            loop {
+                match client.change_members(GroupId(group), &changes).await {
+                    Ok(_) => return Ok(()),
+                    Err(error) if Instant::now() >= until => return Err(error),
+                    Err(_) => tokio::time::sleep(LOOK).await,
+                }
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.map_err(|_| ClientError::Closed)??;
+    }
+    Ok(())
+}
