@@ -189,6 +189,7 @@ impl Flush<'_> {
                 hard_state: Some(hard_state),
                 conf_state: None,
                 meta: None,
+                under_repair: None,
                 entries: vec![entry],
             }
         };

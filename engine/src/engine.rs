@@ -399,6 +399,17 @@ impl Engine {
         self.done(group, ClientBody::RemoveGroup).await
     }
 
+    /// Opens the replica of a group on this node again, which was taken out ([`GroupStatus::is_quarantined`]): as a start
+    /// would find it on its disk, without one. Its state machine begins anew, where its snapshot is. What is damaged
+    /// of it its leader gives it again; replicas that were taken out for damage come back by themselves.
+    ///
+    /// # Errors
+    /// [`RequestError::Quarantined`] when what the disk has is inconsistent, [`RequestError::Invalid`] when the replica is
+    /// in service; others as everywhere.
+    pub async fn revive(&self, group: GroupId) -> Result<(), RequestError> {
+        self.done(group, ClientBody::Revive).await
+    }
+
     async fn done(&self, group: GroupId, body: ClientBody) -> Result<(), RequestError> {
         match self.request(group, body).await? {
             ReplyBody::Done => Ok(()),

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use iroh_raft_core::Fetch;
-use iroh_raft_driver::lines::Fetched;
+use iroh_raft_driver::lines::{Found, Wanted};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::LogReader;
 
@@ -21,8 +20,8 @@ const FULL_PAUSE: Duration = Duration::from_micros(100);
 #[derive(Debug)]
 pub(crate) struct ReaderPort {
     pub(crate) reader: LogReader,
-    pub(crate) fetches: Consumer<Fetch>,
-    pub(crate) answers: Producer<Fetched>,
+    pub(crate) fetches: Consumer<Wanted>,
+    pub(crate) answers: Producer<Found>,
 }
 
 /// Starts the reader thread of a node. It ends once `stop` is set.
@@ -41,10 +40,9 @@ fn run(ports: &[ReaderPort], doorbell: &Doorbell, stop: &AtomicBool) {
         let mut is_idle = true;
         for port in ports {
             // One fetch a shard and round, so that none of them waits for all of another's.
-            let Some(fetch) = port.fetches.pop() else { continue };
+            let Some(wanted) = port.fetches.pop() else { continue };
             is_idle = false;
-            let result = port.reader.read(&fetch);
-            let mut answer = Fetched { id: fetch.id, group: fetch.group, result };
+            let mut answer = wanted.read(&port.reader);
             // The shard empties this ring every turn; it can be full only within a turn.
             while let Err(back) = port.answers.push(answer) {
                 if stop.load(Ordering::Acquire) {

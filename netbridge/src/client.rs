@@ -400,6 +400,18 @@ impl Client {
         self.ask(group, ClientBody::RemoveGroup, Target::Leader).await.map(|_| ())
     }
 
+    /// Opens this node's replica of a group again, which was taken out there
+    /// ([`GroupStatus::is_quarantined`](iroh_raft_core::GroupStatus::is_quarantined)): as a start would find it on its disk, without
+    /// one. What is damaged of it its leader gives it again. Needs the right to manage.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`Quarantined`](iroh_raft_core::RequestError::Quarantined) when what its disk has is inconsistent,
+    /// [`Invalid`](iroh_raft_core::RequestError::Invalid) when the replica is in service.
+    pub async fn revive(&self, node: NodeId, group: GroupId) -> Result<(), ClientError> {
+        let target = self.shared().node_at(node)?;
+        self.ask(group, ClientBody::Revive, target).await.map(|_| ())
+    }
+
     /// How this node's replica of the group stands.
     ///
     /// # Errors

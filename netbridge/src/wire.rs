@@ -71,7 +71,9 @@ impl Lane {
             | MessageKind::AppendResponse
             | MessageKind::Invite
             | MessageKind::Gone
-            | MessageKind::MayLeave => Lane::Append,
+            | MessageKind::MayLeave
+            | MessageKind::RepairQuestion
+            | MessageKind::RepairBound => Lane::Append,
             MessageKind::Snapshot | MessageKind::SnapshotChunk | MessageKind::SnapshotAck => Lane::Snapshot,
         }
     }

@@ -34,7 +34,15 @@ const FLAG_CONF_STATE: u16 = 2;
 const FLAG_CHANGE: u16 = 4;
 const FLAG_CARRIED: u16 = 8;
 const FLAG_META: u16 = 16;
-const FLAGS: u16 = FLAG_HARD_STATE | FLAG_CONF_STATE | FLAG_CHANGE | FLAG_CARRIED | FLAG_META;
+const FLAG_UNDER_REPAIR: u16 = 32;
+const FLAG_REPAIRED: u16 = 64;
+const FLAGS: u16 = FLAG_HARD_STATE
+    | FLAG_CONF_STATE
+    | FLAG_CHANGE
+    | FLAG_CARRIED
+    | FLAG_META
+    | FLAG_UNDER_REPAIR
+    | FLAG_REPAIRED;
 
 const _: () = assert!(BLOCK_BYTES_MAX <= u32::MAX as usize);
 
@@ -192,7 +200,9 @@ fn encode_part(pen: &mut Pen<'_>, new: &NewPart<'_>) {
             | flag(part.conf_state.is_some(), FLAG_CONF_STATE)
             | flag(part.change.is_some(), FLAG_CHANGE)
             | flag(new.is_carried, FLAG_CARRIED)
-            | flag(part.meta.is_some(), FLAG_META),
+            | flag(part.meta.is_some(), FLAG_META)
+            | flag(part.under_repair == Some(true), FLAG_UNDER_REPAIR)
+            | flag(part.under_repair == Some(false), FLAG_REPAIRED),
     );
     pen.u16(0);
     pen.u32(u32::try_from(part.entries.len()).expect("a block below 1 GiB has fewer than 2^32 entries"));
@@ -229,6 +239,7 @@ fn encode_change(pen: &mut Pen<'_>, change: LogChange) {
         LogChange::CompactTo(start) => (1, start),
         LogChange::StartAfter(start) => (2, start),
         LogChange::Remove => (3, LogStart::default()),
+        LogChange::CutAfter(start) => (4, start),
     };
     pen.u64(kind);
     pen.u64(place.index.0);
@@ -244,6 +255,7 @@ fn parse_change(cursor: &mut Cursor<'_>) -> Option<LogChange> {
         1 => Some(LogChange::CompactTo(start)),
         2 => Some(LogChange::StartAfter(start)),
         3 if start == LogStart::default() => Some(LogChange::Remove),
+        4 => Some(LogChange::CutAfter(start)),
         _ => None,
     }
 }
@@ -410,6 +422,7 @@ pub(crate) struct Part<'a> {
     pub(crate) hard_state: Option<HardState>,
     pub(crate) conf_state: Option<ConfState>,
     pub(crate) meta: Option<&'a [u8]>,
+    pub(crate) under_repair: Option<bool>,
     /// Index of the first entry; meaningless without entries.
     pub(crate) first: Index,
     /// Number of entries.
@@ -441,6 +454,11 @@ impl<'a> Part<'a> {
             return None;
         }
         let has = |flag| flags & flag != 0;
+        let under_repair = match (has(FLAG_UNDER_REPAIR), has(FLAG_REPAIRED)) {
+            (false, false) => None,
+            (true, true) => return None,
+            (is_begun, _) => Some(is_begun),
+        };
         let change = if has(FLAG_CHANGE) { Some(parse_change(&mut cursor)?) } else { None };
         let hard_state = if has(FLAG_HARD_STATE) { Some(parse_hard_state(&mut cursor)?) } else { None };
         let conf_state = if has(FLAG_CONF_STATE) { Some(parse_conf_state(&mut cursor)?) } else { None };
@@ -460,6 +478,7 @@ impl<'a> Part<'a> {
             hard_state,
             conf_state,
             meta,
+            under_repair,
             first,
             count,
             base,

@@ -51,6 +51,8 @@ pub struct ShardCheck {
     pub bytes: u64,
     /// Groups whose log has holes or damage that opening notices.
     pub damaged_groups: Vec<(GroupId, LogDamage)>,
+    /// Groups whose repair from their peers had begun and was not done, with the last entry that they have.
+    pub groups_under_repair: Vec<(GroupId, Index)>,
     /// Damage that only reading notices.
     pub damage: Vec<Damage>,
 }
@@ -92,6 +94,10 @@ fn check_shard(mut shard: ReadShard) -> Result<ShardCheck> {
         groups: shard.groups.len() as u64,
         entries: shard.groups.iter().map(|group| group.last.0 - group.start.index.0).sum(),
         damaged_groups: shard.groups.iter().filter_map(|group| Some((group.group, group.damage?))).collect(),
+        groups_under_repair: (shard.groups.iter())
+            .filter(|group| group.is_under_repair && group.damage.is_none())
+            .map(|group| (group.group, group.last))
+            .collect(),
         ..ShardCheck::default()
     };
     loop {
@@ -144,8 +150,14 @@ impl fmt::Display for ShardCheck {
         for (group, LogDamage { first, last }) in &self.damaged_groups {
             writeln!(
                 f,
-                "PROBLEM: group {group} lacks index {first} to {last}: its replica will not take part until \
-                 it is repaired"
+                "PROBLEM: group {group} lacks index {first} to {last}: its replica will not vote until its leader \
+                 has given it these entries again"
+            )?;
+        }
+        for (group, last) in &self.groups_under_repair {
+            writeln!(
+                f,
+                "  group {group} is under repair, and has entries up to {last}: it will go on at the next start"
             )?;
         }
         for damage in &self.damage {

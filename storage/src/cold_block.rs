@@ -258,6 +258,7 @@ pub(crate) struct GroupRow {
     pub(crate) hard_state: iroh_raft_core::HardState,
     pub(crate) conf_state: iroh_raft_core::ConfState,
     pub(crate) meta: Bytes,
+    pub(crate) is_under_repair: bool,
 }
 
 impl GroupRow {
@@ -271,6 +272,7 @@ impl GroupRow {
             hard_state: log.hard_state,
             conf_state: log.conf_state.clone(),
             meta: log.meta.clone(),
+            is_under_repair: log.is_under_repair,
         }
     }
 
@@ -278,7 +280,7 @@ impl GroupRow {
         let mut row = vec![0; 8 + 24 + 16 + 24 + conf_state_bytes(&self.conf_state) + self.meta.len()];
         let mut pen = Pen::new(&mut row);
         pen.u16(LOG_VERSION);
-        pen.u16(0);
+        pen.u16(u16::from(self.is_under_repair));
         pen.u32(self.checksum);
         pen.u64(self.start.index.0);
         pen.u64(self.start.term.0);
@@ -295,7 +297,11 @@ impl GroupRow {
     pub(crate) fn parse(group: GroupId, bytes: &[u8]) -> Option<GroupRow> {
         let mut cursor = Cursor::new(unsealed(&[group.0], bytes)?);
         let version = cursor.u16()?;
-        let reserved = cursor.u16()?;
+        let is_under_repair = match cursor.u16()? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
         let checksum = cursor.u32()?;
         let start = LogStart {
             index: Index(cursor.u64()?),
@@ -307,9 +313,10 @@ impl GroupRow {
         let hard_state = parse_hard_state(&mut cursor)?;
         let conf_state = parse_conf_state(&mut cursor)?;
         let meta = Bytes::copy_from_slice(cursor.bytes(cursor.left())?);
-        let is_possible =
-            version == LOG_VERSION && reserved == 0 && moved >= start.index && moved_end >= start.offset;
-        is_possible.then_some(GroupRow { start, moved, moved_end, checksum, hard_state, conf_state, meta })
+        let is_possible = version == LOG_VERSION && moved >= start.index && moved_end >= start.offset;
+        let row =
+            GroupRow { start, moved, moved_end, checksum, hard_state, conf_state, meta, is_under_repair };
+        is_possible.then_some(row)
     }
 }
 

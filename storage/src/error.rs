@@ -319,6 +319,14 @@ pub enum AppendProblem {
         /// Last index that is final.
         floor: Index,
     },
+    /// What is final is cut by a repair only, at the end of a stored block or in the journal.
+    #[error(
+        "the log cannot be cut after entry {index}: no repair begins there, or no stored block ends there"
+    )]
+    Cut {
+        /// The entry.
+        index: Index,
+    },
     /// Only committed entries are compacted.
     #[error("compaction up to entry {index}, but the log is committed up to {commit} only")]
     Compaction {

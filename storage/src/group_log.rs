@@ -56,6 +56,7 @@ pub(crate) struct GroupLog {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
     pub(crate) meta: Bytes,
+    pub(crate) is_under_repair: bool,
     start: LogStart,
     cold: VecDeque<ColdSpan>,
     /// Last index in the log file, or where the log starts.
@@ -207,8 +208,51 @@ impl GroupLog {
                 self.restart(start);
                 self.cold.drain(..).collect()
             }
+            LogChange::CutAfter(place) => self.cut_after(place),
             LogChange::Remove => self.cold.drain(..).collect(),
         }
+    }
+
+    /// Whether the log can be made to end there, wherever what follows stands.
+    pub(crate) fn may_end_at(&self, place: LogStart) -> bool {
+        let is_end_of_block = self.cold.binary_search_by_key(&place.index, |span| span.last).is_ok();
+        place == self.start || is_end_of_block || (self.moved..=self.last()).contains(&place.index)
+    }
+
+    /// The end of the last stored block before an entry, or the start of the log: its index, and the offset after it.
+    pub(crate) fn end_before(&self, index: Index) -> (Index, Offset) {
+        let hot = self.hot.iter().find(|span| span.last() >= index).map(|span| (span.first, span.base));
+        let cold = self.cold.get(self.cold.partition_point(|span| span.last < index));
+        let (first, base) = match (cold, hot) {
+            (Some(span), _) => (span.first, span.base),
+            (None, Some((first, base))) if first > self.moved => (first, base),
+            (None, Some(_)) => return (self.moved, self.moved_end),
+            (None, None) => return (self.last(), self.next_offset),
+        };
+        if first <= self.start.index.next() {
+            (self.start.index, self.start.offset)
+        } else {
+            (Index(first.0 - 1), base)
+        }
+    }
+
+    /// What follows a place is void, also in the log file. Returns its blocks there.
+    fn cut_after(&mut self, place: LogStart) -> Vec<ColdSpan> {
+        // A start reads the cut again when the log file knows already that it was compacted after that.
+        let place = if place.index < self.start.index { self.start } else { place };
+        let kept = self.cold.partition_point(|span| span.last <= place.index);
+        let void = self.cold.split_off(kept).into();
+        if place.index < self.moved {
+            self.hot.clear();
+            (self.moved, self.moved_end) = (place.index, place.offset);
+            self.cold_checksum = self.cold.back().map_or(0, |span| span.checksum);
+        } else {
+            self.drop_hot_from(place.index.next());
+        }
+        self.next_offset = place.offset;
+        self.lost = Index(0);
+        self.cuts += 1;
+        void
     }
 
     fn compact_to(&mut self, start: LogStart) {
@@ -246,6 +290,11 @@ impl GroupLog {
     /// Blocks in the log file, oldest first.
     pub(crate) fn cold(&self) -> impl Iterator<Item = &ColdSpan> {
         self.cold.iter()
+    }
+
+    /// Whether a block in the log file begins with this entry.
+    pub(crate) fn has_cold(&self, first: Index) -> bool {
+        self.cold.binary_search_by_key(&first, |span| span.first).is_ok()
     }
 
     /// Newest block in the log file.

@@ -23,6 +23,8 @@ pub(crate) struct Reset {
     pub(crate) seq: FlushSeq,
     pub(crate) group: GroupId,
     pub(crate) is_removed: bool,
+    /// Whether the log goes on before these blocks: entries were cut.
+    pub(crate) is_cut: bool,
     pub(crate) blocks: Vec<ColdSpan>,
 }
 
@@ -63,9 +65,15 @@ impl Index {
     pub(crate) fn change(&mut self, group: GroupId, change: LogChange, seq: FlushSeq) {
         let void = self.group(group).change(change);
         match change {
+            LogChange::CutAfter(_) => {
+                // A move that is under way has read what is void now.
+                self.next_incarnation += 1;
+                self.group(group).incarnation = self.next_incarnation;
+                self.resets.push(Reset { seq, group, is_removed: false, is_cut: true, blocks: void });
+            }
             LogChange::CompactTo(_) => self.compacted.extend(void.into_iter().map(|span| (group, span))),
             LogChange::StartAfter(_) => {
-                self.resets.push(Reset { seq, group, is_removed: false, blocks: void });
+                self.resets.push(Reset { seq, group, is_removed: false, is_cut: false, blocks: void });
             }
             LogChange::Remove => {
                 self.groups.remove(&group);
@@ -76,15 +84,16 @@ impl Index {
                     }
                     *of != group
                 });
-                self.resets.push(Reset { seq, group, is_removed: true, blocks });
+                self.resets.push(Reset { seq, group, is_removed: true, is_cut: false, blocks });
             }
         }
     }
 
-    /// Blocks were moved of a group that was removed meanwhile.
+    /// Blocks were moved of a group that was removed, or of entries that were cut, meanwhile.
     pub(crate) fn add_to_reset(&mut self, group: GroupId, blocks: Vec<ColdSpan>) {
-        let reset = self.resets.iter_mut().rev().find(|reset| reset.group == group && reset.is_removed);
-        let reset = reset.expect("a group goes by a reset, which waits for its flush to be moved");
+        let is_cause = |reset: &&mut Reset| reset.group == group && (reset.is_removed || reset.is_cut);
+        let reset = self.resets.iter_mut().rev().find(is_cause);
+        let reset = reset.expect("entries go by a reset, which waits for its flush to be moved");
         reset.blocks.extend(blocks);
     }
 

@@ -38,6 +38,7 @@ mod peers;
 mod reader;
 mod recovery;
 mod redb_file;
+mod reopen;
 mod rows;
 mod scrub;
 mod shard;

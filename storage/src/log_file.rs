@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
-use iroh_raft_core::{GroupId, Index, TermRun};
+use iroh_raft_core::{GroupId, Index, Offset, TermRun};
 use redb::{ReadableTable, TableDefinition};
 
 use crate::block::{ChainEnd, JournalIdentity};
@@ -64,7 +64,20 @@ pub(crate) struct StoredGroup {
     pub(crate) term_runs: Vec<TermRun>,
     pub(crate) conf_changes: Vec<Index>,
     /// Entries that the index should know and does not.
-    pub(crate) damage: Option<(Index, Index)>,
+    pub(crate) damage: Option<StoredDamage>,
+    /// Where the last block ends that was taken: its last index, and the offset after it.
+    end: (Index, Offset),
+}
+
+/// Entries that the index of the log file should know and does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct StoredDamage {
+    /// First and last of them.
+    pub(crate) range: (Index, Index),
+    /// Last index before them that is sound: the end of a block, or the start of the log.
+    pub(crate) before: Index,
+    /// Offset after it.
+    pub(crate) end: Offset,
 }
 
 /// The log file as it was found.
@@ -138,6 +151,20 @@ impl LogFile {
         }
         log.groups.values_mut().for_each(StoredGroup::finish);
         Ok(log)
+    }
+
+    /// The rows of the index of one group, in order; `None` for what is none.
+    pub(crate) fn index_rows(&self, group: GroupId) -> Result<Vec<(Index, Option<IndexRow>)>, RedbFailure> {
+        self.file.read(|transaction| {
+            let table = transaction.open_table(INDEX)?;
+            let mut rows = Vec::new();
+            for row in table.range((group.0, 0)..=(group.0, u64::MAX))? {
+                let (key, row) = row?;
+                let first = Index(key.value().1);
+                rows.push((first, IndexRow::parse(group, first, row.value())));
+            }
+            Ok(rows)
+        })
     }
 
     /// Makes a move durable. Returns each group's new blocks and the offset after them.
@@ -248,15 +275,30 @@ impl StoredGroup {
     fn new(row: GroupRow) -> StoredGroup {
         let mut log = GroupLog::from_log_file(row.start, row.moved, row.moved_end, row.checksum);
         log.hard_state = row.hard_state;
+        log.is_under_repair = row.is_under_repair;
         log.conf_state = row.conf_state;
         log.meta = row.meta;
-        StoredGroup { log, term_runs: Vec::new(), conf_changes: Vec::new(), damage: None }
+        let end = (row.start.index, row.start.offset);
+        StoredGroup { log, term_runs: Vec::new(), conf_changes: Vec::new(), damage: None, end }
     }
 
-    /// Takes the next row of its index; false if the block lies before the start.
+    /// The group as its row says, with these rows of its index.
+    pub(crate) fn load(row: GroupRow, rows: Vec<(Index, Option<IndexRow>)>) -> StoredGroup {
+        let mut stored = StoredGroup::new(row);
+        for (first, row) in rows {
+            match row {
+                Some(row) => drop(stored.take(row)),
+                None => stored.note_damage(first, stored.log.moved().max(first)),
+            }
+        }
+        stored.finish();
+        stored
+    }
+
+    /// Takes the next row of its index; false if the block lies before the start, or was cut off the end.
     fn take(&mut self, row: IndexRow) -> bool {
         let start = self.log.start();
-        if row.span.last <= start.index {
+        if row.span.last <= start.index || row.span.first > self.log.moved() {
             return false;
         }
         if row.span.last > self.log.moved() {
@@ -278,6 +320,7 @@ impl StoredGroup {
         }
         self.conf_changes.extend(row.conf_changes.iter().filter(|index| **index > start.index));
         self.log.push_cold(row.span);
+        self.end = (row.span.last, row.end);
         true
     }
 
@@ -303,8 +346,14 @@ impl StoredGroup {
     }
 
     fn note_damage(&mut self, first: Index, last: Index) {
-        let (from, to) = self.damage.unwrap_or((first, last));
-        self.damage = Some((from.min(first), to.max(last)));
+        let start = self.log.start();
+        let (before, end) = if self.end.0 < first { self.end } else { (start.index, start.offset) };
+        let new = StoredDamage { range: (first, last), before, end };
+        let damage = self.damage.get_or_insert(new);
+        if first < damage.range.0 {
+            *damage = StoredDamage { range: (first, damage.range.1), ..new };
+        }
+        damage.range.1 = damage.range.1.max(last);
     }
 }
 

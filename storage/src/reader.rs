@@ -12,6 +12,7 @@ use crate::index::SharedIndex;
 use crate::journal::Journal;
 use crate::log_file::LogFile;
 use crate::redb_file::RedbFailure;
+use crate::snapshot::SnapshotStore;
 use crate::span_read::{read_span, shared};
 
 /// Plans made anew because what they named was moved meanwhile. Each move takes far longer than a
@@ -21,10 +22,11 @@ const PLANS_MAX: u32 = 8;
 /// Reads entries of a shard's groups from its files. Clones share them.
 #[derive(Clone, Debug)]
 pub struct LogReader {
-    journal: Arc<Journal>,
-    log: Arc<LogFile>,
-    index: Arc<SharedIndex>,
-    identity: JournalIdentity,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) log: Arc<LogFile>,
+    pub(crate) index: Arc<SharedIndex>,
+    pub(crate) snapshots: SnapshotStore,
+    pub(crate) identity: JournalIdentity,
 }
 
 /// Why a plan could not be followed.
@@ -38,9 +40,14 @@ enum ReadError {
 }
 
 impl LogReader {
-    pub(crate) fn new(journal: Arc<Journal>, log: Arc<LogFile>, index: Arc<SharedIndex>) -> LogReader {
+    pub(crate) fn new(
+        journal: Arc<Journal>,
+        log: Arc<LogFile>,
+        index: Arc<SharedIndex>,
+        snapshots: SnapshotStore,
+    ) -> LogReader {
         let identity = journal.identity;
-        LogReader { journal, log, index, identity }
+        LogReader { journal, log, index, snapshots, identity }
     }
 
     /// Reads contiguous entries from the place asked for, up to `to` or `bytes_max`, at least one.

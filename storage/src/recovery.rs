@@ -20,7 +20,7 @@ use crate::error::{AffectedRange, Result, StorageError};
 use crate::group_log::Span;
 use crate::index::{Index as ShardIndex, JournalBlock};
 use crate::journal::{Blocks, Journal, RawBlock};
-use crate::log_file::{Garbage, LogFile, MovedGroup, StoredLog};
+use crate::log_file::{Garbage, LogFile, MovedGroup, StoredDamage, StoredLog};
 use crate::redb_file::{Candidate, RedbFailure};
 use crate::snapshot::StoredSnapshots;
 use crate::span_read::read_span;
@@ -163,7 +163,7 @@ struct Recovering {
     /// Entries of the journal whose data is damaged.
     damage: Option<(Index, Index)>,
     /// Entries that the log file's index should know and does not.
-    stored_damage: Option<(Index, Index)>,
+    stored_damage: Option<StoredDamage>,
     /// Entries that later parts presuppose and that are not there. Fine if those are void too.
     gap: Option<(Index, Index)>,
     /// Whether the log file knows the group.
@@ -200,6 +200,15 @@ impl Recovering {
         let is_before =
             |(first, last): (Index, Index)| (first < from).then(|| (first, last.min(Index(from.0 - 1))));
         self.damage = self.damage.and_then(is_before);
+    }
+
+    /// What was wrong with the log after an index is void with it.
+    fn cut_after(&mut self, index: Index) {
+        self.cut(index.next());
+        self.void_damage(index.next());
+        let is_before = |range: &(Index, Index)| range.0 <= index;
+        self.gap = self.gap.filter(is_before);
+        self.stored_damage = self.stored_damage.filter(|damage| is_before(&damage.range));
     }
 
     fn note_damage(&mut self, first: Index, last: Index) {
@@ -387,6 +396,7 @@ impl Scan {
             let is_all = part.hard_state.is_none()
                 && part.conf_state.is_none()
                 && part.meta.is_none()
+                && part.under_repair.is_none()
                 && part.count == 0;
             if change == LogChange::Remove && is_all {
                 return;
@@ -406,6 +416,7 @@ impl Scan {
         if let Some(meta) = part.meta {
             log.meta = Bytes::copy_from_slice(meta);
         }
+        log.is_under_repair = part.under_repair.unwrap_or(log.is_under_repair);
     }
 
     fn take_change(&mut self, group: GroupId, change: LogChange, key: FlushSeq) {
@@ -416,7 +427,7 @@ impl Scan {
             LogChange::Remove if is_moved && recovering.is_stored => {
                 let log = self.index.group(group);
                 log.drop_hot();
-                (log.hard_state, log.conf_state, log.meta) = Default::default();
+                (log.hard_state, log.conf_state, log.meta, log.is_under_repair) = Default::default();
                 recovering.forget_after(log.moved());
             }
             LogChange::Remove => {
@@ -436,6 +447,20 @@ impl Scan {
                 self.index.change(group, change, key);
                 *recovering = Recovering { is_stored: recovering.is_stored, ..Recovering::default() };
             }
+            LogChange::CutAfter(place) if is_moved => {
+                let log = self.index.group(group);
+                if place.index <= log.moved() {
+                    log.drop_hot();
+                    recovering.forget_after(log.moved());
+                } else {
+                    log.cut(place.index.next(), place.offset);
+                    recovering.cut_after(place.index);
+                }
+            }
+            LogChange::CutAfter(place) => {
+                self.index.change(group, change, key);
+                recovering.cut_after(place.index);
+            }
             LogChange::CompactTo(_) if is_moved => {}
             LogChange::CompactTo(start) => {
                 self.index.change(group, change, key);
@@ -443,7 +468,16 @@ impl Scan {
                 let is_past = |range: &(Index, Index)| range.1 > start.index;
                 recovering.gap = recovering.gap.filter(is_past);
                 recovering.damage = recovering.damage.filter(is_past);
-                recovering.stored_damage = recovering.stored_damage.filter(is_past);
+                let after = |damage: StoredDamage| match damage.before < start.index {
+                    true => StoredDamage {
+                        range: (start.index.next(), damage.range.1),
+                        before: start.index,
+                        end: start.offset,
+                    },
+                    false => damage,
+                };
+                recovering.stored_damage =
+                    recovering.stored_damage.filter(|damage| is_past(&damage.range)).map(after);
             }
         }
     }
@@ -550,7 +584,15 @@ impl Scan {
                 log.set_lost(lost);
                 unstored.push(group);
             }
-            let damage = losses.into_iter().fold(recovering.stored_damage, Option::or);
+            let mut damage = losses.into_iter().flatten().next();
+            let mut recovering = recovering;
+            let (mut last, mut next_offset) = (log.last(), log.next_offset());
+            if let Some(StoredDamage { range: (first, damaged), before, end }) = recovering.stored_damage {
+                damage = Some((first, damaged.max(last).max(lost)));
+                (last, next_offset) = (before, end);
+                recovering.cut(last.next());
+                tails.remove(&group);
+            }
             states.push(GroupState {
                 group,
                 hard_state: log.hard_state,
@@ -560,12 +602,13 @@ impl Scan {
                 is_durable: true,
                 start: log.start(),
                 term_runs: recovering.term_runs,
-                last: log.last(),
-                next_offset: log.next_offset(),
+                last,
+                next_offset,
                 tail: tails.remove(&group).unwrap_or_default(),
                 conf_changes: recovering.conf_changes,
                 snapshot: None,
                 damage: damage.map(|(first, last)| LogDamage { first, last }),
+                is_under_repair: log.is_under_repair,
                 has_state_machine: false,
             });
             if log.hot_up_to(moved).next().is_some() {

@@ -152,8 +152,8 @@ pub(crate) fn open(
         writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end, bounds, space),
         mover: Mover::new(journal.clone(), log.clone(), index.clone(), bounds),
         scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
+        reader: LogReader::new(journal, log, index, snapshots.clone()),
         snapshots,
-        reader: LogReader::new(journal, log, index),
         groups,
         last_seq: recovered.end.seq,
         report,
@@ -173,10 +173,11 @@ pub(crate) fn open_for_reading(
     let journal = Arc::new(recovered.journal);
     let log = Arc::new(recovered.log);
     let index = Arc::new(SharedIndex::new(recovered.index));
+    let snapshots = SnapshotStore::new(log.clone(), recovered.snapshots);
     Ok(ReadShard {
         scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
-        snapshots: SnapshotStore::new(log.clone(), recovered.snapshots),
-        reader: LogReader::new(journal, log, index),
+        reader: LogReader::new(journal, log, index, snapshots.clone()),
+        snapshots,
         groups: recovered.groups,
         last_seq: recovered.end.seq,
         report: recovered.report,

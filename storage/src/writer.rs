@@ -274,6 +274,7 @@ impl JournalWriter {
                     hard_state: None,
                     conf_state: None,
                     meta: None,
+                    under_repair: None,
                     entries,
                 };
                 carried.push(Carried { append, base });
@@ -315,7 +316,12 @@ impl JournalWriter {
         let mut end = plan.ends.get(&part.group).copied().unwrap_or_else(|| GroupEnd::of(index, part.group));
         let commit = part.hard_state.map_or(Index(0), |hard_state| hard_state.commit);
         if let Some(change) = part.change {
-            end.change(change, commit)?;
+            if let LogChange::CutAfter(place) = change
+                && !index.groups.get(&part.group).is_some_and(|log| log.may_end_at(place))
+            {
+                return Err(AppendProblem::Cut { index: place.index }.into());
+            }
+            end.change(change, commit, part.under_repair == Some(true))?;
         }
         end.commit = end.commit.max(commit);
         let number = plan.bases.len();
@@ -430,11 +436,7 @@ impl JournalWriter {
         for (number, part) in batch.iter().flat_map(|append| &append.groups).enumerate() {
             if let Some(change) = part.change {
                 index.change(part.group, change, block.end.seq);
-                let is_all = part.hard_state.is_none()
-                    && part.conf_state.is_none()
-                    && part.meta.is_none()
-                    && part.entries.is_empty();
-                if change == LogChange::Remove && is_all {
+                if change == LogChange::Remove && is_nothing_else(part) {
                     continue;
                 }
             }
@@ -451,6 +453,7 @@ impl JournalWriter {
             if let Some(meta) = &part.meta {
                 log.meta.clone_from(meta);
             }
+            log.is_under_repair = part.under_repair.unwrap_or(log.is_under_repair);
         }
         index.flushed_bytes += u64::from(block.bytes);
         (self.bounds.is_move_due(&index), self.bounds.is_full(&index))
@@ -527,8 +530,8 @@ impl GroupEnd {
         )
     }
 
-    /// `commit` is what the same part says.
-    fn change(&mut self, change: LogChange, commit: Index) -> Result<(), AppendProblem> {
+    /// `commit` is what the same part says; `is_repair`: a repair begins, which may void what was committed.
+    fn change(&mut self, change: LogChange, commit: Index, is_repair: bool) -> Result<(), AppendProblem> {
         match change {
             LogChange::CompactTo(LogStart { index, offset, .. }) => {
                 let commit = self.commit.max(commit).min(self.last);
@@ -542,10 +545,18 @@ impl GroupEnd {
             }
             LogChange::StartAfter(LogStart { index, offset, .. }) => {
                 let floor = self.floor.max(self.commit);
-                if index < floor {
+                if index < floor && !is_repair {
                     return Err(AppendProblem::Committed { index, floor });
                 }
                 (self.last, self.next_offset, self.floor) = (index, offset, index);
+                self.commit = self.commit.min(index);
+            }
+            LogChange::CutAfter(LogStart { index, offset, .. }) => {
+                if !is_repair {
+                    return Err(AppendProblem::Cut { index });
+                }
+                (self.last, self.next_offset) = (index, offset);
+                (self.floor, self.commit) = (self.floor.min(index), self.commit.min(index));
             }
             LogChange::Remove => {
                 let zero = Index(0);
@@ -554,6 +565,15 @@ impl GroupEnd {
         }
         Ok(())
     }
+}
+
+/// Whether a part says nothing besides its change.
+fn is_nothing_else(part: &GroupAppend) -> bool {
+    part.hard_state.is_none()
+        && part.conf_state.is_none()
+        && part.meta.is_none()
+        && part.under_repair.is_none()
+        && part.entries.is_empty()
 }
 
 /// Checks a part's entries among themselves; returns the offset after them.

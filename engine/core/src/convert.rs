@@ -89,8 +89,8 @@ pub(crate) fn to_node(id: u64) -> Option<NodeId> {
     (id != 0).then_some(NodeId(id))
 }
 
-/// A message of a peer for raft-rs; `None` for kinds that it does not know: how snapshots travel, and how replicas
-/// come and go.
+/// A message of a peer for raft-rs; `None` for kinds that it does not know: how snapshots travel, how replicas
+/// come and go, and how they are repaired.
 pub(crate) fn to_raft_message(message: PeerMessage) -> Option<eraftpb::Message> {
     let entries: Vec<eraftpb::Entry> = message.entries.iter().map(to_raft_entry).collect();
     Some(eraftpb::Message {
@@ -112,7 +112,9 @@ pub(crate) fn to_raft_message(message: PeerMessage) -> Option<eraftpb::Message> 
             | MessageKind::Invite
             | MessageKind::Gone
             | MessageKind::MayLeave
-            | MessageKind::Beat => return None,
+            | MessageKind::Beat
+            | MessageKind::RepairQuestion
+            | MessageKind::RepairBound => return None,
         },
         to: message.to.0,
         from: message.from.0,

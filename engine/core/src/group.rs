@@ -15,6 +15,7 @@ mod quiet;
 mod read;
 mod reading;
 mod ready;
+mod repair;
 mod retention;
 mod serve;
 mod sessions;
@@ -37,8 +38,8 @@ use crate::find::Finds;
 use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{
-    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupStatus, HardState, LogChange, LogEntry, MessageKind,
-    Outputs, PeerMessage, Propose, Reply, ShardConfig, Token, has_records,
+    AnswerOn, ConfState, EntryKind, Event, FetchId, GroupStatus, HardState, LogChange, LogDamage, LogEntry,
+    MessageKind, Outputs, PeerMessage, Propose, Reply, Retention, ShardConfig, Token, has_records,
 };
 use crate::jitter::Draw;
 use crate::lease::{Lease, Promise, Times};
@@ -57,6 +58,7 @@ use leaving::Leaving;
 use members::Members;
 use quiet::Quiet;
 use ready::Persistence;
+use repair::Repair;
 use retention::Keeping;
 use serve::Purpose;
 use snapshots::Snapshots;
@@ -127,6 +129,7 @@ pub(crate) struct Replica {
     finds: Finds,
     commands: Commands,
     keeping: Keeping,
+    repair: Option<Box<Repair>>,
 
     commit: Index,
     /// Offset after the last committed record.
@@ -145,6 +148,8 @@ pub(crate) struct Replica {
     is_dirty: bool,
     /// What broke this replica, found without a panic.
     broken: Option<String>,
+    /// Entries that it found damaged by that.
+    damage: Option<LogDamage>,
 }
 
 impl Replica {
@@ -153,7 +158,7 @@ impl Replica {
     /// # Errors
     /// What is inconsistent about its state.
     pub(crate) fn new(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Result<Replica, String> {
-        let Loaded { state, changes, written, is_adopted, at } = loaded;
+        let Loaded { state, changes, written, damage, is_adopted, at } = loaded;
         let snapshot = state.snapshot.clone().filter(|_| state.has_state_machine);
         let snapshot_index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
         if state.has_state_machine && snapshot_index < state.start.index {
@@ -199,6 +204,7 @@ impl Replica {
             // A commit index that a snapshot brought came with its table, and goes to the disk with it.
             commands: Commands::new(meta, commit, written.commit < commit),
             keeping: Keeping::new(state.retention, now),
+            repair: Repair::at_start(state, *damage, *is_adopted, written.commit).map(Box::new),
             commit,
             commit_end,
             applied: if state.has_state_machine { snapshot_index } else { commit },
@@ -209,6 +215,7 @@ impl Replica {
             missing: 0,
             is_paused_by_missing: false,
             broken: None,
+            damage: None,
         };
         for change in changes.iter().filter(|_| !mutants::is(Mutant::ChangesForgotten)) {
             let window = replica.raw.store();
@@ -217,11 +224,11 @@ impl Replica {
             }
             replica.apply_change(change);
         }
-        if *is_adopted {
+        if *is_adopted && damage.is_none() {
             replica.persistence.change_log(LogChange::StartAfter(state.start), state.conf_state.clone());
         }
         replica.replay_sessions();
-        replica.is_dirty |= *is_adopted || replica.snapshots.needs_turn();
+        replica.is_dirty |= *is_adopted || replica.repair.is_some() || replica.snapshots.needs_turn();
         replica.show_offer();
         replica.write_draw(config, false);
         Ok(replica)
@@ -244,9 +251,14 @@ impl Replica {
         self.is_dirty
     }
 
-    /// What broke this replica, if something did.
-    pub(crate) fn broken(&self) -> Option<&str> {
-        self.broken.as_deref()
+    /// What broke this replica, if something did, and the damaged entries that it found.
+    pub(crate) fn broken(&self) -> Option<(&str, Option<LogDamage>)> {
+        self.broken.as_deref().map(|reason| (reason, self.damage))
+    }
+
+    /// What its disk does not know of it: whether it has a state machine, and how long it keeps records.
+    pub(crate) fn settings(&self) -> (bool, Retention) {
+        (self.has_state_machine, self.keeping.retention())
     }
 
     /// Bytes of entries in memory.
@@ -278,6 +290,7 @@ impl Replica {
             is_quarantined: false,
             is_disk_hung: false,
             is_quiet: self.is_quiet(),
+            is_under_repair: self.is_under_repair(),
         }
     }
 
@@ -342,6 +355,7 @@ impl Replica {
             }
             if !self.is_leader() && (self.must_not_lead(turn) || self.leadership.is_resting()) {
                 self.let_tick_pass();
+                self.handle_repair_tick(turn);
                 continue;
             }
             if !self.may_campaign(turn) {
@@ -364,6 +378,7 @@ impl Replica {
 
     /// A message of a peer: refused, dropped as stale, or stepped.
     pub(crate) fn handle_message(&mut self, turn: &mut Turn<'_>, mut message: PeerMessage) {
+        self.hold_back_commit(&mut message);
         if let Err(reason) = validate::check(&self.view(turn), &message) {
             let (group, from) = (self.group, message.from);
             turn.out.events.push(Event::MessageRefused { group, from, reason });
@@ -390,7 +405,12 @@ impl Replica {
         {
             return;
         }
+        if self.is_kept_from(&message) {
+            return;
+        }
         match message.kind {
+            MessageKind::RepairQuestion => return self.handle_repair_question(turn, &message),
+            MessageKind::RepairBound => return self.handle_repair_bound(&message),
             MessageKind::Snapshot => return self.handle_offer(turn, &message),
             MessageKind::SnapshotChunk => return self.handle_chunk(turn, &message),
             MessageKind::SnapshotAck => return self.handle_ack(turn, &message),
@@ -504,6 +524,7 @@ impl Replica {
             self.after_call(turn, false);
             let opened = |token| Reply::Opened { token, group: self.group };
             turn.out.replies.extend(self.opening.take().map(opened));
+            self.end_repair(turn);
         }
     }
 
@@ -535,6 +556,7 @@ impl Replica {
     /// The turn ends: say everything that has to be done.
     pub(crate) fn handle_turn(&mut self, turn: &mut Turn<'_>) {
         self.is_dirty = false;
+        self.advance_repair(turn);
         self.advance_transfer(turn);
         self.leave_joint(turn);
         self.propose_commands(turn);

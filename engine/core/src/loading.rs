@@ -10,8 +10,8 @@ use bytes::Bytes;
 use crate::group_meta::GroupMeta;
 use crate::ids::{GroupId, Index, Offset, Term, WallTime};
 use crate::io::{
-    Fetch, FetchError, FetchFrom, FetchId, GroupState, GroupStatus, HardState, LogEntry, LogStart, Role,
-    SnapshotHead,
+    Fetch, FetchError, FetchFrom, FetchId, GroupState, GroupStatus, HardState, LogDamage, LogEntry, LogStart,
+    Role, SnapshotHead,
 };
 use crate::log_window::header_of;
 
@@ -22,6 +22,7 @@ const MISSING_MAX: u32 = 100;
 pub(crate) struct Loading {
     state: GroupState,
     written: HardState,
+    damage: Option<LogDamage>,
     is_adopted: bool,
     /// The first entry that has to be in memory.
     head_from: Index,
@@ -43,6 +44,8 @@ pub(crate) struct Loaded {
     pub(crate) changes: Vec<LogEntry>,
     /// The hard state that is durable.
     pub(crate) written: HardState,
+    /// What was found damaged, past the end of this log.
+    pub(crate) damage: Option<LogDamage>,
     /// Whether the log begins after the snapshot, and the disk has still to be told.
     pub(crate) is_adopted: bool,
     /// Time of the newest batch, if the tail has none.
@@ -60,12 +63,18 @@ impl Loading {
     /// The state as given, if its tail suffices.
     pub(crate) fn new(mut state: GroupState) -> Result<Loading, Box<Loaded>> {
         let written = state.hard_state;
+        let damage = state.damage.take();
+        if damage.is_some() {
+            // It comes again from the leader.
+            state.hard_state.commit = state.hard_state.commit.min(state.last);
+        }
         let is_adopted = adopt_snapshot(&mut state);
         let (head, changes) = (Vec::new(), Vec::new());
         let head_from = head_from(&state);
         let mut loading = Loading {
             state,
             written,
+            damage,
             is_adopted,
             head_from,
             head,
@@ -125,7 +134,22 @@ impl Loading {
         state.tail = std::mem::take(&mut self.head);
         state.tail.extend(tail);
         let at = self.at.unwrap_or_default();
-        Loaded { state, changes, written: self.written, is_adopted: self.is_adopted, at }
+        let (written, damage, is_adopted) = (self.written, self.damage, self.is_adopted);
+        Loaded { state, changes, written, damage, is_adopted, at }
+    }
+
+    pub(crate) fn state(&self) -> &GroupState {
+        &self.state
+    }
+
+    /// What is damaged, and still stands on the disk.
+    pub(crate) fn lost(&self) -> Option<LogDamage> {
+        self.damage
+    }
+
+    /// Whether an entry is known to be lost already.
+    pub(crate) fn has_lost(&self, index: Index) -> bool {
+        self.damage.is_some() && index > self.state.last
     }
 
     pub(crate) fn status(&self) -> GroupStatus {
@@ -144,6 +168,7 @@ impl Loading {
             is_quarantined: false,
             is_disk_hung: false,
             is_quiet: false,
+            is_under_repair: self.damage.is_some() || self.state.is_under_repair,
         }
     }
 
@@ -227,7 +252,7 @@ fn head_from(state: &GroupState) -> Index {
 fn adopt_snapshot(state: &mut GroupState) -> bool {
     let Some(snapshot) = state.snapshot.as_ref().filter(|_| state.has_state_machine) else { return false };
     let SnapshotHead { index, term, offset, conf_state, table } = snapshot.head.clone();
-    if index <= state.hard_state.commit || state.damage.is_some() {
+    if index <= state.hard_state.commit {
         return false;
     }
     state.hard_state.commit = index;

@@ -21,7 +21,7 @@ use crate::batch::BatchHeader;
 use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state, to_raft_snapshot};
 use crate::group_command::GroupCommands;
 use crate::ids::{Index, NodeId, Offset, Term, WallTime};
-use crate::io::{EntryKind, GroupState, LogDamage, LogEntry, LogStart, SnapshotHead, TermRun};
+use crate::io::{EntryKind, GroupState, LogEntry, LogStart, SnapshotHead, TermRun};
 
 /// What an entry takes in memory besides its data, about.
 const ENTRY_BYTES: usize = 96;
@@ -49,7 +49,7 @@ pub(crate) enum Inconsistent {
     Membership { index: Index },
     #[error("its log begins after entry {index}, and its commit index is {commit}")]
     Start { index: Index, commit: Index },
-    #[error("its stored entries {first} to {last} are damaged: it stays out until it is repaired")]
+    #[error("its stored entries {first} to {last} are damaged")]
     Damaged { first: Index, last: Index },
 }
 
@@ -439,9 +439,6 @@ impl Storage for LogWindow {
 }
 
 fn check_state(state: &GroupState) -> Result<(), Inconsistent> {
-    if let Some(LogDamage { first, last }) = state.damage {
-        return Err(Inconsistent::Damaged { first, last });
-    }
     let start = state.start;
     let count = state.last.0.checked_sub(start.index.0).ok_or(Inconsistent::Last { last: state.last })?;
     if state.term_runs.is_empty() != (count == 0) || state.tail.len() as u64 > count {

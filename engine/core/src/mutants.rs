@@ -108,6 +108,13 @@ mutants! {
     WindowOffByOne = "the newest run of a session does not count as known",
     RepeatAnsweredEarly = "a retry is answered at once, whether or not its records are committed",
     RunsForgotten = "a restart forgets what sessions appended since their table was written",
+    RepairVotes = "a replica under repair votes",
+    RepairCampaigns = "a replica under repair campaigns",
+    RepairEndsEarly = "a repair is over once the leader has answered, whatever the replica has by then",
+    RepairForgotten = "a restart forgets that a repair was under way",
+    RepairKeepsDamage = "a repair leaves what follows the damage on the disk",
+    RepairUnheard = "a leader goes on counting on what a replica under repair has lost",
+    RepairAcknowledgesBound = "a replica under repair acknowledges its bound at once",
 }
 
 #[cfg(mutants)]

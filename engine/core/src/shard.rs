@@ -5,6 +5,7 @@
 //! withdrawn, its requests are answered, and it never speaks again.
 
 mod awake;
+mod revive;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,13 +20,11 @@ use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Owner, Sequence, SessionId, Timestamp, WallTime};
 use crate::io::{
     Append, ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite,
-    LeaseReads, LogDamage, LogEntry, MessageKind, Open, Outputs, PeerMessage, Reply, Role, ShardConfig,
-    Token,
+    LeaseReads, LogEntry, MessageKind, Open, Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
 };
 use crate::lease::Times;
 use crate::liveness::Liveness;
 use crate::loading::{Loaded, Loading, Step};
-use crate::log_window::Inconsistent;
 use crate::mutants::{self, Mutant};
 use crate::read_index::Read;
 use crate::records::{ReadKind, RecordRead};
@@ -33,6 +32,7 @@ use crate::sessions::RunOutcome;
 use crate::spread::Spread;
 use crate::tombstone::{Tombstone, are_first_members};
 use crate::validate;
+use revive::{Kept, Quarantined, taken_out};
 
 /// Highest byte limit accepted: a batch stays far below the 4 GiB that its header can say.
 const LIMIT_BYTES_MAX: usize = 1 << 30;
@@ -93,13 +93,6 @@ enum Member {
     Live(Box<Replica>),
     Out(Box<Quarantined>),
     Left(Box<Tombstone>),
-}
-
-/// A group that was taken out.
-struct Quarantined {
-    status: GroupStatus,
-    /// Why, until it has been told.
-    reason: Option<String>,
 }
 
 impl Shard {
@@ -227,6 +220,8 @@ impl Shard {
             Input::Persisted { seq } => self.handle_persisted(now, seq, out),
             Input::PersistFailed => self.handle_persist_failed(now, out),
             Input::Damaged { group, damage } => self.handle_damaged(now, group, damage, out),
+            Input::Revive { token, group } => self.revive(token, group, out),
+            Input::Reopened { group, result } => self.handle_reopened(now, group, result, out),
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
                 self.with_group(now, group, out, |replica, turn| replica.handle_applied(turn, index));
@@ -463,6 +458,7 @@ impl Shard {
             let (_, members) = self.flushes.pop_front().expect("looked at just now");
             for at in members {
                 self.call(now, at, out, |replica, turn| replica.handle_persisted(turn));
+                self.list_if_out(at);
             }
         }
     }
@@ -474,19 +470,6 @@ impl Shard {
         self.is_fenced = true;
         self.flushes.clear();
         out.events.push(Event::Fenced);
-    }
-
-    fn handle_damaged(&mut self, now: Timestamp, group: GroupId, damage: LogDamage, out: &mut Outputs) {
-        let Some(at) = self.position(group) else { return };
-        if let Some(replica) = self.members[at].live() {
-            self.snapshots_open =
-                self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());
-            self.window_bytes -= replica.window_bytes();
-        }
-        if !matches!(self.members[at], Member::Out(_) | Member::Left(_)) {
-            let LogDamage { first, last } = damage;
-            self.quarantine(now, at, Inconsistent::Damaged { first, last }.to_string(), out);
-        }
     }
 
     fn handle_unreachable(&mut self, now: Timestamp, node: NodeId, out: &mut Outputs) {
@@ -508,10 +491,11 @@ impl Shard {
             return self.call(now, at, out, |replica, turn| replica.handle_fetched(turn, id, result));
         };
         let is_missing = result == Err(FetchError::Missing);
+        let damage = result.as_ref().err().and_then(FetchError::damage);
         match loading.handle_fetched(id, result) {
             Step::Waiting if is_missing => {}
             Step::Waiting => self.list(at),
-            Step::Broken(reason) => self.quarantine(now, at, reason, out),
+            Step::Broken(reason) => self.quarantine(now, at, reason, damage, out),
             Step::Complete(loaded) => {
                 self.members[at] = start_loaded(&self.config, &loaded, now);
                 self.have_members_changed = true;
@@ -541,10 +525,7 @@ impl Shard {
                     let fetch = loading.take_fetch(&mut self.next_fetch, self.config.window_bytes_max);
                     out.fetches.extend(fetch);
                 }
-                Member::Out(quarantined) => {
-                    let (group, reason) = (quarantined.status.group, quarantined.reason.take());
-                    out.events.extend(reason.map(|reason| Event::Quarantined { group, reason }));
-                }
+                Member::Out(quarantined) => quarantined.handle_turn(self.persisted, out),
             }
         }
         // A group can ask for another turn within its own: that is for the next one.
@@ -682,14 +663,14 @@ impl Shard {
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(replica, &mut turn)));
         let reason = match result {
-            Ok(()) => replica.broken().map(str::to_owned),
-            Err(panic) => Some(panic_text(panic.as_ref())),
+            Ok(()) => replica.broken().map(|(reason, damage)| (reason.to_owned(), damage)),
+            Err(panic) => Some((panic_text(panic.as_ref()), None)),
         };
-        if let Some(reason) = reason {
+        if let Some((reason, damage)) = reason {
             said_before.withdraw_rest(out);
             self.window_bytes -= bytes_before;
             self.snapshots_open = open_others;
-            return self.quarantine(now, at, reason, out);
+            return self.quarantine(now, at, reason, damage, out);
         }
         let (is_dirty, is_awake) = (replica.is_dirty(), !replica.is_quiet());
         if replica.take_members_changed() {
@@ -705,19 +686,6 @@ impl Shard {
         if is_awake && !self.dormant.contains(&at) {
             self.rouse(now, at);
         }
-    }
-
-    fn quarantine(&mut self, now: Timestamp, at: usize, reason: String, out: &mut Outputs) {
-        let group = self.groups[at];
-        self.liveness.withdraw(now);
-        // A replica that has just panicked may panic again.
-        let status = catch_unwind(AssertUnwindSafe(|| self.members[at].status()));
-        let status = status.ok().flatten().unwrap_or_else(|| unknown_status(group));
-        let member = std::mem::replace(&mut self.members[at], taken_out(status, reason));
-        if let Member::Live(mut replica) = member {
-            replica.fail_all(&RequestError::Quarantined, &mut out.replies);
-        }
-        self.list(at);
     }
 }
 
@@ -817,15 +785,9 @@ fn start_loaded(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Member
     };
     match catch_unwind(AssertUnwindSafe(|| Replica::new(config, loaded, now))) {
         Ok(Ok(replica)) => Member::Live(Box::new(replica)),
-        Ok(Err(reason)) => taken_out(status, reason),
-        Err(panic) => taken_out(status, panic_text(panic.as_ref())),
+        Ok(Err(reason)) => taken_out(status, reason, Kept::of(state)),
+        Err(panic) => taken_out(status, panic_text(panic.as_ref()), Kept::of(state)),
     }
-}
-
-fn taken_out(status: GroupStatus, reason: String) -> Member {
-    let status =
-        GroupStatus { role: Role::Follower, leader: None, is_quarantined: true, is_quiet: false, ..status };
-    Member::Out(Box::new(Quarantined { status, reason: Some(reason) }))
 }
 
 fn unknown_status(group: GroupId) -> GroupStatus {
@@ -844,6 +806,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         is_quarantined: false,
         is_disk_hung: false,
         is_quiet: false,
+        is_under_repair: false,
     }
 }
 
@@ -866,6 +829,7 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::TransferLeader { token, group, .. }
         | Input::RemoveGroup { token, group, .. }
         | Input::Open(Open { token, group, .. })
+        | Input::Revive { token, group }
         | Input::StepDown { token, group } => (token, group),
         Input::EndTurn
         | Input::Wall(_)
@@ -873,6 +837,7 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Persisted { .. }
         | Input::PersistFailed
         | Input::Damaged { .. }
+        | Input::Reopened { .. }
         | Input::Fetched { .. }
         | Input::Applied { .. }
         | Input::Snapshot { .. }

@@ -47,6 +47,7 @@ impl Tombstone {
             hard_state: Some(HardState { term: self.term, vote: self.vote, commit: self.start.index }),
             conf_state: Some(ConfState::default()),
             meta: None,
+            under_repair: None,
             entries: Vec::new(),
         }
     }

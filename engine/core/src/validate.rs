@@ -301,6 +301,11 @@ pub(crate) fn check(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), R
         MessageKind::Invite => first_members(message).map(|_| ()),
         MessageKind::Gone => check_gone(message),
         MessageKind::MayLeave => Ok(()),
+        MessageKind::RepairQuestion => check_position(message.index, message.log_term, message.term),
+        MessageKind::RepairBound => {
+            check_leader(view, message)?;
+            check_position(message.index, message.log_term, message.term)
+        }
     }
 }
 

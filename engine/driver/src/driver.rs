@@ -13,10 +13,10 @@ use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, Fetch, FlushSeq,
-    Freshness, GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs,
-    Owner, Propose, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard,
-    ShardId, SnapshotStep, Timestamp, Token, WallTime,
+    AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
+    GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Owner,
+    Propose, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard, ShardId,
+    SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -25,7 +25,8 @@ use iroh_raft_storage::StorageError;
 
 use crate::applying::{ApplyBudget, Applying, Outcome};
 use crate::lines::{
-    Closing, Command, Fetched, Finding, HandedOver, LeadershipError, LeadershipReply, Queued, Written,
+    Closing, Command, Fetched, Finding, Found, HandedOver, LeadershipError, LeadershipReply, Queued, Wanted,
+    Written,
 };
 use crate::machines::Machines;
 use crate::outbox::{FRAME_BYTES_TARGET, Outbox};
@@ -78,9 +79,9 @@ pub struct DriverParts {
     /// What the writer says; it has a place for each flush that can be under way.
     pub written: Consumer<Written>,
     /// Fetches, to the reader.
-    pub fetches: Producer<Fetch>,
+    pub fetches: Producer<Wanted>,
     /// Their answers.
-    pub fetched: Consumer<Fetched>,
+    pub fetched: Consumer<Found>,
     /// What a scrub found.
     pub findings: Consumer<Finding>,
     /// Its snapshots.
@@ -153,8 +154,8 @@ pub struct Driver {
     appends_waiting: VecDeque<Queued>,
     /// Flushes handed to the writer and not yet known durable; at most the ring's bound.
     persisted: FlushSeq,
-    /// Fetches that found the reader's ring full; bounded by the groups' open fetches.
-    fetches_waiting: VecDeque<Fetch>,
+    /// What found the reader's ring full; bounded by the groups' open fetches, and one state for each that is out.
+    fetches_waiting: VecDeque<Wanted>,
     /// Inputs that the driver itself makes: applied indexes.
     loopback: Vec<Input>,
     /// Replicas that others want here, for the next turn.
@@ -282,8 +283,19 @@ impl Driver {
     }
 
     fn take_fetched(&mut self) {
-        while let Some(Fetched { id, group, result }) = self.parts.fetched.pop() {
-            self.step(Input::Fetched { id, group, result });
+        while let Some(found) = self.parts.fetched.pop() {
+            match found {
+                Found::Entries(Fetched { id, group, result }) => {
+                    self.step(Input::Fetched { id, group, result });
+                }
+                Found::State(group, result) => {
+                    // What it had applied goes with it: it begins where its snapshot is.
+                    self.machines.close(group);
+                    self.machines.open(group);
+                    self.parts.snapshots.forget(group);
+                    self.step(Input::Reopened { group, result });
+                }
+            }
         }
         while let Some(fetch) = self.fetches_waiting.pop_front() {
             if let Err(fetch) = self.parts.fetches.push(fetch) {
@@ -390,7 +402,8 @@ impl Driver {
             ClientBody::Command(GroupCommand::Trim { .. })
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
-            | ClientBody::RemoveGroup => rights.manage,
+            | ClientBody::RemoveGroup
+            | ClientBody::Revive => rights.manage,
             // A consumer that may read may say how far it has read.
             ClientBody::Command(_)
             | ClientBody::Query { .. }
@@ -443,6 +456,7 @@ impl Driver {
                 self.open_group(token, group, members, Index(0));
             }
             ClientBody::RemoveGroup => self.step(Input::RemoveGroup { token, group, deadline }),
+            ClientBody::Revive => self.step(Input::Revive { token, group }),
             ClientBody::ChangeMembers { changes } => {
                 self.step(Input::ChangeMembers { token, group, changes, deadline });
             }
@@ -517,9 +531,10 @@ impl Driver {
             self.outbox.push(send.message, after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates)));
         }
         self.invites.append(&mut outputs.invites);
-        for fetch in outputs.fetches.drain(..) {
-            if let Err(fetch) = self.parts.fetches.push(fetch) {
-                self.fetches_waiting.push_back(fetch);
+        let entries = outputs.fetches.drain(..).map(Wanted::Entries);
+        for wanted in entries.chain(outputs.reopens.drain(..).map(Wanted::State)) {
+            if let Err(wanted) = self.parts.fetches.push(wanted) {
+                self.fetches_waiting.push_back(wanted);
             }
         }
         for task in outputs.snapshots.drain(..) {
@@ -695,8 +710,21 @@ impl Driver {
                 tracing::info!(%group, %since, "the replica on this node is gone, with what it stored");
             }
             Event::Quarantined { group, reason } => {
+                // It comes back, if it does, with a machine that begins anew.
+                self.applying.cancel(group, &mut self.outcomes);
                 ShardCounters::add(&counters.groups_quarantined, 1);
                 tracing::error!(%group, reason, "group quarantined on this node; the others go on");
+            }
+            Event::RepairNeeded { group, damage, last, commit, term } => {
+                ShardCounters::add(&counters.repairs_begun, 1);
+                tracing::error!(
+                    %group, ?damage, %last, %commit, %term,
+                    "entries are damaged: the replica does not vote until its leader has given them again"
+                );
+            }
+            Event::Repaired { group, bound } => {
+                ShardCounters::add(&counters.repairs_done, 1);
+                tracing::info!(%group, %bound, "the replica has all again: it is repaired");
             }
             Event::MessageRefused { group, from, reason } => {
                 ShardCounters::add(&counters.messages_refused, 1);

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::{
-    Append, FetchError, FetchId, FlushSeq, GroupId, GroupStatus, LogDamage, LogEntry, NodeId, Offset,
-    RequestError, Retry, Term, TransferError,
+    Append, Fetch, FetchError, FetchId, FlushSeq, GroupId, GroupState, GroupStatus, LogDamage, LogEntry,
+    NodeId, Offset, Reopen, RequestError, Retry, Term, TransferError,
 };
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
-use iroh_raft_storage::StorageError;
+use iroh_raft_storage::{LogReader, StorageError};
 
 /// Who leads a group after leadership was given away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,6 +119,39 @@ pub enum Written {
     SpaceLow(bool),
     /// A write failed; there will be no other message.
     Failed(StorageError),
+}
+
+/// What a shard wants from its reader.
+#[derive(Debug)]
+pub enum Wanted {
+    /// Entries of a group.
+    Entries(Fetch),
+    /// The state of a group that was taken out.
+    State(Reopen),
+}
+
+impl Wanted {
+    /// Reads it; blocks on the disk.
+    #[must_use]
+    pub fn read(&self, reader: &LogReader) -> Found {
+        match self {
+            Wanted::Entries(fetch) => {
+                Found::Entries(Fetched { id: fetch.id, group: fetch.group, result: reader.read(fetch) })
+            }
+            Wanted::State(Reopen { group, damage }) => {
+                Found::State(*group, reader.reopen(*group, *damage).map(Box::new))
+            }
+        }
+    }
+}
+
+/// What a reader answers.
+#[derive(Debug)]
+pub enum Found {
+    /// Entries.
+    Entries(Fetched),
+    /// A group's state.
+    State(GroupId, Result<Box<GroupState>, FetchError>),
 }
 
 /// An answered fetch.

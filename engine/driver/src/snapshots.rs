@@ -183,6 +183,14 @@ impl Snapshots {
         None
     }
 
+    /// A group begins anew: what was under way with its state machine is void.
+    pub(crate) fn forget(&mut self, group: GroupId) {
+        self.restoring.retain(|restoring| restoring.group != group);
+        if self.taking.remove(&group).is_some() {
+            self.push(group, Work::Abort);
+        }
+    }
+
     /// Takes what the worker has done, and goes on with a piece and a chunk. Says what the core has to know.
     pub(crate) fn turn(&mut self, machines: &mut Machines, mut tell: impl FnMut(GroupId, SnapshotEvent)) {
         while let Some(job) = self.waiting.pop_front() {

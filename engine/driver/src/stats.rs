@@ -18,6 +18,8 @@ pub struct ShardCounters {
     pub frames_dropped: AtomicU64,
     pub leaderships_gained: AtomicU64,
     pub groups_quarantined: AtomicU64,
+    pub repairs_begun: AtomicU64,
+    pub repairs_done: AtomicU64,
     pub messages_refused: AtomicU64,
     pub leaderships_given: AtomicU64,
     pub disk_hangs: AtomicU64,
@@ -51,6 +53,8 @@ impl ShardCounters {
             frames_dropped: read(&self.frames_dropped),
             leaderships_gained: read(&self.leaderships_gained),
             groups_quarantined: read(&self.groups_quarantined),
+            repairs_begun: read(&self.repairs_begun),
+            repairs_done: read(&self.repairs_done),
             messages_refused: read(&self.messages_refused),
             leaderships_given: read(&self.leaderships_given),
             disk_hangs: read(&self.disk_hangs),
@@ -90,6 +94,10 @@ pub struct ShardStats {
     pub leaderships_gained: u64,
     /// Groups taken out after a broken invariant.
     pub groups_quarantined: u64,
+    /// Replicas that had lost entries, or went on with the repair that an earlier process had begun.
+    pub repairs_begun: u64,
+    /// Replicas that have all again that they may have acknowledged.
+    pub repairs_done: u64,
     /// Messages of peers refused by the validator.
     pub messages_refused: u64,
     /// Leaderships handed over or given up on request, not counting those that the shard gave away by itself.

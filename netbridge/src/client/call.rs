@@ -392,9 +392,10 @@ impl Work {
             (ClientBody::ChangeMembers { .. }, ReplyBody::MembersChanged { members, .. }) => {
                 Box::new([Outcome::Members(members)].into_iter())
             }
-            (ClientBody::CreateGroup { .. } | ClientBody::RemoveGroup, ReplyBody::Done) => {
-                Box::new([Outcome::Done].into_iter())
-            }
+            (
+                ClientBody::CreateGroup { .. } | ClientBody::RemoveGroup | ClientBody::Revive,
+                ReplyBody::Done,
+            ) => Box::new([Outcome::Done].into_iter()),
             (ClientBody::Status, ReplyBody::Status(status)) if status.group == self.group => {
                 Box::new([Outcome::Status(status)].into_iter())
             }

@@ -108,6 +108,8 @@ pub enum ClientBody {
     },
     /// Remove the group for good, everywhere. Answered by `Done`.
     RemoveGroup,
+    /// Open the group's replica again, which was taken out on the node that is asked. Answered by `Done`.
+    Revive,
     /// Change the members of the group, in one step. Answered by `MembersChanged`.
     ChangeMembers {
         /// What is to change.
@@ -156,6 +158,7 @@ const REMOVE_GROUP: u8 = 13;
 /// The session's id comes before the records.
 const SESSION_APPEND: u8 = 14;
 const OUTCOME: u8 = 15;
+const REVIVE: u8 = 16;
 
 const SESSION_BYTES: u32 = size_of::<SessionId>() as u32;
 
@@ -328,6 +331,7 @@ fn read(
             (ClientBody::CreateGroup { voters }, from != 0 || number != 0 || option != 0)
         }
         REMOVE_GROUP => (ClientBody::RemoveGroup, from != 0 || number != 0 || bytes != 0 || option != 0),
+        REVIVE => (ClientBody::Revive, from != 0 || number != 0 || bytes != 0 || option != 0),
         number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
     };
     if unused || descriptor.reserved != [0; 2] {
@@ -450,6 +454,7 @@ impl RequestFrameBuilder {
                 descriptor.bytes = self.payload.push_slice(&members::encode_nodes(voters));
             }
             ClientBody::RemoveGroup => descriptor.kind = REMOVE_GROUP,
+            ClientBody::Revive => descriptor.kind = REVIVE,
             ClientBody::ChangeMembers { changes } => {
                 descriptor.kind = CHANGE_MEMBERS;
                 descriptor.bytes = self.payload.push_slice(&members::encode_changes(changes));

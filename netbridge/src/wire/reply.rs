@@ -164,7 +164,8 @@ struct StatusDescriptor {
     quarantined: u8,
     disk_hung: u8,
     quiet: u8,
-    reserved: [u8; 4],
+    under_repair: u8,
+    reserved: [u8; 3],
 }
 
 const APPENDED: u8 = 1;
@@ -410,7 +411,7 @@ fn status_of(
     first: Offset,
     members: Arc<ConfState>,
 ) -> Result<GroupStatus, FrameError> {
-    if descriptor.reserved != [0; 4] {
+    if descriptor.reserved != [0; 3] {
         return Err(FrameError::Reserved { what: "a status' reserved bytes" });
     }
     Ok(GroupStatus {
@@ -434,6 +435,7 @@ fn status_of(
         is_quarantined: flag(descriptor.quarantined)?,
         is_disk_hung: flag(descriptor.disk_hung)?,
         is_quiet: flag(descriptor.quiet)?,
+        is_under_repair: flag(descriptor.under_repair)?,
     })
 }
 
@@ -624,7 +626,8 @@ impl StatusDescriptor {
             quarantined: status.is_quarantined.into(),
             disk_hung: status.is_disk_hung.into(),
             quiet: status.is_quiet.into(),
-            reserved: [0; 4],
+            under_repair: status.is_under_repair.into(),
+            reserved: [0; 3],
         }
     }
 }

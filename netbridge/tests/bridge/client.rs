@@ -184,6 +184,7 @@ fn every_kind_of_call_gets_its_answer() {
         is_quarantined: false,
         is_disk_hung: true,
         is_quiet: false,
+        is_under_repair: true,
     };
     answer(shard, connection, [(request, ReplyBody::Status(status.clone()))]);
 

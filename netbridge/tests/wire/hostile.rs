@@ -219,7 +219,7 @@ fn each_field_of_a_descriptor_is_checked() {
     const MESSAGE: usize = HEADER_BYTES;
     let frame = heartbeats();
     let unknown = |what, number| Err(FrameError::UnknownNumber { what, number });
-    assert_eq!(decode(&with(&frame, MESSAGE + 36, &[19])), unknown("kind of message", 19));
+    assert_eq!(decode(&with(&frame, MESSAGE + 36, &[21])), unknown("kind of message", 21));
     assert!(matches!(decode(&with(&frame, MESSAGE + 37, &[4])), Err(FrameError::Reserved { .. })));
     assert!(matches!(decode(&with(&frame, MESSAGE + 39, &[1])), Err(FrameError::Reserved { .. })));
     assert_eq!(decode(&with(&frame, MESSAGE + 37, &[2])), Err(FrameError::Count { what: "details" }));

@@ -119,6 +119,7 @@ fn request() -> impl Strategy<Value = ClientRequest> {
         Just(ClientBody::ChangeMembers { changes: changes() }),
         vec(any::<u64>().prop_map(NodeId), 0..5).prop_map(|voters| ClientBody::CreateGroup { voters }),
         Just(ClientBody::RemoveGroup),
+        Just(ClientBody::Revive),
     ];
     (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(request, group, deadline_ms, body)| {
         ClientRequest { request, group: GroupId(group), deadline_ms, body }

@@ -134,6 +134,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ClientBody::Status
                     | ClientBody::CreateGroup { .. }
                     | ClientBody::RemoveGroup
+                    | ClientBody::Revive
                     | ClientBody::ChangeMembers { .. } => {}
                 }
             }
@@ -315,6 +316,7 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         is_quarantined: role == Role::Candidate,
         is_disk_hung: false,
         is_quiet: false,
+        is_under_repair: false,
     })
 }
 
@@ -326,10 +328,23 @@ fn trimmed_status(group: u64) -> ReplyBody {
     }
 }
 
+fn status_under_repair(group: u64) -> ReplyBody {
+    match status(group, Role::Follower) {
+        ReplyBody::Status(status) => ReplyBody::Status(GroupStatus { is_under_repair: true, ..status }),
+        other => other,
+    }
+}
+
 /// Small frames of every kind, by name.
 /// Kinds of messages that are not in the frames of their lanes that are stored, but in frames of their own.
-const CAME_LATER: [MessageKind; 4] =
-    [MessageKind::Invite, MessageKind::Gone, MessageKind::MayLeave, MessageKind::Beat];
+const CAME_LATER: [MessageKind; 6] = [
+    MessageKind::Invite,
+    MessageKind::Gone,
+    MessageKind::MayLeave,
+    MessageKind::Beat,
+    MessageKind::RepairQuestion,
+    MessageKind::RepairBound,
+];
 
 pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     let batch = encode_batch(Offset(40), WallTime(1_700_000_000_000), [block()].iter());
@@ -352,6 +367,8 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
     heartbeats.extend([heartbeat(6), read_index]);
     let leaving = [MessageKind::Invite, MessageKind::Gone, MessageKind::MayLeave];
     let leaving = leaving.into_iter().zip(1..).map(|(kind, group)| message(kind, group)).collect();
+    let repairing = [MessageKind::RepairQuestion, MessageKind::RepairBound];
+    let repairing = repairing.into_iter().zip(1..).map(|(kind, group)| message(kind, group)).collect();
     let mut appends = on(Lane::Append);
     appends.push(append);
     let request =
@@ -394,6 +411,9 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ("peer-beat", Content::Peer(Lane::Heartbeat, vec![message(MessageKind::Beat, 0), heartbeat(6)])),
         ("peer-append", Content::Peer(Lane::Append, appends)),
         ("peer-leaving", Content::Peer(Lane::Append, leaving)),
+        ("peer-repair", Content::Peer(Lane::Append, repairing)),
+        ("request-revive", Content::Requests(vec![request(1, ClientBody::Revive)])),
+        ("reply-under-repair", Content::Replies(vec![reply(1, status_under_repair(2))])),
         ("peer-snapshot", Content::Peer(Lane::Snapshot, vec![message(MessageKind::Snapshot, 12)])),
         (
             "request-groups",

@@ -48,6 +48,7 @@ fn decode(directory: &[u8], data: &[u8]) -> Result<Vec<GroupAppend>, BlockError>
             hard_state: part.hard_state,
             conf_state: part.conf_state.clone(),
             meta: part.meta.map(Bytes::copy_from_slice),
+            under_repair: part.under_repair,
             entries: part.entries(data).map(entry).collect(),
         })
     };
@@ -102,13 +103,14 @@ fn group_append() -> impl Strategy<Value = GroupAppend> {
     });
     let meta = prop::option::of(prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from));
     let states = (prop::option::of(change()), prop::option::of(hard_state), prop::option::of(conf_state));
-    (any::<u64>(), states, meta, entries).prop_map(
-        |(group, (change, hard_state, conf_state), meta, entries)| GroupAppend {
+    (any::<u64>(), states, any::<Option<bool>>(), meta, entries).prop_map(
+        |(group, (change, hard_state, conf_state), under_repair, meta, entries)| GroupAppend {
             group: GroupId(group),
             change,
             hard_state,
             conf_state,
             meta,
+            under_repair,
             entries,
         },
     )

@@ -61,6 +61,7 @@ impl Known {
                 hard_state: Some(hard_state(group, *last)),
                 conf_state: Some(conf_state(group)),
                 meta: Some(meta(group)),
+                under_repair: None,
                 entries: vec![entry(group, *last)],
             }
         });

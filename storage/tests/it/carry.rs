@@ -103,6 +103,7 @@ fn one(index: u64, commit: u64) -> GroupAppend {
         hard_state: Some(hard_state(1, commit)),
         conf_state: None,
         meta: None,
+        under_repair: None,
         entries: vec![entry(index, 1, index - 1, 1)],
     }
 }

@@ -142,6 +142,7 @@ pub(crate) fn entries_only(group: u64, entries: Vec<LogEntry>) -> GroupAppend {
         hard_state: None,
         conf_state: None,
         meta: None,
+        under_repair: None,
         entries,
     }
 }
@@ -162,6 +163,7 @@ pub(crate) struct ModelGroup {
     pub(crate) hard_state: HardState,
     pub(crate) conf_state: ConfState,
     pub(crate) meta: Bytes,
+    pub(crate) is_under_repair: bool,
     pub(crate) start: LogStart,
     /// The entries after the start.
     pub(crate) entries: Vec<LogEntry>,
@@ -207,6 +209,11 @@ impl ModelGroup {
                 self.ends.clear();
                 self.start = start;
             }
+            LogChange::CutAfter(place) => {
+                let count = (place.index.0 - self.start.index.0) as usize;
+                self.entries.truncate(count);
+                self.ends.truncate(count);
+            }
             LogChange::Remove => *self = ModelGroup::default(),
         }
     }
@@ -246,12 +253,14 @@ impl Model {
                 let is_all = part.hard_state.is_none()
                     && part.conf_state.is_none()
                     && part.meta.is_none()
+                    && part.under_repair.is_none()
                     && part.entries.is_empty();
                 if change == LogChange::Remove && is_all {
                     self.groups.remove(&part.group);
                     continue;
                 }
             }
+            group.is_under_repair = part.under_repair.unwrap_or(group.is_under_repair);
             part.entries.iter().for_each(|entry| group.take(entry));
             group.hard_state = part.hard_state.unwrap_or(group.hard_state);
             if let Some(conf_state) = &part.conf_state {
@@ -279,6 +288,7 @@ impl Model {
         assert_eq!(state.hard_state, model.hard_state, "hard state of group {group}");
         assert_eq!(state.conf_state, model.conf_state, "conf state of group {group}");
         assert_eq!(state.meta, model.meta, "table of group {group}");
+        assert_eq!(state.is_under_repair, model.is_under_repair, "repair of group {group}");
         assert!(state.is_durable);
         assert_eq!(state.damage, None, "group {group}");
         assert_eq!(state.start, model.start, "start of group {group}");
@@ -289,9 +299,10 @@ impl Model {
         assert_eq!(state.conf_changes, changes.map(|entry| entry.index).collect::<Vec<_>>());
     }
 
-    /// Reads every entry by index and every record by offset.
+    /// Reads every entry by index and every record by offset, and the state of the whole group again.
     pub(crate) fn check_reads(&self, reader: &LogReader, group: GroupId) {
         let model = &self.groups[&group];
+        self.check_group(&reader.reopen(group, None).unwrap(), group, model);
         let last = Index(model.last());
         for (at, entry) in model.entries.iter().enumerate() {
             let from = FetchFrom::Index(entry.index);

@@ -3,7 +3,9 @@
 //! proptest prints the failing case in its smallest form and stores its seed under
 //! `proptest-regressions`, from where it is run first ever after.
 
-use iroh_raft_core::{Append, GroupAppend, GroupId, Index, LogChange, LogStart, Offset, Term};
+use iroh_raft_core::{
+    Append, GroupAppend, GroupId, HardState, Index, LogChange, LogDamage, LogStart, Offset, Term,
+};
 use iroh_raft_storage::{DataFolder, OpenShard};
 use proptest::prelude::*;
 
@@ -41,6 +43,10 @@ enum Step {
     Move,
     /// The log file gives back the space it does not need.
     Compact,
+    /// Entries of a group, from so many before its end on, are said to be damaged: a repair begins, or another one.
+    Repair(u64, u64),
+    /// The repair of a group is over.
+    Repaired(u64),
     /// Stop in order, start again.
     Reopen,
     /// The process is killed; what it had written stays.
@@ -83,6 +89,8 @@ fn step() -> impl Strategy<Value = Step> {
         12 => flush.prop_map(Step::Flush),
         4 => Just(Step::Move),
         1 => Just(Step::Compact),
+        2 => (1_u64..5, 0_u64..12).prop_map(|(group, back)| Step::Repair(group, back)),
+        1 => (1_u64..5).prop_map(Step::Repaired),
         1 => Just(Step::Reopen),
         1 => Just(Step::Kill),
         1 => Just(Step::KillBeforeMark),
@@ -214,6 +222,16 @@ fn run(steps: &[Step]) {
                     model.check_reads(&shard.reader, *group);
                 }
             }
+            Step::Repair(group, back) => {
+                let shard = &mut node.open.as_mut().unwrap().1;
+                begin_repair(&mut model, shard, GroupId(*group), *back);
+            }
+            Step::Repaired(group) => {
+                let part = GroupAppend { under_repair: Some(false), ..entries_only(*group, Vec::new()) };
+                let batch = append(model.last_seq + 1, vec![part]);
+                model.take(&batch);
+                node.open.as_mut().unwrap().1.writer.run_once(&[batch]).unwrap();
+            }
             Step::Reopen => {
                 node.open = None;
                 model.check(node.start());
@@ -231,6 +249,31 @@ fn run(steps: &[Step]) {
     }
     node.open = None;
     model.check(node.start());
+}
+
+/// What a shard does with a group whose entries turn out to be damaged: its state is read without them, and the log cut there.
+fn begin_repair(model: &mut Model, shard: &mut OpenShard, group: GroupId, back: u64) {
+    let Some(known) = model.groups.get(&group) else { return };
+    let (first, last) = (Index(known.last().saturating_sub(back).max(1)), Index(known.last()));
+    if first > last || first <= known.start.index {
+        return;
+    }
+    let state = shard.reader.reopen(group, Some(LogDamage { first, last })).unwrap();
+    assert_eq!(state.damage, Some(LogDamage { first: state.last.next(), last }));
+    assert!(state.last < first && state.last >= known.start.index);
+    let place = known.place_of(state.last.0);
+    assert_eq!(place.offset, state.next_offset);
+    let commit = known.hard_state.commit.min(place.index);
+    let part = GroupAppend {
+        change: Some(LogChange::CutAfter(place)),
+        hard_state: Some(HardState { commit, ..known.hard_state }),
+        under_repair: Some(true),
+        ..entries_only(group.0, Vec::new())
+    };
+    let batch = append(model.last_seq + 1, vec![part]);
+    model.take(&batch);
+    shard.writer.run_once(&[batch]).unwrap();
+    model.check_reads(&shard.reader, group);
 }
 
 proptest! {

@@ -14,6 +14,7 @@ mod log;
 pub(crate) mod members;
 mod quiet;
 pub(crate) mod reading;
+mod repair;
 mod sent;
 pub(crate) mod sessions;
 mod snapshots;
@@ -37,6 +38,7 @@ use elections::Elections;
 use leadership::Leadership;
 use log::Logs;
 use quiet::Quiets;
+use repair::Repairs;
 use snapshots::Snapshots;
 use trace::Trace;
 
@@ -82,6 +84,7 @@ pub(crate) struct Checks {
     leadership: Leadership,
     logs: Logs,
     quiets: Quiets,
+    repairs: Repairs,
     snapshots: Snapshots,
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
@@ -108,6 +111,7 @@ impl Checks {
             leadership: Leadership::default(),
             logs: Logs::default(),
             quiets: Quiets::default(),
+            repairs: Repairs::default(),
             snapshots: Snapshots::default(),
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
@@ -153,30 +157,34 @@ impl Checks {
         self.quiets.booted(node, shard);
         let checked = self.durable.booted(node, shard, last_seq, found, &mut self.marks);
         self.note(checked);
-        for state in found {
-            let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
-            self.logs.restart(node, state.group, entries);
-            self.commits.restart(node, state.group);
-            let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);
-            self.snapshots.booted(node, state.group, published);
-            let is_damaged = state.damage.is_some();
-            self.marks.add("group damaged at start", u64::from(is_damaged));
-            let open = state.conf_changes.iter().filter(|index| **index > state.hard_state.commit).count();
-            let checked = ensure(is_damaged || open <= 1, "one change of members at a time", || {
-                format!("node {node} starts group {} with {open} changes beyond its commit", state.group)
-            });
-            self.note(checked);
-            let checked =
-                ensure(!is_damaged || self.plan.liars.contains(&node), "damage has a cause", || {
-                    format!("node {node} finds {:?} damaged: {:?}", state.group, state.damage)
-                });
-            self.note(checked);
-            if !is_damaged {
-                let checked = state.tail.iter().try_for_each(|entry| self.logs.check(state.group, entry));
-                self.note(checked);
-            }
-        }
+        found.iter().for_each(|state| self.found(node, state));
         self.trace.booted(node, shard, last_seq, found);
+    }
+
+    /// A replica begins with what its disk holds.
+    fn found(&mut self, node: NodeId, state: &GroupState) {
+        let checked = self.repairs.booted(node, state, &self.durable, &mut self.marks);
+        self.note(checked);
+        let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
+        self.logs.restart(node, state.group, entries);
+        self.commits.restart(node, state.group);
+        let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);
+        self.snapshots.booted(node, state.group, published);
+        let is_damaged = state.damage.is_some();
+        self.marks.add("group damaged at start", u64::from(is_damaged));
+        let open = state.conf_changes.iter().filter(|index| **index > state.hard_state.commit).count();
+        let checked = ensure(is_damaged || open <= 1, "one change of members at a time", || {
+            format!("node {node} starts group {} with {open} changes beyond its commit", state.group)
+        });
+        self.note(checked);
+        let checked = ensure(!is_damaged || self.plan.liars.contains(&node), "damage has a cause", || {
+            format!("node {node} finds {:?} damaged: {:?}", state.group, state.damage)
+        });
+        self.note(checked);
+        if !is_damaged {
+            let checked = state.tail.iter().try_for_each(|entry| self.logs.check(state.group, entry));
+            self.note(checked);
+        }
     }
 
     /// A core is about to take an input.
@@ -190,6 +198,13 @@ impl Checks {
                 self.marks.add("entries fetched from the disk", 1);
                 let checked = entries.iter().try_for_each(|entry| self.logs.check(*group, entry));
                 self.note(checked);
+            }
+            Input::Reopened { result: Ok(state), .. } => {
+                self.marks.add("group opened again", 1);
+                let checked = self.durable.reopened(node, shard, state);
+                self.note(checked);
+                self.found(node, state);
+                self.answers.left(node, state.group);
             }
             Input::Snapshot { group, event } => {
                 self.snapshots.event(node, *group, event, &mut self.commits, &mut self.marks);
@@ -302,7 +317,18 @@ impl Checks {
                 self.marks.add("replica left", 1);
                 self.statuses.remove(&(node, *group));
                 self.commits.restart(node, *group);
+                self.repairs.left(node, *group);
                 self.answers.left(node, *group);
+            }
+            Event::RepairNeeded { group, .. } => {
+                self.marks.add("replica under repair", 1);
+                let checked = self.repairs.needed(node, *group);
+                self.note(checked);
+            }
+            Event::Repaired { group, .. } => {
+                self.marks.add("replica repaired", 1);
+                let checked = self.repairs.repaired(node, *group, self.commits.of(*group), &self.durable);
+                self.note(checked);
             }
             Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
             Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),
@@ -328,7 +354,7 @@ impl Checks {
         let is_durable = |index: Index| {
             let at = usize::try_from(index.0 - 1).expect("a short log");
             let entry = self.commits.of(group).get(at);
-            entry.is_some_and(|entry| self.durable.holds(node, group, index, entry.term))
+            entry.is_some_and(|entry| self.durable.has(node, group, index, entry.term))
         };
         let checked = self.commits.members.check(node, &status, is_durable);
         self.note(checked);
@@ -434,6 +460,7 @@ impl Checks {
             let is_append = message.kind == MessageKind::Append;
             let mut entries = message.entries.iter().filter(|_| is_append);
             let checked = sent::check(&message, &self.durable)
+                .and_then(|()| self.repairs.sent(&message))
                 .and_then(|()| self.elections.voted(&message))
                 .and_then(|()| entries.try_for_each(|entry| self.logs.check(message.group, entry)));
             self.note(checked);

@@ -184,7 +184,9 @@ fn is_settled(sim: &Shared, group: &GroupPlan) -> bool {
     let first = statuses.first().map(|status| (status.term, status.commit, status.last));
     let are_same = statuses.iter().all(|status| Some((status.term, status.commit, status.last)) == first);
     let is_done = statuses.iter().all(|status| {
-        status.commit == status.last && (!group.has_machine || status.applied == status.commit)
+        !status.is_under_repair
+            && status.commit == status.last
+            && (!group.has_machine || status.applied == status.commit)
     });
     let is_whole = first.is_some_and(|(_, commit, _)| commit == checks.commits.last(group.id));
     let members = checks.commits.members.latest(group.id);

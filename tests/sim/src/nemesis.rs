@@ -54,6 +54,7 @@ pub(crate) enum FaultKind {
     MisdirectedWrite,
     BitFlip,
     RollBack,
+    RecordsDamaged,
     HandOver,
     Transfer,
     Members,
@@ -70,7 +71,7 @@ impl std::str::FromStr for FaultKind {
 }
 
 impl FaultKind {
-    pub(crate) const ALL: [FaultKind; 23] = [
+    pub(crate) const ALL: [FaultKind; 24] = [
         FaultKind::Kill,
         FaultKind::PowerCut,
         FaultKind::PowerCutInCommit,
@@ -90,6 +91,7 @@ impl FaultKind {
         FaultKind::MisdirectedWrite,
         FaultKind::BitFlip,
         FaultKind::RollBack,
+        FaultKind::RecordsDamaged,
         FaultKind::HandOver,
         FaultKind::Transfer,
         FaultKind::Members,
@@ -103,7 +105,7 @@ impl FaultKind {
             FaultKind::Duel => 3,
             FaultKind::LeaderDiskHung => 6,
             FaultKind::Transfer => 16,
-            FaultKind::Members => 20,
+            FaultKind::Members | FaultKind::RecordsDamaged => 20,
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
             FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
@@ -114,7 +116,10 @@ impl FaultKind {
 
     /// Whether the disk pretends: it may do so on few nodes only.
     pub(crate) fn is_lie(self) -> bool {
-        matches!(self, Self::LostWrite | Self::MisdirectedWrite | Self::BitFlip | Self::RollBack)
+        matches!(
+            self,
+            Self::LostWrite | Self::MisdirectedWrite | Self::BitFlip | Self::RollBack | Self::RecordsDamaged
+        )
     }
 }
 
@@ -296,6 +301,26 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
             plant(sim, node, random, &[Operation::Write], trouble);
         }
         FaultKind::BitFlip => flip(sim, random),
+        FaultKind::RecordsDamaged => {
+            // Its files are closed in order: redb looks at all pages of one that was not, and goes back to the commit
+            // before, which is more than the damage of some records.
+            let node = *pick(random, &sim.plan.liars);
+            let (of, mut random) = (sim.clone(), sim.random());
+            go_on(sim, async move {
+                node::shut_down(&of, node).await;
+                sleep(down).await;
+                if !of.nodes.borrow().is_up(node) {
+                    damage_records(&of, &mut random, node);
+                }
+                node::boot(&of, node);
+                // While it is under repair, the others have to do without their leader.
+                let leader = of.checks.borrow().leader_of(pick(&mut random, &of.plan.groups).id);
+                if let Some(leader) = leader.filter(|leader| *leader != node && random.random_bool(0.5)) {
+                    node::kill(&of, leader);
+                    later(&of, short, move |sim| node::boot(sim, leader));
+                }
+            });
+        }
         FaultKind::RollBack => {
             let node = *pick(random, &sim.plan.liars);
             let disk = sim.nodes.borrow().disk(node);
@@ -404,6 +429,26 @@ fn flip(sim: &Shared, random: &mut SmallRng) {
     if random.random_bool(0.5) {
         node::kill(sim, node);
         later(sim, within(random, (10_000, 500_000)), move |sim| node::boot(sim, node));
+    }
+}
+
+/// Damages some of the records that a node stores.
+fn damage_records(sim: &Shared, random: &mut SmallRng, node: NodeId) {
+    let disk = sim.nodes.borrow().disk(node);
+    let files = disk.files().into_iter();
+    let files: Vec<_> =
+        files.filter(|(path, _)| path.extension().is_some_and(|name| name == "redb")).collect();
+    if files.is_empty() {
+        return;
+    }
+    let (path, bytes) = pick(random, &files);
+    let is_record = |at: &usize| bytes[*at] == RECORD_FILLER;
+    let looked_at: Vec<usize> =
+        (0..FLIP_TRIES).map(|_| random.random_range(0..bytes.len().max(1))).filter(is_record).collect();
+    let count = *pick(random, &[1, 4, 16, 64]);
+    for at in looked_at.into_iter().take(count) {
+        sim.mark("disk lies: record damaged");
+        disk.flip(path, at, 1 << random.random_range(0..8));
     }
 }
 

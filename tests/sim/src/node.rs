@@ -37,6 +37,8 @@ use crate::tasks;
 const RESTART_AFTER: Duration = Duration::from_millis(300);
 /// Bound of a recording: of the whole of any run there is.
 const RECORDING_BYTES_MAX: u64 = 16 << 30;
+/// Time in which a process that has ended closes its files.
+const CLOSED_AFTER: Duration = Duration::from_millis(1);
 const FOLDER: &str = "/data";
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 
@@ -47,6 +49,8 @@ struct OneNode {
     process: Option<Process>,
     drift_ppm: i64,
     wall_offset_ms: Arc<AtomicI64>,
+    /// Its process has ended, and its files are not closed yet.
+    is_closing: bool,
     /// Its disk is damaged: it is not started again.
     is_halted: bool,
 }
@@ -70,6 +74,7 @@ impl Machines {
                 process: None,
                 drift_ppm: if plan.slow.contains(&id) { -plan.drift_ppm } else { plan.drift_ppm },
                 wall_offset_ms: Arc::default(),
+                is_closing: false,
                 is_halted: false,
             };
             (id, node)
@@ -161,7 +166,7 @@ pub(crate) fn boot(sim: &Shared, id: NodeId) {
     let (disk, clock) = {
         let mut nodes = sim.nodes.borrow_mut();
         let node = nodes.0.get_mut(&id).expect("a node of the plan");
-        if node.is_halted || node.process.is_some() {
+        if node.is_halted || node.is_closing || node.process.is_some() {
             return;
         }
         node.boots += 1;
@@ -351,6 +356,27 @@ thread_local! {
 /// Ends a node's process at once; what it wrote is still in the page cache.
 pub(crate) fn kill(sim: &Shared, id: NodeId) {
     stop(sim, id, None);
+}
+
+/// Ends a node's process, which closes its files in order.
+pub(crate) async fn shut_down(sim: &Shared, id: NodeId) {
+    let process = {
+        let mut nodes = sim.nodes.borrow_mut();
+        let node = nodes.0.get_mut(&id).expect("a node of the plan");
+        let process = node.process.take();
+        node.is_closing |= process.is_some();
+        process
+    };
+    let Some(process) = process else { return };
+    madsim::runtime::Handle::current().kill(process.handle.id());
+    sim.checks.borrow_mut().stopped(id);
+    sim.tell(|| format!("node {id} shuts down"));
+    // What its tasks hold is dropped when they would go on.
+    sleep(CLOSED_AFTER).await;
+    let mut nodes = sim.nodes.borrow_mut();
+    let node = nodes.0.get_mut(&id).expect("a node of the plan");
+    node.disk = node.disk.restart(None);
+    node.is_closing = false;
 }
 
 /// Takes a node's power: of what was not durable, any part may be left.

@@ -262,7 +262,8 @@ impl Plan {
     }
 
     /// Three kinds of runs: everything at times; one leader after the other loses touch, often before it has
-    /// committed anything; leaders duel, and entries reach others one by one.
+    /// committed anything; leaders duel, and entries reach others one by one. In some of them one node's records are damaged again
+    /// and again.
     fn draw_faults(&mut self, random: &mut SmallRng) {
         let (is_stormy, is_duel) =
             *pick(random, &[(false, false), (false, false), (true, false), (false, true)]);
@@ -274,7 +275,11 @@ impl Plan {
             self.groups.truncate(2);
             self.core.message_bytes_max = 1;
         }
+        // What the other lies do takes a node out for good, before it could be repaired often.
+        let is_repaired = !self.liars.is_empty() && random.random_bool(0.6);
         let weight = |random: &mut SmallRng, kind: FaultKind| match kind {
+            FaultKind::RecordsDamaged if is_repaired => 80,
+            _ if is_repaired && kind.is_lie() => 0,
             FaultKind::LeaderCut if is_stormy => 200,
             FaultKind::Duel if is_duel => 1_000,
             _ if random.random_bool(0.2) => 0,

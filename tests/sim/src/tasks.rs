@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh_raft_core::{Append, Fetch, LogDamage, NodeId};
-use iroh_raft_driver::lines::{Fetched, Finding, Queued, Written};
+use iroh_raft_core::{Append, LogDamage, NodeId};
+use iroh_raft_driver::lines::{Finding, Found, Queued, Wanted, Written};
 use iroh_raft_driver::snapshots::{SnapshotDone, SnapshotJob, SnapshotWorker};
 use iroh_raft_driver::{Driver, Next};
 use iroh_raft_netbridge::port::{BridgePort, ToBridge};
@@ -73,9 +73,9 @@ pub(crate) struct MoverTask {
 
 pub(crate) struct ReaderTask {
     pub(crate) reader: LogReader,
-    pub(crate) queue: Consumer<Fetch>,
+    pub(crate) queue: Consumer<Wanted>,
     pub(crate) bell: Arc<Doorbell>,
-    pub(crate) answers: Producer<Fetched>,
+    pub(crate) answers: Producer<Found>,
 }
 
 pub(crate) struct SnapshotsTask {
@@ -293,11 +293,10 @@ async fn run_reader(place: Place, task: ReaderTask) {
     let mut random = place.sim.random();
     loop {
         wait(&task.bell, None, || !task.queue.is_empty()).await;
-        let Some(fetch) = task.queue.pop() else { continue };
+        let Some(wanted) = task.queue.pop() else { continue };
         sleep(within(&mut random, place.sim.plan.flush)).await;
-        let result = task.reader.read(&fetch);
+        let mut answer = wanted.read(&task.reader);
         place.check_power().await;
-        let mut answer = Fetched { id: fetch.id, group: fetch.group, result };
         while let Err(back) = task.answers.push(answer) {
             answer = back;
             sleep(within(&mut random, place.sim.plan.turn)).await;

@@ -302,7 +302,8 @@ impl Replica {
         let is_durable = log.persisted == log.last_index() && !self.persistence.is_waiting();
         let is_lone_too_early = self.raw.raft.prs().is_singleton() && !is_durable;
         let is_disk_well = turn.disk == DiskHealth::Well || mutants::is(Mutant::HungDiskCampaigns);
-        is_lone_too_early || !is_disk_well || mutants::is(Mutant::NeverCampaigns)
+        let is_bound = self.is_under_repair() && !mutants::is(Mutant::RepairCampaigns);
+        is_lone_too_early || !is_disk_well || is_bound || mutants::is(Mutant::NeverCampaigns)
     }
 
     /// Whether the next tick may make this replica campaign, if it would: only so many do in one turn of the shard,

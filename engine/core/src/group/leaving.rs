@@ -79,8 +79,8 @@ impl Replica {
         if is_first || is_due {
             (self.leaving.is_inviting, self.is_dirty) = (true, true);
         }
-        // Voters ask for votes.
-        if self.members.now.is_voter(self.node) {
+        // Voters ask for votes, unless they must not.
+        if self.members.now.is_voter(self.node) && !self.is_under_repair() {
             return;
         }
         self.leaving.silent_ticks = self.leaving.silent_ticks.saturating_add(1);

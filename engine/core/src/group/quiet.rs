@@ -170,6 +170,7 @@ impl Replica {
             && !self.members.is_changing()
             && !self.leadership.is_transferring()
             && !self.leadership.is_resting()
+            && !self.is_under_repair()
             && turn.disk == DiskHealth::Well
     }
 

@@ -27,6 +27,7 @@ pub(super) struct Persistence {
     current: HardState,
     conf_state: Option<ConfState>,
     change: Option<LogChange>,
+    under_repair: Option<bool>,
     /// Flushes on their way, each with the number of the last `Ready` that it covers.
     flushes: VecDeque<(FlushSeq, u64)>,
     /// Flush that makes our term and vote durable, while it is on its way.
@@ -50,6 +51,7 @@ impl Persistence {
             current,
             conf_state,
             change: None,
+            under_repair: None,
             flushes: VecDeque::new(),
             vote_flush: None,
             campaign: None,
@@ -66,7 +68,23 @@ impl Persistence {
     }
 
     fn has_unwritten(&self) -> bool {
-        self.conf_state.is_some() || self.change.is_some()
+        self.conf_state.is_some() || self.change.is_some() || self.under_repair.is_some()
+    }
+
+    /// Whether the next flush makes the log begin or end elsewhere.
+    pub(super) fn has_change(&self) -> bool {
+        self.change.is_some()
+    }
+
+    /// A repair begins with the next flush: what is void by it, and the members as of the new start, if that is another.
+    pub(super) fn begin_repair(&mut self, change: Option<LogChange>, members: Option<ConfState>) {
+        (self.change, self.under_repair) = (change, Some(true));
+        self.conf_state = members.or(self.conf_state.take());
+    }
+
+    /// The repair is over with the next flush.
+    pub(super) fn end_repair(&mut self) {
+        self.under_repair = Some(false);
     }
 
     /// The log begins at another place from the next flush on, with the members as of there.
@@ -185,6 +203,7 @@ impl Replica {
                 hard_state: None,
                 conf_state: None,
                 meta: None,
+                under_repair: None,
                 entries: Vec::new(),
             });
         }
@@ -201,6 +220,9 @@ impl Replica {
         }
         if let Some(meta) = meta {
             ours.meta = Some(meta);
+        }
+        if let Some(under_repair) = state.under_repair.take() {
+            ours.under_repair = Some(under_repair).filter(|_| !mutants::is(Mutant::RepairForgotten));
         }
         if let Some(conf_state) = state.conf_state.take() {
             ours.conf_state = Some(conf_state);
@@ -241,6 +263,8 @@ impl Replica {
             let is_acknowledgement = send.message.kind == MessageKind::AppendResponse && !send.message.reject;
             if mutants::is(Mutant::AcknowledgesTooMuch) && is_acknowledgement {
                 send.message.index = send.message.index.next();
+            } else if is_acknowledgement {
+                send.message.index = self.mutated_acknowledgement(send.message.index);
             }
             let ours = turn.out.sends.get_mut(sends_before..).unwrap_or_default();
             match ours.iter_mut().rev().find(|earlier| earlier.message.to == send.message.to) {

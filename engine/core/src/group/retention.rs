@@ -23,6 +23,10 @@ impl Keeping {
     pub(super) fn new(retention: Retention, now: Timestamp) -> Keeping {
         Keeping { retention, due: now, place: None }
     }
+
+    pub(super) fn retention(&self) -> Retention {
+        self.retention
+    }
 }
 
 impl Replica {

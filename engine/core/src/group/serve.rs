@@ -149,7 +149,10 @@ impl Replica {
         match result {
             Ok(entries) if !entries.is_empty() => self.use_fetched(turn, purpose, entries),
             Ok(_) | Err(FetchError::Missing) => self.handle_missing(purpose),
-            Err(error) => self.broken = Some(error.to_string()),
+            Err(error) => {
+                self.damage = error.damage();
+                self.broken = Some(error.to_string());
+            }
         }
     }
 

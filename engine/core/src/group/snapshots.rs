@@ -307,8 +307,12 @@ impl Replica {
     }
 
     fn handle_taken(&mut self, turn: &mut Turn<'_>, snapshot: Snapshot) {
-        self.snapshots.is_taking = false;
+        let is_asked = std::mem::take(&mut self.snapshots.is_taking);
         let SnapshotHead { index, offset, .. } = snapshot.head;
+        if !is_asked || index > self.applied {
+            // Asked for before the group was taken out and came back.
+            return;
+        }
         let is_again = std::mem::take(&mut self.snapshots.is_unreadable);
         let before = self.snapshots.own.as_ref().map_or(Index(0), |own| own.head.index);
         // A newer one may have come from the leader meanwhile.

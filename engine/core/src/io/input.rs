@@ -1,6 +1,6 @@
 //! What a shard takes.
 
-use super::{ConfState, LogDamage, LogEntry, PeerMessage, Retention, SnapshotEvent};
+use super::{ConfState, GroupState, LogDamage, LogEntry, PeerMessage, Retention, SnapshotEvent};
 use crate::batch::RecordBlock;
 use crate::group_command::GroupCommand;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Owner, Sequence, SessionId, Timestamp, WallTime};
@@ -168,13 +168,27 @@ pub enum Input {
     /// A write or an fsync failed. The shard fences itself for good: it steps down, acknowledges
     /// nothing more and refuses work until restart.
     PersistFailed,
-    /// A scrub found stored entries of a group damaged: its replica is taken out, as if it had read
-    /// them itself.
+    /// A scrub found stored entries of a group damaged: its replica is taken out and opened again without
+    /// them, as if it had read them itself.
     Damaged {
         /// The group.
         group: GroupId,
         /// The entries.
         damage: LogDamage,
+    },
+    /// A group that was taken out is to be opened again from its disk: answered by [`Reply::Opened`](crate::Reply::Opened).
+    Revive {
+        /// Where the answer goes.
+        token: Token,
+        /// The group.
+        group: GroupId,
+    },
+    /// A state that [`Outputs::reopens`](crate::Outputs::reopens) asked for.
+    Reopened {
+        /// The group.
+        group: GroupId,
+        /// What its disk holds; that it has a state machine, and how long records are kept, the shard knows.
+        result: Result<Box<GroupState>, FetchError>,
     },
     /// Entries that [`Outputs::fetches`](crate::Outputs::fetches) asked for.
     Fetched {
@@ -356,4 +370,15 @@ pub enum FetchError {
     /// The medium failed.
     #[error("reading the durable log failed")]
     Io,
+}
+
+impl FetchError {
+    /// The entries that it says are damaged.
+    #[must_use]
+    pub fn damage(&self) -> Option<LogDamage> {
+        match *self {
+            FetchError::Corrupt { first, last } => Some(LogDamage { first, last }),
+            FetchError::Missing | FetchError::Io => None,
+        }
+    }
 }

@@ -158,11 +158,14 @@ pub enum LogChange {
     CompactTo(LogStart),
     /// The whole log is void, and goes on after this place: a snapshot was installed.
     StartAfter(LogStart),
+    /// What follows this place is void, committed or not: it is damaged, and comes from the leader again
+    /// ([`GroupAppend::under_repair`]). The place is the end of a stored block, or of the log.
+    CutAfter(LogStart),
     /// The group is gone with all that it stored. Later entries begin a new one.
     Remove,
 }
 
-/// Stored entries that are damaged: the replica neither votes nor serves until it is repaired.
+/// Stored entries that are damaged or gone: the replica is under repair until the leader has given them again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LogDamage {
@@ -206,8 +209,11 @@ pub struct GroupState {
     /// The group's published snapshot, if it has one. It may be ahead of the log: a crash came before the log
     /// was made to begin after it.
     pub snapshot: Option<Snapshot>,
-    /// What recovery found damaged. The rest of the state is then only a hint.
+    /// What recovery found damaged, from the first entry on. The log of this state ends before it; hard state, members and
+    /// `meta` are what they were, and may be of a later entry.
     pub damage: Option<LogDamage>,
+    /// Whether a repair was under way when the process ended ([`GroupAppend::under_repair`]).
+    pub is_under_repair: bool,
     /// Whether committed entries go to a state machine ([`Outputs::applies`](crate::Outputs::applies)). A group that is only
     /// a log answers on commit and applies nothing.
     pub has_state_machine: bool,
@@ -232,6 +238,7 @@ impl GroupState {
             conf_changes: Vec::new(),
             snapshot: None,
             damage: None,
+            is_under_repair: false,
             has_state_machine,
         }
     }
@@ -262,6 +269,9 @@ pub struct GroupAppend {
     /// What the group knows besides its records, if it changed: as of the commit index that is durable
     /// with this flush. At most [`crate::group_meta::GROUP_META_BYTES_MAX`] bytes.
     pub meta: Option<Bytes>,
+    /// Whether the replica is under repair from this flush on, if that changes: it has lost entries that it may have
+    /// acknowledged, and must not vote before it has them again.
+    pub under_repair: Option<bool>,
     /// Contiguous entries. The first may be at or below the stored last index: everything stored
     /// from there on is then void (Raft paper, 5.3).
     pub entries: Vec<LogEntry>,

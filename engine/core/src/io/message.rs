@@ -51,11 +51,17 @@ pub enum MessageKind {
     MayLeave = 17,
     /// The sender's shard lives: not of a group, sent to group 0.
     Beat = 18,
+    /// A replica under repair asks its leader for a bound: its log is sound up to `index`, of term `log_term`. `commit`: the
+    /// question's number, which the answer has, too.
+    RepairQuestion = 19,
+    /// Answer to `RepairQuestion`: the leader's last entry was at `index`, of term `log_term`. Whoever has all of that has
+    /// everything again that it may ever have acknowledged.
+    RepairBound = 20,
 }
 
 impl MessageKind {
     /// All kinds, in order of their numbers.
-    pub const ALL: [MessageKind; 18] = [
+    pub const ALL: [MessageKind; 20] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestVote,
@@ -74,6 +80,8 @@ impl MessageKind {
         MessageKind::Gone,
         MessageKind::MayLeave,
         MessageKind::Beat,
+        MessageKind::RepairQuestion,
+        MessageKind::RepairBound,
     ];
 
     /// The kind with this number, if there is one.

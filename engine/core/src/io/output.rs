@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Append, ConfState, Fetch, LogEntry, PeerMessage, SnapshotTask, Token};
+use super::{Append, ConfState, Fetch, LogDamage, LogEntry, PeerMessage, SnapshotTask, Token};
 use crate::error::{RequestError, TransferError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
 
@@ -33,6 +33,8 @@ pub struct Outputs {
     pub applies: Vec<Apply>,
     /// Entries wanted from the durable log.
     pub fetches: Vec<Fetch>,
+    /// Groups whose state is wanted from the disk again.
+    pub reopens: Vec<Reopen>,
     /// What has to be done about snapshots, in order: before [`Outputs::applies`].
     pub snapshots: Vec<SnapshotTask>,
     /// Replicas that members of their groups want here. A driver answers each by [`Input::Open`](crate::Input::Open),
@@ -44,6 +46,17 @@ pub struct Outputs {
     pub events: Vec<Event>,
 }
 
+/// The state of a group that was taken out is wanted again, as its disk holds it. Everything that it handed over is
+/// durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Reopen {
+    /// The group.
+    pub group: GroupId,
+    /// What is known to be damaged: the state's log ends before it.
+    pub damage: Option<LogDamage>,
+}
+
 impl Outputs {
     /// Whether nothing has to be done.
     #[must_use]
@@ -52,6 +65,7 @@ impl Outputs {
             && self.sends.is_empty()
             && self.applies.is_empty()
             && self.fetches.is_empty()
+            && self.reopens.is_empty()
             && self.snapshots.is_empty()
             && self.invites.is_empty()
             && self.replies.is_empty()
@@ -66,6 +80,7 @@ impl Outputs {
         self.applies.clear();
         self.applies.shrink_to(KEPT_MAX);
         self.fetches.clear();
+        self.reopens.clear();
         self.snapshots.clear();
         self.invites.clear();
         self.replies.clear();
@@ -327,6 +342,27 @@ pub enum Event {
         group: GroupId,
         /// The last entry that it may have had a part in.
         since: Index,
+    },
+    /// Entries of a replica are damaged or gone, and they may have been acknowledged: it is under repair. It takes
+    /// them from its leader, and does not vote before it has all that the leader had when it was asked.
+    RepairNeeded {
+        /// The group.
+        group: GroupId,
+        /// What is damaged; `None` when an earlier process had begun the repair.
+        damage: Option<LogDamage>,
+        /// Last entry that is sound.
+        last: Index,
+        /// What the replica knew to be committed.
+        commit: Index,
+        /// Its term.
+        term: Term,
+    },
+    /// A replica under repair has all again that it may ever have acknowledged: it is well.
+    Repaired {
+        /// The group.
+        group: GroupId,
+        /// The entry up to which its leader demanded it.
+        bound: Index,
     },
     /// A group broke an invariant and was taken out; the other groups go on.
     Quarantined {

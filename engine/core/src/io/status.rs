@@ -36,6 +36,9 @@ pub struct GroupStatus {
     pub is_disk_hung: bool,
     /// Whether it is quiet: no ticks, no messages, until there is something to do.
     pub is_quiet: bool,
+    /// Whether it is under repair ([`Event::RepairNeeded`](crate::Event::RepairNeeded)): its log is sound up to
+    /// `last`, and it does not vote.
+    pub is_under_repair: bool,
 }
 
 /// Role of a replica.

@@ -31,6 +31,7 @@ fn state(tail: usize) -> GroupState {
         start: Default::default(),
         snapshot: None,
         damage: None,
+        is_under_repair: false,
         term_runs: vec![
             TermRun { first: Index(1), term: Term(1) },
             TermRun { first: Index(3), term: Term(3) },

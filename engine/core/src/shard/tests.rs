@@ -1,7 +1,9 @@
 use super::*;
 use crate::batch::RecordBlock;
 use crate::ids::{Index, Offset, Term};
-use crate::io::{AnswerOn, ConfState, Consistency, FetchFrom, HardState, Propose, SpreadConfig, TermRun};
+use crate::io::{
+    AnswerOn, ConfState, Consistency, FetchFrom, HardState, LogDamage, Propose, SpreadConfig, TermRun,
+};
 
 fn lone(group: u64) -> GroupState {
     GroupState::fresh(GroupId(group), ConfState { voters: vec![NodeId(1)], ..ConfState::default() }, false)

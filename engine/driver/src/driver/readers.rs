@@ -66,6 +66,7 @@ impl Driver {
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
             | ClientBody::RemoveGroup
+            | ClientBody::Revive
             | ClientBody::Status => unreachable!("these are taken where they come"),
         }
     }

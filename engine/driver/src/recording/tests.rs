@@ -63,6 +63,7 @@ fn run(out: &Memory, bytes_max: u64, turns: u64) -> u64 {
         tail: Vec::new(),
         conf_changes: Vec::new(),
         damage: None,
+        is_under_repair: false,
         has_state_machine: false,
     };
     let start = Timestamp(5);

@@ -43,6 +43,9 @@ fn write_input(f: &mut Formatter<'_>, input: &Input) -> fmt::Result {
             let bytes = data.as_ref().map(|data| data.len());
             write!(f, "group {group}: chunk {chunk} of the snapshot at {index} for {to}, {bytes:?} bytes")
         }
+        Input::Reopened { group, result: Ok(state) } => {
+            write!(f, "group {group}: opened again, log to {}, damaged {:?}", state.last, state.damage)
+        }
         // The others hold no records.
         other => write!(f, "{other:?}"),
     }
@@ -65,7 +68,8 @@ fn write_entries(f: &mut Formatter<'_>, entries: &[LogEntry]) -> fmt::Result {
 
 impl Display for Words<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Outputs { append, sends, applies, fetches, snapshots, invites, replies, events } = self.0;
+        let Outputs { append, sends, applies, fetches, reopens, snapshots, invites, replies, events } =
+            self.0;
         if self.0.is_empty() {
             return write!(f, "nothing");
         }
@@ -88,6 +92,7 @@ impl Display for Words<'_> {
             write!(f, "] ")?;
         }
         fetches.iter().try_for_each(|fetch| write!(f, "[{fetch:?}] "))?;
+        reopens.iter().try_for_each(|reopen| write!(f, "[{reopen:?}] "))?;
         for SnapshotTask { group, step } in snapshots {
             match step {
                 SnapshotStep::Write { index, chunk, data } => {

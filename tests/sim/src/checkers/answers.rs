@@ -58,7 +58,7 @@ impl Answers {
         self.heard.retain(|(of, _), _| *of != node);
     }
 
-    /// A replica left: one that is asked in again begins with nothing.
+    /// A replica left, or begins anew while its node runs: it begins with nothing.
     pub(super) fn left(&mut self, node: NodeId, group: GroupId) {
         self.last.remove(&(node, group));
         self.heard.remove(&(node, group));

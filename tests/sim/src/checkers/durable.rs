@@ -24,6 +24,13 @@ pub(super) struct Stored {
     meta: Bytes,
     pub(super) entries: Vec<EntryId>,
     start: LogStart,
+    is_under_repair: bool,
+    /// What stood after its entries, and is damaged: it was durable.
+    lost: Vec<EntryId>,
+    /// Position of the first of them.
+    lost_from: usize,
+    /// How many of the first of them stand on the disk as before: it was not told that they are void.
+    standing: usize,
     /// The replica has left: this is where it was.
     pub(super) has_left: bool,
 }
@@ -38,6 +45,7 @@ struct Part {
     start: Option<LogStart>,
     /// The log is void but for these, which a snapshot covers.
     covered: Option<Vec<EntryId>>,
+    under_repair: Option<bool>,
     meta: Option<Bytes>,
     first: Index,
     entries: Vec<EntryId>,
@@ -51,6 +59,16 @@ impl Stored {
         if let Some(LogChange::StartAfter(_)) = part.change {
             self.has_left = part.has_left;
         }
+        if matches!(part.change, Some(LogChange::CutAfter(_) | LogChange::StartAfter(_))) {
+            self.standing = 0;
+        }
+        if let Some(LogChange::CutAfter(place)) = part.change {
+            self.entries.truncate(usize::try_from(place.index.0).expect("a short log"));
+        }
+        self.is_under_repair = part.under_repair.unwrap_or(self.is_under_repair);
+        if part.under_repair == Some(false) {
+            self.lost.clear();
+        }
         self.hard_state = part.hard_state.unwrap_or(self.hard_state);
         self.conf_state = part.conf_state.or(self.conf_state.take());
         self.start = part.start.unwrap_or(self.start);
@@ -60,6 +78,32 @@ impl Stored {
             self.entries.truncate(usize::try_from(part.first.0 - 1).expect("a short log"));
             self.entries.extend(part.entries);
         }
+    }
+}
+
+impl Stored {
+    /// What is damaged, with where it stood.
+    pub(super) fn lost(&self) -> impl Iterator<Item = (Index, EntryId)> + '_ {
+        (self.lost_from as u64 + 1..).map(Index).zip(self.lost.iter().copied())
+    }
+
+    /// What follows an entry turns out to be damaged.
+    fn lose_after(&mut self, last: Index) {
+        let kept = usize::try_from(last.0).expect("a short log");
+        if kept < self.entries.len() {
+            let mut lost = self.entries.split_off(kept);
+            self.standing = lost.len();
+            // What a replica under repair has lost before, and did not have again.
+            let before = std::mem::take(&mut self.lost);
+            lost.extend(before.into_iter().skip((kept + lost.len()).saturating_sub(self.lost_from)));
+            (self.lost, self.lost_from) = (lost, kept);
+        }
+    }
+
+    /// A start that reads no old blocks does not notice again what is damaged in them.
+    fn take_back(&mut self) {
+        self.lost_from += self.standing;
+        self.entries.extend(self.lost.drain(..std::mem::take(&mut self.standing)));
     }
 }
 
@@ -110,13 +154,14 @@ impl Durable {
             conf_state: part.conf_state.clone(),
             start: match part.change {
                 Some(LogChange::CompactTo(start) | LogChange::StartAfter(start)) => Some(start),
-                Some(LogChange::Remove) | None => None,
+                Some(LogChange::CutAfter(_) | LogChange::Remove) | None => None,
             },
             covered: match part.change {
                 Some(LogChange::StartAfter(_)) if has_left(part) => Some(Vec::new()),
                 Some(LogChange::StartAfter(start)) => Some(committed(part.group, start.index).to_vec()),
                 _ => None,
             },
+            under_repair: part.under_repair,
             meta: part.meta.clone(),
             first: part.entries.first().map_or(Index(0), |entry| entry.index),
             entries: part.entries.iter().map(id_of).collect(),
@@ -156,14 +201,20 @@ impl Durable {
         marks.add("torn flush dropped at start", u64::from(!one.pending.is_empty()));
         one.pending.clear();
         one.persisted = last_seq;
-        for (group, stored) in &one.groups {
+        for (group, stored) in &mut one.groups {
             let state = found.iter().find(|state| state.group == *group);
             ensure(state.is_some(), FOUND_AGAIN, || format!("node {node} has lost group {group}"))?;
-            if let Some(state) = state.filter(|state| state.damage.is_none()) {
-                same(node, stored, state)?;
+            if let Some(state) = state {
+                found_again(node, stored, state)?;
             }
         }
         Ok(())
+    }
+
+    /// Compares what is found of one replica while its shard runs.
+    pub(super) fn reopened(&mut self, node: NodeId, shard: ShardId, state: &GroupState) -> Checked {
+        let one = self.shards.entry((node, shard)).or_default();
+        one.groups.get_mut(&state.group).map_or(Ok(()), |stored| found_again(node, stored, state))
     }
 
     /// What a node's disk holds of a group.
@@ -172,11 +223,30 @@ impl Durable {
         self.shards.get(&(node, *shard))?.groups.get(&group)
     }
 
-    pub(super) fn holds(&self, node: NodeId, group: GroupId, index: Index, term: Term) -> bool {
-        let stored = self.of(node, group).map_or(&[][..], |stored| &stored.entries);
-        let at = usize::try_from(index.0).expect("a short log").checked_sub(1);
-        at.and_then(|at| stored.get(at)).is_some_and(|entry| entry.term == term)
+    /// Whether a node's disk has an entry, or a snapshot in its place.
+    pub(super) fn has(&self, node: NodeId, group: GroupId, index: Index, term: Term) -> bool {
+        let Some(stored) = self.of(node, group) else { return false };
+        let at = usize::try_from(index.0 - 1).expect("a short log");
+        stored.entries.get(at).is_some_and(|entry| entry.term == term)
     }
+
+    /// Whether an entry was durable there, also if it is damaged by now.
+    pub(super) fn holds(&self, node: NodeId, group: GroupId, index: Index, term: Term) -> bool {
+        let Some(stored) = self.of(node, group) else { return false };
+        let Some(at) = usize::try_from(index.0).expect("a short log").checked_sub(1) else { return false };
+        let has = |entry: Option<&EntryId>| entry.is_some_and(|entry| entry.term == term);
+        has(stored.entries.get(at))
+            || has(at.checked_sub(stored.lost_from).and_then(|at| stored.lost.get(at)))
+    }
+}
+
+fn found_again(node: NodeId, stored: &mut Stored, state: &GroupState) -> Checked {
+    stored.take_back();
+    if state.damage.is_none() {
+        return same(node, stored, state);
+    }
+    stored.lose_after(state.last);
+    Ok(())
 }
 
 fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
@@ -189,6 +259,12 @@ fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
     })?;
     ensure(state.start == stored.start, FOUND_AGAIN, || {
         format!("node {node} group {group}: begins after {:?} instead of {:?}", state.start, stored.start)
+    })?;
+    ensure(state.is_under_repair == stored.is_under_repair, FOUND_AGAIN, || {
+        format!(
+            "node {node} group {group}: under repair is {} instead of {}",
+            state.is_under_repair, stored.is_under_repair
+        )
     })?;
     ensure(stored.meta == state.meta, FOUND_AGAIN, || {
         format!("node {node} group {group}: the table {:?} instead of {:?}", state.meta, stored.meta)

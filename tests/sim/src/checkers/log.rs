@@ -91,6 +91,10 @@ impl Logs {
         } else if let (Some(LogChange::StartAfter(_)), Some(covered)) = (part.change, covered) {
             marks.add("log replaced by a snapshot", 1);
             self.logs.insert((node, group), covered.to_vec());
+        } else if let (Some(LogChange::CutAfter(place)), Some(log)) =
+            (part.change, self.logs.get_mut(&(node, group)))
+        {
+            log.truncate(usize::try_from(place.index.0).expect("a short log"));
         }
         let Some(first) = part.entries.first() else { return Ok(()) };
         part.entries.iter().try_for_each(|entry| self.check(group, entry))?;

@@ -48,6 +48,12 @@ impl Trace {
                 (id, group, result.is_ok()).hash(&mut self.0);
                 result.iter().flatten().for_each(|entry| self.entry(entry));
             }
+            Input::Revive { token, group } => (token, group).hash(&mut self.0),
+            Input::Reopened { group, result } => {
+                let state =
+                    result.as_ref().ok().map(|state| (state.hard_state.term, state.last, state.next_offset));
+                (group, state).hash(&mut self.0);
+            }
             Input::Applied { group, index } => (group, index).hash(&mut self.0),
             Input::Unreachable { node } => node.hash(&mut self.0),
             Input::ChangeMembers { token, group, changes, deadline } => {

@@ -27,7 +27,9 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
     let Some(old) = sim.checks.borrow().leader_of(group.id) else { return Ok(()) };
     let voters = sim.checks.borrow().commits.members.latest(group.id).voters.clone();
     let healthy = healthy(sim, group);
-    if voters.len() < 3 || !voters.iter().all(|voter| healthy.contains(voter)) {
+    // One that finds out meanwhile what its disk has done elects nobody before it is repaired.
+    let is_sound = |voter| healthy.contains(voter) && !sim.plan.liars.contains(voter);
+    if voters.len() < 3 || !voters.iter().all(is_sound) {
         return Ok(());
     }
     let core = &sim.plan.core;

@@ -100,6 +100,11 @@ pub(crate) fn forged(choices: &mut Choices<'_>, about: &About<'_>) -> PeerMessag
             message.index = status.commit;
             message.entries = vec![round(about.node, &[])];
         }
+        MessageKind::RepairQuestion | MessageKind::RepairBound => {
+            message.index = Index(choices.number(status.last.0));
+            message.log_term = about.term_at(message.index.0);
+            message.commit = Index(choices.number(8));
+        }
         MessageKind::Beat => message.group = GroupId(choices.one_of(&[0, 0, 1])),
         MessageKind::Gone => {
             message.index = Index(choices.number(status.last.0));

@@ -517,6 +517,8 @@ impl Cluster {
             | Event::SnapshotTaken { .. }
             | Event::SnapshotInstalled { .. }
             | Event::SnapshotGivenUp { .. }
+            | Event::RepairNeeded { .. }
+            | Event::Repaired { .. }
             | Event::DiskRecovered { .. } => true,
             Event::MessageRefused { reason, .. } => {
                 let is_honest =
@@ -546,6 +548,7 @@ impl Cluster {
             if is_durable { self.transmit(id, send.message) } else { self.node(id).gated.push(send) }
         }
         let boot = self.nodes[&id].boot;
+        // Nobody reads the state of a group that is out: it stays out.
         for fetch in out.fetches {
             self.count("fetch");
             let at = self.now + self.rng.within(0..5 * MILLIS);

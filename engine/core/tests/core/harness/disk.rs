@@ -6,7 +6,7 @@ use bytes::Bytes;
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
     Append, ConfState, EntryKind, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState,
-    Index, LogChange, LogEntry, LogStart, Offset, TermRun,
+    Index, LogChange, LogDamage, LogEntry, LogStart, Offset, TermRun,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,9 @@ pub(crate) struct StoredGroup {
     pub(crate) conf_state: Option<ConfState>,
     pub(crate) start: LogStart,
     pub(crate) meta: Bytes,
+    pub(crate) is_under_repair: bool,
+    /// First entry that is damaged, and the last one that there was then.
+    pub(crate) damage: Option<LogDamage>,
     pub(crate) entries: Vec<LogEntry>,
 }
 
@@ -37,10 +40,15 @@ impl Disk {
                 *stored = StoredGroup { hard_state, ..StoredGroup::default() };
                 assert!(change.hard_state.is_some(), "term and vote are written again");
             }
-            let before = stored.hard_state;
+            let mut before = stored.hard_state;
+            if change.under_repair == Some(true) {
+                before.commit = Index(0);
+            }
+            stored.is_under_repair = change.under_repair.unwrap_or(stored.is_under_repair);
             stored.hard_state = change.hard_state.unwrap_or(before);
             let HardState { term, vote, commit } = stored.hard_state;
-            assert!(before.term <= term && before.commit <= commit, "{before:?} becomes {change:?}");
+            let is_back = before.commit > commit && stored.damage.is_none();
+            assert!(before.term <= term && !is_back, "{before:?} becomes {change:?}");
             let is_revoted = before.term == term && before.vote.0 != 0 && before.vote != vote;
             assert!(!is_revoted, "a second vote in a term: {before:?} becomes {change:?}");
             if let Some(conf_state) = &change.conf_state {
@@ -68,9 +76,23 @@ impl Disk {
         }
     }
 
+    /// Entries of a group are damaged.
+    pub(crate) fn spoil(&mut self, group: GroupId, damage: LogDamage) {
+        let stored = self.groups.entry(group).or_default();
+        let first = stored.damage.map_or(damage.first, |before| before.first.min(damage.first));
+        stored.damage = Some(LogDamage { first, last: stored.last().max(damage.last) });
+    }
+
     /// What recovery would hand to the shard, with at most `tail_max` entries of each group.
     pub(crate) fn recover(&self, fresh: &GroupState, tail_max: usize) -> GroupState {
         let Some(stored) = self.groups.get(&fresh.group) else { return fresh.clone() };
+        if let Some(damage) = stored.damage {
+            let mut sound = stored.clone();
+            sound.entries.retain(|entry| entry.index < damage.first);
+            sound.damage = None;
+            let state = Disk { last_seq: self.last_seq, groups: [(fresh.group, sound)].into() };
+            return GroupState { damage: Some(damage), ..state.recover(fresh, tail_max) };
+        }
         let mut runs: Vec<TermRun> = Vec::new();
         for entry in &stored.entries {
             if runs.last().is_none_or(|run| run.term != entry.term) {
@@ -84,6 +106,7 @@ impl Disk {
             is_durable: stored.conf_state.is_some(),
             start: stored.start,
             damage: None,
+            is_under_repair: stored.is_under_repair,
             term_runs: runs,
             last: stored.last(),
             next_offset: stored.next_offset(),
@@ -139,7 +162,12 @@ impl StoredGroup {
             Some(LogChange::StartAfter(start)) => {
                 assert!(start.index >= self.start.index, "a log does not go back");
                 self.entries.clear();
-                self.start = start;
+                (self.start, self.damage) = (start, None);
+            }
+            Some(LogChange::CutAfter(place)) => {
+                assert!(place.index <= self.last(), "only what is there is cut");
+                self.entries.retain(|entry| entry.index <= place.index);
+                self.damage = None;
             }
             Some(LogChange::Remove) | None => {}
         }

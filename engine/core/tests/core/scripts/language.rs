@@ -31,7 +31,7 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         "deliver" | "drop" | "duplicate" | "wire" | "inject" | "cut" | "partition" | "heal"
         | "unreachable" => connect(world, name, group, rest),
         "hold" | "release" => hold(world, *name == "hold", rest),
-        "persist" | "fail" | "damage" | "fetch" | "applied" | "snapshot" | "lose" => {
+        "persist" | "fail" | "damage" | "spoil" | "reopen" | "fetch" | "applied" | "snapshot" | "lose" => {
             store(world, name, group, rest)
         }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
@@ -304,6 +304,11 @@ fn store(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Resul
             let damage = LogDamage { first: Index(parse_number(first)?), last: Index(parse_number(last)?) };
             world.feed(node(id)?, Input::Damaged { group, damage })
         }
+        ("spoil", [id, first, last]) => {
+            let damage = LogDamage { first: Index(parse_number(first)?), last: Index(parse_number(last)?) };
+            world.spoil(node(id)?, group, damage)
+        }
+        ("reopen", [id]) => world.reopen(node(id)?),
         ("fetch", [id]) => world.fetch(node(id)?, None),
         ("fetch", [id, "missing"]) => world.fetch(node(id)?, Some(FetchError::Missing)),
         ("fetch", [id, "corrupt"]) => {

@@ -35,6 +35,8 @@ fn kind_name(kind: MessageKind) -> &'static str {
         MessageKind::Invite => "invite",
         MessageKind::Gone => "gone",
         MessageKind::MayLeave => "may-leave",
+        MessageKind::RepairQuestion => "repair-question",
+        MessageKind::RepairBound => "repair-bound",
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iroh_raft_core::{
     Append, Apply, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState, Index,
-    LogChange, LogEntry, LogStart, NodeId, Reply, Role, Send, SnapshotTask, Token,
+    LogChange, LogEntry, LogStart, NodeId, Reopen, Reply, Role, Send, SnapshotTask, Token,
 };
 
 use super::message::{print_entry, print_members, print_message};
@@ -92,6 +92,12 @@ impl Trace {
         self.news(format!("{} fetch from {from} to index {}", who(node, fetch.group), fetch.to));
     }
 
+    pub(super) fn reopen(&mut self, node: NodeId, reopen: &Reopen) {
+        let damage =
+            reopen.damage.map(|damage| format!(" without entries {} to {}", damage.first, damage.last));
+        self.news(format!("{} opens again{}", who(node, reopen.group), damage.unwrap_or_default()));
+    }
+
     pub(super) fn snapshot(&mut self, node: NodeId, task: &SnapshotTask) {
         self.detail(format!("{} snapshot: {}", who(node, task.group), print_step(&task.step)));
     }
@@ -154,6 +160,18 @@ impl Trace {
                 format!("{} has left, as of entry {since}", who(node, *group))
             }
             Event::Quarantined { group, reason } => format!("{} quarantined: {reason}", who(node, *group)),
+            Event::RepairNeeded { group, damage, last, commit, .. } => {
+                let damage =
+                    damage.map(|damage| format!(", has lost entries {} to {}", damage.first, damage.last));
+                let damage = damage.unwrap_or_default();
+                format!(
+                    "{} under repair{damage}; sound up to {last}, knew commit {commit}",
+                    who(node, *group)
+                )
+            }
+            Event::Repaired { group, bound } => {
+                format!("{} repaired up to its bound {bound}", who(node, *group))
+            }
             Event::MessageRefused { group, from, reason } => {
                 format!("{} refuse {from}: {reason}", who(node, *group))
             }
@@ -212,13 +230,19 @@ fn group_append(append: &GroupAppend) -> String {
     let change = match append.change {
         Some(LogChange::CompactTo(start)) => format!(" compact to {};", place(start)),
         Some(LogChange::StartAfter(start)) => format!(" void, start after {};", place(start)),
+        Some(LogChange::CutAfter(place_of)) => format!(" cut after {};", place(place_of)),
         Some(LogChange::Remove) => " remove;".to_owned(),
         None => String::new(),
     };
     let members = append.conf_state.as_ref().map_or("", |_| " members");
     let state = append.hard_state.map(hard_state).unwrap_or_default();
+    let repair = match append.under_repair {
+        Some(true) => " under repair;",
+        Some(false) => " repaired;",
+        None => "",
+    };
     let meta = append.meta.as_ref().map_or("", |_| " table");
-    format!("{change}{members}{state}{meta}{}", entries(&append.entries))
+    format!("{change}{repair}{members}{state}{meta}{}", entries(&append.entries))
 }
 
 pub(super) fn stored(node: NodeId, group: GroupId, stored: &StoredGroup) -> String {
@@ -241,8 +265,9 @@ pub(super) fn status(node: NodeId, status: &GroupStatus) -> String {
     let GroupStatus { group, term, commit, applied, last, end, .. } = status;
     let disk = if status.is_disk_hung { " disk hangs" } else { "" };
     let quiet = if status.is_quiet { " quiet" } else { "" };
+    let repair = if status.is_under_repair { " under repair" } else { "" };
     let who = who(node, *group);
     format!(
-        "{who} {role} term={term} leader={leader} applied={applied} commit={commit} last={last} end={end}{disk}{quiet}"
+        "{who} {role} term={term} leader={leader} applied={applied} commit={commit} last={last} end={end}{disk}{quiet}{repair}"
     )
 }

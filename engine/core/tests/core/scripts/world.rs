@@ -9,9 +9,9 @@ use std::time::Duration;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, Append, ClientRun, ConfState, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus,
-    Index, Input, Invite, MessageKind, NodeId, Offset, Open, Outputs, Owner, PeerMessage, Propose, Retention,
-    Role, RunOutcome, Send, Sequence, SessionId, Shard, ShardConfig, SnapshotTask, Timestamp, Token,
-    WallTime,
+    Index, Input, Invite, LogDamage, MessageKind, NodeId, Offset, Open, Outputs, Owner, PeerMessage, Propose,
+    Reopen, Retention, Role, RunOutcome, Send, Sequence, SessionId, Shard, ShardConfig, SnapshotTask,
+    Timestamp, Token, WallTime,
 };
 
 use super::message::{parse_change, parse_command, print_message, print_record};
@@ -41,6 +41,8 @@ struct Node {
     /// Messages that wait for a flush.
     gated: Vec<Send>,
     fetches: VecDeque<Fetch>,
+    /// Groups that are out and whose state is wanted again.
+    reopens: VecDeque<Reopen>,
     applies: VecDeque<(GroupId, Index)>,
     /// Asked for about snapshots, in order.
     tasks: VecDeque<SnapshotTask>,
@@ -161,6 +163,7 @@ impl World {
         node.unwritten.clear();
         node.gated.clear();
         node.fetches.clear();
+        node.reopens.clear();
         node.applies.clear();
         node.tasks.clear();
         Ok(())
@@ -225,6 +228,10 @@ impl World {
         for fetch in out.fetches {
             trace.fetch(id, &fetch);
             node.fetches.push_back(fetch);
+        }
+        for reopen in out.reopens {
+            trace.reopen(id, &reopen);
+            node.reopens.push_back(reopen);
         }
         for task in out.snapshots {
             trace.snapshot(id, &task);
@@ -297,6 +304,8 @@ impl World {
                 self.persist(id, usize::MAX)?;
             } else if !node.fetches.is_empty() {
                 self.fetch(id, None)?;
+            } else if !node.reopens.is_empty() {
+                self.reopen(id)?;
             } else if !node.tasks.is_empty() {
                 self.snapshot(id)?;
             } else if !node.applies.is_empty() {
@@ -395,6 +404,33 @@ impl World {
         let fetch = node.fetches.pop_front().ok_or_else(|| format!("node {id} fetches nothing"))?;
         let result = error.map_or_else(|| node.disk.read(&fetch), Err);
         self.feed(id, Input::Fetched { id: fetch.id, group: fetch.group, result })
+    }
+
+    /// Hands a group that is out what the disk has of it.
+    pub(super) fn reopen(&mut self, id: NodeId) -> Result<(), String> {
+        let groups = self.groups.clone();
+        let node = self.node(id)?;
+        let asked = node.reopens.pop_front().ok_or_else(|| format!("node {id} opens nothing again"))?;
+        let Reopen { group, damage } = asked;
+        if let Some(damage) = damage {
+            node.disk.spoil(group, damage);
+        }
+        let known = groups.iter().find(|known| known.id == group).ok_or("no such group")?;
+        let snapshot = node.snapshots.published.get(&group).cloned();
+        let state = GroupState { snapshot, ..node.disk.recover(&known.fresh(), 0) };
+        // Its state machine begins anew, too.
+        node.applies.retain(|(of, _)| *of != group);
+        self.feed(id, Input::Reopened { group, result: Ok(Box::new(state)) })
+    }
+
+    /// Entries on the disk of a node that is down are damaged.
+    pub(super) fn spoil(&mut self, id: NodeId, group: GroupId, damage: LogDamage) -> Result<(), String> {
+        let node = self.node(id)?;
+        if node.shard.is_some() {
+            return Err(format!("node {id} is up"));
+        }
+        node.disk.spoil(group, damage);
+        Ok(())
     }
 
     /// The state machine is done with the oldest apply.
