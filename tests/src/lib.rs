@@ -91,6 +91,19 @@ impl Plan {
         node: u64,
         change: impl FnOnce(&mut EngineConfig),
     ) -> RaftCluster<KeyValue> {
+        self.start_machine(node, change, KeyValue::default).await
+    }
+
+    /// Starts a node with other settings and state machines.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_machine<M: StateMachine>(
+        &self,
+        node: u64,
+        change: impl FnOnce(&mut EngineConfig),
+        make: fn() -> M,
+    ) -> RaftCluster<M> {
         let mut builder = RaftCluster::builder()
             .node_id(node)
             .cluster("tests")
@@ -107,7 +120,7 @@ impl Plan {
                 builder.peer(peer.node.0, peer.endpoint, peer.addr)
             };
         }
-        builder.tune(change).state_machine(KeyValue::default).build().await.unwrap()
+        builder.tune(change).state_machine(make).build().await.unwrap()
     }
 
     /// The client that may do everything, connected.

@@ -63,9 +63,11 @@ pub struct Shard {
     flushes: VecDeque<(FlushSeq, Vec<usize>)>,
     disk: DiskWatch,
     spread: Spread,
-    /// Positions of the members that ticks are for: all but quiet ones and those taken out.
+    /// Positions of the members that ticks are for: all but quiet ones, those taken out, and those that wait.
     awake: Vec<usize>,
     is_awake: Vec<bool>,
+    /// Replicas that wait for their first tick, or for a message or request.
+    dormant: BTreeSet<usize>,
     /// When quiet members wake by themselves, with their positions; one for each at most.
     alarms: BTreeSet<(Timestamp, usize)>,
     alarm_of: Vec<Option<Timestamp>>,
@@ -132,6 +134,7 @@ impl Shard {
             liveness: Liveness::new(&config, now),
             awake: (0..groups.len()).collect(),
             is_awake: vec![true; groups.len()],
+            dormant: BTreeSet::new(),
             alarms: BTreeSet::new(),
             alarm_of: vec![None; groups.len()],
             common_members: Arc::default(),
@@ -168,6 +171,7 @@ impl Shard {
                 shard.list(at);
             }
         }
+        shard.stagger();
         Ok(shard)
     }
 
@@ -263,7 +267,7 @@ impl Shard {
             return Some(self.ticked);
         }
         let tick = self.ticked.after(self.config.tick);
-        if self.awake.is_empty() { self.next_wakeup_when_quiet().map(|at| at.max(tick)) } else { Some(tick) }
+        if self.has_ticks() { Some(tick) } else { self.next_wakeup_when_quiet().map(|at| at.max(tick)) }
     }
 
     /// How a group's replica stands; `None` if there is none.
@@ -341,7 +345,10 @@ impl Shard {
         call: impl FnOnce(&mut Replica, &mut Turn<'_>),
     ) {
         let error = match self.position(group).map(|at| (at, &self.members[at])) {
-            Some((at, Member::Live(_))) => return self.call(now, at, out, call),
+            Some((at, Member::Live(_))) => {
+                self.dormant.remove(&at);
+                return self.call(now, at, out, call);
+            }
             Some((_, Member::Out(_))) => RequestError::Quarantined,
             Some((_, Member::Loading(_))) => RequestError::busy(BusyReason::Reads),
             Some((_, Member::Left(_))) | None => RequestError::UnknownGroup,
@@ -356,6 +363,7 @@ impl Shard {
         let at = self.position(message.group);
         let tombstone = match at.map(|at| (at, &self.members[at])) {
             Some((at, Member::Live(_))) => {
+                self.dormant.remove(&at);
                 return self.call(now, at, out, |replica, turn| replica.handle_message(turn, message));
             }
             Some((_, Member::Loading(_) | Member::Out(_))) => return,
@@ -694,7 +702,7 @@ impl Shard {
         if is_dirty {
             self.list(at);
         }
-        if is_awake {
+        if is_awake && !self.dormant.contains(&at) {
             self.rouse(now, at);
         }
     }
@@ -933,6 +941,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     let as_limit = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     let limits = [
         ("entry_bytes_max", config.entry_bytes_max, LIMIT_BYTES_MAX),
+        ("waking_max", config.waking_max, LIMIT_COUNT_MAX),
         ("entry_records_max", config.entry_records_max, LIMIT_COUNT_MAX),
         ("pending_bytes_max", config.pending_bytes_max, LIMIT_BYTES_MAX),
         ("message_bytes_max", config.message_bytes_max, LIMIT_BYTES_MAX),

@@ -326,6 +326,7 @@ fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {
         inflight_messages_max: *pick(random, &[1, 2, 16, 128]),
         window_bytes_max: *pick(random, &[1, 16 << 10, 256 << 10, 64 << 20]),
         apply_bytes_max: *pick(random, &[1, 4 << 10, 1 << 20]),
+        waking_max: *pick(random, &[1, 1, 8192]),
         apply_lag_records_max: *pick(random, &[1, 16, 1 << 18]),
         reads_waiting_max: *pick(random, &[1, 64, 65_536]),
         ..defaults

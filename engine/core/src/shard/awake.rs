@@ -9,7 +9,34 @@ use crate::ids::Timestamp;
 use crate::io::{Event, Outputs, PeerMessage, Send};
 use crate::liveness::Change;
 
+/// Replicas that get their first tick with each tick, however many are awake.
+const WAKING_MIN: usize = 64;
+
 impl Shard {
+    /// Lets most replicas of a large shard wait: if all of them campaigned at once, none would be in time.
+    pub(super) fn stagger(&mut self) {
+        let is_live = |at: &usize| self.members[*at].live().is_some();
+        let dormant = self.awake.iter().copied().filter(is_live).skip(self.config.waking_max);
+        self.dormant = dormant.collect();
+        self.awake.retain(|at| !self.dormant.contains(at));
+        self.dormant.iter().for_each(|at| self.is_awake[*at] = false);
+    }
+
+    /// The next ones have their turn, in the order of their groups, which is that of other nodes as well: as many as went
+    /// quiet.
+    fn wake_dormant(&mut self, now: Timestamp) {
+        let room = self.config.waking_max.saturating_sub(self.awake.len()).max(WAKING_MIN);
+        for _ in 0..room {
+            let Some(at) = self.dormant.pop_first() else { return };
+            self.rouse(now, at);
+        }
+    }
+
+    /// Whether ticks are for anybody.
+    pub(super) fn has_ticks(&self) -> bool {
+        !self.awake.is_empty() || !self.dormant.is_empty()
+    }
+
     /// When time is the next input while all groups are quiet.
     pub(super) fn next_wakeup_when_quiet(&self) -> Option<Timestamp> {
         let spread = self.config.spread.map(|_| self.spread.next_at());
@@ -24,7 +51,7 @@ impl Shard {
             return;
         }
         self.set_alarm(at, None);
-        if self.awake.is_empty() {
+        if !self.has_ticks() {
             // The ticks that have passed since the last turn were for nobody.
             let tick = u64::try_from(self.config.tick.as_nanos()).unwrap_or(u64::MAX);
             let passed = now.0.saturating_sub(self.ticked.0);
@@ -37,6 +64,7 @@ impl Shard {
     pub(super) fn tick_awake(&mut self, now: Timestamp, ticks: u32, out: &mut Outputs) {
         // Some have nodded since the last tick.
         self.forget_quiet();
+        self.wake_dormant(now);
         let awake = std::mem::take(&mut self.awake);
         for at in &awake {
             if let Member::Loading(_) = &self.members[*at] {
@@ -83,9 +111,9 @@ impl Shard {
 
     /// Time for which the shard has stood still, if it was longer than it may take to get round to a turn.
     pub(super) fn pause_before(&self, now: Timestamp) -> Duration {
-        let planned = match self.awake.is_empty() {
-            true => self.next_wakeup_when_quiet().unwrap_or(now).max(self.ticked),
-            false => self.ticked,
+        let planned = match self.has_ticks() {
+            true => self.ticked,
+            false => self.next_wakeup_when_quiet().unwrap_or(now).max(self.ticked),
         };
         let late_max = self.config.tick * self.config.heartbeat_ticks;
         now.since(planned).saturating_sub(late_max)

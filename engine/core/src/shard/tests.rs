@@ -398,3 +398,21 @@ fn memory_is_taken_from_those_who_hold_most() {
     assert_eq!(water_level(vec![50, 50], 60), 30);
     assert_eq!(water_level(vec![], 0), usize::MAX);
 }
+
+#[test]
+fn replicas_of_a_large_shard_wake_one_after_the_other_or_when_spoken_to() {
+    let groups = 300;
+    let config = ShardConfig { waking_max: 10, ..ShardConfig::new(NodeId(1), 3) };
+    let shard = Shard::new(config, FlushSeq(0), (1..=groups).map(lone).collect(), Timestamp(0)).unwrap();
+    let mut fixture = Fixture { shard, now: Timestamp(0), out: Outputs::default(), requests: 0 };
+    assert_eq!((fixture.shard.awake.len(), fixture.shard.dormant.len()), (10, 290));
+    fixture.turn();
+    assert_eq!(fixture.shard.awake.len(), 10 + 64);
+    let token = fixture.propose(300, 1);
+    assert!(matches!(fixture.answer(token), Some(Err(RequestError::NotLeader { .. }))));
+    assert_eq!(fixture.shard.awake.len(), 10 + 64 + 1);
+    assert!(!fixture.shard.dormant.contains(&299));
+    (0..40).for_each(|_| fixture.turn());
+    assert!(fixture.shard.dormant.is_empty());
+    assert!(fixture.shard.statuses().all(|status| status.role == Role::Leader));
+}
