@@ -334,14 +334,14 @@ impl Cluster {
     pub(crate) fn introduce(&mut self, new: NodeId) -> Result<(), ClusterError> {
         let address = self.nodes.iter().map(|node| node.address).find(|address| address.node == new);
         let peer = Peer::from(&address.ok_or(ClusterError::NoSpare)?);
-        let others = self.nodes.iter_mut().filter(|node| node.address.node != new);
-        others.map(|node| node.ask(&NodeRequest::Add(peer.clone())).map(drop)).collect()
+        let mut others = self.nodes.iter_mut().filter(|node| node.address.node != new);
+        others.try_for_each(|node| node.ask(&NodeRequest::Add(peer.clone())).map(drop))
     }
 
     /// Tells all nodes that one is gone for good.
     pub(crate) fn forget(&mut self, old: NodeId) -> Result<(), ClusterError> {
         let request = NodeRequest::Remove { node: old.0 };
-        self.nodes.iter_mut().map(|node| node.ask(&request).map(drop)).collect()
+        self.nodes.iter_mut().try_for_each(|node| node.ask(&request).map(drop))
     }
 
     /// How one node stands; `None` when it is not here, does not run or is not ready.

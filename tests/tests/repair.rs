@@ -55,10 +55,10 @@ fn damage_values(path: &Path) -> usize {
     let mut bytes = std::fs::read(path).unwrap();
     let mut count = 0;
     let mut run = 0;
-    for at in 0..bytes.len() {
-        run = if bytes[at] == FILLER { run + 1 } else { 0 };
+    for byte in &mut bytes {
+        run = if *byte == FILLER { run + 1 } else { 0 };
         if run == RUN_BYTES {
-            bytes[at] ^= 1;
+            *byte ^= 1;
             count += 1;
         }
     }

@@ -94,23 +94,23 @@ impl Applying {
         self.jobs.push_back(Job { apply, last, entry, record, waiter, responses, run, of_run, questions });
     }
 
-    /// Takes a question if its group is in the middle of a job; gives it back otherwise.
-    pub(crate) fn hold(
+    /// A question may look: it waits if its group is in the middle of a job. Otherwise, what comes of it at once.
+    pub(crate) fn ask(
         &mut self,
         token: Token,
         group: GroupId,
         query: Bytes,
         freshness: Freshness,
-    ) -> Result<(), Outcome> {
+    ) -> Option<Outcome> {
         let job = self.jobs.iter_mut().find(|job| job.apply.group == group);
         match job.filter(|_| !mutants::is(Mutant::AskedMidway)) {
-            None => Err(Outcome::Ask { token, group, query, freshness }),
+            None => Some(Outcome::Ask { token, group, query, freshness }),
             Some(job) if job.questions.len() >= QUESTIONS_MAX => {
-                Err(Outcome::Refused { token, group, error: RequestError::busy(BusyReason::Reads) })
+                Some(Outcome::Refused { token, group, error: RequestError::busy(BusyReason::Reads) })
             }
             Some(job) => {
                 job.questions.push((token, query, freshness));
-                Ok(())
+                None
             }
         }
     }
@@ -359,9 +359,9 @@ mod tests {
         let first = turn(&mut applying, &mut machines, &still);
         assert_eq!(first, ["1: 40 responses from 0", "2: 1 responses from 0", "2: applied 1"]);
         let (token, freshness) = (Token { origin: 0, request: 9 }, OLD);
-        assert!(applying.hold(token, GroupId(1), Bytes::new(), freshness).is_ok());
-        let elsewhere = applying.hold(token, GroupId(2), Bytes::new(), freshness);
-        assert!(matches!(elsewhere, Err(Outcome::Ask { .. })));
+        assert!(applying.ask(token, GroupId(1), Bytes::new(), freshness).is_none());
+        let elsewhere = applying.ask(token, GroupId(2), Bytes::new(), freshness);
+        assert!(matches!(elsewhere, Some(Outcome::Ask { .. })));
         let second = turn(&mut applying, &mut machines, &still);
         assert_eq!(second, ["1: 110 responses from 40", "1: asked at 1", "1: applied 1"]);
         assert!(applying.is_idle());
@@ -401,7 +401,7 @@ mod tests {
         applying.push(apply(1, &[&b"x"[..]; 3], &[(0, 1), (1, 2)]));
         turn(&mut applying, &mut machines, &still);
         let token = Token { origin: 0, request: 9 };
-        assert!(applying.hold(token, GroupId(1), Bytes::new(), OLD).is_ok());
+        assert!(applying.ask(token, GroupId(1), Bytes::new(), OLD).is_none());
         let mut outcomes = Vec::new();
         applying.cancel(GroupId(1), &mut outcomes);
         let said: Vec<String> = outcomes.iter().map(tell).collect();

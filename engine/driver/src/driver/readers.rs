@@ -91,7 +91,7 @@ impl Driver {
     ) {
         match question {
             Question::Machine(query) => {
-                if let Err(outcome) = self.applying.hold(token, group, query, freshness) {
+                if let Some(outcome) = self.applying.ask(token, group, query, freshness) {
                     self.handle_outcome(outcome);
                 }
             }

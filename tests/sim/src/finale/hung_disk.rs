@@ -72,7 +72,8 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
             format!("group {}: {leader:?} leads {bound:?} after the disk of {old} hung", group.id)
         })?;
     }
-    // The next part needs this disk.
-    sleep(Duration::from_micros(us) + LOOK_EVERY).await;
+    // The next part needs this disk: what stalls still does so to its end, one after the other.
+    disk.heal();
+    sleep(Duration::from_micros(us * times) + LOOK_EVERY).await;
     Ok(())
 }
