@@ -240,6 +240,10 @@ impl GroupLog {
     fn cut_after(&mut self, place: LogStart) -> Vec<ColdSpan> {
         // A start reads the cut again when the log file knows already that it was compacted after that.
         let place = if place.index < self.start.index { self.start } else { place };
+        if place.index > self.last() {
+            // What stood there then was void later, and was not carried on.
+            return Vec::new();
+        }
         let kept = self.cold.partition_point(|span| span.last <= place.index);
         let void = self.cold.split_off(kept).into();
         if place.index < self.moved {

@@ -297,8 +297,10 @@ impl StoredGroup {
 
     /// Takes the next row of its index; false if the block lies before the start, or was cut off the end.
     fn take(&mut self, row: IndexRow) -> bool {
-        let start = self.log.start();
-        if row.span.last <= start.index || row.span.first > self.log.moved() {
+        let (start, moved) = (self.log.start(), self.log.moved());
+        // A log is cut between blocks, or at its start, which may be within one.
+        let is_cut = row.span.last > moved && (row.span.first > moved || moved == start.index);
+        if row.span.last <= start.index || is_cut {
             return false;
         }
         if row.span.last > self.log.moved() {

@@ -452,7 +452,7 @@ impl Scan {
                 if place.index <= log.moved() {
                     log.drop_hot();
                     recovering.forget_after(log.moved());
-                } else {
+                } else if place.index <= log.last() {
                     log.cut(place.index.next(), place.offset);
                     recovering.cut_after(place.index);
                 }

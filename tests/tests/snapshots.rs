@@ -117,7 +117,8 @@ async fn a_learner_is_brought_up_by_a_snapshot_under_load() {
     load.await.unwrap();
     audit(&nodes).await;
     let received = stats(&nodes[&4]).snapshot_chunks_received;
-    assert!(received >= CHUNKS, "{received} chunks of a state of {CHUNKS}");
+    // The next one is taken when half as much as the last one was applied: the rest came as log.
+    assert!(received >= CHUNKS * 2 / 3, "{received} chunks of a state of {CHUNKS}");
 
     // It starts again from what it received, not from a log that it never had.
     let mut nodes = nodes;
