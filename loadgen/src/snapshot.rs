@@ -259,7 +259,8 @@ fn print(report: &SnapshotReport) {
 fn leader(cluster: &mut Cluster) -> Result<NodeId, QuickError> {
     let statuses = cluster.statuses()?;
     let replicas = statuses.iter().flatten().flat_map(|status| &status.groups);
-    let mut leaders = replicas.filter(|replica| replica.group == LARGE.0).filter_map(|replica| replica.leader);
+    let mut leaders =
+        replicas.filter(|replica| replica.group == LARGE.0).filter_map(|replica| replica.leader);
     leaders.next_back().map(NodeId).ok_or(QuickError::NoLeader { group: LARGE })
 }
 
