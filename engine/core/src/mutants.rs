@@ -93,7 +93,6 @@ mutants! {
     DigestUnchecked = "neither chunks of snapshots nor the whole are compared with their digests",
     ChangeInForceEarly = "a leader puts a change of members in force before it is committed",
     AskedMidway = "a state machine is asked in the middle of what it was given to apply",
-    AppliesOutliveState = "what was being applied goes on once the state has been replaced by a snapshot's",
     TailUncommitted = "a tail is sent what is not committed",
     TailSkipsToMemory = "a tail that is fed from the disk goes on with what is in memory",
     CommandUncommitted = "the leader puts cursors and trims in force at once, not once they are committed",

@@ -52,6 +52,12 @@ struct Part {
 }
 
 impl Stored {
+    /// How many entries were durable, with those that are damaged by now.
+    pub(super) fn last_held(&self) -> usize {
+        let lost_to = if self.lost.is_empty() { 0 } else { self.lost_from + self.lost.len() };
+        self.entries.len().max(lost_to)
+    }
+
     fn take(&mut self, part: Part) {
         if part.change == Some(LogChange::Remove) {
             *self = Stored::default();

@@ -36,7 +36,8 @@ pub(super) fn check(message: &PeerMessage, durable: &Durable) -> Checked {
     // Whoever left in the same commit has the entry no more, and nobody counts it any more.
     let has_left = stored.is_some_and(|stored| stored.has_left);
     if message.kind == MessageKind::AppendResponse && !message.reject && stored_term == term && !has_left {
-        let last = stored.map_or(0, |stored| stored.entries.len() as u64);
+        // What was on its way as the damage was found is as true as before: the bound of the repair covers it.
+        let last = stored.map_or(0, |stored| stored.last_held() as u64);
         ensure(last >= index.0, "durable before said: entries", || {
             format!("node {from} acknowledges entry {index} of {group} (term {log_term}), durable is {last}")
         })?;
