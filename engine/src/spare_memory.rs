@@ -1,6 +1,5 @@
 //! Gives memory back to the system that a storm needed: thousands of groups that start, elect leaders or move leave holes
-//! between what stays. Done when a shard comes to rest, so that nobody waits for it. And keeps those holes from coming
-//! about where that is cheap.
+//! between what stays. Done when a shard comes to rest, so that nobody waits for it.
 #![allow(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -22,20 +21,6 @@ impl SpareMemory {
         }
     }
 }
-
-/// Keeps buffers of snapshots and of large requests apart from what stays: they are mapped from the system one by one, as
-/// the allocator does at first. It would go over to cutting them from the heap, where each freed one leaves a hole
-/// between small things; the nodes of a 2 GiB state machine grew by 100 to 300 MiB that way while it was sent.
-#[cfg(target_env = "gnu")]
-pub(crate) fn keep_large_apart() {
-    const LARGE_BYTES: libc::c_int = 128 << 10;
-    // SAFETY: it takes two numbers and may be called at any time (mallopt(3)). Where another allocator serves this
-    // process it changes nothing.
-    let _is_set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES) };
-}
-
-#[cfg(not(target_env = "gnu"))]
-pub(crate) fn keep_large_apart() {}
 
 #[cfg(target_env = "gnu")]
 fn give_back() {

@@ -34,7 +34,7 @@ use crate::mover_thread::{MoverFailure, MoverLine, MoverPort, Scrub};
 use crate::reader_thread::{self, ReaderPort};
 use crate::snapshot_thread::{self, SnapshotPort};
 use crate::writer_thread::WriterPort;
-use crate::{awake, membarrier, mover_thread, preflight, record, spare_memory, writer_thread};
+use crate::{awake, membarrier, mover_thread, preflight, record, writer_thread};
 use iroh_raft_driver::state_machine::MachineFactory;
 use iroh_raft_driver::stats::ShardCounters;
 
@@ -63,7 +63,6 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
     preflight::check_machine()?;
     preflight::check_address(config.bind)?;
     membarrier::register();
-    spare_memory::keep_large_apart();
 
     let identity = FolderIdentity { cluster: config.cluster, node: config.node, shards: config.shards };
     let mut folder = open_folder(&config, identity)?;
