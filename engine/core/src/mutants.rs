@@ -79,7 +79,6 @@ mutants! {
     JointSkipped = "several members change at once, without a joint configuration",
     MembersDismissed = "whoever asks for votes with an old log is told that it is no member",
     TombstoneForgets = "a replica that leaves forgets its term and vote",
-    TombstoneSilent = "a replica that left does not tell candidates that its removal is committed",
     TombstoneAdmitsAll = "a replica that left begins again for any invitation",
     LeavesUnasked = "a replica leaves once it applies an entry that removes it, whatever comes after that",
     JointForgotten = "only the leader that began a joint configuration ends it",

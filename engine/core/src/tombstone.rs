@@ -80,8 +80,7 @@ impl Tombstone {
         );
         let LogStart { index, term, .. } = self.start;
         let has_it = (message.log_term, message.index) >= (term, index);
-        let is_waiting =
-            message.kind != MessageKind::MayLeave && has_it && !mutants::is(Mutant::TombstoneSilent);
+        let is_waiting = message.kind != MessageKind::MayLeave && has_it;
         if !is_question || !(self.is_of_removed_group() || is_waiting) {
             return None;
         }
