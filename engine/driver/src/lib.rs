@@ -12,7 +12,9 @@
 #![forbid(unsafe_code)]
 
 mod applying;
+pub mod bank;
 mod driver;
+pub mod kv;
 pub mod lines;
 mod machines;
 mod outbox;

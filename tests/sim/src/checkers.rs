@@ -5,6 +5,7 @@
 
 mod acknowledged;
 mod answers;
+pub(crate) mod bank;
 mod commits;
 mod durable;
 mod elections;
@@ -32,6 +33,7 @@ use crate::marks::Marks;
 use crate::plan::Plan;
 use acknowledged::Acknowledged;
 use answers::Answers;
+use bank::Banks;
 use commits::Commits;
 use durable::Durable;
 use elections::Elections;
@@ -89,6 +91,7 @@ pub(crate) struct Checks {
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
     pub(crate) answers: Answers,
+    pub(crate) banks: Banks,
     /// Reads by a lease that came in this turn.
     leased: BTreeSet<Token>,
     /// How each replica stood at the end of its last turn.
@@ -116,6 +119,7 @@ impl Checks {
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
             answers: Answers::default(),
+            banks: Banks::default(),
             leased: BTreeSet::new(),
             statuses: BTreeMap::new(),
             told: is_told.then(VecDeque::new),

@@ -21,6 +21,7 @@ use madsim::time::timeout;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use crate::bank;
 use crate::checkers::linear::{Action, Operation};
 use crate::checkers::{acknowledged_read, ensure, record_hash};
 use crate::clock::{elapsed, sleep};
@@ -60,6 +61,8 @@ pub(crate) struct Clients {
     requests: u64,
     values: u64,
     pub(crate) leaders: BTreeMap<GroupId, NodeId>,
+    /// Accounts of each bank that are known to all.
+    pub(crate) accounts: BTreeMap<GroupId, Vec<u64>>,
     /// Next record of each consumer.
     pub(crate) tails: BTreeMap<GroupId, Offset>,
     pub(crate) operations: u64,
@@ -121,6 +124,7 @@ async fn operate(sim: &Shared, mut random: SmallRng) {
     let group = sim.plan.groups[at].clone();
     let dice = random.random_range(0..100);
     match (group.has_machine, dice) {
+        (true, 0..90) if group.is_bank => bank::operate(sim, &mut random, &group).await,
         (true, 0..40) => change(sim, &mut random, &group).await,
         (true, 40..90) => query(sim, &mut random, &group).await,
         (false, 0..80) => drop(append(sim, &mut random, &group).await),

@@ -14,6 +14,7 @@ use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use madsim::task::JoinHandle;
 use rand::rngs::SmallRng;
 
+use crate::bank;
 use crate::checkers::members::is_quorum;
 use crate::checkers::{Checked, ensure};
 use crate::clients;
@@ -213,7 +214,9 @@ async fn probe(sim: &Shared, group: &GroupPlan) -> Checked {
 
 /// Tries to write something; whoever wants it done looks at what was acknowledged.
 async fn write(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) {
-    if group.has_machine {
+    if group.is_bank {
+        bank::transfer(sim, random, group).await;
+    } else if group.has_machine {
         clients::change(sim, random, group).await;
     } else {
         let _ = clients::append(sim, random, group).await;

@@ -5,6 +5,8 @@
 #[cfg(madsim)]
 mod args;
 #[cfg(madsim)]
+mod bank;
+#[cfg(madsim)]
 mod checkers;
 #[cfg(madsim)]
 mod clients;

@@ -237,7 +237,7 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
         FaultKind::Usurp => {
             let group = pick(random, &sim.plan.groups).clone();
             let has_leases = sim.plan.core.lease_reads.is_some();
-            if group.has_machine && has_leases && !sim.is_usurping.replace(true) {
+            if group.has_machine && !group.is_bank && has_leases && !sim.is_usurping.replace(true) {
                 let (of, random) = (sim.clone(), sim.random());
                 go_on(sim, async move {
                     usurp(of.clone(), group, random).await;

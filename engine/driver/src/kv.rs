@@ -4,9 +4,7 @@
 
 mod buckets;
 
-use iroh_raft_driver::state_machine::{
-    ApplyContext, Message, Restore, RestoreError, SnapshotView, StateMachine,
-};
+use crate::state_machine::{ApplyContext, Message, Restore, RestoreError, SnapshotView, StateMachine};
 
 use buckets::Buckets;
 
@@ -132,7 +130,7 @@ mod tests {
     use iroh_raft_core::{GroupId, Index, Offset, WallTime};
 
     use super::*;
-    use iroh_raft_driver::state_machine::Machine;
+    use crate::state_machine::Machine;
 
     fn apply(store: &mut KeyValue, command: &KvCommand) -> KvResponse {
         let context = ApplyContext { group: GroupId(1), index: Index(1), offset: Offset(0), at: WallTime(0) };

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use iroh_raft_driver::state_machine::{
+use crate::state_machine::{
     ApplyContext, Message, Restore, RestoreError, SNAPSHOT_PIECE_BYTES_MAX, SnapshotView, StateMachine,
 };
 
