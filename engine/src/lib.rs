@@ -12,6 +12,7 @@
 
 mod awake;
 pub mod cluster;
+mod compare;
 pub mod config;
 pub mod cpu;
 mod driver;

@@ -16,7 +16,7 @@ use iroh_raft_core::{
     AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
     GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Owner,
     Propose, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard, ShardId,
-    SnapshotStep, Timestamp, Token, WallTime,
+    SnapshotEvent, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -24,6 +24,7 @@ use iroh_raft_netbridge::wire::{Answer, ClientBody, ClientRequest, FrameLimits, 
 use iroh_raft_storage::StorageError;
 
 use crate::applying::{ApplyBudget, Applying, Outcome};
+use crate::comparing::Comparing;
 use crate::lines::{
     Closing, Command, Fetched, Finding, Found, HandedOver, LeadershipError, LeadershipReply, Queued, Wanted,
     Written,
@@ -143,6 +144,7 @@ pub struct Driver {
     parts: DriverParts,
     machines: Machines,
     applying: Applying,
+    comparing: Comparing,
     /// What came of applying, emptied by whoever fills it.
     outcomes: Vec<Outcome>,
     now: Timestamp,
@@ -176,6 +178,7 @@ impl Driver {
         Driver {
             machines,
             applying: Applying::new(parts.apply_budget),
+            comparing: Comparing::default(),
             outcomes: Vec::new(),
             now: Timestamp(0),
             outputs: Outputs::default(),
@@ -293,6 +296,7 @@ impl Driver {
                     self.machines.close(group);
                     self.machines.open(group);
                     self.parts.snapshots.forget(group);
+                    self.comparing.forget(group);
                     self.step(Input::Reopened { group, result });
                 }
             }
@@ -306,14 +310,18 @@ impl Driver {
     }
 
     fn take_findings(&mut self) {
-        while let Some(Finding { group, damage }) = self.parts.findings.pop() {
-            self.step(Input::Damaged { group, damage });
+        while let Some(finding) = self.parts.findings.pop() {
+            self.step(match finding {
+                Finding::Entries(group, damage) => Input::Damaged { group, damage },
+                Finding::Snapshot(group) => Input::Snapshot { group, event: SnapshotEvent::Damaged },
+            });
         }
     }
 
     fn go_on_with_snapshots(&mut self) {
         let mut events = Vec::new();
         self.parts.snapshots.turn(&mut self.machines, |group, event| events.push((group, event)));
+        self.comparing.turn();
         events.into_iter().for_each(|(group, event)| self.step(Input::Snapshot { group, event }));
     }
 
@@ -399,7 +407,8 @@ impl Driver {
             | ClientBody::Command(GroupCommand::OpenSession { .. } | GroupCommand::CloseSession { .. }) => {
                 rights.append
             }
-            ClientBody::Command(GroupCommand::Trim { .. })
+            ClientBody::Command(GroupCommand::Trim { .. } | GroupCommand::Compare)
+            | ClientBody::StateDigest { .. }
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
             | ClientBody::RemoveGroup
@@ -537,6 +546,12 @@ impl Driver {
                 self.fetches_waiting.push_back(wanted);
             }
         }
+        for compare in outputs.compares.drain(..) {
+            self.comparing.begin(compare, self.machines.has(compare.group));
+        }
+        if mutants::is(Mutant::SnapshotFrozenLate) {
+            self.apply(&mut outputs, clock);
+        }
         for task in outputs.snapshots.drain(..) {
             let group = task.group;
             let is_chunk = matches!(task.step, SnapshotStep::Write { .. });
@@ -551,8 +566,7 @@ impl Driver {
         for reply in outputs.replies.drain(..) {
             self.handle_reply(reply);
         }
-        outputs.applies.drain(..).for_each(|apply| self.applying.push(apply));
-        self.applying.turn(&mut self.machines, clock, &mut self.outcomes);
+        self.apply(&mut outputs, clock);
         self.handle_outcomes();
         for event in outputs.events.drain(..) {
             self.report(event);
@@ -569,6 +583,14 @@ impl Driver {
         {
             let _ = reply.send(());
         }
+    }
+
+    fn apply(&mut self, outputs: &mut Outputs, clock: &impl Fn() -> Timestamp) {
+        for apply in outputs.applies.drain(..) {
+            let frozen_after = self.comparing.due(apply.group);
+            self.applying.push(apply, frozen_after);
+        }
+        self.applying.turn(&mut self.machines, clock, &mut self.outcomes);
     }
 
     fn hand_to_writer(&mut self, append: Append) {
@@ -707,6 +729,7 @@ impl Driver {
             Event::ReplicaLeft { group, since } => {
                 self.machines.close(group);
                 self.applying.cancel(group, &mut self.outcomes);
+                self.comparing.forget(group);
                 tracing::info!(%group, %since, "the replica on this node is gone, with what it stored");
             }
             Event::Quarantined { group, reason } => {
@@ -738,6 +761,10 @@ impl Driver {
                 ShardCounters::add(&counters.snapshots_installed, 1);
                 tracing::info!(%group, %index, bytes, "snapshot of the leader installed");
             }
+            Event::SnapshotDamaged { group, index } => {
+                ShardCounters::add(&counters.snapshots_damaged, 1);
+                tracing::error!(%group, %index, "the stored snapshot is damaged: another takes its place");
+            }
             Event::SnapshotGivenUp { group, index, peer, chunks } => {
                 ShardCounters::add(&counters.snapshots_given_up, 1);
                 tracing::warn!(%group, %index, %peer, chunks, "transfer of a snapshot given up for now");
@@ -767,6 +794,7 @@ impl Driver {
             || !self.parts.fetched.is_empty()
             || !self.parts.findings.is_empty()
             || self.parts.snapshots.has_work()
+            || self.comparing.has_work()
             || !self.parts.port.from_bridge.is_empty()
             || !self.parts.commands.is_empty()
     }

@@ -13,6 +13,7 @@
 
 mod applying;
 pub mod bank;
+mod comparing;
 mod driver;
 pub mod kv;
 pub mod lines;

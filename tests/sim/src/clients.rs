@@ -28,6 +28,7 @@ use crate::clock::{elapsed, sleep};
 use crate::consumers;
 use crate::machine::{self, Change};
 use crate::network::{joined, parse};
+use crate::operator;
 use crate::plan::{GroupPlan, within};
 use crate::sessions;
 use crate::sim::Shared;
@@ -92,7 +93,8 @@ pub(crate) fn spawn(sim: &Shared) -> Vec<JoinHandle<()>> {
     let followed = sim.plan.groups.iter().take(TAILED_MAX);
     let consumers = followed.map(|group| spawn_local(consumers::run(sim.clone(), group.id)));
     let sessions = (0..sim.plan.sessions).map(|_| spawn_local(sessions::run(sim.clone())));
-    writers.chain(consumers).chain(sessions).collect()
+    let operator = std::iter::once(spawn_local(operator::run(sim.clone())));
+    writers.chain(consumers).chain(sessions).chain(operator).collect()
 }
 
 async fn run_writer(sim: Shared) {

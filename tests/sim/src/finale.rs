@@ -1,5 +1,6 @@
 //! When the faults have stopped: everything must come back to life, and say the same everywhere.
 
+mod compare;
 mod hung_disk;
 mod quiescence;
 mod removal;
@@ -99,6 +100,7 @@ async fn settle(sim: &Shared) -> Checked {
         probe(sim, group).await?;
         wait_until(sim, group, "groups converge after a write", |sim| is_settled(sim, group)).await?;
         audit(sim, group).await?;
+        compare::check(sim, group).await?;
     }
     let first = &sim.plan.groups[0];
     hung_disk::check(sim, first).await?;

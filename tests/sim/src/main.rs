@@ -27,6 +27,8 @@ mod network;
 #[cfg(madsim)]
 mod node;
 #[cfg(madsim)]
+mod operator;
+#[cfg(madsim)]
 mod plan;
 #[cfg(madsim)]
 mod sessions;

@@ -291,6 +291,7 @@ impl Plan {
         let is_repaired = !self.liars.is_empty() && random.random_bool(0.6);
         let weight = |random: &mut SmallRng, kind: FaultKind| match kind {
             FaultKind::RecordsDamaged if is_repaired => 80,
+            FaultKind::SnapshotsDamaged if is_repaired => 40,
             _ if is_repaired && kind.is_lie() => 0,
             FaultKind::LeaderCut if is_stormy => 200,
             FaultKind::Duel if is_duel => 1_000,
