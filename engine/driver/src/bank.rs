@@ -223,6 +223,21 @@ mod tests {
     }
 
     #[test]
+    fn equal_banks_have_equal_snapshots_however_they_came_about() {
+        let body = |bank: &Bank| {
+            let mut view = bank.snapshot().unwrap();
+            std::iter::from_fn(|| view.next_piece()).flatten().collect::<Vec<u8>>()
+        };
+        let (mut one, mut other) = (Bank::default(), Bank::default());
+        (0..100).for_each(|account| assert_eq!(one.open(account, 10), BankResponse::Done));
+        (0..100).rev().for_each(|account| assert_eq!(other.open(account, 10), BankResponse::Done));
+        assert_eq!(other.transfer(3, 4, 10), BankResponse::Done);
+        assert_ne!(body(&one), body(&other));
+        assert_eq!(other.transfer(4, 3, 10), BankResponse::Done);
+        assert_eq!(body(&one), body(&other));
+    }
+
+    #[test]
     fn a_snapshot_is_of_the_moment_and_comes_back_in_any_pieces() {
         let mut bank = Bank::default();
         (0..40_000).for_each(|account| assert_eq!(bank.open(account, account), BankResponse::Done));

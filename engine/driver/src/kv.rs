@@ -156,6 +156,25 @@ mod tests {
     }
 
     #[test]
+    fn equal_stores_have_equal_snapshots_however_they_came_about() {
+        let body = |store: &KeyValue| {
+            let mut view = Machine::snapshot(store).unwrap();
+            std::iter::from_fn(|| view.next_piece()).flatten().collect::<Vec<u8>>()
+        };
+        let put = |number: u32| KvCommand::Put { key: format!("key-{number}"), value: vec![7; 1000] };
+        let delete = |number: u32| KvCommand::Delete { key: format!("key-{number}") };
+        let (mut one, mut other, mut third) = (KeyValue::default(), KeyValue::default(), KeyValue::default());
+        (0..1000).for_each(|number| drop(apply(&mut one, &put(number))));
+        (0..1500).rev().for_each(|number| drop(apply(&mut other, &put(number))));
+        (1000..1500).for_each(|number| drop(apply(&mut other, &delete(number))));
+        assert_eq!(body(&one), body(&other));
+        Machine::restore(&mut third, Restore::Begin).unwrap();
+        body(&one).chunks(777).for_each(|bytes| Machine::restore(&mut third, Restore::Bytes(bytes)).unwrap());
+        Machine::restore(&mut third, Restore::End).unwrap();
+        assert_eq!(body(&third), body(&one));
+    }
+
+    #[test]
     fn bytes_that_are_no_command_are_known_as_such() {
         let store = KeyValue::default();
         assert!(!store.is_command(b"garbage"));
