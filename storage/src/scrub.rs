@@ -100,8 +100,8 @@ enum Position {
     Begin,
     /// The groups still to do, the next one last, and where to go on in that one.
     Log(Vec<GroupId>, Index),
-    /// The same of their snapshots, and the chunk to go on with.
-    Snapshots(Vec<GroupId>, u32),
+    /// The same of those that have snapshots, once they are known, and the chunk to go on with.
+    Snapshots(Option<Vec<GroupId>>, u32),
     /// Where to go on.
     Journal(FlushSeq),
 }
@@ -117,13 +117,6 @@ impl Scrubber {
         let numbers = ScrubNumbers::new(identity.shard);
         let (snapshot_bytes, position) = ((0, 0), Position::Begin);
         Scrubber { journal, log, index, snapshots, snapshot_bytes, identity, position, numbers }
-    }
-
-    /// The groups there are, the first one last.
-    fn groups(&self) -> Vec<GroupId> {
-        let mut groups: Vec<_> = self.index.lock().groups.keys().copied().collect();
-        groups.sort_unstable_by(|a, b| b.cmp(a));
-        groups
     }
 
     /// Bytes that a whole round reads, as of now; a little less where some wait to be removed, and of snapshots as of the
@@ -147,9 +140,14 @@ impl Scrubber {
         while report.bytes < bytes_max && !report.is_round_done {
             let left = bytes_max - report.bytes;
             let stepped = match std::mem::replace(&mut self.position, Position::Begin) {
-                Position::Begin => Ok(Position::Log(self.groups(), Index(0))),
+                Position::Begin => {
+                    let mut groups: Vec<_> = self.index.lock().groups.keys().copied().collect();
+                    groups.sort_unstable_by(|a, b| b.cmp(a));
+                    Ok(Position::Log(groups, Index(0)))
+                }
                 Position::Log(groups, from) => self.step_log(groups, from, left, &mut report),
                 Position::Snapshots(groups, chunk) => {
+                    let groups = groups.map_or_else(|| self.snapshots.groups(), Ok)?;
                     self.position = self.step_snapshots(groups, chunk, left, &mut report)?;
                     continue;
                 }
@@ -168,7 +166,7 @@ impl Scrubber {
         bytes_max: u64,
         report: &mut ScrubReport,
     ) -> Result<Position, RedbFailure> {
-        let Some(&group) = groups.last() else { return Ok(Position::Snapshots(self.groups(), 0)) };
+        let Some(&group) = groups.last() else { return Ok(Position::Snapshots(None, 0)) };
         let spans = self.cold_spans(group, from, bytes_max);
         let Some(last) = spans.last().map(|span| span.last) else {
             groups.pop();
@@ -239,7 +237,7 @@ impl Scrubber {
         report.bytes += bytes;
         self.snapshot_bytes.1 += bytes;
         match read {
-            Ok(false) => return Ok(Position::Snapshots(groups, chunk)),
+            Ok(false) => return Ok(Position::Snapshots(Some(groups), chunk)),
             // What took its place meanwhile is looked at in the next round.
             Ok(true) | Err(SnapshotError::Replaced { .. }) => {}
             Err(SnapshotError::Storage(error)) => return Err(error),
@@ -249,7 +247,7 @@ impl Scrubber {
             }
         }
         groups.pop();
-        Ok(Position::Snapshots(groups, 0))
+        Ok(Position::Snapshots(Some(groups), 0))
     }
 
     fn step_journal(

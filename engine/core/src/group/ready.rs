@@ -85,7 +85,7 @@ impl Persistence {
     /// A repair begins that leaves nothing of what was stored but term and vote: they are written again.
     pub(super) fn begin_repair_anew(&mut self, members: ConfState) {
         self.begin_anew();
-        (self.conf_state, self.under_repair) = (Some(members), Some(true));
+        (self.conf_state, self.under_repair) = (Some(Box::new(members)), Some(true));
     }
 
     /// The repair is over with the next flush.
