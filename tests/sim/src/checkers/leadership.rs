@@ -98,8 +98,6 @@ impl Leadership {
                 self.leaders.insert((message.group, message.term), node);
             }
         }
-        // A transfer that had begun goes on at once after a node stood still.
-        let before = self.disks.get(&(node, id)).map_or(now, |disk| disk.turn_at);
         self.disk(node, id, now, config, shard, outputs)?;
         for message in outputs.sends.iter().map(|send| &send.message) {
             if message.kind == MessageKind::TimeoutNow {
@@ -108,7 +106,7 @@ impl Leadership {
                 let answered = of(message.group).max(of(GroupId(0)));
                 let time =
                     config.tick * (config.heartbeat_ticks * ANSWER_HEARTBEATS + config.lease_ticks + 1);
-                ensure(answered.is_some_and(|at| before <= at.after(time)), "successors are alive", || {
+                ensure(answered.is_some_and(|at| now <= at.after(time)), "successors are alive", || {
                     let (to, group) = (message.to, message.group);
                     format!(
                         "node {node} tells {to} to lead group {group}, which last answered at {answered:?}, now {now:?}"
