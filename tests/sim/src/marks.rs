@@ -101,7 +101,6 @@ pub(crate) const DECLARED: &[&str] = &[
     "state of a replica compared",
     "state restored from a snapshot",
     "stored snapshot damaged",
-    "stored snapshot found damaged by the scrub",
     "tail ended",
     "tail sent records",
     "tail told of a trim",
