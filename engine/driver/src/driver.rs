@@ -15,7 +15,7 @@ use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
     AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
     GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Owner,
-    Propose, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard, ShardId,
+    Propose, Recover, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard, ShardId,
     SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
@@ -403,7 +403,8 @@ impl Driver {
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
             | ClientBody::RemoveGroup
-            | ClientBody::Revive => rights.manage,
+            | ClientBody::Revive
+            | ClientBody::Recover { .. } => rights.manage,
             // A consumer that may read may say how far it has read.
             ClientBody::Command(_)
             | ClientBody::Query { .. }
@@ -457,6 +458,9 @@ impl Driver {
             }
             ClientBody::RemoveGroup => self.step(Input::RemoveGroup { token, group, deadline }),
             ClientBody::Revive => self.step(Input::Revive { token, group }),
+            ClientBody::Recover { lost, last, last_term } => {
+                self.step(Input::Recover(Recover { token, group, lost, last, last_term, deadline }));
+            }
             ClientBody::ChangeMembers { changes } => {
                 self.step(Input::ChangeMembers { token, group, changes, deadline });
             }
@@ -628,6 +632,9 @@ impl Driver {
             Reply::Opened { token, group } | Reply::Removed { token, group } => {
                 self.answer(token, group, ReplyBody::Done);
             }
+            Reply::Recovered { token, group, recovered } => {
+                self.answer(token, group, ReplyBody::Recovered(recovered));
+            }
             Reply::MembersChanged { token, group, index, members } => {
                 self.answer(token, group, ReplyBody::MembersChanged { index, members });
             }
@@ -714,6 +721,16 @@ impl Driver {
                 self.applying.cancel(group, &mut self.outcomes);
                 ShardCounters::add(&counters.groups_quarantined, 1);
                 tracing::error!(%group, reason, "group quarantined on this node; the others go on");
+            }
+            Event::QuorumRecovered { group, lost, last, term } => {
+                // It begins again, with a machine that begins anew.
+                self.applying.cancel(group, &mut self.outcomes);
+                ShardCounters::add(&counters.quorums_recovered, 1);
+                tracing::error!(
+                    %group, ?lost, %last, %term,
+                    "QUORUM RECOVERED on request: the replica on this node is the only member now, and what the lost \
+                     nodes had beyond its last entry is given up; they must not be started again"
+                );
             }
             Event::RepairNeeded { group, damage, last, commit, term } => {
                 ShardCounters::add(&counters.repairs_begun, 1);

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::group_command::{decode_command, encode_command};
 use iroh_raft_core::{
-    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, MemberChange, NodeId, Offset, Sequence,
-    SessionId, ShardId, WallTime,
+    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, Index, MemberChange, NodeId, Offset, Sequence,
+    SessionId, ShardId, Term, WallTime,
 };
 use rkyv::{Archive, Serialize};
 
@@ -110,6 +110,15 @@ pub enum ClientBody {
     RemoveGroup,
     /// Open the group's replica again, which was taken out on the node that is asked. Answered by `Done`.
     Revive,
+    /// The group lost its quorum for good: what the node that is asked has of it becomes the group. Answered by `Recovered`.
+    Recover {
+        /// Nodes that are gone for good.
+        lost: Vec<NodeId>,
+        /// Last index of the replica's log, as its status showed it.
+        last: Index,
+        /// The term of that entry.
+        last_term: Term,
+    },
     /// Change the members of the group, in one step. Answered by `MembersChanged`.
     ChangeMembers {
         /// What is to change.
@@ -128,13 +137,13 @@ struct RequestDescriptor {
     request: u64,
     group: u64,
     /// ReadRecords, Tail: first record. GrantTail: bytes in all. EndTail: the tail. Find: the time. SessionAppend,
-    /// Outcome: the sequence.
+    /// Outcome: the sequence. Recover: the last index.
     from: u64,
     deadline_ms: u32,
     /// Append, SessionAppend: number of records. ReadRecords: bytes at most. Tail: bytes granted.
     number: u32,
-    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome: bytes of
-    /// payload. ReadRecords: records at most, 0 for no bound.
+    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome, Recover: bytes
+    /// of payload. ReadRecords: records at most, 0 for no bound.
     bytes: u32,
     kind: u8,
     /// Append, SessionAppend: 1 to answer on apply. Query: its consistency, and whether it may be forwarded. ReadRecords: 1 to wait.
@@ -159,6 +168,10 @@ const REMOVE_GROUP: u8 = 13;
 const SESSION_APPEND: u8 = 14;
 const OUTCOME: u8 = 15;
 const REVIVE: u8 = 16;
+/// The term of the last entry comes before the lost nodes.
+const RECOVER: u8 = 17;
+
+const TERM_BYTES: u32 = size_of::<Term>() as u32;
 
 const SESSION_BYTES: u32 = size_of::<SessionId>() as u32;
 
@@ -332,6 +345,11 @@ fn read(
         }
         REMOVE_GROUP => (ClientBody::RemoveGroup, from != 0 || number != 0 || bytes != 0 || option != 0),
         REVIVE => (ClientBody::Revive, from != 0 || number != 0 || bytes != 0 || option != 0),
+        RECOVER => {
+            let last_term = term(&payload.take(TERM_BYTES.min(bytes))?)?;
+            let lost = members::decode_nodes(&payload.take(bytes - TERM_BYTES)?)?;
+            (ClientBody::Recover { lost, last: Index(from), last_term }, number != 0 || option != 0)
+        }
         number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
     };
     if unused || descriptor.reserved != [0; 2] {
@@ -349,6 +367,12 @@ fn read(
 fn session(payload: &[u8]) -> Result<SessionId, FrameError> {
     let id = payload.try_into().map(SessionId);
     id.map_err(|_| FrameError::Count { what: "bytes of a session's id" })
+}
+
+/// A term, as payload.
+fn term(payload: &[u8]) -> Result<Term, FrameError> {
+    let term = payload.try_into().map(|bytes| Term(u64::from_le_bytes(bytes)));
+    term.map_err(|_| FrameError::Count { what: "bytes of a term" })
 }
 
 /// The name of a tail, as payload.
@@ -455,6 +479,11 @@ impl RequestFrameBuilder {
             }
             ClientBody::RemoveGroup => descriptor.kind = REMOVE_GROUP,
             ClientBody::Revive => descriptor.kind = REVIVE,
+            ClientBody::Recover { lost, last, last_term } => {
+                (descriptor.kind, descriptor.from) = (RECOVER, last.0);
+                descriptor.bytes = self.payload.push_slice(&last_term.0.to_le_bytes());
+                descriptor.bytes += self.payload.push_slice(&members::encode_nodes(lost));
+            }
             ClientBody::ChangeMembers { changes } => {
                 descriptor.kind = CHANGE_MEMBERS;
                 descriptor.bytes = self.payload.push_slice(&members::encode_changes(changes));

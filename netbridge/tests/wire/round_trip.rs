@@ -17,7 +17,7 @@ use iroh_raft_netbridge::wire::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::samples::{
+use crate::samples::{recover, 
     Content, changes, commit_cursor, cursor_name, decode, encode, entry as entry_of, failures, heartbeat,
     joined, members, message as message_of, open_session, outcomes, refusals, roles, samples,
     session_failures, status,
@@ -120,6 +120,7 @@ fn request() -> impl Strategy<Value = ClientRequest> {
         vec(any::<u64>().prop_map(NodeId), 0..5).prop_map(|voters| ClientBody::CreateGroup { voters }),
         Just(ClientBody::RemoveGroup),
         Just(ClientBody::Revive),
+        Just(recover(&[1, 2, 3])),
     ];
     (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(request, group, deadline_ms, body)| {
         ClientRequest { request, group: GroupId(group), deadline_ms, body }

@@ -117,6 +117,9 @@ impl Trace {
                 Reply::Opened { token, group } | Reply::Removed { token, group } => {
                     (token, group).hash(&mut self.0);
                 }
+                Reply::Recovered { token, recovered, .. } => {
+                    (token, recovered.index, recovered.term, recovered.end).hash(&mut self.0);
+                }
                 Reply::MembersChanged { token, index, .. } => (token, index).hash(&mut self.0),
                 Reply::Failed { token, error, .. } => {
                     (token, std::mem::discriminant(error)).hash(&mut self.0);
