@@ -14,6 +14,7 @@ mod log;
 pub(crate) mod members;
 mod quiet;
 pub(crate) mod reading;
+mod recoveries;
 mod repair;
 mod sent;
 pub(crate) mod sessions;
@@ -23,7 +24,7 @@ mod trace;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
-    Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, LogChange,
+    Apply, Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, LogChange,
     MessageKind, NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp, Token,
 };
 
@@ -38,6 +39,7 @@ use elections::Elections;
 use leadership::Leadership;
 use log::Logs;
 use quiet::Quiets;
+use recoveries::{Recoveries, group_of};
 use repair::Repairs;
 use snapshots::Snapshots;
 use trace::Trace;
@@ -84,6 +86,7 @@ pub(crate) struct Checks {
     leadership: Leadership,
     logs: Logs,
     quiets: Quiets,
+    pub(crate) recoveries: Recoveries,
     repairs: Repairs,
     snapshots: Snapshots,
     pub(crate) commits: Commits,
@@ -111,6 +114,7 @@ impl Checks {
             leadership: Leadership::default(),
             logs: Logs::default(),
             quiets: Quiets::default(),
+            recoveries: Recoveries::default(),
             repairs: Repairs::default(),
             snapshots: Snapshots::default(),
             commits: Commits::new(plan),
@@ -148,6 +152,7 @@ impl Checks {
         self.statuses.retain(|(of, _), _| *of != node);
         self.answers.stopped(node);
         self.commits.reading.stopped(node);
+        self.recoveries.stopped(node);
     }
 
     /// A shard was opened; these are the replicas that recovery found.
@@ -239,7 +244,9 @@ impl Checks {
         outputs: &Outputs,
     ) {
         self.trace.outputs(node, id, now, outputs);
-        let checked = self.snapshots.turn(node, outputs, &self.commits);
+        self.recoveries.look(node, shard);
+        let is_void = |group| self.recoveries.is_void(node, group);
+        let checked = self.snapshots.turn(node, outputs, &self.commits, is_void);
         self.note(checked);
         if let Some(append) = &outputs.append {
             for part in &append.groups {
@@ -272,6 +279,10 @@ impl Checks {
         let checked = self.quiets.turn(node, outputs, is_quiet);
         self.note(checked);
         for status in shard.statuses() {
+            if self.recoveries.is_void(node, status.group) {
+                self.status_of_void(node, status);
+                continue;
+            }
             let before = self.statuses.get(&(node, status.group));
             self.marks.add(
                 "group quiet",
@@ -318,7 +329,15 @@ impl Checks {
                 self.statuses.remove(&(node, *group));
                 self.commits.restart(node, *group);
                 self.repairs.left(node, *group);
+                self.recoveries.left(node, *group);
                 self.answers.left(node, *group);
+            }
+            Event::QuorumRecovered { group, last, term, .. } => {
+                let before = self.statuses.get(&(node, *group));
+                let (log, committed) = (self.logs.of(node, *group), self.commits.of(*group));
+                let checked =
+                    self.recoveries.recovered((node, *group), (*last, *term), before, log, committed);
+                self.note(checked);
             }
             Event::RepairNeeded { group, .. } => {
                 self.marks.add("replica under repair", 1);
@@ -336,6 +355,18 @@ impl Checks {
             | Event::SnapshotTaken { .. }
             | Event::DiskRecovered { .. }
             | Event::Fenced => {}
+        }
+    }
+
+    /// A replica of a history that was given up: it leads and votes as any other.
+    fn status_of_void(&mut self, node: NodeId, status: GroupStatus) {
+        let (group, term) = (status.group, status.term);
+        let before = self.statuses.insert((node, group), status.clone());
+        self.marks.add("replica of a history that was given up", u64::from(before.is_none()));
+        if status.role == Role::Leader && before.is_none_or(|before| (before.role, before.term) != (Role::Leader, term)) {
+            self.tell(|| format!("node {node} leads group {group}, which was given up, in term {term}"));
+            let checked = self.elections.elected(node, group, term);
+            self.note(checked);
         }
     }
 
@@ -387,6 +418,13 @@ impl Checks {
                 Reply::NotTransferred { .. } => self.marks.add("transfer failed", 1),
                 _ => {}
             }
+            if self.recoveries.is_void(node, group_of(reply)) {
+                continue;
+            }
+            if let Reply::Recovered { group, recovered, .. } = reply {
+                let checked = Recoveries::replied(node, *group, *recovered, &self.durable);
+                self.note(checked);
+            }
             if let Reply::ReadReady { token, group, freshness } = reply {
                 // A round takes longer than a turn.
                 self.marks.add("read answered by a lease", u64::from(self.leased.contains(token)));
@@ -419,7 +457,8 @@ impl Checks {
                 self.note(checked);
             }
         }
-        for apply in &outputs.applies {
+        let is_kept = |apply: &&Apply| !self.recoveries.is_void(node, apply.group);
+        for apply in outputs.applies.iter().filter(is_kept).collect::<Vec<_>>() {
             for waiter in &apply.waiters {
                 let checked = self.acknowledgeable(node, apply.group, waiter.index, waiter.term);
                 self.note(checked);
@@ -474,6 +513,12 @@ impl Checks {
         let leaders =
             self.statuses.iter().filter(|((_, of), status)| *of == group && status.role == Role::Leader);
         leaders.max_by_key(|(_, status)| status.term).map(|((node, _), _)| *node)
+    }
+
+    /// Whether a replica that runs has all that is known to be committed, on its way to the disk at least.
+    pub(crate) fn has_all(&self, node: NodeId, group: GroupId) -> bool {
+        self.statuses.contains_key(&(node, group))
+            && self.logs.of(node, group).starts_with(self.commits.of(group))
     }
 
     /// How a replica stood at the end of its last turn; `None` when it does not run or was taken out.

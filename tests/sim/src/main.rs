@@ -27,6 +27,8 @@ mod node;
 #[cfg(madsim)]
 mod plan;
 #[cfg(madsim)]
+mod recover;
+#[cfg(madsim)]
 mod sessions;
 #[cfg(madsim)]
 mod shrink;

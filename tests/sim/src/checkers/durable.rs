@@ -62,7 +62,7 @@ impl Stored {
         if part.change == Some(LogChange::Remove) {
             *self = Stored::default();
         }
-        if let Some(LogChange::StartAfter(_)) = part.change {
+        if let Some(LogChange::StartAfter(_) | LogChange::Remove) = part.change {
             self.has_left = part.has_left;
         }
         if matches!(part.change, Some(LogChange::CutAfter(_) | LogChange::StartAfter(_))) {

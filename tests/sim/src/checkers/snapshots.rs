@@ -75,8 +75,15 @@ impl Snapshots {
     }
 
     /// A turn of a core is over.
-    pub(super) fn turn(&mut self, node: NodeId, outputs: &Outputs, commits: &Commits) -> Checked {
-        for task in &outputs.snapshots {
+    /// `is_void`: whether a group's replica here is of a history that was given up.
+    pub(super) fn turn(
+        &mut self,
+        node: NodeId,
+        outputs: &Outputs,
+        commits: &Commits,
+        is_void: impl Fn(GroupId) -> bool,
+    ) -> Checked {
+        for task in outputs.snapshots.iter().filter(|task| !is_void(task.group)) {
             let replica = self.0.entry((node, task.group)).or_default();
             let bounded = match &task.step {
                 SnapshotStep::Take(head) => {
