@@ -382,7 +382,8 @@ impl Replica {
     pub(crate) fn handle_message(&mut self, turn: &mut Turn<'_>, mut message: PeerMessage) {
         self.hold_back_commit(&mut message);
         if let Err(reason) = validate::check(&self.view(turn), &message) {
-            if matches!(reason, Refusal::ConflictsWithCommitted { .. }) && self.is_given_up_by(turn, &message) {
+            if matches!(reason, Refusal::ConflictsWithCommitted { .. }) && self.is_given_up_by(turn, &message)
+            {
                 return;
             }
             let (group, from) = (self.group, message.from);

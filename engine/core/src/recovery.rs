@@ -61,7 +61,9 @@ pub enum RecoveryRefusal {
     Malformed,
     /// The group has a leader, as far as is known: this replica leads, or has heard one within the longest election
     /// timeout.
-    #[error("the group has a leader: change its members in the ordinary way, or wait until it is surely gone")]
+    #[error(
+        "the group has a leader: change its members in the ordinary way, or wait until it is surely gone"
+    )]
     HasLeader {
         /// The leader, if it is known.
         leader: Option<NodeId>,
@@ -75,7 +77,9 @@ pub enum RecoveryRefusal {
         term: Term,
     },
     /// Those that are not named as lost could elect a leader.
-    #[error("{left} voters are not named as lost and {needed} are enough: bring them back, and change members")]
+    #[error(
+        "{left} voters are not named as lost and {needed} are enough: bring them back, and change members"
+    )]
     QuorumLeft {
         /// Voters that are left.
         left: u32,

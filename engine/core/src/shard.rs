@@ -472,6 +472,7 @@ impl Shard {
         for at in 0..self.members.len() {
             self.call(now, at, out, |replica, turn| replica.handle_fence(turn));
         }
+        self.fail_recoveries(out);
         self.is_fenced = true;
         self.flushes.clear();
         out.events.push(Event::Fenced);

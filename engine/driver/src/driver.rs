@@ -15,8 +15,8 @@ use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
     AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
     GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Owner,
-    Propose, Recover, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard, ShardId,
-    SnapshotStep, Timestamp, Token, WallTime,
+    Propose, Recover, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard,
+    ShardId, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};

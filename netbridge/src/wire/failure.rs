@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use iroh_raft_core::{
-    BusyReason, Index, MembersRefusal, NodeId, Offset, RecoveryRefusal, RequestError, Sequence, SessionRefusal,
-    Term,
+    BusyReason, Index, MembersRefusal, NodeId, Offset, RecoveryRefusal, RequestError, Sequence,
+    SessionRefusal, Term,
 };
 
 use super::FrameError;

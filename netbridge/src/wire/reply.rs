@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    ConfState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, Recovered, RequestError, Role, RunOutcome,
-    Sequence, ShardId, Term, encode_members,
+    ConfState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, Recovered, RequestError, Role,
+    RunOutcome, Sequence, ShardId, Term, encode_members,
 };
 use rkyv::{Archive, Serialize};
 

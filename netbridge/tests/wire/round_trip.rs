@@ -17,9 +17,9 @@ use iroh_raft_netbridge::wire::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::samples::{recover, 
+use crate::samples::{
     Content, changes, commit_cursor, cursor_name, decode, encode, entry as entry_of, failures, heartbeat,
-    joined, members, message as message_of, open_session, outcomes, refusals, roles, samples,
+    joined, members, message as message_of, open_session, outcomes, recover, refusals, roles, samples,
     session_failures, status,
 };
 

@@ -10,8 +10,8 @@ use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, EntryKind, Freshness,
     GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
-    MessageKind, NodeId, Offset, Owner, PeerMessage, Recovered, RecoveryRefusal, RequestError, Role, RunOutcome, Sequence, SessionId,
-    SessionRefusal, ShardId, Term, WallTime,
+    MessageKind, NodeId, Offset, Owner, PeerMessage, Recovered, RecoveryRefusal, RequestError, Role,
+    RunOutcome, Sequence, SessionId, SessionRefusal, ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{

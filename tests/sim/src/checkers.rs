@@ -24,8 +24,9 @@ mod trace;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
-    Apply, Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, LogChange,
-    MessageKind, NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp, Token,
+    Apply, Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input,
+    LogChange, MessageKind, NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp,
+    Token,
 };
 
 use crate::clock::elapsed;
@@ -264,13 +265,24 @@ impl Checks {
                     format!("node {node} group {group} flush {seq}: {:?} entries {range:?}", part.hard_state)
                 });
                 let covered = match part.change {
-                    Some(LogChange::StartAfter(start)) => Some(self.commits.upto(part.group, start.index)),
+                    Some(LogChange::StartAfter(start)) if self.recoveries.is_void(node, part.group) => {
+                        Some(self.logs.upto(part.group, start).to_vec())
+                    }
+                    Some(LogChange::StartAfter(start)) => {
+                        Some(self.commits.upto(part.group, start.index).to_vec())
+                    }
                     _ => None,
                 };
-                let checked = self.logs.appended(key, part, is_leader, covered, &mut self.marks);
+                let checked = self.logs.appended(key, part, is_leader, covered.as_deref(), &mut self.marks);
                 self.note(checked);
             }
-            self.durable.handed_over(node, id, append, |group, index| self.commits.upto(group, index));
+            self.durable.handed_over(node, id, append, |group, index| {
+                if self.recoveries.is_void(node, group) {
+                    let log = self.logs.of(node, group);
+                    return &log[..log.len().min(usize::try_from(index.0).expect("a short log"))];
+                }
+                self.commits.upto(group, index)
+            });
         }
         let is_end = |event: &&Event| matches!(event, Event::ReplicaLeft { .. });
         outputs.events.iter().filter(|event| !is_end(event)).for_each(|event| self.event(node, event));
@@ -363,7 +375,9 @@ impl Checks {
         let (group, term) = (status.group, status.term);
         let before = self.statuses.insert((node, group), status.clone());
         self.marks.add("replica of a history that was given up", u64::from(before.is_none()));
-        if status.role == Role::Leader && before.is_none_or(|before| (before.role, before.term) != (Role::Leader, term)) {
+        if status.role == Role::Leader
+            && before.is_none_or(|before| (before.role, before.term) != (Role::Leader, term))
+        {
             self.tell(|| format!("node {node} leads group {group}, which was given up, in term {term}"));
             let checked = self.elections.elected(node, group, term);
             self.note(checked);

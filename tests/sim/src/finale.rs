@@ -183,7 +183,8 @@ fn is_given_up_gone(sim: &Shared, group: &GroupPlan) -> bool {
     let Some(term) = checks.recoveries.term_of(group.id) else { return true };
     let members = checks.commits.members.latest(group.id);
     let is_left = |node: NodeId| {
-        let status = checks.status_of(node, group.id).filter(|status| status.term < term && status.last > Index(0));
+        let status =
+            checks.status_of(node, group.id).filter(|status| status.term < term && status.last > Index(0));
         status.is_some_and(|status| status.members.voters.iter().any(|voter| members.is_member(*voter)))
     };
     !group.hosts.iter().any(|node| is_left(*node))

@@ -2,7 +2,9 @@
 //! back after all, together, now and then apart from the others, where they are a majority of the members that they
 //! know; and the operator makes them members again.
 
-use iroh_raft_core::{GroupStatus, Index, MemberChange, MemberRole, NodeId, RecoveryRefusal, RequestError, Role, Term};
+use iroh_raft_core::{
+    GroupStatus, Index, MemberChange, MemberRole, NodeId, RecoveryRefusal, RequestError, Role, Term,
+};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -145,4 +147,3 @@ async fn add_back(sim: &Shared, group: &GroupPlan, lost: &[NodeId], count: usize
         let _ = clients::call(sim, random, leader, group.id, body).await;
     }
 }
-

@@ -32,7 +32,8 @@ impl Replica {
         turn: &mut Turn<'_>,
         recover: &Recover,
     ) -> Result<Option<Recovered>, RequestError> {
-        let term = self.check_recovery(turn, recover).map_err(|refusal| RequestError::Recovery { refusal })?;
+        let term =
+            self.check_recovery(turn, recover).map_err(|refusal| RequestError::Recovery { refusal })?;
         if self.persistence.is_waiting() || self.raw.has_ready() || self.is_opening() {
             return Ok(None);
         }
@@ -109,7 +110,8 @@ impl Replica {
         let mut members = None;
         for change in end.into_iter().chain([one(survivor, MemberRole::Voter)]).chain(gone) {
             let after = self.raw.apply_conf_change(&change);
-            members = Some(after.expect("one node at a time, outside of a joint configuration, and one stays"));
+            members =
+                Some(after.expect("one node at a time, outside of a joint configuration, and one stays"));
         }
         let members = members.expect("there is one change at least");
         self.members.put_in_force(since, from_raft_conf_state(&members));
@@ -123,8 +125,10 @@ impl Replica {
         // One that has nothing yet begins in whatever term its leader has.
         let is_one = last > Index(0)
             && message.kind != MessageKind::Gone
-            && is_lapsed(Term(self.raw.raft.term), message.term);
+            && is_lapsed(Term(self.raw.raft.term), message.term)
+            && !mutants::is(Mutant::GivenUpFollows);
         if is_one {
+            self.wake(turn);
             self.leaving.handle_question();
             let addresses = (self.node, message.from);
             let mut question = PeerMessage::bare(MessageKind::MayLeave, self.group, addresses, Term(0));

@@ -3,7 +3,9 @@
 use super::{ConfState, GroupState, LogDamage, LogEntry, PeerMessage, Retention, SnapshotEvent};
 use crate::batch::RecordBlock;
 use crate::group_command::GroupCommand;
-use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Owner, Sequence, SessionId, Term, Timestamp, WallTime};
+use crate::ids::{
+    FlushSeq, GroupId, Index, NodeId, Offset, Owner, Sequence, SessionId, Term, Timestamp, WallTime,
+};
 
 /// Where an answer goes. The core carries it and never looks inside.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

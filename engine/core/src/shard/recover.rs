@@ -32,6 +32,13 @@ impl Shard {
         }
     }
 
+    /// The shard is fenced: what has not begun never will.
+    pub(super) fn fail_recoveries(&mut self, out: &mut Outputs) {
+        let failed =
+            |Recover { token, group, .. }| Reply::Failed { token, group, error: RequestError::Fenced };
+        out.replies.extend(self.recoveries.drain(..).map(failed));
+    }
+
     /// Whether a recovery has begun; not before what its replica has said is durable.
     fn try_recover(
         &mut self,

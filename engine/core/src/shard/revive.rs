@@ -238,12 +238,10 @@ impl Shard {
             self.list(at);
         }
         let is_back = !matches!(self.members[at], Member::Out(_));
-        out.replies.extend(waiting.map(|token| {
-            match recovered {
-                _ if !is_back => Reply::Failed { token, group, error: RequestError::Quarantined },
-                Some(recovered) => Reply::Recovered { token, group, recovered },
-                None => Reply::Opened { token, group },
-            }
+        out.replies.extend(waiting.map(|token| match recovered {
+            _ if !is_back => Reply::Failed { token, group, error: RequestError::Quarantined },
+            Some(recovered) => Reply::Recovered { token, group, recovered },
+            None => Reply::Opened { token, group },
         }));
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use iroh_raft_core::batch::{Batch, Run};
 use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
-    EntryKind, GroupAppend, GroupId, Index, LogChange, LogEntry, MemberChange, NodeId, Offset, Term,
-    WallTime, decode_change, decode_recovery,
+    EntryKind, GroupAppend, GroupId, Index, LogChange, LogEntry, LogStart, MemberChange, NodeId, Offset,
+    Term, WallTime, decode_change, decode_recovery,
 };
 
 use super::durable::has_left;
@@ -125,6 +125,15 @@ impl Logs {
             })?;
         }
         Ok(())
+    }
+
+    /// The entries up to a place, of whoever has that one.
+    pub(super) fn upto(&self, group: GroupId, place: LogStart) -> &[EntryId] {
+        let count = usize::try_from(place.index.0).expect("a short log");
+        let logs = self.logs.iter().filter(|((_, of), _)| *of == group).map(|(_, log)| log);
+        let has_it =
+            |log: &&Vec<EntryId>| log.len() >= count && count > 0 && log[count - 1].term == place.term;
+        logs.filter(has_it).map(|log| &log[..count]).next().unwrap_or_default()
     }
 
     /// A replica starts again with so many of its entries.

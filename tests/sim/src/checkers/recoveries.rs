@@ -39,10 +39,14 @@ impl Recoveries {
         ensure(term.0 > known.0 + TERMS_APART, "the lost do not reach the term of a recovery", || {
             format!("node {node} recovers group {group} in term {term}, after {known}")
         })?;
-        ensure(log.len() as u64 == last.0 + 1 && log.starts_with(committed), "a recovery keeps all there is", || {
-            let (kept, known) = (log.len(), committed.len());
-            format!("node {node} recovers group {group} up to {last}: has {kept}, {known} are committed")
-        })
+        ensure(
+            log.len() as u64 == last.0 + 1 && log.starts_with(committed),
+            "a recovery keeps all there is",
+            || {
+                let (kept, known) = (log.len(), committed.len());
+                format!("node {node} recovers group {group} up to {last}: has {kept}, {known} are committed")
+            },
+        )
     }
 
     /// An operator is told that it is done.

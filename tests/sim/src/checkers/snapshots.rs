@@ -115,7 +115,7 @@ impl Snapshots {
             })?;
         }
         let parts = outputs.append.iter().flat_map(|append| &append.groups);
-        for part in parts.filter(|part| !has_left(part)) {
+        for part in parts.filter(|part| !has_left(part) && !is_void(part.group)) {
             if let Some(LogChange::CompactTo(place) | LogChange::StartAfter(place)) = part.change {
                 let published = self.0.get(&(node, part.group)).map_or(Index(0), |replica| replica.published);
                 let is_trimmed = place.offset <= commits.reading.first(part.group);

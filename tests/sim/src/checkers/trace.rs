@@ -50,7 +50,8 @@ impl Trace {
             }
             Input::Revive { token, group } => (token, group).hash(&mut self.0),
             Input::Recover(recover) => {
-                (recover.token, recover.group, &recover.lost, recover.last, recover.last_term).hash(&mut self.0);
+                (recover.token, recover.group, &recover.lost, recover.last, recover.last_term)
+                    .hash(&mut self.0);
             }
             Input::Reopened { group, result } => {
                 let state =

@@ -36,7 +36,9 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
         | "step-down" | "wait" | "tail" | "grant" | "end-tail" | "find" | "cursor" | "trim" | "create"
-        | "remove" | "recover" | "once" | "once-command" | "session" | "outcome" => ask(world, name, group, rest),
+        | "remove" | "recover" | "once" | "once-command" | "session" | "outcome" => {
+            ask(world, name, group, rest)
+        }
         "cursors" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_cursors(&ids, group);

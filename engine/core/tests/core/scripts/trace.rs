@@ -165,10 +165,7 @@ impl Trace {
             Event::QuorumRecovered { group, lost, last, term } => {
                 let lost: Vec<String> = lost.iter().map(ToString::to_string).collect();
                 let lost = lost.join(" ");
-                format!(
-                    "{} RECOVERED without {lost}: {last} is kept, on in term {term}",
-                    who(node, *group)
-                )
+                format!("{} RECOVERED without {lost}: {last} is kept, on in term {term}", who(node, *group))
             }
             Event::Quarantined { group, reason } => format!("{} quarantined: {reason}", who(node, *group)),
             Event::RepairNeeded { group, damage, last, commit, .. } => {
