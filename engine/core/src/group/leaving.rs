@@ -90,7 +90,8 @@ impl Replica {
 
     /// A tick has passed.
     pub(super) fn handle_leaving_tick(&mut self, turn: &mut Turn<'_>, has_campaigned: bool) {
-        let is_alone = has_campaigned && (self.leaving.has_failed || self.raw.raft.raft_log.last_index() == 0);
+        let is_alone =
+            has_campaigned && (self.leaving.has_failed || self.raw.raft.raft_log.last_index() == 0);
         self.leaving.has_failed = !self.is_leader() && (self.leaving.has_failed || has_campaigned);
         let pause = turn.config.tick * turn.config.heartbeat_ticks;
         let is_due = self.is_leader() && turn.now >= self.leaving.invited_at.after(pause);

@@ -52,7 +52,8 @@ impl Replica {
                 }
                 let new = snapshot.clone();
                 let (next, staged, is_publishing, moved_at) = (None, 0, false, turn.now);
-                *incoming = Some(Box::new(Incoming { from, snapshot: new, next, staged, is_publishing, moved_at }));
+                *incoming =
+                    Some(Box::new(Incoming { from, snapshot: new, next, staged, is_publishing, moved_at }));
                 self.ask(turn, SnapshotStep::Receive(snapshot));
             }
         }
