@@ -105,6 +105,7 @@ mutants! {
     ExpiryIgnored = "an append of a session that is not known is taken as one without",
     WindowOffByOne = "the newest run of a session does not count as known",
     RepeatAnsweredEarly = "a retry is answered at once, whether or not its records are committed",
+    RunsCompactedUnwritten = "the log is compacted before what its sessions appended is written",
     RunsForgotten = "a restart forgets what sessions appended since their table was written",
     RecoveryKeepsTerm = "a recovered group goes on in the next term, which the lost may reach",
     RecoveryUncommitted = "the entry of a recovery is written, and not covered by the commit index",
