@@ -110,7 +110,6 @@ mutants! {
     RecoveryKeepsTerm = "a recovered group goes on in the next term, which the lost may reach",
     RecoveryUncommitted = "the entry of a recovery is written, and not covered by the commit index",
     RecoveryOfTheLiving = "a group is recovered although it has a leader, and those named as lost live",
-    GivenUpFollows = "a replica that was given up follows the recovered group as if it had missed nothing",
     LostNotDismissed = "those that were given up and come back are not told",
     RepairVotes = "a replica under repair votes",
     RepairCampaigns = "a replica under repair campaigns",

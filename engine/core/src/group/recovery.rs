@@ -125,8 +125,7 @@ impl Replica {
         // One that has nothing yet begins in whatever term its leader has.
         let is_one = last > Index(0)
             && message.kind != MessageKind::Gone
-            && is_lapsed(Term(self.raw.raft.term), message.term)
-            && !mutants::is(Mutant::GivenUpFollows);
+            && is_lapsed(Term(self.raw.raft.term), message.term);
         if is_one {
             self.wake(turn);
             self.leaving.handle_question();
