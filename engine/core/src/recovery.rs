@@ -4,8 +4,8 @@
 //! survivor, and promises that the lost do not come back. The operator says so, node by node. What makes it safe as
 //! far as that promise holds, and ends what happens where it does not, is the term.
 //!
-//! - The survivor begins again, alone, in a term that is more than [`LAPSE_TERMS`] above all that it knows of
-//!   ([`term_of_recovery`]). Nobody elects so many leaders: the lost never reach it, whoever of them comes back.
+//! - The survivor begins again, alone, in a term that is more than `LAPSE_TERMS` above all that it knows of
+//!   (`term_of_recovery`). Nobody elects so many leaders: the lost never reach it, whoever of them comes back.
 //! - So a replica with a log that hears of a term that far above its own knows that its group was recovered
 //!   without it, and a candidate whose log ends that far below its own term is of what was given up. The
 //!   first takes no part in that term and asks whether it may leave; the second gets no vote (`group/recovery.rs`).
