@@ -12,7 +12,7 @@ use glommio::ExecutorJoinHandle;
 use iroh_raft_core::batch::{BatchHeader, Record, RecordBlock, records_of};
 use iroh_raft_core::{
     AnswerOn, BusyReason, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, Index,
-    MemberChange, NodeId, Offset, RequestError, Term, WallTime, shard_of,
+    MemberChange, NodeId, Offset, Recovered, RequestError, Term, WallTime, shard_of,
 };
 use iroh_raft_netbridge::allow::PeerAddress;
 use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
@@ -408,6 +408,31 @@ impl Engine {
     /// in service; others as everywhere.
     pub async fn revive(&self, group: GroupId) -> Result<(), RequestError> {
         self.done(group, ClientBody::Revive).await
+    }
+
+    /// Recovers a group that lost its quorum for good: what this node has of it becomes the group, with this node as its
+    /// only member. Returns what is left once that is durable. Members are added again in the ordinary way
+    /// ([`change_members`](Engine::change_members)).
+    ///
+    /// **What the lost nodes have acknowledged beyond this replica's log is given up.** Recover on the survivor whose
+    /// log ends last, by term and then by index ([`statuses`](Engine::statuses)). `lost`: the nodes that are gone for
+    /// good, so many that the other voters elect nobody; they must not be started again. `last`: the last index here and
+    /// the term of that entry, as they were seen.
+    ///
+    /// # Errors
+    /// [`RequestError::Recovery`] says why it is refused, and what to do; others as everywhere.
+    pub async fn recover(
+        &self,
+        group: GroupId,
+        lost: &[NodeId],
+        last: (Index, Term),
+    ) -> Result<Recovered, RequestError> {
+        let (last, last_term) = last;
+        let body = ClientBody::Recover { lost: lost.to_vec(), last, last_term };
+        match self.request(group, body).await? {
+            ReplyBody::Recovered(recovered) => Ok(recovered),
+            _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
+        }
     }
 
     async fn done(&self, group: GroupId, body: ClientBody) -> Result<(), RequestError> {

@@ -30,8 +30,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iroh_raft_core::{
-    AnswerOn, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, MemberChange, NodeId,
-    Offset, RequestError, WallTime,
+    AnswerOn, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, Index, MemberChange,
+    NodeId, Offset, Recovered, RequestError, Term, WallTime,
 };
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -412,6 +412,34 @@ impl Client {
     pub async fn revive(&self, node: NodeId, group: GroupId) -> Result<(), ClientError> {
         let target = self.shared().node_at(node)?;
         self.ask(group, ClientBody::Revive, target).await.map(|_| ())
+    }
+
+    /// Recovers a group that lost its quorum for good: what this node has of it becomes the group, with this node as its
+    /// only member. Returns what is left once that is durable. Members are added again in the ordinary way.
+    ///
+    /// **What the lost nodes have acknowledged beyond this replica's log is given up.** Ask all survivors for their
+    /// [`status`](Client::status) first, and recover on the one whose log ends last, by term and then by index. `lost`:
+    /// the nodes that are gone for good, so many that the other voters elect nobody. They must not be started
+    /// again; those that are learn that they were given up. `last`: last index of the survivor and the term of that entry
+    /// ([`last_term`](iroh_raft_core::GroupStatus::last_term)), as its status showed them. Needs the right to manage.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`Recovery`](iroh_raft_core::RequestError::Recovery) says why it is refused, and what to do. After
+    /// [`OutcomeUnknown`](ClientError::OutcomeUnknown) the status tells: its term is a million higher when it was done.
+    pub async fn recover(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        lost: &[NodeId],
+        last: (Index, Term),
+    ) -> Result<Recovered, ClientError> {
+        let target = self.shared().node_at(node)?;
+        let (last, last_term) = last;
+        let body = ClientBody::Recover { lost: lost.to_vec(), last, last_term };
+        match self.ask(group, body, target).await? {
+            Outcome::Recovered(recovered) => Ok(recovered),
+            _ => unreachable!("succeed() gives a recovery nothing else"),
+        }
     }
 
     /// How this node's replica of the group stands.

@@ -7,7 +7,7 @@ use iroh_raft_core::batch::Batch;
 use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
     EntryKind, Fetch, FetchError, FetchFrom, FetchId, FlushSeq, GroupId, GroupState, Index, LogDamage,
-    LogEntry, NodeId, ShardId,
+    LogEntry, NodeId, ShardId, decode_recovery,
 };
 
 use crate::error::{Result, StorageError};
@@ -256,6 +256,9 @@ fn describe_entry(entry: &LogEntry) -> String {
             }
             Err(error) => writeln!(text, "bytes {} that are no batch: {error}", data.len()),
         },
+        EntryKind::ConfChangeV2 if let Some(survivor) = decode_recovery(data) => {
+            writeln!(text, "RECOVERY of the lost quorum: node {survivor} is the only member")
+        }
         _ => writeln!(text, "configuration change, bytes {}", data.len()),
     };
     text

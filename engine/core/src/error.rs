@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::ids::{GroupId, NodeId, Offset, Term};
 use crate::members::MembersRefusal;
+use crate::recovery::RecoveryRefusal;
 use crate::sessions::SessionRefusal;
 
 /// Whether a retry can help, and how.
@@ -113,6 +114,12 @@ pub enum RequestError {
         /// Why.
         refusal: MembersRefusal,
     },
+    /// The group is not recovered from this replica.
+    #[error("the group stays as it is: {refusal}")]
+    Recovery {
+        /// Why.
+        refusal: RecoveryRefusal,
+    },
     /// The offset lies beyond the committed end of this replica's log.
     #[error("offset {from} is past the end {end} of this replica's log")]
     PastEnd {
@@ -181,7 +188,9 @@ impl RequestError {
             RequestError::Session {
                 refusal: SessionRefusal::Full { .. } | SessionRefusal::OwnerFull { .. },
             } => Retry::Safe,
+            RequestError::Recovery { refusal } if refusal.may_pass() => Retry::Safe,
             RequestError::UnknownGroup
+            | RequestError::Recovery { .. }
             | RequestError::Session { .. }
             | RequestError::GroupExists
             | RequestError::GroupRemoved

@@ -15,6 +15,7 @@ mod quiet;
 mod read;
 mod reading;
 mod ready;
+mod recovery;
 mod repair;
 mod retention;
 mod serve;
@@ -50,7 +51,7 @@ use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
 use crate::read_index::Reads;
 use crate::records::RecordReads;
-use crate::validate::{self, GroupView, LogView};
+use crate::validate::{self, GroupView, LogView, Refusal};
 use commands::Commands;
 use leadership::Leadership;
 pub(crate) use leadership::Seat;
@@ -288,6 +289,7 @@ impl Replica {
             commit: self.commit,
             applied: self.applied,
             last: Index(raft.raft_log.last_index()),
+            last_term: self.term_at(Index(raft.raft_log.last_index())),
             first: self.first_kept().min(self.commit_end),
             end: self.commit_end,
             members: self.members.now.clone(),
@@ -385,13 +387,17 @@ impl Replica {
     pub(crate) fn handle_message(&mut self, turn: &mut Turn<'_>, mut message: PeerMessage) {
         self.hold_back_commit(&mut message);
         if let Err(reason) = validate::check(&self.view(turn), &message) {
+            if matches!(reason, Refusal::ConflictsWithCommitted { .. }) && self.is_given_up_by(turn, &message)
+            {
+                return;
+            }
             let (group, from) = (self.group, message.from);
             turn.out.events.push(Event::MessageRefused { group, from, reason });
             return;
         }
         self.wake_for(turn, &message);
         self.members.hear(message.from, turn.now);
-        if self.dismiss(turn, &message) {
+        if self.dismiss(turn, &message) || self.is_given_up_by(turn, &message) {
             return;
         }
         if message.kind == MessageKind::Gone {
@@ -407,6 +413,7 @@ impl Replica {
             || (is_campaign && self.must_not_lead(turn))
             || self.is_read_for_another(&message)
             || self.is_promised_against(turn.now, &message)
+            || self.is_of_given_up(&message)
         {
             return;
         }

@@ -96,8 +96,9 @@ impl Stamp {
 /// A voter's side: until when it votes for nobody.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Promise {
-    /// When a leader was last heard.
-    heard: Option<Timestamp>,
+    /// When a leader was last heard; the start, while none was.
+    silent_since: Timestamp,
+    has_heard: bool,
     until: Timestamp,
 }
 
@@ -106,11 +107,11 @@ impl Promise {
     pub(crate) fn at_start(now: Timestamp, has_taken_part: bool, times: Option<Times>) -> Promise {
         let is_bound = has_taken_part && !mutants::is(Mutant::PromiseForgotten);
         let until = times.filter(|_| is_bound).map_or(Timestamp(0), |times| now.after(times.promise));
-        Promise { heard: None, until }
+        Promise { silent_since: now, has_heard: false, until }
     }
 
     pub(crate) fn handle_leader(&mut self, now: Timestamp, times: Option<Times>) {
-        self.heard = Some(now);
+        (self.silent_since, self.has_heard) = (now, true);
         if let Some(times) = times {
             self.until = now.after(times.promise);
         }
@@ -122,7 +123,12 @@ impl Promise {
 
     /// When a leader was last heard; `None` if not since the start.
     pub(crate) fn heard(&self) -> Option<Timestamp> {
-        self.heard
+        self.has_heard.then_some(self.silent_since)
+    }
+
+    /// Since when no leader was heard: the start at the earliest.
+    pub(crate) fn silent_since(&self) -> Timestamp {
+        self.silent_since
     }
 }
 

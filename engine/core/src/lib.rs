@@ -41,6 +41,7 @@ pub mod mutants;
 mod pending;
 mod read_index;
 mod records;
+pub mod recovery;
 mod sessions;
 mod shard;
 mod snapshot_wire;
@@ -54,7 +55,9 @@ pub use group_meta::{CURSORS_MAX, GroupMeta, GroupOutcome};
 pub use ids::*;
 pub use io::*;
 pub use members::{
-    MEMBER_CHANGES_MAX, MEMBERS_MAX, MembersRefusal, decode_change, decode_members, encode_members,
+    MEMBER_CHANGES_MAX, MEMBERS_MAX, MembersRefusal, decode_change, decode_members, decode_recovery,
+    encode_members,
 };
+pub use recovery::{Recovered, RecoveryRefusal};
 pub use sessions::{RunOutcome, SESSION_RUNS_MAX, SESSIONS_MAX, SessionRefusal};
 pub use shard::Shard;

@@ -165,6 +165,7 @@ impl Loading {
             commit: self.state.hard_state.commit,
             applied: Index(0),
             last: self.state.last,
+            last_term: self.state.last_term(),
             first: Default::default(),
             end: Default::default(),
             members: Arc::default(),

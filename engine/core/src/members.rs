@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use protobuf::Message;
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState as RaftConfState,
@@ -82,7 +83,28 @@ pub(crate) fn to_removal(voter: NodeId) -> ConfChangeV2 {
 
 /// Whether an entry that changes members removes the group.
 pub(crate) fn is_removal(change: &ConfChangeV2) -> bool {
-    !change.context.is_empty()
+    &change.context[..] == REMOVAL
+}
+
+/// Marks an entry that makes a survivor the only member ([`crate::recovery`]). raft-rs takes it for a change that
+/// makes it a voter.
+const RECOVERY: &[u8] = b"recover quorum";
+
+/// The entry that makes this node the only member.
+pub(crate) fn to_recovery(survivor: NodeId) -> ConfChangeV2 {
+    let change = to_conf_change(&[MemberChange { node: survivor, role: MemberRole::Voter }]);
+    ConfChangeV2 { context: RECOVERY.into(), ..change }
+}
+
+/// The only member from this entry on, if it is that of a recovery.
+pub(crate) fn survivor_of(change: &ConfChangeV2) -> Option<NodeId> {
+    let survivor = change.changes.first().filter(|_| &change.context[..] == RECOVERY)?;
+    Some(NodeId(survivor.node_id))
+}
+
+/// The bytes of an entry that changes members.
+pub(crate) fn encode_change(change: &ConfChangeV2) -> Bytes {
+    change.write_to_bytes().expect("a small message").into()
 }
 
 /// The entry of a change as raft-rs wants it.
@@ -116,17 +138,32 @@ pub(crate) fn parse(data: &[u8]) -> Option<ConfChangeV2> {
     let is_sound = nodes.len() == singles.len()
         && singles.len() <= MEMBER_CHANGES_MAX
         && !nodes.contains(&0)
-        && (change.context.is_empty() || (&change.context[..] == REMOVAL && singles.len() == 1))
+        && (change.context.is_empty() || is_alone(&change))
         && change.get_unknown_fields().fields.is_none()
         && change.transition == to_conf_change(&from_conf_change(&change)).transition;
     is_sound.then_some(change)
 }
 
+/// Whether a change that is marked is one that is written.
+fn is_alone(change: &ConfChangeV2) -> bool {
+    let singles = &change.changes;
+    [REMOVAL, RECOVERY].contains(&&change.context[..])
+        && singles.len() == 1
+        && singles.iter().all(|single| single.change_type == ConfChangeType::AddNode)
+}
+
+/// The node that is the only member from an entry on which recovers a group; `None` when the data is not of such an
+/// entry.
+#[must_use]
+pub fn decode_recovery(data: &[u8]) -> Option<NodeId> {
+    parse(data).as_ref().and_then(survivor_of)
+}
+
 /// What an entry that changes members does; empty: it ends a joint configuration. `None` when the
-/// data is not of such an entry, or removes the group.
+/// data is not of such an entry, removes the group, or recovers it ([`decode_recovery`]).
 #[must_use]
 pub fn decode_change(data: &[u8]) -> Option<Vec<MemberChange>> {
-    parse(data).filter(|change| !is_removal(change)).map(|change| from_conf_change(&change))
+    parse(data).filter(|change| change.context.is_empty()).map(|change| from_conf_change(&change))
 }
 
 fn from_conf_change(change: &ConfChangeV2) -> Vec<MemberChange> {

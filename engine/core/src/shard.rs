@@ -5,6 +5,7 @@
 //! withdrawn, its requests are answered, and it never speaks again.
 
 mod awake;
+mod recover;
 mod revive;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,7 +21,7 @@ use crate::group_meta::GroupMeta;
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Owner, Sequence, SessionId, Timestamp, WallTime};
 use crate::io::{
     Append, ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite,
-    LeaseReads, LogEntry, MessageKind, Open, Outputs, PeerMessage, Reply, Role, ShardConfig, Token,
+    LeaseReads, LogEntry, MessageKind, Open, Outputs, PeerMessage, Recover, Reply, Role, ShardConfig, Token,
 };
 use crate::lease::Times;
 use crate::liveness::Liveness;
@@ -76,6 +77,8 @@ pub struct Shard {
     common_members: Arc<ConfState>,
     /// Whether replicas have come or their members have changed since `liveness` was told of them.
     have_members_changed: bool,
+    /// Groups that are to be recovered as the turn ends. Bounded by `RECOVERIES_MAX`; full means busy.
+    recoveries: Vec<Recover>,
     campaigns_left: u32,
     ticked: Timestamp,
     wall: WallTime,
@@ -132,6 +135,7 @@ impl Shard {
             alarm_of: vec![None; groups.len()],
             common_members: Arc::default(),
             have_members_changed: true,
+            recoveries: Vec::new(),
             campaigns_left: CAMPAIGNS_PER_TURN_MAX,
             config,
             dirty: Vec::new(),
@@ -221,6 +225,7 @@ impl Shard {
             Input::PersistFailed => self.handle_persist_failed(now, out),
             Input::Damaged { group, damage } => self.handle_damaged(now, group, damage, out),
             Input::Revive { token, group } => self.revive(token, group, out),
+            Input::Recover(recover) => self.handle_recover(recover, out),
             Input::Reopened { group, result } => self.handle_reopened(now, group, result, out),
             Input::Fetched { id, group, result } => self.handle_fetched(now, id, group, result, out),
             Input::Applied { group, index } => {
@@ -467,6 +472,7 @@ impl Shard {
         for at in 0..self.members.len() {
             self.call(now, at, out, |replica, turn| replica.handle_fence(turn));
         }
+        self.fail_recoveries(out);
         self.is_fenced = true;
         self.flushes.clear();
         out.events.push(Event::Fenced);
@@ -515,6 +521,7 @@ impl Shard {
         self.campaigns_left = CAMPAIGNS_PER_TURN_MAX;
         self.handle_ticks(now, out);
         self.send_beats(now, out);
+        self.recover_groups(now, out);
         let mut dirty = std::mem::take(&mut self.dirty);
         for at in dirty.drain(..) {
             self.is_listed[at] = false;
@@ -781,6 +788,7 @@ fn start_loaded(config: &ShardConfig, loaded: &Loaded, now: Timestamp) -> Member
         term: state.hard_state.term,
         commit: state.hard_state.commit,
         last: state.last,
+        last_term: state.last_term(),
         ..unknown_status(state.group)
     };
     match catch_unwind(AssertUnwindSafe(|| Replica::new(config, loaded, now))) {
@@ -799,6 +807,7 @@ fn unknown_status(group: GroupId) -> GroupStatus {
         commit: Default::default(),
         applied: Default::default(),
         last: Default::default(),
+        last_term: Default::default(),
         first: Default::default(),
         end: Default::default(),
         members: Arc::default(),
@@ -830,6 +839,7 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::RemoveGroup { token, group, .. }
         | Input::Open(Open { token, group, .. })
         | Input::Revive { token, group }
+        | Input::Recover(Recover { token, group, .. })
         | Input::StepDown { token, group } => (token, group),
         Input::EndTurn
         | Input::Wall(_)

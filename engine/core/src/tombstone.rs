@@ -3,6 +3,8 @@
 //! On the disk it is a replica without members, whose log begins and ends after that entry. A replica that begins
 //! in its place keeps term and vote, as if it had lost nothing but its log: it cannot vote twice in a term, and
 //! a leader of older terms does not count it. It begins only for an entry after that which removed it.
+//!
+//! One that was given up in a recovery ([`crate::recovery`]) leaves its term alone: nothing of its log is of the group.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +45,11 @@ impl Tombstone {
     pub(crate) fn append(&self) -> GroupAppend {
         GroupAppend {
             group: self.group,
-            change: Some(LogChange::StartAfter(self.start)),
+            change: Some(if self.start == LogStart::default() {
+                LogChange::Remove
+            } else {
+                LogChange::StartAfter(self.start)
+            }),
             hard_state: Some(HardState { term: self.term, vote: self.vote, commit: self.start.index }),
             conf_state: Some(ConfState::default()),
             meta: None,
@@ -80,7 +86,7 @@ impl Tombstone {
         );
         let LogStart { index, term, .. } = self.start;
         let has_it = (message.log_term, message.index) >= (term, index);
-        let is_waiting = message.kind != MessageKind::MayLeave && has_it;
+        let is_waiting = message.kind != MessageKind::MayLeave && has_it && index > Index(0);
         if !is_question || !(self.is_of_removed_group() || is_waiting) {
             return None;
         }

@@ -16,8 +16,8 @@ use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
     AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
     GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Owner,
-    Propose, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard, ShardId,
-    SnapshotEvent, SnapshotStep, Timestamp, Token, WallTime,
+    Propose, Recover, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard,
+    ShardId, SnapshotEvent, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -413,7 +413,8 @@ impl Driver {
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
             | ClientBody::RemoveGroup
-            | ClientBody::Revive => rights.manage,
+            | ClientBody::Revive
+            | ClientBody::Recover { .. } => rights.manage,
             // A consumer that may read may say how far it has read.
             ClientBody::Command(_)
             | ClientBody::Query { .. }
@@ -467,6 +468,9 @@ impl Driver {
             }
             ClientBody::RemoveGroup => self.step(Input::RemoveGroup { token, group, deadline }),
             ClientBody::Revive => self.step(Input::Revive { token, group }),
+            ClientBody::Recover { lost, last, last_term } => {
+                self.step(Input::Recover(Recover { token, group, lost, last, last_term, deadline }));
+            }
             ClientBody::ChangeMembers { changes } => {
                 self.step(Input::ChangeMembers { token, group, changes, deadline });
             }
@@ -650,6 +654,9 @@ impl Driver {
             }
             Reply::Opened { token, group } | Reply::Removed { token, group } => {
                 self.answer(token, group, ReplyBody::Done);
+            }
+            Reply::Recovered { token, group, recovered } => {
+                self.answer(token, group, ReplyBody::Recovered(recovered));
             }
             Reply::MembersChanged { token, group, index, members } => {
                 self.answer(token, group, ReplyBody::MembersChanged { index, members });

@@ -18,6 +18,7 @@ pub struct ShardCounters {
     pub frames_dropped: AtomicU64,
     pub leaderships_gained: AtomicU64,
     pub groups_quarantined: AtomicU64,
+    pub quorums_recovered: AtomicU64,
     pub repairs_begun: AtomicU64,
     pub repairs_done: AtomicU64,
     pub states_differing: AtomicU64,
@@ -55,6 +56,7 @@ impl ShardCounters {
             frames_dropped: read(&self.frames_dropped),
             leaderships_gained: read(&self.leaderships_gained),
             groups_quarantined: read(&self.groups_quarantined),
+            quorums_recovered: read(&self.quorums_recovered),
             repairs_begun: read(&self.repairs_begun),
             repairs_done: read(&self.repairs_done),
             states_differing: read(&self.states_differing),
@@ -98,6 +100,8 @@ pub struct ShardStats {
     pub leaderships_gained: u64,
     /// Groups taken out after a broken invariant.
     pub groups_quarantined: u64,
+    /// Groups that lost their quorum and were recovered from the replica here.
+    pub quorums_recovered: u64,
     /// Replicas that had lost entries, or went on with the repair that an earlier process had begun.
     pub repairs_begun: u64,
     /// Replicas that have all again that they may have acknowledged.

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{BufMut, Bytes, BytesMut};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, ConfState, DigestState, GroupCommand, GroupId, GroupStatus, Index, NodeId, Offset, RunOutcome,
-    Term,
+    AnswerOn, ConfState, DigestState, GroupCommand, GroupId, GroupStatus, Index, NodeId, Offset, Recovered,
+    RunOutcome, Term,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
@@ -68,6 +68,7 @@ pub(super) enum Outcome {
     /// What became of a record of a session.
     Run(RunOutcome),
     Granted,
+    Recovered(Recovered),
     Done,
 }
 
@@ -410,6 +411,9 @@ impl Work {
                 ClientBody::CreateGroup { .. } | ClientBody::RemoveGroup | ClientBody::Revive,
                 ReplyBody::Done,
             ) => Box::new([Outcome::Done].into_iter()),
+            (ClientBody::Recover { .. }, ReplyBody::Recovered(recovered)) => {
+                Box::new([Outcome::Recovered(recovered)].into_iter())
+            }
             (ClientBody::Status, ReplyBody::Status(status)) if status.group == self.group => {
                 Box::new([Outcome::Status(status)].into_iter())
             }

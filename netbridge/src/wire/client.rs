@@ -5,7 +5,7 @@ use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::group_command::{decode_command, encode_command};
 use iroh_raft_core::{
     AnswerOn, Consistency, CursorName, GroupCommand, GroupId, Index, MemberChange, NodeId, Offset, Sequence,
-    SessionId, ShardId, StateDigest, WallTime,
+    SessionId, ShardId, StateDigest, Term, WallTime,
 };
 use rkyv::{Archive, Serialize};
 
@@ -120,6 +120,15 @@ pub enum ClientBody {
         /// What others came to there: a node whose digest is another one says so, in its log and its counters.
         expected: Option<StateDigest>,
     },
+    /// The group lost its quorum for good: what the node that is asked has of it becomes the group. Answered by `Recovered`.
+    Recover {
+        /// Nodes that are gone for good.
+        lost: Vec<NodeId>,
+        /// Last index of the replica's log, as its status showed it.
+        last: Index,
+        /// The term of that entry.
+        last_term: Term,
+    },
     /// Change the members of the group, in one step. Answered by `MembersChanged`.
     ChangeMembers {
         /// What is to change.
@@ -138,12 +147,12 @@ struct RequestDescriptor {
     request: u64,
     group: u64,
     /// ReadRecords, Tail: first record. GrantTail: bytes in all. EndTail: the tail. Find: the time. SessionAppend,
-    /// Outcome: the sequence. StateDigest: the index.
+    /// Outcome: the sequence. StateDigest: the index. Recover: the last index.
     from: u64,
     deadline_ms: u32,
     /// Append, SessionAppend: number of records. ReadRecords: bytes at most. Tail: bytes granted.
     number: u32,
-    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome, StateDigest:
+    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome, StateDigest, Recover:
     /// bytes of payload. ReadRecords: records at most, 0 for no bound.
     bytes: u32,
     kind: u8,
@@ -170,6 +179,10 @@ const SESSION_APPEND: u8 = 14;
 const OUTCOME: u8 = 15;
 const REVIVE: u8 = 16;
 const STATE_DIGEST: u8 = 18;
+/// The term of the last entry comes before the lost nodes.
+const RECOVER: u8 = 17;
+
+const TERM_BYTES: u32 = size_of::<Term>() as u32;
 
 const SESSION_BYTES: u32 = size_of::<SessionId>() as u32;
 
@@ -348,6 +361,11 @@ fn read(
             let body = ClientBody::StateDigest { index: Index(from), expected };
             (body, number != 0 || option != 0)
         }
+        RECOVER => {
+            let last_term = term(&payload.take(TERM_BYTES.min(bytes))?)?;
+            let lost = members::decode_nodes(&payload.take(bytes - TERM_BYTES)?)?;
+            (ClientBody::Recover { lost, last: Index(from), last_term }, number != 0 || option != 0)
+        }
         number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
     };
     if unused || descriptor.reserved != [0; 2] {
@@ -365,6 +383,12 @@ fn read(
 fn session(payload: &[u8]) -> Result<SessionId, FrameError> {
     let id = payload.try_into().map(SessionId);
     id.map_err(|_| FrameError::Count { what: "bytes of a session's id" })
+}
+
+/// A term, as payload.
+fn term(payload: &[u8]) -> Result<Term, FrameError> {
+    let term = payload.try_into().map(|bytes| Term(u64::from_le_bytes(bytes)));
+    term.map_err(|_| FrameError::Count { what: "bytes of a term" })
 }
 
 /// The name of a tail, as payload.
@@ -474,6 +498,11 @@ impl RequestFrameBuilder {
             ClientBody::StateDigest { index, expected } => {
                 (descriptor.kind, descriptor.from) = (STATE_DIGEST, index.0);
                 descriptor.bytes = self.payload.push_slice(&digest::encode_expected(*expected));
+            }
+            ClientBody::Recover { lost, last, last_term } => {
+                (descriptor.kind, descriptor.from) = (RECOVER, last.0);
+                descriptor.bytes = self.payload.push_slice(&last_term.0.to_le_bytes());
+                descriptor.bytes += self.payload.push_slice(&members::encode_nodes(lost));
             }
             ClientBody::ChangeMembers { changes } => {
                 descriptor.kind = CHANGE_MEMBERS;

@@ -2,7 +2,10 @@
 
 use std::sync::Mutex;
 
-use iroh_raft_core::{BusyReason, MembersRefusal, NodeId, Offset, RequestError, Sequence, SessionRefusal};
+use iroh_raft_core::{
+    BusyReason, Index, MembersRefusal, NodeId, Offset, RecoveryRefusal, RequestError, Sequence,
+    SessionRefusal, Term,
+};
 
 use super::FrameError;
 
@@ -52,6 +55,7 @@ impl Failure<'static> {
             }
             RequestError::CursorsFull { cursors_max } => Failure { number: cursors_max, ..plain(15) },
             RequestError::Session { refusal } => of_session(refusal),
+            RequestError::Recovery { refusal } => of_recovery(refusal),
         }
     }
 }
@@ -79,6 +83,7 @@ impl Failure<'_> {
             16 => RequestError::GroupExists,
             17 => RequestError::GroupRemoved,
             18 => RequestError::Session { refusal: self.session()? },
+            19 => RequestError::Recovery { refusal: self.recovery()? },
             number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
         };
         let used = Failure::of(&error);
@@ -102,6 +107,27 @@ impl Failure<'_> {
             7 => SessionRefusal::Ttl { ttl_ms_max: self.first },
             8 => SessionRefusal::ResponseGone { first: Offset(self.first) },
             number => return Err(FrameError::UnknownNumber { what: "reason to refuse a session", number }),
+        })
+    }
+
+    fn recovery(&self) -> Result<RecoveryRefusal, FrameError> {
+        let node = NodeId(self.first);
+        Ok(match self.detail {
+            1 => RecoveryRefusal::Malformed,
+            2 => RecoveryRefusal::HasLeader { leader: Some(node).filter(|node| node.0 != 0) },
+            3 => RecoveryRefusal::Changed { last: Index(self.first), term: Term(self.second) },
+            4 => {
+                // What does not fit is found by the comparison with what a sender writes.
+                let left = u32::try_from(self.first).unwrap_or(u32::MAX);
+                RecoveryRefusal::QuorumLeft { left, needed: self.number }
+            }
+            5 => RecoveryRefusal::Lives { node },
+            6 => RecoveryRefusal::UnderRepair,
+            7 => RecoveryRefusal::NotVoter { voter: node },
+            8 => RecoveryRefusal::NoTerm { term: Term(self.first) },
+            number => {
+                return Err(FrameError::UnknownNumber { what: "reason to refuse a recovery", number });
+            }
         })
     }
 
@@ -146,6 +172,24 @@ fn of_session(refusal: SessionRefusal) -> Failure<'static> {
         SessionRefusal::OwnerFull { sessions_max } => Failure { number: sessions_max, ..numbered(6) },
         SessionRefusal::Ttl { ttl_ms_max } => Failure { first: ttl_ms_max, ..numbered(7) },
         SessionRefusal::ResponseGone { first } => Failure { first: first.0, ..numbered(8) },
+    }
+}
+
+fn of_recovery(refusal: RecoveryRefusal) -> Failure<'static> {
+    let numbered = |detail| Failure { code: 19, detail, ..Failure::default() };
+    match refusal {
+        RecoveryRefusal::Malformed => numbered(1),
+        RecoveryRefusal::HasLeader { leader } => {
+            Failure { first: leader.map_or(0, |node| node.0), ..numbered(2) }
+        }
+        RecoveryRefusal::Changed { last, term } => Failure { first: last.0, second: term.0, ..numbered(3) },
+        RecoveryRefusal::QuorumLeft { left, needed } => {
+            Failure { first: u64::from(left), number: needed, ..numbered(4) }
+        }
+        RecoveryRefusal::Lives { node } => Failure { first: node.0, ..numbered(5) },
+        RecoveryRefusal::UnderRepair => numbered(6),
+        RecoveryRefusal::NotVoter { voter } => Failure { first: voter.0, ..numbered(7) },
+        RecoveryRefusal::NoTerm { term } => Failure { first: term.0, ..numbered(8) },
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    ConfState, DigestState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role,
-    RunOutcome, Sequence, ShardId, Term, encode_members,
+    ConfState, DigestState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, Recovered, RequestError,
+    Role, RunOutcome, Sequence, ShardId, Term, encode_members,
 };
 use rkyv::{Archive, Serialize};
 
@@ -93,6 +93,8 @@ pub enum ReplyBody {
         /// The members now.
         members: Arc<ConfState>,
     },
+    /// The group goes on, alone.
+    Recovered(Recovered),
     /// It is done.
     Done,
     /// What the replica came to at an index.
@@ -141,11 +143,13 @@ struct ReplyDescriptor {
     group: u64,
     /// Appended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Found: offset.
     /// StateDigest: index. CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Outcome: offset, or the sequence expected.
+    /// Recovered: index.
     /// Failed: by its code.
     first: u64,
     /// Appended, Responses, CommandDone, Outcome: index. Answer: commit. Records, Found: end. Failed: by its code.
+    /// Recovered: term. Status: term of the last entry.
     second: u64,
-    /// Appended, Responses, Outcome: term. Answer: microseconds since a leader was heard, or [`NEVER`].
+    /// Appended, Responses, Outcome: term. Answer: microseconds since a leader was heard, or [`NEVER`]. Recovered: end.
     third: u64,
     /// Appended, Responses: records. Records: batches. Failed: by its code.
     number: u32,
@@ -192,6 +196,7 @@ const GRANTED: u8 = 11;
 const DONE: u8 = 12;
 const OUTCOME: u8 = 13;
 const STATE_DIGEST: u8 = 15;
+const RECOVERED: u8 = 14;
 
 const COMMITTED: u8 = 0;
 const PENDING: u8 = 1;
@@ -361,8 +366,9 @@ impl<'a> Walk<'a> {
             STATUS => {
                 let status = self.statuses.next().ok_or(FrameError::Count { what: "statuses" })?;
                 let members = Arc::new(members::decode(&self.payload.take(bytes)?)?);
-                let is_clean = [second, third] == [0; 2] && number == 0 && no_failure;
-                (ReplyBody::Status(status_of(status, group, Offset(first), members)?), is_clean)
+                let is_clean = third == 0 && number == 0 && no_failure;
+                let status = status_of(status, group, (Offset(first), Term(second)), members)?;
+                (ReplyBody::Status(status), is_clean)
             }
             FAILED => {
                 let text = self.payload.take(bytes)?;
@@ -378,6 +384,11 @@ impl<'a> Walk<'a> {
             DONE => {
                 let is_clean = [first, second, third] == [0; 3] && number == 0 && bytes == 0 && no_failure;
                 (ReplyBody::Done, is_clean)
+            }
+            RECOVERED => {
+                let (index, term, end) = (Index(first), Term(second), Offset(third));
+                let body = ReplyBody::Recovered(Recovered { index, term, end });
+                (body, number == 0 && bytes == 0 && no_failure)
             }
             OUTCOME => {
                 let (outcome, unused) = match detail {
@@ -424,7 +435,7 @@ impl<'a> Walk<'a> {
 fn status_of(
     descriptor: &ArchivedStatusDescriptor,
     group: GroupId,
-    first: Offset,
+    (first, last_term): (Offset, Term),
     members: Arc<ConfState>,
 ) -> Result<GroupStatus, FrameError> {
     if descriptor.reserved != [0; 3] {
@@ -444,6 +455,7 @@ fn status_of(
         commit: Index(descriptor.commit.to_native()),
         applied: Index(descriptor.applied.to_native()),
         last: Index(descriptor.last.to_native()),
+        last_term,
         first,
         end: Offset(descriptor.end.to_native()),
         members,
@@ -555,7 +567,7 @@ impl ReplyFrameBuilder {
             }
             ReplyBody::Granted => descriptor.kind = GRANTED,
             ReplyBody::Status(status) => {
-                descriptor.first = status.first.0;
+                (descriptor.first, descriptor.second) = (status.first.0, status.last_term.0);
                 assert_eq!(status.group, reply.group, "a status is of the group that was asked for");
                 self.descriptors.statuses.push(StatusDescriptor::of(&status));
                 descriptor.bytes = self.payload.push_slice(&encode_members(&status.members));
@@ -569,6 +581,10 @@ impl ReplyFrameBuilder {
                 let (which, payload) = digest::encode_state(state);
                 (descriptor.kind, descriptor.detail, descriptor.first) = (STATE_DIGEST, which, index.0);
                 descriptor.bytes = self.payload.push_slice(&payload);
+            }
+            ReplyBody::Recovered(Recovered { index, term, end }) => {
+                descriptor.kind = RECOVERED;
+                (descriptor.first, descriptor.second, descriptor.third) = (index.0, term.0, end.0);
             }
             ReplyBody::Done => descriptor.kind = DONE,
             ReplyBody::Failed(error) => {

@@ -177,6 +177,7 @@ fn every_kind_of_call_gets_its_answer() {
         commit: Index(10),
         applied: Index(10),
         last: Index(11),
+        last_term: Term(2),
         first: Offset(1),
         end: Offset(3),
         members: Arc::new(ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() }),

@@ -19,7 +19,7 @@ use proptest::prelude::*;
 
 use crate::samples::{
     Content, changes, commit_cursor, cursor_name, decode, encode, entry as entry_of, failures, heartbeat,
-    joined, members, message as message_of, open_session, outcomes, refusals, roles, samples,
+    joined, members, message as message_of, open_session, outcomes, recover, refusals, roles, samples,
     session_failures, status,
 };
 
@@ -139,6 +139,7 @@ fn request() -> impl Strategy<Value = ClientRequest> {
         Just(ClientBody::Command(GroupCommand::Compare)),
         (any::<u64>(), prop::option::of(digest()))
             .prop_map(|(index, expected)| ClientBody::StateDigest { index: Index(index), expected }),
+        Just(recover(&[1, 2, 3])),
     ];
     (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(request, group, deadline_ms, body)| {
         ClientRequest { request, group: GroupId(group), deadline_ms, body }

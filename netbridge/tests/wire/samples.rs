@@ -10,8 +10,8 @@ use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, DigestState, EntryKind,
     Freshness, GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
-    MessageKind, NodeId, Offset, Owner, PeerMessage, RequestError, Role, RunOutcome, Sequence, SessionId,
-    SessionRefusal, ShardId, SnapshotBody, StateDigest, Term, WallTime,
+    MessageKind, NodeId, Offset, Owner, PeerMessage, Recovered, RecoveryRefusal, RequestError, Role,
+    RunOutcome, Sequence, SessionId, SessionRefusal, ShardId, SnapshotBody, StateDigest, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
@@ -136,6 +136,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ClientBody::RemoveGroup
                     | ClientBody::Revive
                     | ClientBody::StateDigest { .. }
+                    | ClientBody::Recover { .. }
                     | ClientBody::ChangeMembers { .. } => {}
                 }
             }
@@ -159,6 +160,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ReplyBody::StateDigest { .. }
                     | ReplyBody::Status(_)
                     | ReplyBody::Done
+                    | ReplyBody::Recovered(_)
                     | ReplyBody::MembersChanged { .. }
                     | ReplyBody::Failed(_) => {}
                 }
@@ -311,6 +313,7 @@ pub(crate) fn status(group: u64, role: Role) -> ReplyBody {
         commit: Index(3),
         applied: Index(4),
         last: Index(5),
+        last_term: Term(0),
         first: Offset(0),
         end: Offset(6),
         members: members(),
@@ -328,6 +331,39 @@ fn trimmed_status(group: u64) -> ReplyBody {
         ReplyBody::Status(status) => ReplyBody::Status(GroupStatus { first: Offset(5), ..status }),
         other => other,
     }
+}
+
+/// As the others, with the term of the last entry.
+fn longer_status(group: u64) -> ReplyBody {
+    match status(group, Role::Follower) {
+        ReplyBody::Status(status) => ReplyBody::Status(GroupStatus { last_term: Term(4), ..status }),
+        other => other,
+    }
+}
+
+pub(crate) fn recover(lost: &[u64]) -> ClientBody {
+    let lost = lost.iter().copied().map(NodeId).collect();
+    ClientBody::Recover { lost, last: Index(7), last_term: Term(3) }
+}
+
+pub(crate) fn recovered() -> Recovered {
+    Recovered { index: Index(8), term: Term(2_000_000), end: Offset(5) }
+}
+
+/// One refusal of each kind.
+pub(crate) fn recovery_failures() -> Vec<RequestError> {
+    let refusals = [
+        RecoveryRefusal::Malformed,
+        RecoveryRefusal::HasLeader { leader: None },
+        RecoveryRefusal::HasLeader { leader: Some(NodeId(2)) },
+        RecoveryRefusal::Changed { last: Index(7), term: Term(3) },
+        RecoveryRefusal::QuorumLeft { left: 2, needed: 2 },
+        RecoveryRefusal::Lives { node: NodeId(3) },
+        RecoveryRefusal::UnderRepair,
+        RecoveryRefusal::NotVoter { voter: NodeId(4) },
+        RecoveryRefusal::NoTerm { term: Term(1 << 55) },
+    ];
+    refusals.map(|refusal| RequestError::Recovery { refusal }).to_vec()
 }
 
 fn status_under_repair(group: u64) -> ReplyBody {
@@ -440,6 +476,24 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
             ),
         ),
         ("request-revive", Content::Requests(vec![request(1, ClientBody::Revive)])),
+        (
+            "request-recover",
+            Content::Requests(vec![
+                request(1, recover(&[2, 3])),
+                request(2, ClientBody::Recover { lost: vec![], last: Index(0), last_term: Term(0) }),
+            ]),
+        ),
+        (
+            "reply-recovery",
+            Content::Replies(
+                [ReplyBody::Recovered(recovered()), longer_status(2)]
+                    .into_iter()
+                    .chain(recovery_failures().into_iter().map(ReplyBody::Failed))
+                    .zip(1..)
+                    .map(|(body, number)| ClientReply { group: GroupId(2), ..reply(number, body) })
+                    .collect(),
+            ),
+        ),
         ("reply-under-repair", Content::Replies(vec![reply(1, status_under_repair(2))])),
         ("peer-snapshot", Content::Peer(Lane::Snapshot, vec![message(MessageKind::Snapshot, 12)])),
         (

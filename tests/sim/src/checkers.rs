@@ -16,6 +16,7 @@ mod log;
 pub(crate) mod members;
 mod quiet;
 pub(crate) mod reading;
+mod recoveries;
 mod repair;
 mod sent;
 pub(crate) mod sessions;
@@ -25,9 +26,9 @@ mod trace;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
-    Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, LogChange,
-    MessageKind, NodeId, Outputs, PeerMessage, Reply, RestoreProblem, Role, Shard, ShardId, SnapshotEvent,
-    Term, Timestamp, Token,
+    Apply, Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input,
+    LogChange, MessageKind, NodeId, Outputs, PeerMessage, Reply, RestoreProblem, Role, Shard, ShardId,
+    SnapshotEvent, Term, Timestamp, Token,
 };
 
 use crate::clock::elapsed;
@@ -43,6 +44,7 @@ use hashes::Hashes;
 use leadership::Leadership;
 use log::Logs;
 use quiet::Quiets;
+use recoveries::{Recoveries, group_of};
 use repair::Repairs;
 use snapshots::Snapshots;
 use trace::Trace;
@@ -89,6 +91,7 @@ pub(crate) struct Checks {
     leadership: Leadership,
     logs: Logs,
     quiets: Quiets,
+    pub(crate) recoveries: Recoveries,
     repairs: Repairs,
     snapshots: Snapshots,
     pub(crate) commits: Commits,
@@ -120,6 +123,7 @@ impl Checks {
             leadership: Leadership::default(),
             logs: Logs::default(),
             quiets: Quiets::default(),
+            recoveries: Recoveries::default(),
             repairs: Repairs::default(),
             snapshots: Snapshots::default(),
             commits: Commits::new(plan),
@@ -161,6 +165,7 @@ impl Checks {
         self.unrestored.retain(|(of, _)| *of != node);
         self.answers.stopped(node);
         self.commits.reading.stopped(node);
+        self.recoveries.stopped(node);
     }
 
     /// A shard was opened; these are the replicas that recovery found.
@@ -263,7 +268,9 @@ impl Checks {
         outputs: &Outputs,
     ) {
         self.trace.outputs(node, id, now, outputs);
-        let checked = self.snapshots.turn(node, outputs, &self.commits);
+        self.recoveries.look(node, shard);
+        let is_void = |group| self.recoveries.is_void(node, group);
+        let checked = self.snapshots.turn(node, outputs, &self.commits, is_void);
         self.note(checked);
         if let Some(append) = &outputs.append {
             for part in &append.groups {
@@ -281,13 +288,24 @@ impl Checks {
                     format!("node {node} group {group} flush {seq}: {:?} entries {range:?}", part.hard_state)
                 });
                 let covered = match part.change {
-                    Some(LogChange::StartAfter(start)) => Some(self.commits.upto(part.group, start.index)),
+                    Some(LogChange::StartAfter(start)) if self.recoveries.is_void(node, part.group) => {
+                        Some(self.logs.upto(part.group, start).to_vec())
+                    }
+                    Some(LogChange::StartAfter(start)) => {
+                        Some(self.commits.upto(part.group, start.index).to_vec())
+                    }
                     _ => None,
                 };
-                let checked = self.logs.appended(key, part, is_leader, covered, &mut self.marks);
+                let checked = self.logs.appended(key, part, is_leader, covered.as_deref(), &mut self.marks);
                 self.note(checked);
             }
-            self.durable.handed_over(node, id, append, |group, index| self.commits.upto(group, index));
+            self.durable.handed_over(node, id, append, |group, index| {
+                if self.recoveries.is_void(node, group) {
+                    let log = self.logs.of(node, group);
+                    return &log[..log.len().min(usize::try_from(index.0).expect("a short log"))];
+                }
+                self.commits.upto(group, index)
+            });
         }
         let is_end = |event: &&Event| matches!(event, Event::ReplicaLeft { .. });
         outputs.events.iter().filter(|event| !is_end(event)).for_each(|event| self.event(node, event));
@@ -296,6 +314,10 @@ impl Checks {
         let checked = self.quiets.turn(node, outputs, is_quiet);
         self.note(checked);
         for status in shard.statuses() {
+            if self.recoveries.is_void(node, status.group) {
+                self.status_of_void(node, status);
+                continue;
+            }
             let before = self.statuses.get(&(node, status.group));
             self.marks.add(
                 "group quiet",
@@ -342,7 +364,15 @@ impl Checks {
                 self.statuses.remove(&(node, *group));
                 self.commits.restart(node, *group);
                 self.repairs.left(node, *group);
+                self.recoveries.left(node, *group);
                 self.answers.left(node, *group);
+            }
+            Event::QuorumRecovered { group, last, term, .. } => {
+                let before = self.statuses.get(&(node, *group));
+                let (log, committed) = (self.logs.of(node, *group), self.commits.of(*group));
+                let checked =
+                    self.recoveries.recovered((node, *group), (*last, *term), before, log, committed);
+                self.note(checked);
             }
             Event::RepairNeeded { group, .. } => {
                 self.marks.add("replica under repair", 1);
@@ -367,6 +397,20 @@ impl Checks {
             | Event::SnapshotTaken { .. }
             | Event::DiskRecovered { .. }
             | Event::Fenced => {}
+        }
+    }
+
+    /// A replica of a history that was given up: it leads and votes as any other.
+    fn status_of_void(&mut self, node: NodeId, status: GroupStatus) {
+        let (group, term) = (status.group, status.term);
+        let before = self.statuses.insert((node, group), status.clone());
+        self.marks.add("replica of a history that was given up", u64::from(before.is_none()));
+        if status.role == Role::Leader
+            && before.is_none_or(|before| (before.role, before.term) != (Role::Leader, term))
+        {
+            self.tell(|| format!("node {node} leads group {group}, which was given up, in term {term}"));
+            let checked = self.elections.elected(node, group, term);
+            self.note(checked);
         }
     }
 
@@ -418,6 +462,13 @@ impl Checks {
                 Reply::NotTransferred { .. } => self.marks.add("transfer failed", 1),
                 _ => {}
             }
+            if self.recoveries.is_void(node, group_of(reply)) {
+                continue;
+            }
+            if let Reply::Recovered { group, recovered, .. } = reply {
+                let checked = Recoveries::replied(node, *group, *recovered, &self.durable);
+                self.note(checked);
+            }
             if let Reply::ReadReady { token, group, freshness } = reply {
                 // A round takes longer than a turn.
                 self.marks.add("read answered by a lease", u64::from(self.leased.contains(token)));
@@ -450,7 +501,8 @@ impl Checks {
                 self.note(checked);
             }
         }
-        for apply in &outputs.applies {
+        let is_kept = |apply: &&Apply| !self.recoveries.is_void(node, apply.group);
+        for apply in outputs.applies.iter().filter(is_kept).collect::<Vec<_>>() {
             for waiter in &apply.waiters {
                 let checked = self.acknowledgeable(node, apply.group, waiter.index, waiter.term);
                 self.note(checked);
@@ -505,6 +557,12 @@ impl Checks {
         let leaders =
             self.statuses.iter().filter(|((_, of), status)| *of == group && status.role == Role::Leader);
         leaders.max_by_key(|(_, status)| status.term).map(|((node, _), _)| *node)
+    }
+
+    /// Whether a replica that runs has all that is known to be committed, on its way to the disk at least.
+    pub(crate) fn has_all(&self, node: NodeId, group: GroupId) -> bool {
+        self.statuses.contains_key(&(node, group))
+            && self.logs.of(node, group).starts_with(self.commits.of(group))
     }
 
     /// How a replica stood at the end of its last turn; `None` when it does not run or was taken out.

@@ -264,6 +264,11 @@ pub(crate) fn answer(sim: &Shared, node: NodeId, connection: u64, frame: &OutFra
     let (header, body) = parse(&bytes, &FrameLimits::REPLY).expect("whole").expect("sound");
     let replies = ReplyFrame::decode(&header, body, &FrameLimits::REPLY).expect("just made");
     for reply in replies.replies() {
+        // Who asked hears nothing, and must take it for unknown.
+        if sim.checks.borrow().recoveries.is_void(node, reply.group) {
+            sim.mark("answer of a history that was given up");
+            continue;
+        }
         let tail = sim.clients.borrow().tailing.get(&connection).cloned();
         if let Some(tail) = tail {
             // Its consumer may be leaving; what is told to a tail is answered on its connection, too.

@@ -96,6 +96,7 @@ async fn settle(sim: &Shared) -> Checked {
     })
     .await?;
     for group in &sim.plan.groups {
+        wait_until(sim, group, "what was given up is gone", |sim| is_given_up_gone(sim, group)).await?;
         wait_until(sim, group, "groups have leaders and converge", |sim| is_settled(sim, group)).await?;
         probe(sim, group).await?;
         wait_until(sim, group, "groups converge after a write", |sim| is_settled(sim, group)).await?;
@@ -177,6 +178,19 @@ fn healthy(sim: &Shared, group: &GroupPlan) -> Vec<NodeId> {
     let members = checks.commits.members.latest(group.id);
     let takes_part = |node: &NodeId| members.is_member(*node) && checks.status_of(*node, group.id).is_some();
     group.hosts.iter().copied().filter(takes_part).collect()
+}
+
+/// Whether nobody is left of a history that was given up, but for those that know no member there is.
+fn is_given_up_gone(sim: &Shared, group: &GroupPlan) -> bool {
+    let checks = sim.checks.borrow();
+    let Some(term) = checks.recoveries.term_of(group.id) else { return true };
+    let members = checks.commits.members.latest(group.id);
+    let is_left = |node: NodeId| {
+        let status =
+            checks.status_of(node, group.id).filter(|status| status.term < term && status.last > Index(0));
+        status.is_some_and(|status| status.members.voters.iter().any(|voter| members.is_member(*voter)))
+    };
+    !group.hosts.iter().any(|node| is_left(*node))
 }
 
 fn is_settled(sim: &Shared, group: &GroupPlan) -> bool {

@@ -31,6 +31,8 @@ mod operator;
 #[cfg(madsim)]
 mod plan;
 #[cfg(madsim)]
+mod recover;
+#[cfg(madsim)]
 mod sessions;
 #[cfg(madsim)]
 mod shrink;

@@ -18,6 +18,7 @@ use crate::clients::{self, RECORD_FILLER};
 use crate::clock::{elapsed, sleep};
 use crate::node;
 use crate::plan::{GroupPlan, within};
+use crate::recover::lose_quorum;
 use crate::sim::Shared;
 use crate::usurp::usurp;
 
@@ -65,6 +66,7 @@ pub(crate) enum FaultKind {
     Transfer,
     Members,
     Usurp,
+    QuorumLost,
 }
 
 impl std::str::FromStr for FaultKind {
@@ -103,6 +105,7 @@ impl FaultKind {
         FaultKind::Transfer,
         FaultKind::Members,
         FaultKind::Usurp,
+        FaultKind::QuorumLost,
     ];
 
     pub(crate) fn weight(self) -> u32 {
@@ -116,7 +119,7 @@ impl FaultKind {
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
             FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
-            FaultKind::BitFlip | FaultKind::Usurp => 8,
+            FaultKind::BitFlip | FaultKind::Usurp | FaultKind::QuorumLost => 8,
             FaultKind::LostWrite | FaultKind::MisdirectedWrite | FaultKind::RollBack => 2,
         }
     }
@@ -254,6 +257,17 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
                 go_on(sim, async move {
                     usurp(of.clone(), group, random).await;
                     of.is_usurping.set(false);
+                });
+            }
+        }
+        FaultKind::QuorumLost => {
+            let group = pick(random, &sim.plan.groups).clone();
+            // A replica that a disk takes out, too, is no survivor, and nobody to make a member again.
+            if sim.plan.liars.is_empty() && !sim.is_recovering.replace(true) {
+                let (of, random) = (sim.clone(), sim.random());
+                go_on(sim, async move {
+                    lose_quorum(of.clone(), group, random).await;
+                    of.is_recovering.set(false);
                 });
             }
         }

@@ -54,6 +54,8 @@ struct OneNode {
     is_closing: bool,
     /// Its disk is damaged: it is not started again.
     is_halted: bool,
+    /// It is lost for good, as far as anybody knows: nobody starts it.
+    is_lost: bool,
 }
 
 struct Process {
@@ -77,6 +79,7 @@ impl Machines {
                 wall_offset_ms: Arc::default(),
                 is_closing: false,
                 is_halted: false,
+                is_lost: false,
             };
             (id, node)
         };
@@ -175,7 +178,7 @@ pub(crate) fn boot(sim: &Shared, id: NodeId) {
     let (disk, clock) = {
         let mut nodes = sim.nodes.borrow_mut();
         let node = nodes.0.get_mut(&id).expect("a node of the plan");
-        if node.is_halted || node.is_closing || node.process.is_some() {
+        if node.is_halted || node.is_lost || node.is_closing || node.process.is_some() {
             return;
         }
         node.boots += 1;
@@ -374,6 +377,17 @@ thread_local! {
 /// Ends a node's process at once; what it wrote is still in the page cache.
 pub(crate) fn kill(sim: &Shared, id: NodeId) {
     stop(sim, id, None);
+}
+
+/// Ends a node's process, and starts no other until somebody lets it go.
+pub(crate) fn hold_down(sim: &Shared, id: NodeId) {
+    kill(sim, id);
+    sim.nodes.borrow_mut().0.get_mut(&id).expect("a node of the plan").is_lost = true;
+}
+
+/// A node that was taken for lost may be started again.
+pub(crate) fn let_go(sim: &Shared, id: NodeId) {
+    sim.nodes.borrow_mut().0.get_mut(&id).expect("a node of the plan").is_lost = false;
 }
 
 /// Ends a node's process, which closes its files in order.

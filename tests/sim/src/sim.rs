@@ -41,6 +41,8 @@ pub(crate) struct Sim {
     pub(crate) faults_open: Cell<u32>,
     /// Whether a leader is being deposed behind its back: one at a time.
     pub(crate) is_usurping: Cell<bool>,
+    /// Whether a group has lost its quorum: one at a time.
+    pub(crate) is_recovering: Cell<bool>,
     /// Where each part gets a generator of its own.
     seeds: RefCell<SmallRng>,
 }
@@ -57,6 +59,7 @@ impl Sim {
             histories: RefCell::default(),
             faults_open: Cell::new(0),
             is_usurping: Cell::new(false),
+            is_recovering: Cell::new(false),
             seeds: RefCell::new(SmallRng::seed_from_u64(plan.seed ^ 0x7365_6564)),
             plan,
             recorded,

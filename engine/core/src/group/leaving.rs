@@ -18,6 +18,7 @@ use crate::error::RequestError;
 use crate::io::{EntryKind, Event, LogEntry, LogStart, MessageKind, PeerMessage, Send};
 use crate::members::encode_members;
 use crate::mutants::{self, Mutant};
+use crate::recovery::is_lapsed;
 use crate::tombstone::{REMOVED, Tombstone};
 use crate::validate::LogView;
 
@@ -30,6 +31,8 @@ pub(super) struct Leaving {
     /// Whether this replica has campaigned since there was a leader.
     has_failed: bool,
     has_asked: bool,
+    /// The term of a group that was recovered without this replica.
+    lapsed: Term,
     invited_at: Timestamp,
     is_inviting: bool,
 }
@@ -39,6 +42,11 @@ impl Leaving {
     pub(super) fn handle_leader(&mut self) {
         self.silent_ticks = 0;
         (self.has_failed, self.has_asked) = (false, false);
+    }
+
+    /// The replica has asked whether it may leave.
+    pub(super) fn handle_question(&mut self) {
+        self.has_asked = true;
     }
 }
 
@@ -50,7 +58,13 @@ impl Replica {
         self.fail_all(&RequestError::UnknownGroup, &mut turn.out.replies);
         turn.out.events.push(Event::ReplicaLeft { group, since });
         let raft = &self.raw.raft;
-        Some(Tombstone::new(group, Term(raft.term), NodeId(raft.vote), start))
+        // Whoever begins here again must not vote among those that were given up.
+        let (term, vote) = if self.leaving.lapsed.0 > raft.term {
+            (self.leaving.lapsed, NodeId(0))
+        } else {
+            (Term(raft.term), NodeId(raft.vote))
+        };
+        Some(Tombstone::new(group, term, vote, start))
     }
 
     fn leave(&mut self, index: Index, term: Term) {
@@ -136,7 +150,13 @@ impl Replica {
         // Of what was compacted away no term is known; it has been none from there to the beginning of the log as well.
         let place =
             if since <= start.index { (start.term, start.index) } else { (self.term_at(since), since) };
-        let is_member = self.members.now.is_member(message.from) && !mutants::is(Mutant::MembersDismissed);
+        // One that was given up has to begin anew, also where it is a member again.
+        let is_given_up = message.kind == MessageKind::MayLeave
+            && message.index > Index(0)
+            && is_lapsed(message.log_term, Term(self.raw.raft.term));
+        let is_member = self.members.now.is_member(message.from)
+            && !is_given_up
+            && !mutants::is(Mutant::MembersDismissed);
         let is_known = match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote => {
                 (message.log_term, message.index) < place
@@ -144,7 +164,8 @@ impl Replica {
             MessageKind::MayLeave => self.is_leader() && self.raw.raft.commit_to_current_term(),
             _ => false,
         };
-        if is_member || !is_known {
+        let is_untold = mutants::is(Mutant::LostNotDismissed) && is_lapsed(message.log_term, place.0);
+        if is_member || !is_known || is_untold {
             return false;
         }
         let term = Term(self.raw.raft.term);
@@ -167,10 +188,16 @@ impl Replica {
         } else {
             has_asked && lacks_it
         };
-        if !self.voters.contains(&message.from) {
+        // Of those that were given up, all that led since may be unknown.
+        let is_lapsed = is_lapsed(Term(self.raw.raft.term), message.term) && last > Index(0);
+        if !self.voters.contains(&message.from) && !is_lapsed {
             return;
         }
-        if is_true {
+        if is_true && is_lapsed {
+            // What it has committed may contradict the group's log: nothing of it counts.
+            (self.leaving.lapsed, self.leaving.start) = (message.term, Some(LogStart::default()));
+            self.is_dirty = true;
+        } else if is_true {
             self.leave(message.index, message.log_term);
         } else if !is_of_leader && has_asked && message.index <= last {
             // It has all that was committed before an entry of its newest term (thesis 3.6.3).

@@ -15,7 +15,7 @@ use crate::ids::GroupId;
 use crate::io::{ConfState, EntryKind, Event, LogEntry, MemberChange, MemberRole, Reply, Send, Token};
 use crate::members::{
     LAG_ENTRIES_MAX, MembersRefusal, MembersRequest, from_raft_conf_state, is_done, is_removal, parse,
-    to_conf_change, to_removal, voters_after,
+    survivor_of, to_conf_change, to_removal, voters_after,
 };
 use crate::mutants::{self, Mutant};
 
@@ -42,7 +42,7 @@ impl Members {
         Members { now, since: start, history, request: None, heard: Vec::new(), has_changed: false }
     }
 
-    fn put_in_force(&mut self, since: Index, members: ConfState) {
+    pub(super) fn put_in_force(&mut self, since: Index, members: ConfState) {
         self.has_changed = true;
         self.now = Arc::new(members);
         self.since = since;
@@ -303,7 +303,10 @@ impl Replica {
         };
         match change {
             Some(change) if is_removal(&change) => self.leave_for_good(),
-            Some(change) => self.put_in_force(entry.index, &change),
+            Some(change) => match survivor_of(&change) {
+                Some(survivor) => self.put_alone_in_force(entry.index, survivor),
+                None => self.put_in_force(entry.index, &change),
+            },
             None => {}
         }
     }

@@ -194,6 +194,16 @@ impl Replica {
         self.after_call(turn, false);
     }
 
+    /// The replica goes on alone, with all that it has: its term, its vote and the entry that makes it so are one flush.
+    pub(super) fn write_recovery(&mut self, turn: &mut Turn<'_>, entry: LogEntry) {
+        let is_uncommitted = mutants::is(Mutant::RecoveryUncommitted);
+        let commit = if is_uncommitted { self.commit } else { entry.index };
+        self.persistence.current = HardState { term: entry.term, vote: self.node, commit };
+        let entries = [entry];
+        self.raw.raft.raft_log.store.append(&entries);
+        self.flush(turn, &entries, 0);
+    }
+
     /// Puts entries and whatever else changed into this turn's flush.
     fn flush(&mut self, turn: &mut Turn<'_>, entries: &[LogEntry], number: u64) {
         // What the group knows is written with the commit index that it is of, or not at all.

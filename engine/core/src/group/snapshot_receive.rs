@@ -153,6 +153,10 @@ impl Replica {
 
     /// Puts a snapshot that is published here in place of log and state, unless the log has all of it already.
     fn install(&mut self, turn: &mut Turn<'_>, from: NodeId, snapshot: Snapshot) {
+        if self.raw.raft.raft_log.unstable_snapshot().is_some() {
+            // One was installed in this turn: an older one, which came late, must not take its place.
+            return;
+        }
         let head = &snapshot.head;
         let message = eraftpb::Message {
             msg_type: MessageType::MsgSnapshot,

@@ -3,7 +3,9 @@
 use super::{ConfState, GroupState, LogDamage, LogEntry, PeerMessage, Retention, SnapshotEvent};
 use crate::batch::RecordBlock;
 use crate::group_command::GroupCommand;
-use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Owner, Sequence, SessionId, Timestamp, WallTime};
+use crate::ids::{
+    FlushSeq, GroupId, Index, NodeId, Offset, Owner, Sequence, SessionId, Term, Timestamp, WallTime,
+};
 
 /// Where an answer goes. The core carries it and never looks inside.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -183,6 +185,9 @@ pub enum Input {
         /// The group.
         group: GroupId,
     },
+    /// A group lost its quorum for good: what the replica here has becomes the group. Answered by
+    /// [`Reply::Recovered`](crate::Reply::Recovered) once that is durable and in force.
+    Recover(Recover),
     /// A state that [`Outputs::reopens`](crate::Outputs::reopens) asked for.
     Reopened {
         /// The group.
@@ -314,6 +319,24 @@ pub struct Open {
     pub has_state_machine: bool,
     /// How long its records are kept.
     pub retention: Retention,
+}
+
+/// What an operator knows and accepts who recovers a group from one survivor ([`crate::recovery`]).
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Recover {
+    /// Where the answer goes.
+    pub token: Token,
+    /// The group.
+    pub group: GroupId,
+    /// Nodes that are gone for good: so many that the rest of the voters elect nobody.
+    pub lost: Vec<NodeId>,
+    /// Last index of the survivor's log, as the operator saw it: what others had beyond it is given up.
+    pub last: Index,
+    /// The term of that entry.
+    pub last_term: Term,
+    /// When the asker stops waiting.
+    pub deadline: Timestamp,
 }
 
 /// Number of a fetch, unique within its shard's life.

@@ -220,6 +220,12 @@ pub struct GroupState {
 }
 
 impl GroupState {
+    /// Term of the entry at `last`; 0 when there is none.
+    #[must_use]
+    pub fn last_term(&self) -> Term {
+        self.term_runs.last().map_or(self.start.term, |run| run.term)
+    }
+
     /// A replica that has stored nothing yet.
     #[must_use]
     pub fn fresh(group: GroupId, conf_state: ConfState, has_state_machine: bool) -> GroupState {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Append, Compare, ConfState, Fetch, LogDamage, LogEntry, PeerMessage, SnapshotTask, Token};
 use crate::error::{RequestError, TransferError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
+use crate::recovery::Recovered;
 
 /// How far a replica is as it answers a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -257,6 +258,15 @@ pub enum Reply {
         /// The group.
         group: GroupId,
     },
+    /// The group goes on with the replica here as its only member.
+    Recovered {
+        /// Whom to answer.
+        token: Token,
+        /// The group.
+        group: GroupId,
+        /// What is left of it.
+        recovered: Recovered,
+    },
     /// The group is removed, for good.
     Removed {
         /// Whom to answer.
@@ -354,6 +364,18 @@ pub enum Event {
         group: GroupId,
         /// The last entry that it may have had a part in.
         since: Index,
+    },
+    /// The quorum of the group was lost, and an operator has made the replica here the only member: what the lost had
+    /// beyond its log is given up.
+    QuorumRecovered {
+        /// The group.
+        group: GroupId,
+        /// Nodes that were named as lost.
+        lost: Vec<NodeId>,
+        /// Last entry of before, which is kept with all before it.
+        last: Index,
+        /// The term in which it goes on.
+        term: Term,
     },
     /// Entries of a replica are damaged or gone, and they may have been acknowledged: it is under repair. It takes
     /// them from its leader, and does not vote before it has all that the leader had when it was asked.

@@ -22,6 +22,8 @@ pub struct GroupStatus {
     pub applied: Index,
     /// Last index of its log.
     pub last: Index,
+    /// Term of the entry at `last`; 0 when there is none.
+    pub last_term: Term,
     /// First record that is kept: those before it were trimmed.
     pub first: Offset,
     /// Offset after the last committed record.

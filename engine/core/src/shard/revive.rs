@@ -15,6 +15,7 @@ use crate::io::{
     ShardConfig, Token,
 };
 use crate::log_window::Inconsistent;
+use crate::recovery::Recovered;
 
 /// A group that was taken out.
 pub(super) struct Quarantined {
@@ -30,6 +31,8 @@ pub(super) struct Quarantined {
     revival: Revival,
     /// Who waits for it to be back.
     waiting: Option<Token>,
+    /// What is left of a group that begins again alone.
+    recovered: Option<Recovered>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +70,7 @@ pub(super) fn taken_out(status: GroupStatus, reason: String, kept: Kept) -> Memb
         after: FlushSeq(0),
         revival: Revival::No,
         waiting: None,
+        recovered: None,
     }))
 }
 
@@ -99,13 +103,35 @@ impl Shard {
         if is_known {
             return;
         }
+        self.discount(at);
+        let LogDamage { first, last } = damage;
+        self.quarantine(now, at, Inconsistent::Damaged { first, last }.to_string(), Some(damage), out);
+    }
+
+    /// A replica is about to go: it counts no more.
+    fn discount(&mut self, at: usize) {
         if let Some(replica) = self.members[at].live() {
             self.snapshots_open =
                 self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());
             self.window_bytes -= replica.window_bytes();
         }
-        let LogDamage { first, last } = damage;
-        self.quarantine(now, at, Inconsistent::Damaged { first, last }.to_string(), Some(damage), out);
+    }
+
+    /// A replica has said in this turn how it begins again: from its disk, once that is durable.
+    pub(super) fn begin_again(&mut self, now: Timestamp, at: usize, token: Token, recovered: Recovered) {
+        self.discount(at);
+        self.liveness.withdraw(now);
+        let Member::Live(replica) = &self.members[at] else { return };
+        let mut member = taken_out(replica.status(), String::new(), replica.kept());
+        if let Member::Out(quarantined) = &mut member {
+            // Nothing is wrong with it.
+            quarantined.reason = None;
+            quarantined.after = FlushSeq(self.last_seq.0 + 1);
+            quarantined.revival = Revival::Due;
+            (quarantined.waiting, quarantined.recovered) = (Some(token), Some(recovered));
+        }
+        self.members[at] = member;
+        self.list(at);
     }
 
     /// Takes a group out: what was said stands.
@@ -200,7 +226,7 @@ impl Shard {
             return;
         }
         quarantined.revival = Revival::No;
-        let waiting = quarantined.waiting.take();
+        let (waiting, recovered) = (quarantined.waiting.take(), quarantined.recovered.take());
         if let Ok(state) = result {
             let Kept { has_state_machine, retention } = quarantined.kept;
             // Its reads must not be taken for those of before.
@@ -220,12 +246,10 @@ impl Shard {
             self.list(at);
         }
         let is_back = !matches!(self.members[at], Member::Out(_));
-        out.replies.extend(waiting.map(|token| {
-            if is_back {
-                Reply::Opened { token, group }
-            } else {
-                Reply::Failed { token, group, error: RequestError::Quarantined }
-            }
+        out.replies.extend(waiting.map(|token| match recovered {
+            _ if !is_back => Reply::Failed { token, group, error: RequestError::Quarantined },
+            Some(recovered) => Reply::Recovered { token, group, recovered },
+            None => Reply::Opened { token, group },
         }));
     }
 }

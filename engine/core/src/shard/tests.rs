@@ -75,6 +75,7 @@ impl Fixture {
             | Reply::Removed { token, .. }
             | Reply::LeadershipGiven { token, .. }
             | Reply::NotTransferred { token, .. }
+            | Reply::Recovered { token, .. }
             | Reply::Failed { token, .. } => *token,
         };
         let at = self.out.replies.iter().position(|reply| of(reply) == token)?;

@@ -77,6 +77,7 @@ impl Driver {
             | ClientBody::CreateGroup { .. }
             | ClientBody::RemoveGroup
             | ClientBody::Revive
+            | ClientBody::Recover { .. }
             | ClientBody::Status => unreachable!("these are taken where they come"),
         }
     }

@@ -28,6 +28,16 @@ impl Driver {
                 ShardCounters::add(&counters.groups_quarantined, 1);
                 tracing::error!(%group, reason, "group quarantined on this node; the others go on");
             }
+            Event::QuorumRecovered { group, lost, last, term } => {
+                // It begins again, with a machine that begins anew.
+                self.applying.cancel(group, &mut self.outcomes);
+                ShardCounters::add(&counters.quorums_recovered, 1);
+                tracing::error!(
+                    %group, ?lost, %last, %term,
+                    "QUORUM RECOVERED on request: the replica on this node is the only member now, and what the lost \
+                     nodes had beyond its last entry is given up; they must not be started again"
+                );
+            }
             Event::RepairNeeded { group, damage, last, commit, term } => {
                 ShardCounters::add(&counters.repairs_begun, 1);
                 tracing::error!(

@@ -126,6 +126,9 @@ impl Commits {
                     if let Some(changes) = &known.changes {
                         self.members.committed(group, index, changes);
                     }
+                    if let Some(survivor) = known.survivor {
+                        self.members.recovered(group, index, survivor);
+                    }
                 }
             }
         }

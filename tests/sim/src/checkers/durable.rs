@@ -75,7 +75,7 @@ impl Stored {
                 format!("group {}: term {term}, vote {vote} after {term_before}, {vote_before}", part.group)
             })?;
         }
-        if let Some(LogChange::StartAfter(_)) = part.change {
+        if let Some(LogChange::StartAfter(_) | LogChange::Remove) = part.change {
             self.has_left = part.has_left;
         }
         if matches!(part.change, Some(LogChange::CutAfter(_) | LogChange::StartAfter(_))) {

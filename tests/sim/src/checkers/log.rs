@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use iroh_raft_core::batch::{Batch, Run};
 use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
-    EntryKind, GroupAppend, GroupId, Index, LogChange, LogEntry, MemberChange, NodeId, Offset, Term,
-    WallTime, decode_change,
+    EntryKind, GroupAppend, GroupId, Index, LogChange, LogEntry, LogStart, MemberChange, NodeId, Offset,
+    Term, WallTime, decode_change, decode_recovery,
 };
 
 use super::durable::has_left;
@@ -30,6 +30,8 @@ pub(super) struct Known {
     pub(super) commands: Option<GroupCommands>,
     /// What it changes about the members.
     pub(super) changes: Option<Vec<MemberChange>>,
+    /// The only member from it on, if it recovers its group.
+    pub(super) survivor: Option<NodeId>,
 }
 
 #[derive(Default, Debug)]
@@ -69,7 +71,9 @@ impl Logs {
             let at = batch.as_ref().map_or(WallTime(0), Batch::at);
             let commands = entry.group_commands().and_then(|data| GroupCommands::decode(data).ok());
             let runs = batch.iter().flat_map(Batch::runs).collect();
-            Known { id, before: None, base, records: records.collect(), at, runs, commands, changes }
+            let survivor = is_change.then(|| decode_recovery(&entry.data)).flatten();
+            let records = records.collect();
+            Known { id, before: None, base, records, at, runs, commands, changes, survivor }
         });
         ensure(known.id == id, "entries of one index and term are the same", || {
             format!("group {group}: two entries {} of term {}", entry.index, entry.term)
@@ -121,6 +125,15 @@ impl Logs {
             })?;
         }
         Ok(())
+    }
+
+    /// The entries up to a place, of whoever has that one.
+    pub(super) fn upto(&self, group: GroupId, place: LogStart) -> &[EntryId] {
+        let count = usize::try_from(place.index.0).expect("a short log");
+        let logs = self.logs.iter().filter(|((_, of), _)| *of == group).map(|(_, log)| log);
+        let has_it =
+            |log: &&Vec<EntryId>| log.len() >= count && count > 0 && log[count - 1].term == place.term;
+        logs.filter(has_it).map(|log| &log[..count]).next().unwrap_or_default()
     }
 
     /// A replica starts again with so many of its entries.

@@ -32,6 +32,12 @@ impl Members {
         }
     }
 
+    /// An entry that recovers a group is committed: nobody but the survivor is left.
+    pub(super) fn recovered(&mut self, group: GroupId, index: Index, survivor: NodeId) {
+        let members = ConfState { voters: vec![survivor], ..ConfState::default() };
+        self.0.get_mut(&group).expect("a group of the plan").push(InForce { since: index, members });
+    }
+
     /// The members in force as of an entry.
     pub(super) fn at(&self, group: GroupId, index: Index) -> &ConfState {
         let all = &self.0[&group];

@@ -76,8 +76,15 @@ impl Snapshots {
     }
 
     /// A turn of a core is over.
-    pub(super) fn turn(&mut self, node: NodeId, outputs: &Outputs, commits: &Commits) -> Checked {
-        for task in &outputs.snapshots {
+    /// `is_void`: whether a group's replica here is of a history that was given up.
+    pub(super) fn turn(
+        &mut self,
+        node: NodeId,
+        outputs: &Outputs,
+        commits: &Commits,
+        is_void: impl Fn(GroupId) -> bool,
+    ) -> Checked {
+        for task in outputs.snapshots.iter().filter(|task| !is_void(task.group)) {
             let replica = self.0.entry((node, task.group)).or_default();
             let bounded = match &task.step {
                 SnapshotStep::Take(head) => {
@@ -109,7 +116,7 @@ impl Snapshots {
             })?;
         }
         let parts = outputs.append.iter().flat_map(|append| &append.groups);
-        for part in parts.filter(|part| !has_left(part)) {
+        for part in parts.filter(|part| !has_left(part) && !is_void(part.group)) {
             if let Some(LogChange::CompactTo(place) | LogChange::StartAfter(place)) = part.change {
                 let published = self.0.get(&(node, part.group)).map_or(Index(0), |replica| replica.published);
                 let is_trimmed = place.offset <= commits.reading.first(part.group);

@@ -49,6 +49,10 @@ impl Trace {
                 result.iter().flatten().for_each(|entry| self.entry(entry));
             }
             Input::Revive { token, group } => (token, group).hash(&mut self.0),
+            Input::Recover(recover) => {
+                (recover.token, recover.group, &recover.lost, recover.last, recover.last_term)
+                    .hash(&mut self.0);
+            }
             Input::Reopened { group, result } => {
                 let state =
                     result.as_ref().ok().map(|state| (state.hard_state.term, state.last, state.next_offset));
@@ -116,6 +120,9 @@ impl Trace {
                 }
                 Reply::Opened { token, group } | Reply::Removed { token, group } => {
                     (token, group).hash(&mut self.0);
+                }
+                Reply::Recovered { token, recovered, .. } => {
+                    (token, recovered.index, recovered.term, recovered.end).hash(&mut self.0);
                 }
                 Reply::MembersChanged { token, index, .. } => (token, index).hash(&mut self.0),
                 Reply::Failed { token, error, .. } => {

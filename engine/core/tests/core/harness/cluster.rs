@@ -518,6 +518,7 @@ impl Cluster {
             | Event::SnapshotInstalled { .. }
             | Event::SnapshotDamaged { .. }
             | Event::SnapshotGivenUp { .. }
+            | Event::QuorumRecovered { .. }
             | Event::RepairNeeded { .. }
             | Event::Repaired { .. }
             | Event::DiskRecovered { .. } => true,
@@ -617,6 +618,7 @@ impl Cluster {
             | Reply::NotTransferred { token, .. }
             | Reply::MembersChanged { token, .. }
             | Reply::Opened { token, .. }
+            | Reply::Recovered { token, .. }
             | Reply::Removed { token, .. }
             | Reply::Failed { token, .. } => {
                 self.count(name_of(&reply));
@@ -743,6 +745,7 @@ fn name_of(reply: &Reply) -> &'static str {
         Reply::NotTransferred { .. } => "not transferred",
         Reply::MembersChanged { .. } => "members changed",
         Reply::Opened { .. } => "opened",
+        Reply::Recovered { .. } => "recovered",
         Reply::Removed { .. } => "removed",
         Reply::Failed { error, .. } => match error {
             RequestError::NotLeader { .. } => "not leader",

@@ -36,7 +36,7 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
         | "step-down" | "wait" | "tail" | "grant" | "end-tail" | "find" | "cursor" | "trim" | "create"
-        | "compare" | "remove" | "once" | "once-command" | "session" | "outcome" => {
+        | "compare" | "remove" | "recover" | "once" | "once-command" | "session" | "outcome" => {
             ask(world, name, group, rest)
         }
         "cursors" => {
@@ -371,6 +371,9 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
         ("create", [id, voters @ ..]) => {
             let voters = nodes(voters)?;
             world.create(node(id)?, group, voters)
+        }
+        ("recover", [id, "lost", lost @ .., "at", last]) => {
+            world.recover(node(id)?, group, nodes(lost)?, last, patience)
         }
         ("remove", [id]) => world.remove(node(id)?, group, patience),
         ("records", [id, from]) => {

@@ -6,7 +6,7 @@ use iroh_raft_core::group_command::GroupCommands;
 use iroh_raft_core::{
     ConfState, CursorName, EntryKind, GroupCommand, GroupId, Index, LogEntry, MemberChange, MemberRole,
     MessageKind, NodeId, Offset, Owner, PeerMessage, SessionId, Term, WallTime, decode_change,
-    decode_members,
+    decode_members, decode_recovery,
 };
 
 /// Longer records of one byte are printed as that byte and how often it stands there.
@@ -141,6 +141,9 @@ pub(super) fn print_entry(entry: &LogEntry) -> String {
     if entry.kind != EntryKind::Normal {
         if entry.data.ends_with(b"remove group") {
             return format!("{place}[remove group]");
+        }
+        if let Some(survivor) = decode_recovery(&entry.data) {
+            return format!("{place}[recovered: {survivor} alone]");
         }
         let changes = decode_change(&entry.data).expect("the shard hands out sound changes");
         let changes: Vec<String> = changes.iter().map(print_change).collect();

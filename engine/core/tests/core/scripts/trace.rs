@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iroh_raft_core::{
     Append, Apply, Compare, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState,
-    Index, LogChange, LogEntry, LogStart, NodeId, Reopen, Reply, Role, Send, SnapshotTask, Token,
+    Index, LogChange, LogEntry, LogStart, NodeId, Recovered, Reopen, Reply, Role, Send, SnapshotTask, Token,
 };
 
 use super::message::{print_entry, print_members, print_message};
@@ -139,6 +139,9 @@ impl Trace {
                 (token, group, format!("{} since entry {index}", print_members(members)))
             }
             Reply::Opened { token, group } => (token, group, "begun".to_owned()),
+            Reply::Recovered { token, group, recovered: Recovered { index, term, end } } => {
+                (token, group, format!("recovered, entry {index}/{term}, records up to {end}"))
+            }
             Reply::Removed { token, group } => (token, group, "removed".to_owned()),
             Reply::Failed { token, group, error } => {
                 (token, group, format!("failed ({:?}): {error}", error.retry()))
@@ -163,6 +166,11 @@ impl Trace {
             }
             Event::ReplicaLeft { group, since } => {
                 format!("{} has left, as of entry {since}", who(node, *group))
+            }
+            Event::QuorumRecovered { group, lost, last, term } => {
+                let lost: Vec<String> = lost.iter().map(ToString::to_string).collect();
+                let lost = lost.join(" ");
+                format!("{} RECOVERED without {lost}: {last} is kept, on in term {term}", who(node, *group))
             }
             Event::Quarantined { group, reason } => format!("{} quarantined: {reason}", who(node, *group)),
             Event::RepairNeeded { group, damage, last, commit, .. } => {

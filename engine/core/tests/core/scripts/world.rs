@@ -10,11 +10,11 @@ use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, Append, ClientRun, ConfState, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus,
     Index, Input, Invite, LogDamage, MessageKind, NodeId, Offset, Open, Outputs, Owner, PeerMessage, Propose,
-    Reopen, Retention, Role, RunOutcome, Send, Sequence, SessionId, Shard, ShardConfig, SnapshotTask,
-    Timestamp, Token, WallTime,
+    Recover, Reopen, Retention, Role, RunOutcome, Send, Sequence, SessionId, Shard, ShardConfig,
+    SnapshotTask, Term, Timestamp, Token, WallTime,
 };
 
-use super::message::{parse_change, parse_command, print_message, print_record};
+use super::message::{parse_change, parse_command, parse_number, print_message, print_record};
 use super::snapshots::Store;
 use super::trace::{self, Detail, Trace, who};
 use crate::harness::Group;
@@ -539,6 +539,20 @@ impl World {
     ) -> Result<(), String> {
         let (token, deadline) = self.request(id, "remove".to_owned(), patience)?;
         self.feed(id, Input::RemoveGroup { token, group, deadline })
+    }
+
+    pub(super) fn recover(
+        &mut self,
+        id: NodeId,
+        group: GroupId,
+        lost: Vec<NodeId>,
+        last: &str,
+        patience: Option<Duration>,
+    ) -> Result<(), String> {
+        let (token, deadline) = self.request(id, "recover".to_owned(), patience)?;
+        let (last, last_term) = last.split_once('/').ok_or("the last entry as index/term")?;
+        let (last, last_term) = (Index(parse_number(last)?), Term(parse_number(last_term)?));
+        self.feed(id, Input::Recover(Recover { token, group, lost, last, last_term, deadline }))
     }
 
     pub(super) fn read_records(
