@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use iroh_raft_core::{BootEpoch, MessageKind, NodeId, ShardId};
+use iroh_raft_core::{BootEpoch, MessageKind, NodeId, Placement, ShardId};
 use iroh_raft_netbridge::bridge::{
     BridgeConfig, BridgeError, BridgeLimits, BridgeStats, EpochRefusal, PeerEpochs,
 };
@@ -60,7 +60,8 @@ fn a_lane_keeps_the_order_of_its_frames_and_large_ones_whole() {
 fn many_shards_get_each_their_own_frames() {
     let (member_one, member_two) = (Member::new(1), Member::new(2));
     let configs = [member_one.config(&[&member_two]), member_two.config(&[&member_one.elsewhere()])];
-    let [one, two] = configs.map(|config| TestNode::start(BridgeConfig { shards: 3, ..config }));
+    let [one, two] = configs
+        .map(|config| TestNode::start(BridgeConfig { placement: Placement::even(3).unwrap(), ..config }));
     one.until_connected();
     for shard in 0..3 {
         let mut builder = PeerFrameBuilder::default();

@@ -24,7 +24,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
     Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, LogChange,
-    MessageKind, NodeId, Outputs, PeerMessage, Reply, Role, Shard, ShardId, Term, Timestamp, Token,
+    MessageKind, NodeId, Outputs, PeerMessage, Placement, Reply, Role, Shard, ShardId, Term, Timestamp,
+    Token,
 };
 
 use crate::clock::elapsed;
@@ -148,6 +149,23 @@ impl Checks {
         self.statuses.retain(|(of, _), _| *of != node);
         self.answers.stopped(node);
         self.commits.reading.stopped(node);
+    }
+
+    /// A node starts with its groups placed like this.
+    pub(crate) fn placed(&mut self, node: NodeId, placement: &Placement) {
+        self.tell(|| format!("node {node} starts with {placement:?}"));
+        self.quiets.placed(node, placement);
+    }
+
+    /// A shard was opened, not to run, but to be read; these are the replicas that recovery found.
+    pub(crate) fn looked(&mut self, node: NodeId, shard: ShardId, last_seq: FlushSeq, found: &[GroupState]) {
+        let checked = self.durable.booted(node, shard, last_seq, found, &mut self.marks);
+        self.note(checked);
+    }
+
+    /// A node's groups, looked at before, are on these shards.
+    pub(crate) fn moved(&mut self, node: NodeId, placement: &Placement) {
+        self.durable.moved(node, placement);
     }
 
     /// A shard was opened; these are the replicas that recovery found.

@@ -25,6 +25,8 @@ mod network;
 #[cfg(madsim)]
 mod node;
 #[cfg(madsim)]
+mod placing;
+#[cfg(madsim)]
 mod plan;
 #[cfg(madsim)]
 mod sessions;
