@@ -20,7 +20,7 @@ use crate::spare_memory::SpareMemory;
 pub(crate) async fn run(mut driver: Driver, doorbell: Arc<Doorbell>, is_resting: Rc<Cell<bool>>) {
     let origin = Instant::now();
     let now = || Timestamp(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
-    let mut spare_memory = SpareMemory::default();
+    let mut spare_memory = SpareMemory::new();
     loop {
         match driver.turn(now, wall_clock()) {
             Next::Over => return,
@@ -28,9 +28,7 @@ pub(crate) async fn run(mut driver: Driver, doorbell: Arc<Doorbell>, is_resting:
             Next::Sleep(until) => {
                 let now = now();
                 is_resting.set(until.is_none_or(|at| awake::is_rest(at.since(now))));
-                if is_resting.get() {
-                    spare_memory.handle_rest();
-                }
+                spare_memory.handle_sleep(is_resting.get());
                 sleep(&driver, &doorbell, until, now).await;
             }
         }

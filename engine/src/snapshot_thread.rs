@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iroh_raft_driver::snapshots::{SnapshotDone, SnapshotJob, SnapshotWorker};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
@@ -12,12 +12,15 @@ use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use crate::engine::Failure;
 use crate::error::EngineError;
 use crate::mover_thread::MoverFailure;
+use crate::spare_memory::LargeApart;
 use crate::writer_thread::{park, spawn_helper, thread_waker};
 
 /// Pause before a full answer ring is tried again.
 const FULL_PAUSE: Duration = Duration::from_micros(100);
 /// Pause between two removals of old chunks: what is in the way of nobody has time.
 const COLLECT_PAUSE: Duration = Duration::from_millis(20);
+/// Time without a job after which no snapshot is on its way.
+const TRANSFER_PAUSE: Duration = Duration::from_secs(1);
 
 /// One shard's snapshots, its jobs, and where the answers go.
 #[derive(Debug)]
@@ -43,6 +46,7 @@ pub(crate) fn spawn(
 fn run(mut ports: Vec<SnapshotPort>, doorbell: &Doorbell, stop: &AtomicBool) {
     let waker = thread_waker();
     let mut is_more = vec![true; ports.len()];
+    let mut transfers: Option<(LargeApart, Instant)> = None;
     while !stop.load(Ordering::Acquire) {
         let mut is_idle = true;
         for (SnapshotPort { worker, jobs, done, writer, failure }, is_more) in
@@ -62,6 +66,7 @@ fn run(mut ports: Vec<SnapshotPort>, doorbell: &Doorbell, stop: &AtomicBool) {
             // One job a shard and round, so that none of them waits for all of another's.
             if let Some(job) = jobs.pop() {
                 (is_idle, *is_more) = (false, true);
+                transfers.get_or_insert_with(|| (LargeApart::hold(), Instant::now())).1 = Instant::now();
                 worker.run_once(job, &mut tell);
             }
             if jobs.is_empty() && *is_more {
@@ -73,9 +78,15 @@ fn run(mut ports: Vec<SnapshotPort>, doorbell: &Doorbell, stop: &AtomicBool) {
             }
         }
         if is_idle {
+            transfers.take_if(|(_, last_job)| last_job.elapsed() >= TRANSFER_PAUSE);
+            let pause = if is_more.contains(&true) {
+                Some(COLLECT_PAUSE)
+            } else {
+                transfers.is_some().then_some(TRANSFER_PAUSE)
+            };
             doorbell.arm(&waker);
             if ports.iter().all(|port| port.jobs.is_empty()) && !stop.load(Ordering::Acquire) {
-                park(is_more.contains(&true).then_some(COLLECT_PAUSE));
+                park(pause);
             }
             doorbell.disarm();
         }

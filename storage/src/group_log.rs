@@ -154,6 +154,10 @@ impl GroupLog {
             self.cuts += 1;
         }
         self.drop_hot_from(span.first);
+        if self.hot.capacity() == 0 {
+            // Most groups of many have one block at a time in the journal.
+            self.hot.reserve_exact(1);
+        }
         self.hot.push_back(span);
         self.next_offset = end;
     }

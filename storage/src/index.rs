@@ -31,7 +31,7 @@ pub(crate) struct Reset {
 /// The index of a shard.
 #[derive(Default, Debug)]
 pub(crate) struct Index {
-    pub(crate) groups: HashMap<GroupId, GroupLog>,
+    pub(crate) groups: HashMap<GroupId, Box<GroupLog>>,
     /// Blocks of the journal that are needed, oldest first.
     pub(crate) blocks: VecDeque<JournalBlock>,
     /// Everything committed in blocks up to this one is in the log file.
@@ -57,7 +57,7 @@ impl Index {
     pub(crate) fn group(&mut self, group: GroupId) -> &mut GroupLog {
         self.groups.entry(group).or_insert_with(|| {
             self.next_incarnation += 1;
-            GroupLog::new(self.next_incarnation)
+            Box::new(GroupLog::new(self.next_incarnation))
         })
     }
 

@@ -47,7 +47,7 @@ impl LogReader {
     }
 
     fn group_log(&self, group: GroupId) -> Option<GroupLog> {
-        self.index.lock().groups.get(&group).cloned()
+        self.index.lock().groups.get(&group).map(|log| (**log).clone())
     }
 
     fn find(&self, group: GroupId, log: &GroupLog) -> Result<Found, RedbFailure> {

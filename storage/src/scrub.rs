@@ -230,11 +230,9 @@ impl Scrubber {
 
     fn spans_in(&self, seq: FlushSeq) -> Vec<(GroupId, Span)> {
         let index = self.index.lock();
-        let of_group = |(group, log): (&GroupId, &crate::group_log::GroupLog)| {
-            let spans = log.hot().iter().filter(|span| span.block == seq);
-            spans.map(|span| (*group, *span)).collect::<Vec<_>>()
-        };
-        index.groups.iter().flat_map(of_group).collect()
+        let logs = index.groups.iter();
+        let spans = logs.flat_map(|(group, log)| log.hot().iter().map(move |span| (*group, *span)));
+        spans.filter(|(_, span)| span.block == seq).collect()
     }
 }
 

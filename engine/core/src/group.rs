@@ -24,7 +24,7 @@ mod snapshot_send;
 mod snapshots;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -173,8 +173,8 @@ impl Replica {
         let commit = state.hard_state.commit;
         let commit_end = window.end_at(commit);
         let raft_config = raft_config(config, commit);
-        let logger = Logger::root(Discard, o!());
-        let mut raw = RawNode::new(&raft_config, window, &logger).map_err(|error| error.to_string())?;
+        static SILENT: LazyLock<Logger> = LazyLock::new(|| Logger::root(Discard, o!()));
+        let mut raw = RawNode::new(&raft_config, window, &SILENT).map_err(|error| error.to_string())?;
         raw.raft.maybe_free_inflight_buffers();
         raw.mut_store().forget_start();
         let members = Members::new(&state.conf_state, state.start.index);

@@ -90,7 +90,7 @@ pub(crate) struct LogWindow {
     fetched: Vec<LogEntry>,
     wanted: RefCell<Vec<Wanted>>,
     /// What a follower may be sent that needs what is gone.
-    offer: Option<SnapshotHead>,
+    offer: Option<Box<SnapshotHead>>,
 }
 
 impl LogWindow {
@@ -102,6 +102,7 @@ impl LogWindow {
     /// Gives back memory that it has room for and no entries.
     pub(crate) fn shrink(&mut self) {
         self.slots.shrink_to_fit();
+        self.runs.shrink_to_fit();
         self.fetched = Vec::new();
         self.wanted.get_mut().shrink_to_fit();
     }
@@ -297,7 +298,7 @@ impl LogWindow {
 
     /// What a follower may be sent that needs what is gone.
     pub(crate) fn set_offer(&mut self, offer: Option<SnapshotHead>) {
-        self.offer = offer;
+        self.offer = offer.map(Box::new);
     }
 
     fn pop_front(&mut self) {

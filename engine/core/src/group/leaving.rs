@@ -1,7 +1,8 @@
 //! Replicas that come and go: members ask nodes to begin one, and tell those that are none any more.
 //!
-//! - A leader invites the members that have nothing of its log and that it has not heard. A replica with an empty
-//!   log that campaigns invites its fellow voters, so that a group begins wherever one of them was told of it.
+//! - A leader invites the members that have nothing of its log and that it has not heard. A replica that campaigns with
+//!   an empty log, or again without a leader, invites its fellow voters: so a group begins wherever one of them was
+//!   told of it, and goes on if those whom it had reached first are lost.
 //!   Nobody answers an invitation: the new replica answers what comes next.
 //! - A replica that is no member leaves: its log goes, its term and vote stay ([`crate::tombstone`]).
 //!   It does not go by its own reading of the log alone, which may not reach to the entry that made it a
@@ -26,6 +27,8 @@ pub(super) struct Leaving {
     start: Option<LogStart>,
     /// Ticks since a leader spoke.
     silent_ticks: u32,
+    /// Whether this replica has campaigned since there was a leader.
+    has_failed: bool,
     has_asked: bool,
     invited_at: Timestamp,
     is_inviting: bool,
@@ -35,7 +38,7 @@ impl Leaving {
     /// The leader has spoken.
     pub(super) fn handle_leader(&mut self) {
         self.silent_ticks = 0;
-        self.has_asked = false;
+        (self.has_failed, self.has_asked) = (false, false);
     }
 }
 
@@ -73,10 +76,12 @@ impl Replica {
 
     /// A tick has passed.
     pub(super) fn handle_leaving_tick(&mut self, turn: &mut Turn<'_>, has_campaigned: bool) {
-        let is_first = has_campaigned && self.raw.raft.raft_log.last_index() == 0;
+        let is_alone =
+            has_campaigned && (self.leaving.has_failed || self.raw.raft.raft_log.last_index() == 0);
+        self.leaving.has_failed = !self.is_leader() && (self.leaving.has_failed || has_campaigned);
         let pause = turn.config.tick * turn.config.heartbeat_ticks;
         let is_due = self.is_leader() && turn.now >= self.leaving.invited_at.after(pause);
-        if is_first || is_due {
+        if is_alone || is_due {
             (self.leaving.is_inviting, self.is_dirty) = (true, true);
         }
         // Voters ask for votes, unless they must not.

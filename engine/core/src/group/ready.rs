@@ -25,7 +25,7 @@ pub(super) struct Persistence {
     written: HardState,
     /// As Raft has it.
     current: HardState,
-    conf_state: Option<ConfState>,
+    conf_state: Option<Box<ConfState>>,
     change: Option<LogChange>,
     under_repair: Option<bool>,
     /// Flushes on their way, each with the number of the last `Ready` that it covers.
@@ -49,7 +49,7 @@ impl Persistence {
         Persistence {
             written,
             current,
-            conf_state,
+            conf_state: conf_state.map(Box::new),
             change: None,
             under_repair: None,
             flushes: VecDeque::new(),
@@ -79,7 +79,7 @@ impl Persistence {
     /// A repair begins with the next flush: what is void by it, and the members as of the new start, if that is another.
     pub(super) fn begin_repair(&mut self, change: Option<LogChange>, members: Option<ConfState>) {
         (self.change, self.under_repair) = (change, Some(true));
-        self.conf_state = members.or(self.conf_state.take());
+        self.conf_state = members.map(Box::new).or(self.conf_state.take());
     }
 
     /// The repair is over with the next flush.
@@ -90,7 +90,7 @@ impl Persistence {
     /// The log begins at another place from the next flush on, with the members as of there.
     pub(super) fn change_log(&mut self, change: LogChange, members: ConfState) {
         self.change = Some(change);
-        self.conf_state = Some(members);
+        self.conf_state = Some(Box::new(members));
     }
 
     /// Whether all there is is durable, this term and vote as well.
@@ -225,7 +225,7 @@ impl Replica {
             ours.under_repair = Some(under_repair).filter(|_| !mutants::is(Mutant::RepairForgotten));
         }
         if let Some(conf_state) = state.conf_state.take() {
-            ours.conf_state = Some(conf_state);
+            ours.conf_state = Some(*conf_state);
         }
         if let (Some(last), Some(first)) = (ours.entries.last(), entries.first()) {
             assert_eq!(last.index.next(), first.index, "nothing is cut between the readies of a turn");

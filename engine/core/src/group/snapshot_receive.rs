@@ -52,7 +52,8 @@ impl Replica {
                 }
                 let new = snapshot.clone();
                 let (next, staged, is_publishing, moved_at) = (None, 0, false, turn.now);
-                *incoming = Some(Incoming { from, snapshot: new, next, staged, is_publishing, moved_at });
+                *incoming =
+                    Some(Box::new(Incoming { from, snapshot: new, next, staged, is_publishing, moved_at }));
                 self.ask(turn, SnapshotStep::Receive(snapshot));
             }
         }
@@ -117,7 +118,7 @@ impl Replica {
 
     /// The snapshot is there as a whole.
     pub(super) fn handle_published(&mut self, turn: &mut Turn<'_>, index: Index) {
-        let is_of = |incoming: &mut Incoming| incoming.snapshot.head.index == index;
+        let is_of = |incoming: &mut Box<Incoming>| incoming.snapshot.head.index == index;
         let Some(incoming) = self.snapshots.incoming.take_if(is_of) else { return };
         let raft = &self.raw.raft;
         // Another leader offers it, or its own, again. What is published here stays true.
@@ -133,7 +134,8 @@ impl Replica {
     }
 
     fn stop_receiving(&mut self, turn: &mut Turn<'_>) {
-        let Some(Incoming { from, snapshot, staged, .. }) = self.snapshots.incoming.take() else { return };
+        let Some(incoming) = self.snapshots.incoming.take() else { return };
+        let Incoming { from, snapshot, staged, .. } = *incoming;
         let (group, index) = (self.group, snapshot.head.index);
         turn.out.events.push(Event::SnapshotGivenUp { group, index, peer: from, chunks: staged });
     }
@@ -170,7 +172,7 @@ impl Replica {
             let is_committed = head.index.0 <= self.raw.raft.raft_log.committed;
             let was_received = self.has_state_machine && head.index > self.commit;
             if is_newer && is_committed && was_received {
-                self.snapshots.own = Some(snapshot);
+                self.snapshots.own = Some(Box::new(snapshot));
                 self.show_offer();
             }
             return;

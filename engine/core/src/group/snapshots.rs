@@ -75,7 +75,7 @@ impl SendBudget {
 #[derive(Debug)]
 pub(super) struct Snapshots {
     /// The published one, at most at the commit index.
-    pub(super) own: Option<Snapshot>,
+    pub(super) own: Option<Box<Snapshot>>,
     /// Places at which the log may be made to begin, oldest first: those of snapshots.
     places: VecDeque<(Index, Offset)>,
     /// Whether one is being taken.
@@ -94,7 +94,7 @@ pub(super) struct Snapshots {
     applied_bytes: u64,
     /// When it was.
     taken_at: Timestamp,
-    pub(super) incoming: Option<Incoming>,
+    pub(super) incoming: Option<Box<Incoming>>,
     pub(super) outgoing: Vec<Outgoing>,
 }
 
@@ -104,7 +104,7 @@ impl Snapshots {
         Snapshots {
             is_restoring: own.is_some(),
             is_restore_due: own.is_some(),
-            own,
+            own: own.map(Box::new),
             places,
             is_taking: false,
             is_able: true,
@@ -153,7 +153,7 @@ impl Snapshots {
         self.places.clear();
         if has_state_machine {
             self.places.push_back((snapshot.head.index, snapshot.head.offset));
-            self.own = Some(snapshot);
+            self.own = Some(Box::new(snapshot));
             (self.is_restoring, self.is_restore_due) = (true, true);
         }
         (self.applied_bytes, self.taken_at) = (0, now);
@@ -173,7 +173,7 @@ impl Replica {
     /// beginning of the log.
     pub(super) fn offer(&self) -> Option<Snapshot> {
         if self.has_state_machine {
-            return self.snapshots.own.clone();
+            return self.snapshots.own.as_deref().cloned();
         }
         let LogStart { index, term, offset } = self.log_start();
         let conf_state = || (**self.members.at(index)).clone();
@@ -202,7 +202,7 @@ impl Replica {
     /// The end of a turn: what is due.
     pub(super) fn serve_snapshots(&mut self, turn: &mut Turn<'_>) {
         if std::mem::take(&mut self.snapshots.is_restore_due)
-            && let Some(own) = self.snapshots.own.clone()
+            && let Some(own) = self.snapshots.own.as_deref().cloned()
         {
             self.ask(turn, SnapshotStep::Restore(own));
         }
@@ -322,7 +322,7 @@ impl Replica {
         let (group, bytes) = (self.group, snapshot.body.bytes);
         turn.out.events.push(Event::SnapshotTaken { group, index, bytes });
         self.snapshots.push_place((index, offset));
-        self.snapshots.own = Some(snapshot);
+        self.snapshots.own = Some(Box::new(snapshot));
         self.show_offer();
         self.compact(turn);
     }
