@@ -389,10 +389,11 @@ fn serve(hub: &Arc<Hub>, peer: &Arc<Peer>, link: Arc<Link>) {
 /// Tells the shards how the node places its groups: until each has taken it, or another connection has taken over.
 async fn tell_placement(hub: Arc<Hub>, peer: Arc<Peer>, link: Arc<Link>) {
     let node = peer.address.node;
-    for port in hub.ports() {
-        while peer.is_present(&link)
-            && port.push(ToShard::Placement { node, placement: link.placement.clone() }).is_err()
-        {
+    let mut left: Vec<_> = hub.ports().iter().collect();
+    while peer.is_present(&link) && !left.is_empty() {
+        let placement = || link.placement.clone();
+        left.retain(|port| port.push(ToShard::Placement { node, placement: placement() }).is_err());
+        if !left.is_empty() {
             sleep(TELL_PAUSE).await;
         }
     }

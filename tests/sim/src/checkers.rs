@@ -12,6 +12,7 @@ mod leadership;
 pub(crate) mod linear;
 mod log;
 pub(crate) mod members;
+mod placement;
 mod quiet;
 pub(crate) mod reading;
 mod repair;
@@ -38,6 +39,7 @@ use durable::Durable;
 use elections::Elections;
 use leadership::Leadership;
 use log::Logs;
+use placement::Placed;
 use quiet::Quiets;
 use repair::Repairs;
 use snapshots::Snapshots;
@@ -84,6 +86,7 @@ pub(crate) struct Checks {
     elections: Elections,
     leadership: Leadership,
     logs: Logs,
+    placed: Placed,
     quiets: Quiets,
     repairs: Repairs,
     snapshots: Snapshots,
@@ -111,6 +114,7 @@ impl Checks {
             elections: Elections::default(),
             leadership: Leadership::default(),
             logs: Logs::default(),
+            placed: Placed::default(),
             quiets: Quiets::default(),
             repairs: Repairs::default(),
             snapshots: Snapshots::default(),
@@ -154,7 +158,7 @@ impl Checks {
     /// A node starts with its groups placed like this.
     pub(crate) fn placed(&mut self, node: NodeId, placement: &Placement) {
         self.tell(|| format!("node {node} starts with {placement:?}"));
-        self.quiets.placed(node, placement);
+        self.placed.starts(node, placement);
     }
 
     /// A shard was opened, not to run, but to be read; these are the replicas that recovery found.
@@ -261,6 +265,8 @@ impl Checks {
         self.note(checked);
         if let Some(append) = &outputs.append {
             for part in &append.groups {
+                let checked = self.placed.has(node, id, part.group);
+                self.note(checked);
                 let key = (node, part.group);
                 let status = shard.status(part.group);
                 let led = |status: Option<&GroupStatus>| {
@@ -295,7 +301,9 @@ impl Checks {
                 "group quiet",
                 u64::from(status.is_quiet && before.is_none_or(|before| !before.is_quiet)),
             );
-            let checked = self.quiets.status((node, id, now), &self.plan.core, &status, before);
+            let own = self.placed.of(node);
+            let checked = self.quiets.status((node, id, now), (&self.plan.core, own), &status, before);
+            let checked = checked.and_then(|()| self.placed.has(node, id, status.group));
             self.note(checked);
             if let Some(meta) = shard.meta(status.group).filter(|_| self.violation.is_none()) {
                 let (group, commit) = (status.group, status.commit);

@@ -19,11 +19,11 @@
 //! timeout of its own; or quiet, trusting the leader of a higher term. So trust leads to ever higher terms and ends
 //! at a replica that is awake, that leads, or whose node is silent.
 //!
-//! "A node" above is, to a group, the one shard that has it there. Which one that is a node says as it connects, and it
-//! changes with a restart only. So a shard that is wrongly taken for it is of a later life of that node than what was
-//! said: its first beat is of another incarnation, or beats cease, and either wakes whoever trusted the life before. Whoever trusts the
-//! wrong shard from then on wakes when the node says where its groups are now, which the bridge repeats until the shard has
-//! taken it; if the node dies before that, those beats cease with it.
+//! "A node" above is, to a group, the one shard that has it there. Which one that is, a node says as it connects; it
+//! changes with a restart only. So the shard that is taken for it is the right one, or the node has not said yet, or it
+//! lives anew since. A new life is noticed as such: the first beat of that shard is of another incarnation, or its beats
+//! cease. Whoever trusts a wrong shard from then on wakes when the node says where its groups are, which the bridge
+//! repeats until the shard here has taken it; if the node dies before that, those beats cease with it.
 //!
 //! What rests on time stays right, for it never counted ticks: a lease ends by the clock, with nothing that renews
 //! it; so does a promise; a local read says how long ago the leader spoke of this very group. raft-rs' own

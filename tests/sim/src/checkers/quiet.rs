@@ -25,17 +25,11 @@ pub(super) struct Quiets {
     spoken_to: BTreeSet<GroupId>,
     /// When a shard last heard of a shard of another node.
     beats: BTreeMap<(NodeId, ShardId, NodeId, u64), Timestamp>,
-    /// How groups are placed on each node, and on others as its shards were told.
-    placed: BTreeMap<NodeId, Placement>,
+    /// How groups are placed on other nodes, as a shard was told.
     told: BTreeMap<(NodeId, ShardId, NodeId), Placement>,
 }
 
 impl Quiets {
-    /// A node starts with its groups placed like this.
-    pub(super) fn placed(&mut self, node: NodeId, placement: &Placement) {
-        self.placed.insert(node, placement.clone());
-    }
-
     /// A shard was started.
     pub(super) fn booted(&mut self, node: NodeId, shard: ShardId) {
         self.beats.retain(|(of, on, ..), _| (*of, *on) != (node, shard));
@@ -65,7 +59,7 @@ impl Quiets {
     pub(super) fn status(
         &mut self,
         (node, shard, now): (NodeId, ShardId, Timestamp),
-        config: &ShardConfig,
+        (config, own): (&ShardConfig, &Placement),
         status: &GroupStatus,
         before: Option<&GroupStatus>,
     ) -> Checked {
@@ -84,7 +78,7 @@ impl Quiets {
         // A tick and a turn: when they fall silent is noticed at ticks.
         let lease = config.tick * (config.lease_ticks - 1);
         let is_heard = |member: NodeId| {
-            let placement = self.told.get(&(node, shard, member)).unwrap_or(&self.placed[&node]);
+            let placement = self.told.get(&(node, shard, member)).unwrap_or(own);
             let of = u64::from(placement.shard_of(group).0);
             self.beats.get(&(node, shard, member, of)).is_some_and(|beat| now.since(*beat) < lease)
         };
