@@ -191,11 +191,7 @@ impl DataFolder {
         check_files(disk.as_ref(), &path, &manifest)?;
         remove_strays(disk.as_ref(), &path, &manifest)?;
         if manifest.identity.placement != identity.placement {
-            let moved = relocate(&disk, &path, &manifest, &identity.placement, &lock);
-            manifest = moved.inspect_err(|_| {
-                // They take space; if they cannot be removed now, the next start does it.
-                let _ = remove_strays(disk.as_ref(), &path, &manifest);
-            })?;
+            manifest = relocate(&disk, &path, &manifest, &identity.placement, &lock)?;
         }
         let peers = PeerEpochs::load(disk.clone(), path.join(PEERS), lock.clone())?;
         let nodes = KnownNodes::load(disk.clone(), path.join(NODES), lock.clone())?;

@@ -66,12 +66,19 @@ pub(crate) fn relocate(
         written_anew = rebuilt.len(),
         "groups move to other shards"
     );
-    for &shard in &rebuilt {
-        build(disk, path, &after, shard, &sources, lock)?;
-        verify(disk.as_ref(), path, &after, shard, &sources, lock)?;
+    let built = rebuilt.iter().try_for_each(|shard| {
+        build(disk, path, &after, *shard, &sources, lock)?;
+        verify(disk.as_ref(), path, &after, *shard, &sources, lock)?;
         tracing::info!(%shard, "the groups of this shard are in their new place");
-    }
+        Ok(())
+    });
     drop(sources);
+    if built.is_err() {
+        // What is there of the new files takes space. If it cannot be removed now, the next start does it.
+        let _ = remove_strays(disk.as_ref(), path, before);
+    }
+    built?;
+    // Once this was tried, only the manifest says which files count: nothing goes before it is read again or known to be there.
     disk.sync_folder(path).map_err(io_error("sync", path))?;
     after.write(disk.as_ref(), path)?;
     remove_strays(disk.as_ref(), path, &after)?;
@@ -334,7 +341,8 @@ fn verify(
     for source in sources {
         for state in source.groups_for(placement, shard) {
             let group = state.group;
-            let found = copy.stored.groups.iter().find(|found| found.group == group);
+            let groups = &copy.stored.groups;
+            let found = groups.binary_search_by_key(&group, |found| found.group).map(|at| &groups[at]).ok();
             let snapshot = |source: &Source| Ok(source.snapshot(group)?.map(|meta| meta.snapshot()));
             if found != Some(state) || snapshot(&copy)? != snapshot(source)? {
                 return Err(source.unmovable(group, Unmovable::Differs));

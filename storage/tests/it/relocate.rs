@@ -1,16 +1,19 @@
 //! Groups that get other shards: nothing of them changes, whatever happens meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
 use iroh_raft_core::{FetchFrom, GroupId, GroupState, LogEntry, Placement, ShardId, Snapshot};
 use iroh_raft_storage::fault::{Event, Fault, FaultDisk, Files, Operation, Trouble, after_power_cut};
 use iroh_raft_storage::snapshot::SNAPSHOT_CHUNK_BYTES;
-use iroh_raft_storage::{DataFolder, FolderIdentity, SnapshotHead, StorageError, Unmovable};
+use iroh_raft_storage::{
+    DataFolder, Disk, FileDisk, FileKind, FolderIdentity, FolderLock, SnapshotHead, StorageError, Unmovable,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use redb::StorageBackend;
 
 use crate::common::*;
 use crate::model::{ChangePlan, PartPlan, make_batch};
@@ -309,4 +312,70 @@ fn files_of_an_older_generation_are_foreign() {
     }
     let error = open_as(&disk, &even(1)).unwrap().open_shard(ShardId(0), OPTIONS).unwrap_err();
     assert!(matches!(error, StorageError::ForeignJournal { .. }), "{error}");
+}
+
+/// Says that the manifest could not be replaced after it was.
+#[derive(Debug)]
+struct LateError;
+
+impl Disk for LateError {
+    fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
+        FileDisk.open(path, kind, is_new)
+    }
+
+    fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        FileDisk.reserve(path, bytes)
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        FileDisk.free_bytes(folder)
+    }
+
+    fn read(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+        FileDisk.read(path, bytes_max)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        FileDisk.replace(path, bytes)?;
+        if path.ends_with("manifest") { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        FileDisk.remove(path)
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.remove_folder(path)
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        FileDisk.names(folder)
+    }
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.create_folder(path)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.sync_folder(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<FolderLock> {
+        FileDisk.lock(path)
+    }
+}
+
+/// Whether a manifest counts whose replacement failed is for the next start to see: until then both sets of files stay.
+#[test]
+fn a_manifest_that_failed_late_leaves_what_it_names() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (folder, mut shard) = open(temporary.path()).unwrap();
+    shard.writer.run_once(&[append(1, vec![entries_only(1, vec![entry(1, 1, 0, 2)])])]).unwrap();
+    drop((folder, shard));
+    let identity = FolderIdentity { placement: even(2), ..IDENTITY };
+    let error = DataFolder::open_on(temporary.path(), identity.clone(), Arc::new(LateError)).unwrap_err();
+    assert!(matches!(error, StorageError::Io { .. }), "{error}");
+    let mut folder = DataFolder::open(temporary.path(), identity).unwrap();
+    let shard = folder.open_shard(ShardId(1), OPTIONS).unwrap();
+    assert_eq!((shard.groups.len(), shard.groups[0].last.0), (1, 1));
 }
