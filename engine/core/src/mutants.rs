@@ -111,6 +111,7 @@ mutants! {
     ExpiryIgnored = "an append of a session that is not known is taken as one without",
     WindowOffByOne = "the newest run of a session does not count as known",
     RepeatAnsweredEarly = "a retry is answered at once, whether or not its records are committed",
+    RunsCompactedUnwritten = "the log is compacted before what its sessions appended is written",
     RunsForgotten = "a restart forgets what sessions appended since their table was written",
     RepairVotes = "a replica under repair votes",
     RepairCampaigns = "a replica under repair campaigns",

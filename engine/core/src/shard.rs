@@ -919,7 +919,7 @@ fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
         ("retention_interval", config.retention_interval, config.tick),
         ("session_ttl_max", config.session_ttl_max, config.tick),
         ("spread.interval", config.spread.map_or(election, |spread| spread.interval), election),
-        ("snapshots.stall_after", config.snapshots.stall_after, election),
+        ("snapshots.stall_after", config.snapshots.stall_after, election.max(config.snapshots.pace())),
     ];
     if let Some((setting, value, value_min)) =
         times.into_iter().find(|(_, value, value_min)| value < value_min)

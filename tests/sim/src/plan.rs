@@ -250,6 +250,8 @@ impl Plan {
             send_bytes_per_second: *pick(random, &[256 << 10, 4 << 20, 64 << 20]),
             stall_after: self.election() * random.random_range(1..=4),
         };
+        let snapshots = &mut self.core.snapshots;
+        snapshots.stall_after = snapshots.stall_after.max(snapshots.pace());
         if self.groups.len() <= 4 {
             self.filler_bytes = *pick(random, &[0, 300_000, 600_000]);
         }

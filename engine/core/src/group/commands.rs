@@ -82,7 +82,7 @@ impl Commands {
 
     /// The log is about to begin later: the durable table may lack nothing before that.
     pub(super) fn handle_compacted(&mut self) {
-        self.is_unwritten |= self.lacking_bytes > 0;
+        self.is_unwritten |= self.lacking_bytes > 0 && !mutants::is(Mutant::RunsCompactedUnwritten);
     }
 
     /// A snapshot with this table was installed: what it covers is not applied here.

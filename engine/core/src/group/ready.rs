@@ -222,7 +222,7 @@ impl Replica {
             ours.meta = Some(meta);
         }
         if let Some(under_repair) = state.under_repair.take() {
-            ours.under_repair = Some(under_repair).filter(|_| !mutants::is(Mutant::RepairForgotten));
+            ours.under_repair = Some(under_repair);
         }
         if let Some(conf_state) = state.conf_state.take() {
             ours.conf_state = Some(*conf_state);

@@ -74,7 +74,7 @@ impl Repair {
         commit: Index,
     ) -> Option<Repair> {
         let cut = match damage {
-            None if !state.is_under_repair => return None,
+            None if !state.is_under_repair || mutants::is(Mutant::RepairForgotten) => return None,
             None => Cut::Nothing,
             Some(_) if is_adopted => Cut::All(state.conf_state.clone()),
             Some(_) => Cut::Rest,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::snapshot::SNAPSHOT_CHUNK_BYTES;
 use crate::ids::{NodeId, ShardId};
 use crate::placement::Placement;
 
@@ -51,8 +52,19 @@ pub struct SnapshotConfig {
     /// there, and more in the way of appends.
     pub send_bytes_per_second: u64,
     /// Time without progress after which a transfer is given up; it goes on later from where it was.
-    /// Default 10 s; at least the longest election timeout.
+    /// Default 10 s; at least the longest election timeout, and [`SnapshotConfig::pace`].
     pub stall_after: Duration,
+}
+
+impl SnapshotConfig {
+    /// Time in which each of the transfers that may be under way moves on, whatever way they share the rate: two chunks
+    /// of each.
+    #[must_use]
+    pub fn pace(&self) -> Duration {
+        let bytes = 2 * SNAPSHOT_CHUNK_BYTES as u128 * self.sending_max as u128;
+        let nanos = bytes * 1_000_000_000 / u128::from(self.send_bytes_per_second.max(1));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
 }
 
 impl Default for SnapshotConfig {

@@ -2,7 +2,8 @@ use super::*;
 use crate::batch::RecordBlock;
 use crate::ids::{Index, Offset, Term};
 use crate::io::{
-    AnswerOn, ConfState, Consistency, FetchFrom, HardState, LogDamage, Propose, SpreadConfig, TermRun,
+    AnswerOn, ConfState, Consistency, FetchFrom, HardState, LogDamage, Propose, SnapshotConfig, SpreadConfig,
+    TermRun,
 };
 
 fn lone(group: u64) -> GroupState {
@@ -382,6 +383,14 @@ fn settings_that_cannot_work_are_refused() {
     let error = ConfigError::TooShort { setting, value, value_min };
     assert_eq!(refused(&spread(value, 1), none()), error);
     assert_eq!(refused(&spread(value_min, 0), none()), ConfigError::Band);
+    // Two chunks for each of four transfers, at 256 KiB a second.
+    let snapshots =
+        SnapshotConfig { send_bytes_per_second: 256 << 10, sending_max: 4, ..SnapshotConfig::default() };
+    let snapshots = SnapshotConfig { stall_after: Duration::from_secs(7), ..snapshots };
+    let (setting, value, value_min) = ("snapshots.stall_after", snapshots.stall_after, snapshots.pace());
+    assert_eq!(value_min.as_secs_f64().round(), 8.0);
+    let error = refused(&ShardConfig { snapshots, ..good() }, none());
+    assert_eq!(error, ConfigError::TooShort { setting, value, value_min });
     for value in [0, usize::MAX] {
         let error = refused(&ShardConfig { pending_bytes_max: value, ..good() }, none());
         assert_eq!(

@@ -1,5 +1,6 @@
 //! What each disk must hold: every flush that was reported durable, whole, and found again at every start
-//! (this project's promise: "what `run_once` reported is found at every later start").
+//! (this project's promise: "what `run_once` reported is found at every later start"). And what Raft wants of it: terms
+//! grow, and a vote stands for its term (Raft paper, figure 2), also of a replica that left and begins again.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -33,6 +34,8 @@ pub(super) struct Stored {
     standing: usize,
     /// The replica has left: this is where it was.
     pub(super) has_left: bool,
+    /// Term and vote of the newest hard state, whatever became of the log.
+    voted: (Term, NodeId),
 }
 
 #[derive(Debug)]
@@ -58,9 +61,16 @@ impl Stored {
         self.entries.len().max(lost_to)
     }
 
-    fn take(&mut self, part: Part) {
+    fn take(&mut self, part: Part) -> Checked {
         if part.change == Some(LogChange::Remove) {
-            *self = Stored::default();
+            *self = Stored { voted: self.voted, ..Stored::default() };
+        }
+        if let Some(HardState { term, vote, .. }) = part.hard_state {
+            let (term_before, vote_before) = std::mem::replace(&mut self.voted, (term, vote));
+            let stands = vote == vote_before || vote_before == NodeId(0);
+            ensure(term > term_before || (term == term_before && stands), "terms grow, votes stand", || {
+                format!("group {}: term {term}, vote {vote} after {term_before}, {vote_before}", part.group)
+            })?;
         }
         if let Some(LogChange::StartAfter(_)) = part.change {
             self.has_left = part.has_left;
@@ -84,6 +94,7 @@ impl Stored {
             self.entries.truncate(usize::try_from(part.first.0 - 1).expect("a short log"));
             self.entries.extend(part.entries);
         }
+        Ok(())
     }
 }
 
@@ -122,12 +133,13 @@ struct OneShard {
 }
 
 impl OneShard {
-    fn take_upto(&mut self, seq: FlushSeq) {
+    fn take_upto(&mut self, seq: FlushSeq) -> Checked {
         while self.pending.front().is_some_and(|(flush, _)| *flush <= seq) {
             for part in self.pending.pop_front().expect("just seen").1 {
-                self.groups.entry(part.group).or_default().take(part);
+                self.groups.entry(part.group).or_default().take(part)?;
             }
         }
+        Ok(())
     }
 }
 
@@ -183,7 +195,7 @@ impl Durable {
         let one = self.shards.entry((node, shard)).or_default();
         let last = one.pending.back().map_or(one.persisted, |(last, _)| *last);
         one.persisted = one.persisted.max(seq);
-        one.take_upto(seq);
+        one.take_upto(seq)?;
         ensure(seq <= last, "only what was handed over is reported durable", || {
             format!("node {node} shard {shard} reports flush {seq}, the last one is {last}")
         })
@@ -203,7 +215,7 @@ impl Durable {
             let persisted = one.persisted;
             format!("node {node} shard {shard} is back at flush {last_seq}, {persisted} was reported durable")
         })?;
-        one.take_upto(last_seq);
+        one.take_upto(last_seq)?;
         marks.add("torn flush dropped at start", u64::from(!one.pending.is_empty()));
         one.pending.clear();
         one.persisted = last_seq;

@@ -36,15 +36,15 @@ struct Disk {
 #[derive(Default, Debug)]
 pub(super) struct Leadership {
     disks: BTreeMap<(NodeId, ShardId), Disk>,
-    /// When a replica last answered another one, or its node beat, on the other's clock.
-    answered: BTreeMap<(NodeId, GroupId, NodeId), Timestamp>,
+    /// When a replica last answered one of a shard, or its node beat, on that shard's clock.
+    answered: BTreeMap<(NodeId, ShardId, GroupId, NodeId), Timestamp>,
     leaders: BTreeMap<(GroupId, Term), NodeId>,
 }
 
 impl Leadership {
     pub(super) fn booted(&mut self, node: NodeId, shard: ShardId) {
         self.disks.insert((node, shard), Disk::default());
-        self.answered.retain(|(of, _, _), _| *of != node);
+        self.answered.retain(|(of, at, _, _), _| (*of, *at) != (node, shard));
     }
 
     pub(super) fn input(
@@ -74,7 +74,7 @@ impl Leadership {
                         | MessageKind::Beat
                 );
                 if is_answer {
-                    self.answered.insert((node, message.group, message.from), now);
+                    self.answered.insert((node, shard, message.group, message.from), now);
                 }
             }
             _ => {}
@@ -102,7 +102,7 @@ impl Leadership {
         for message in outputs.sends.iter().map(|send| &send.message) {
             if message.kind == MessageKind::TimeoutNow {
                 // A group that was quiet a moment ago goes by the beats of nodes, which are of no group.
-                let of = |group: GroupId| self.answered.get(&(node, group, message.to));
+                let of = |group: GroupId| self.answered.get(&(node, id, group, message.to));
                 let answered = of(message.group).max(of(GroupId(0)));
                 let time =
                     config.tick * (config.heartbeat_ticks * ANSWER_HEARTBEATS + config.lease_ticks + 1);
@@ -133,6 +133,12 @@ impl Leadership {
         if gap > awake_max {
             let pause = gap - awake_max + config.tick;
             disk.open.iter_mut().for_each(|(_, since)| *since = since.after(pause));
+            // Nor does its own pause say anything about other nodes.
+            let beats = self
+                .answered
+                .iter_mut()
+                .filter(|((of, at, group, _), _)| (*of, *at, *group) == (node, id, GroupId(0)));
+            beats.for_each(|(_, at)| *at = at.after(pause));
         }
         let oldest =
             disk.open.front().map(|(seq, since)| (*seq, Duration::from_nanos(now.0.saturating_sub(since.0))));
