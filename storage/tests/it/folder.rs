@@ -247,7 +247,7 @@ fn several_shards_have_journals_of_their_own() {
     fs::rename(journal(1), temporary.path().join("aside")).unwrap();
     fs::rename(journal(2), journal(1)).unwrap();
     fs::rename(temporary.path().join("aside"), journal(2)).unwrap();
-    let mut folder = DataFolder::open(temporary.path(), identity.clone()).unwrap();
+    let mut folder = DataFolder::open(temporary.path(), identity).unwrap();
     let swapped = folder.open_shard(ShardId(1), OPTIONS).unwrap_err();
     assert!(matches!(swapped, StorageError::ForeignJournal { .. }));
 }

@@ -141,9 +141,9 @@ fn worked_on(disk: &FaultDisk, placement: &Placement, seed: u64) {
 
 fn draw_placement(random: &mut SmallRng) -> Placement {
     let shards = random.random_range(1..=4);
-    let names: Vec<(u64, u16)> = (1..=GROUPS)
-        .filter_map(|group| random.random_bool(0.15).then(|| (group, random.random_range(0..shards))))
-        .collect();
+    let named: Vec<u64> = (1..=GROUPS).filter(|_| random.random_bool(0.15)).collect();
+    let names: Vec<(u64, u16)> =
+        named.into_iter().map(|group| (group, random.random_range(0..shards))).collect();
     placed(shards, &names)
 }
 
