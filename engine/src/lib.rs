@@ -11,14 +11,13 @@
 #![deny(unsafe_code)]
 
 mod awake;
-pub mod bank;
 pub mod cluster;
+mod compare;
 pub mod config;
 pub mod cpu;
 mod driver;
 pub mod engine;
 pub mod error;
-pub mod kv;
 mod membarrier;
 mod mover_thread;
 mod preflight;
@@ -43,13 +42,13 @@ pub use iroh_raft_core::{
     Role, RunOutcome, Sequence, SessionId, SessionRefusal, ShardConfig, ShardId, SnapshotConfig,
     SpreadConfig, TransferError, WallTime,
 };
-pub use iroh_raft_driver::ApplyBudget;
 pub use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 pub use iroh_raft_driver::recording;
 pub use iroh_raft_driver::state_machine::{
     self, ApplyContext, Message, Restore, RestoreError, SnapshotView, StateMachine,
 };
 pub use iroh_raft_driver::stats;
+pub use iroh_raft_driver::{ApplyBudget, bank, kv};
 pub use iroh_raft_netbridge as net;
 pub use iroh_raft_netbridge::identity::{EndpointId, Identity};
 pub use iroh_raft_netbridge::port::Rights;

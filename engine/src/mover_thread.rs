@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use iroh_raft_core::{LogDamage, ShardId};
+use iroh_raft_core::ShardId;
 use iroh_raft_driver::lines::Finding;
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::{Mover, Scrubber, StorageError};
@@ -91,14 +91,10 @@ impl Scrub {
         if self.waiting.is_empty() {
             match self.scrubber.step(SCRUB_STEP_BYTES) {
                 Ok(report) => {
-                    let affected = report.damage.iter().inspect(|damage| {
+                    let damage = report.damage.iter().inspect(|damage| {
                         tracing::error!(shard = %self.shard, %damage, "the scrub found damage");
                     });
-                    let affected = affected.flat_map(|damage| &damage.affected);
-                    self.waiting.extend(affected.map(|range| Finding {
-                        group: range.group,
-                        damage: LogDamage { first: range.first, last: range.last },
-                    }));
+                    self.waiting.extend(damage.flat_map(Finding::of));
                 }
                 Err(error) => {
                     // Whoever needs the bytes will meet the same error, and knows what to do.

@@ -14,6 +14,7 @@
 //! once.
 
 mod call;
+mod compare;
 mod config;
 mod drive;
 mod error;
@@ -41,6 +42,7 @@ use crate::wire::ClientBody;
 pub use crate::allow::PeerAddress;
 pub use crate::wire::Answer;
 pub use call::{Appended, Completion, Found};
+pub use compare::{Compared, StateComparison};
 pub use config::{ClientConfig, ClientLimits, TailOptions};
 pub use error::ClientError;
 pub use iroh_raft_core::batch::Record;

@@ -16,6 +16,7 @@ use iroh_raft_core::{GroupCommandError, MessageKind, ShardId};
 
 mod archive;
 mod client;
+mod digest;
 mod failure;
 pub mod handshake;
 mod members;

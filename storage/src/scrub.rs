@@ -15,6 +15,7 @@ use crate::journal::{Blocks, Journal};
 use crate::log_file::LogFile;
 use crate::numbers::ScrubNumbers;
 use crate::redb_file::RedbFailure;
+use crate::snapshot::{SnapshotError, SnapshotStore};
 use crate::span_read::read_span;
 
 /// Stored bytes that are not those that were written.
@@ -40,6 +41,11 @@ pub enum DamagePlace {
     },
     /// A block of the log file.
     Log,
+    /// The published snapshot of a group.
+    Snapshot {
+        /// The group.
+        group: GroupId,
+    },
 }
 
 impl fmt::Display for Damage {
@@ -49,6 +55,7 @@ impl fmt::Display for Damage {
                 write!(f, "the journal is damaged at flush {seq} ({problem})")?;
             }
             DamagePlace::Log => write!(f, "the log file is damaged")?,
+            DamagePlace::Snapshot { group } => return write!(f, "the snapshot of group {group} is damaged"),
         }
         if self.affected.is_empty() {
             write!(f, ": no entries that still count")?;
@@ -80,6 +87,9 @@ pub struct Scrubber {
     journal: Arc<Journal>,
     log: Arc<LogFile>,
     index: Arc<SharedIndex>,
+    snapshots: SnapshotStore,
+    /// Bytes of the snapshots that the last whole round read, and that this one has read so far.
+    snapshot_bytes: (u64, u64),
     identity: JournalIdentity,
     position: Position,
     numbers: ScrubNumbers,
@@ -90,23 +100,32 @@ enum Position {
     Begin,
     /// The groups still to do, the next one last, and where to go on in that one.
     Log(Vec<GroupId>, Index),
+    /// The same of those that have snapshots, once they are known, and the chunk to go on with.
+    Snapshots(Option<Vec<GroupId>>, u32),
     /// Where to go on.
     Journal(FlushSeq),
 }
 
 impl Scrubber {
-    pub(crate) fn new(journal: Arc<Journal>, log: Arc<LogFile>, index: Arc<SharedIndex>) -> Scrubber {
+    pub(crate) fn new(
+        journal: Arc<Journal>,
+        log: Arc<LogFile>,
+        index: Arc<SharedIndex>,
+        snapshots: SnapshotStore,
+    ) -> Scrubber {
         let identity = journal.identity;
         let numbers = ScrubNumbers::new(identity.shard);
-        Scrubber { journal, log, index, identity, position: Position::Begin, numbers }
+        let (snapshot_bytes, position) = ((0, 0), Position::Begin);
+        Scrubber { journal, log, index, snapshots, snapshot_bytes, identity, position, numbers }
     }
 
-    /// Bytes that a whole round reads, as of now; a little less where some wait to be removed.
+    /// Bytes that a whole round reads, as of now; a little less where some wait to be removed, and of snapshots as of the
+    /// last round.
     #[must_use]
     pub fn round_bytes(&self) -> u64 {
         let index = self.index.lock();
         let journal: u64 = index.blocks.iter().map(|block| u64::from(block.bytes)).sum();
-        journal + index.log_bytes
+        journal + index.log_bytes + self.snapshot_bytes.0.max(self.snapshot_bytes.1)
     }
 
     /// Verifies the next blocks, about `bytes_max` bytes, at least one. Blocks on the disk.
@@ -127,6 +146,11 @@ impl Scrubber {
                     Ok(Position::Log(groups, Index(0)))
                 }
                 Position::Log(groups, from) => self.step_log(groups, from, left, &mut report),
+                Position::Snapshots(groups, chunk) => {
+                    let groups = groups.map_or_else(|| self.snapshots.groups(), Ok)?;
+                    self.position = self.step_snapshots(groups, chunk, left, &mut report)?;
+                    continue;
+                }
                 Position::Journal(from) => self.step_journal(from, left, &mut report),
             };
             self.position = stepped.map_err(|error| error.running(shard))?;
@@ -142,7 +166,7 @@ impl Scrubber {
         bytes_max: u64,
         report: &mut ScrubReport,
     ) -> Result<Position, RedbFailure> {
-        let Some(&group) = groups.last() else { return Ok(Position::Journal(FlushSeq(0))) };
+        let Some(&group) = groups.last() else { return Ok(Position::Snapshots(None, 0)) };
         let spans = self.cold_spans(group, from, bytes_max);
         let Some(last) = spans.last().map(|span| span.last) else {
             groups.pop();
@@ -186,6 +210,44 @@ impl Scrubber {
             is_room
         };
         log.cold().skip_while(|span| span.first < from).take_while(is_wanted).copied().collect()
+    }
+
+    /// Reads chunks of the snapshot of the next group, about `bytes_max` bytes.
+    fn step_snapshots(
+        &mut self,
+        mut groups: Vec<GroupId>,
+        mut chunk: u32,
+        bytes_max: u64,
+        report: &mut ScrubReport,
+    ) -> Result<Position> {
+        let Some(&group) = groups.last() else {
+            self.snapshot_bytes = (self.snapshot_bytes.1, 0);
+            return Ok(Position::Journal(FlushSeq(0)));
+        };
+        let meta = self.snapshots.latest(group);
+        let mut bytes = 0;
+        let read = meta.map(|meta| meta.filter(|meta| chunk < meta.chunks)).and_then(|meta| {
+            let Some(meta) = meta else { return Ok(true) };
+            while chunk < meta.chunks && bytes < bytes_max {
+                bytes += self.snapshots.read_chunk(&meta, chunk)?.len() as u64;
+                (chunk, report.blocks) = (chunk + 1, report.blocks + 1);
+            }
+            Ok(chunk == meta.chunks)
+        });
+        report.bytes += bytes;
+        self.snapshot_bytes.1 += bytes;
+        match read {
+            Ok(false) => return Ok(Position::Snapshots(Some(groups), chunk)),
+            // What took its place meanwhile is looked at in the next round.
+            Ok(true) | Err(SnapshotError::Replaced { .. }) => {}
+            Err(SnapshotError::Storage(error)) => return Err(error),
+            Err(_) => {
+                let place = DamagePlace::Snapshot { group };
+                report.damage.push(Damage { place, affected: Vec::new() });
+            }
+        }
+        groups.pop();
+        Ok(Position::Snapshots(Some(groups), 0))
     }
 
     fn step_journal(

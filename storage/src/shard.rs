@@ -151,7 +151,7 @@ pub(crate) fn open(
     Ok(OpenShard {
         writer: JournalWriter::new(journal.clone(), index.clone(), mark, recovered.end, bounds, space),
         mover: Mover::new(journal.clone(), log.clone(), index.clone(), bounds),
-        scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
+        scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone(), snapshots.clone()),
         reader: LogReader::new(journal, log, index, snapshots.clone()),
         snapshots,
         groups,
@@ -175,7 +175,7 @@ pub(crate) fn open_for_reading(
     let index = Arc::new(SharedIndex::new(recovered.index));
     let snapshots = SnapshotStore::new(log.clone(), recovered.snapshots);
     Ok(ReadShard {
-        scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone()),
+        scrubber: Scrubber::new(journal.clone(), log.clone(), index.clone(), snapshots.clone()),
         reader: LogReader::new(journal, log, index, snapshots.clone()),
         snapshots,
         groups: recovered.groups,

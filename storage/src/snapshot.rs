@@ -211,6 +211,16 @@ impl SnapshotStore {
         self.row_of(PUBLISHED, group)
     }
 
+    /// The groups that have a published snapshot, the first one last.
+    pub(crate) fn groups(&self) -> StorageResult<Vec<GroupId>> {
+        let listed = self.log.file.read(|transaction| {
+            let Some(table) = existing(transaction.open_table(PUBLISHED))? else { return Ok(Vec::new()) };
+            let groups = table.iter()?.rev().map(|row| Ok(GroupId(row?.0.value())));
+            groups.collect::<std::result::Result<_, RedbFailure>>()
+        });
+        listed.map_err(|error| error.running(self.log.identity.shard))
+    }
+
     /// The published snapshot of a group as a start finds it: none, where what is known of it is damaged.
     pub(crate) fn found(&self, group: GroupId) -> StorageResult<Option<Snapshot>> {
         match self.latest(group) {

@@ -48,6 +48,9 @@ pub enum BusyReason {
     /// The group's state machine is behind its log by as much as it may be.
     #[error("the state machine is behind the log")]
     Applying,
+    /// The shard is at work on the digest of another state.
+    #[error("another comparison of replicas is under way")]
+    Comparing,
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,

@@ -152,6 +152,8 @@ pub(crate) struct Replica {
     broken: Option<String>,
     /// Entries that it found damaged by that.
     damage: Option<LogDamage>,
+    /// Whether its snapshot is damaged, and nothing else here has the state that it was of.
+    has_lost_snapshot: bool,
 }
 
 impl Replica {
@@ -163,9 +165,6 @@ impl Replica {
         let Loaded { state, changes, written, damage, is_adopted, at } = loaded;
         let snapshot = state.snapshot.clone().filter(|_| state.has_state_machine);
         let snapshot_index = snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
-        if state.has_state_machine && snapshot_index < state.start.index {
-            return Err("its log begins after what its snapshot covers, if it has one".to_owned());
-        }
         let meta = GroupMeta::decode(state.meta.clone()).ok_or("its table of cursors is not readable")?;
         let covered = snapshot.as_ref().and_then(|snapshot| GroupMeta::decode(snapshot.head.table.clone()));
         let at = (*at).max(meta.at()).max(covered.map_or(WallTime(0), |table| table.at()));
@@ -218,6 +217,7 @@ impl Replica {
             is_paused_by_missing: false,
             broken: None,
             damage: None,
+            has_lost_snapshot: false,
         };
         for change in changes.iter().filter(|_| !mutants::is(Mutant::ChangesForgotten)) {
             let window = replica.raw.store();
@@ -256,6 +256,11 @@ impl Replica {
     /// What broke this replica, if something did, and the damaged entries that it found.
     pub(crate) fn broken(&self) -> Option<(&str, Option<LogDamage>)> {
         self.broken.as_deref().map(|reason| (reason, self.damage))
+    }
+
+    /// Whether it has to begin anew without its snapshot.
+    pub(crate) fn has_lost_snapshot(&self) -> bool {
+        self.has_lost_snapshot
     }
 
     /// What its disk does not know of it: whether it has a state machine, and how long it keeps records.

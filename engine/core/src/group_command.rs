@@ -32,6 +32,7 @@ const DROP_CURSOR: u8 = 3;
 const TRIM: u8 = 4;
 const OPEN_SESSION: u8 = 5;
 const CLOSE_SESSION: u8 = 6;
+const COMPARE: u8 = 7;
 
 /// Bytes of a session's id and of its owner, in the place of a name.
 const SESSION_BYTES: usize = 24;
@@ -180,6 +181,9 @@ pub enum GroupCommand {
         /// As above.
         owner: Owner,
     },
+    /// Changes nothing: marks a place in the log at which replicas digest their states, so that these can be compared
+    /// ([`StateDigest`](crate::StateDigest)).
+    Compare,
 }
 
 /// The part of a command in front of its name, and the name.
@@ -224,6 +228,7 @@ impl GroupCommand {
             GroupCommand::CloseSession { session, owner } => {
                 (CLOSE_SESSION, 0, Name::session(*session, *owner))
             }
+            GroupCommand::Compare => (COMPARE, 0, Name::Cursor(&[])),
         };
         Parts { kind, number, name }
     }
@@ -245,7 +250,10 @@ impl GroupCommand {
     pub fn is_repeatable(&self) -> bool {
         matches!(
             self,
-            GroupCommand::CommitCursor { .. } | GroupCommand::Trim { .. } | GroupCommand::CloseSession { .. }
+            GroupCommand::CommitCursor { .. }
+                | GroupCommand::Trim { .. }
+                | GroupCommand::CloseSession { .. }
+                | GroupCommand::Compare
         )
     }
 
@@ -262,7 +270,8 @@ impl GroupCommand {
             GroupCommand::DropCursor { name } => GroupCommand::DropCursor { name: name.detached() },
             GroupCommand::Trim { .. }
             | GroupCommand::OpenSession { .. }
-            | GroupCommand::CloseSession { .. } => self,
+            | GroupCommand::CloseSession { .. }
+            | GroupCommand::Compare => self,
         }
     }
 }
@@ -389,7 +398,10 @@ fn take_command<'a>(data: &Bytes, rest: &'a [u8]) -> Result<(GroupCommand, &'a [
             let (session, owner) = session()?;
             GroupCommand::CloseSession { session, owner }
         }
-        DROP_CURSOR | TRIM | OPEN_SESSION | CLOSE_SESSION => return Err(GroupCommandError::Reserved),
+        COMPARE if name.is_empty() && number == 0 => GroupCommand::Compare,
+        DROP_CURSOR | TRIM | COMPARE | OPEN_SESSION | CLOSE_SESSION => {
+            return Err(GroupCommandError::Reserved);
+        }
         kind => return Err(GroupCommandError::Kind { kind }),
     };
     Ok((command, rest))
@@ -408,6 +420,7 @@ mod tests {
             GroupCommand::Trim { before: Offset(3) },
             GroupCommand::OpenSession { session: SessionId([5; 16]), owner: Owner(6), ttl_ms: 7 },
             GroupCommand::CloseSession { session: SessionId([5; 16]), owner: Owner(u64::MAX) },
+            GroupCommand::Compare,
         ];
         GroupCommands { at: WallTime(99), commands }
     }

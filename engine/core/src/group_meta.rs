@@ -37,6 +37,8 @@ pub const GROUP_META_BYTES_MAX: usize =
 pub enum GroupOutcome {
     /// It is done: where the cursor stands now, `None` for one that is gone; for a trim the first record kept.
     Done(Option<Offset>),
+    /// The place is marked: what the table is now is a part of the state that is compared there.
+    Marked,
     /// There are [`CURSORS_MAX`] cursors already.
     CursorsFull,
     /// There are [`SESSIONS_MAX`](crate::SESSIONS_MAX) sessions already.
@@ -123,6 +125,12 @@ impl GroupMeta {
         GroupMeta { as_of: if is_wanted { self.as_of.max(index) } else { self.as_of }, ..self }
     }
 
+    /// CRC-32C of what all replicas have alike once they have applied the same. Not of the time: that is no more than a bound, and
+    /// one that came with a snapshot may be of a batch after it.
+    pub(crate) fn digest(&self) -> u32 {
+        crc32c::crc32c(&GroupMeta { at: WallTime(0), ..self.clone() }.encode())
+    }
+
     /// The same without sessions: what a snapshot must not be.
     pub(crate) fn without_sessions(self) -> GroupMeta {
         GroupMeta { sessions: Sessions::default(), ..self }
@@ -164,6 +172,7 @@ impl GroupMeta {
                     Opened::Unknown => GroupOutcome::SessionUnknown,
                 }
             }
+            GroupCommand::Compare => GroupOutcome::Marked,
         }
     }
 

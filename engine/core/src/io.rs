@@ -4,6 +4,7 @@
 //! [`Input::EndTurn`]; the shard then says in [`Outputs`] what the world has to do. Neither side
 //! calls back into the other.
 
+mod compare;
 mod config;
 mod input;
 mod log;
@@ -12,6 +13,7 @@ mod output;
 mod snapshot;
 mod status;
 
+pub use compare::*;
 pub use config::*;
 pub use input::*;
 pub use log::*;

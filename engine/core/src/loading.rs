@@ -63,12 +63,16 @@ impl Loading {
     /// The state as given, if its tail suffices.
     pub(crate) fn new(mut state: GroupState) -> Result<Loading, Box<Loaded>> {
         let written = state.hard_state;
+        let is_void = lacks_snapshot(&state);
+        if is_void {
+            make_void(&mut state);
+        }
         let damage = state.damage.take();
         if damage.is_some() {
             // It comes again from the leader.
             state.hard_state.commit = state.hard_state.commit.min(state.last);
         }
-        let is_adopted = adopt_snapshot(&mut state);
+        let is_adopted = is_void || adopt_snapshot(&mut state);
         let (head, changes) = (Vec::new(), Vec::new());
         let head_from = head_from(&state);
         let mut loading = Loading {
@@ -237,6 +241,25 @@ impl Loading {
             None => Step::Complete(Box::new(self.finish())),
         }
     }
+}
+
+/// Whether nothing here has the state that the log begins after: the snapshot of it is damaged.
+fn lacks_snapshot(state: &GroupState) -> bool {
+    let covered = state.snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
+    state.has_state_machine && covered < state.start.index
+}
+
+/// Without that state the rest of the log is of no use: the replica has lost all, and gets it again from its leader as one
+/// whose entries are damaged does. It keeps term and vote, and the members as of the start of its log.
+fn make_void(state: &mut GroupState) {
+    let lost = state.damage.map_or(state.last, |damage| damage.last.max(state.last));
+    state.damage = Some(LogDamage { first: Index(1), last: lost });
+    (state.snapshot, state.meta) = (None, Bytes::new());
+    state.start = LogStart::default();
+    (state.last, state.next_offset) = (Index(0), Offset(0));
+    state.term_runs.clear();
+    state.conf_changes.clear();
+    state.tail.clear();
 }
 
 /// After the commit index, or after what the table of client sessions is of: the rest of it is in the log.

@@ -16,9 +16,9 @@ use iroh_raft_core::{
 };
 use iroh_raft_netbridge::wire::ReplyBody;
 
-use crate::machines::Machines;
+use crate::machines::{Machines, freeze};
 use crate::responses::Responses;
-use crate::state_machine::{ApplyContext, Machine};
+use crate::state_machine::{ApplyContext, Machine, SnapshotView};
 
 /// Commands of one group applied before another group has its turn.
 const SLICE_RECORDS: u32 = 64;
@@ -53,6 +53,8 @@ pub(crate) enum Outcome {
     Ask { token: Token, group: GroupId, query: Bytes, freshness: Freshness },
     /// A question that waited will not be asked.
     Refused { token: Token, group: GroupId, error: RequestError },
+    /// The state after an entry that is to be compared; none if the machine makes no snapshots.
+    Frozen { group: GroupId, index: Index, view: Option<Box<dyn SnapshotView>> },
     /// All of it is applied.
     Applied { group: GroupId, index: Index },
 }
@@ -66,6 +68,8 @@ pub(crate) struct Applying {
 struct Job {
     apply: Apply,
     last: Index,
+    /// The entry after which the state is to be frozen.
+    frozen_after: Option<Index>,
     /// The command that is next: its entry, and its place in that.
     entry: usize,
     record: usize,
@@ -87,11 +91,23 @@ impl Applying {
         self.jobs.is_empty()
     }
 
-    pub(crate) fn push(&mut self, apply: Apply) {
+    /// `frozen_after` names an entry, of these or a later one, after which the state is to be handed out.
+    pub(crate) fn push(&mut self, apply: Apply, frozen_after: Option<Index>) {
         let Some(last) = apply.entries.last().map(|entry| entry.index) else { return };
         let (responses, of_run, questions) = (Vec::new(), Vec::new(), Vec::new());
         let (entry, record, waiter, run) = (0, 0, 0, 0);
-        self.jobs.push_back(Job { apply, last, entry, record, waiter, responses, run, of_run, questions });
+        self.jobs.push_back(Job {
+            apply,
+            last,
+            frozen_after,
+            entry,
+            record,
+            waiter,
+            responses,
+            run,
+            of_run,
+            questions,
+        });
     }
 
     /// A question may look: it waits if its group is in the middle of a job. Otherwise, what comes of it at once.
@@ -221,7 +237,16 @@ impl Job {
                     }
                 }
             }
+            let frozen_after = self.frozen_after.filter(|_| !mutants::is(Mutant::FrozenWithLater));
+            if frozen_after == Some(index) {
+                outcomes.push(Outcome::Frozen { group: self.apply.group, index, view: freeze(machine) });
+            }
             (self.entry, self.record, self.run) = (self.entry + 1, 0, 0);
+        }
+        if mutants::is(Mutant::FrozenWithLater)
+            && let Some(index) = self.frozen_after.filter(|index| *index <= self.last)
+        {
+            outcomes.push(Outcome::Frozen { group: self.apply.group, index, view: freeze(machine) });
         }
         count
     }
@@ -339,6 +364,7 @@ mod tests {
             Outcome::Answered { waiter, group, .. } => format!("{group}: nothing for {}", waiter.first),
             Outcome::Ask { group, freshness, .. } => format!("{group}: asked at {}", freshness.applied),
             Outcome::Refused { group, .. } => format!("{group}: refused"),
+            Outcome::Frozen { group, index, .. } => format!("{group}: frozen after {index}"),
             Outcome::Applied { group, index } => format!("{group}: applied {index}"),
         }
     }
@@ -353,8 +379,8 @@ mod tests {
     fn groups_take_turns_and_a_question_waits_for_the_end() {
         let mut machines = machines();
         let mut applying = Applying::new(ApplyBudget { records_max: 100, ..ApplyBudget::default() });
-        applying.push(apply(1, &[&b"x"[..]; 150], &[(0, 40), (40, 110)]));
-        applying.push(apply(2, &[&b"x"[..]], &[(0, 1)]));
+        applying.push(apply(1, &[&b"x"[..]; 150], &[(0, 40), (40, 110)]), None);
+        applying.push(apply(2, &[&b"x"[..]], &[(0, 1)]), None);
         let first = turn(&mut applying, &mut machines, &still);
         assert_eq!(first, ["1: 40 responses from 0", "2: 1 responses from 0", "2: applied 1"]);
         let (token, freshness) = (Token { origin: 0, request: 9 }, OLD);
@@ -372,9 +398,9 @@ mod tests {
         let (mut machines, now) = (machines(), Cell::new(0));
         let clock = || Timestamp(now.replace(now.get() + 700_000));
         let mut applying = Applying::new(ApplyBudget::default());
-        applying.push(apply(1, &[&b"x"[..]; 65], &[]));
-        applying.push(apply(2, &[&b"x"[..]; 65], &[]));
-        applying.push(apply(3, &[&b"x"[..]], &[]));
+        applying.push(apply(1, &[&b"x"[..]; 65], &[]), None);
+        applying.push(apply(2, &[&b"x"[..]; 65], &[]), None);
+        applying.push(apply(3, &[&b"x"[..]], &[]), None);
         // Two slices of 0.7 ms are more than a millisecond.
         assert_eq!(turn(&mut applying, &mut machines, &clock), [""; 0]);
         assert_eq!(turn(&mut applying, &mut machines, &clock), ["3: applied 1", "1: applied 1"]);
@@ -385,11 +411,11 @@ mod tests {
     fn a_machine_that_panics_is_taken_out_and_its_log_goes_on() {
         let mut machines = machines();
         let mut applying = Applying::new(ApplyBudget::default());
-        applying.push(apply(1, &[&b"x"[..], &b"panic"[..], &b"x"[..]], &[(0, 1), (1, 2)]));
+        applying.push(apply(1, &[&b"x"[..], &b"panic"[..], &b"x"[..]], &[(0, 1), (1, 2)]), None);
         let said = turn(&mut applying, &mut machines, &still);
         assert_eq!(said, ["1: 1 responses from 0", "1: nothing for 1", "1: applied 1"]);
         assert_eq!(machines.query(GroupId(1), &[]), Err(RequestError::Quarantined));
-        applying.push(apply(1, &[&b"x"[..]], &[(0, 1)]));
+        applying.push(apply(1, &[&b"x"[..]], &[(0, 1)]), None);
         assert_eq!(turn(&mut applying, &mut machines, &still), ["1: nothing for 0", "1: applied 1"]);
     }
 
@@ -397,7 +423,7 @@ mod tests {
     fn what_was_under_way_ends_with_its_state() {
         let mut machines = machines();
         let mut applying = Applying::new(ApplyBudget { records_max: 1, ..ApplyBudget::default() });
-        applying.push(apply(1, &[&b"x"[..]; 3], &[(0, 1), (1, 2)]));
+        applying.push(apply(1, &[&b"x"[..]; 3], &[(0, 1), (1, 2)]), None);
         turn(&mut applying, &mut machines, &still);
         let token = Token { origin: 0, request: 9 };
         assert!(applying.ask(token, GroupId(1), Bytes::new(), OLD).is_none());

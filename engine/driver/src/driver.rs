@@ -1,6 +1,7 @@
 //! The turn: feeds the core with what the rings hold, and carries out what it says.
 
 mod readers;
+mod report;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -16,7 +17,7 @@ use iroh_raft_core::{
     AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
     GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Owner,
     Propose, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard, ShardId,
-    SnapshotStep, Timestamp, Token, WallTime,
+    SnapshotEvent, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -24,6 +25,7 @@ use iroh_raft_netbridge::wire::{Answer, ClientBody, ClientRequest, FrameLimits, 
 use iroh_raft_storage::StorageError;
 
 use crate::applying::{ApplyBudget, Applying, Outcome};
+use crate::comparing::Comparing;
 use crate::lines::{
     Closing, Command, Fetched, Finding, Found, HandedOver, LeadershipError, LeadershipReply, Queued, Wanted,
     Written,
@@ -143,6 +145,7 @@ pub struct Driver {
     parts: DriverParts,
     machines: Machines,
     applying: Applying,
+    comparing: Comparing,
     /// What came of applying, emptied by whoever fills it.
     outcomes: Vec<Outcome>,
     now: Timestamp,
@@ -176,6 +179,7 @@ impl Driver {
         Driver {
             machines,
             applying: Applying::new(parts.apply_budget),
+            comparing: Comparing::default(),
             outcomes: Vec::new(),
             now: Timestamp(0),
             outputs: Outputs::default(),
@@ -293,6 +297,7 @@ impl Driver {
                     self.machines.close(group);
                     self.machines.open(group);
                     self.parts.snapshots.forget(group);
+                    self.comparing.forget(group);
                     self.step(Input::Reopened { group, result });
                 }
             }
@@ -306,14 +311,18 @@ impl Driver {
     }
 
     fn take_findings(&mut self) {
-        while let Some(Finding { group, damage }) = self.parts.findings.pop() {
-            self.step(Input::Damaged { group, damage });
+        while let Some(finding) = self.parts.findings.pop() {
+            self.step(match finding {
+                Finding::Entries(group, damage) => Input::Damaged { group, damage },
+                Finding::Snapshot(group) => Input::Snapshot { group, event: SnapshotEvent::Damaged },
+            });
         }
     }
 
     fn go_on_with_snapshots(&mut self) {
         let mut events = Vec::new();
         self.parts.snapshots.turn(&mut self.machines, |group, event| events.push((group, event)));
+        self.comparing.turn();
         events.into_iter().for_each(|(group, event)| self.step(Input::Snapshot { group, event }));
     }
 
@@ -400,7 +409,8 @@ impl Driver {
             | ClientBody::Command(GroupCommand::OpenSession { .. } | GroupCommand::CloseSession { .. }) => {
                 rights.append
             }
-            ClientBody::Command(GroupCommand::Trim { .. })
+            ClientBody::Command(GroupCommand::Trim { .. } | GroupCommand::Compare)
+            | ClientBody::StateDigest { .. }
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
             | ClientBody::RemoveGroup
@@ -540,6 +550,12 @@ impl Driver {
                 self.fetches_waiting.push_back(wanted);
             }
         }
+        for compare in outputs.compares.drain(..) {
+            self.comparing.begin(compare, self.machines.has(compare.group));
+        }
+        if mutants::is(Mutant::SnapshotFrozenLate) {
+            self.apply(&mut outputs, clock);
+        }
         for task in outputs.snapshots.drain(..) {
             let group = task.group;
             let is_chunk = matches!(task.step, SnapshotStep::Write { .. });
@@ -554,8 +570,7 @@ impl Driver {
         for reply in outputs.replies.drain(..) {
             self.handle_reply(reply);
         }
-        outputs.applies.drain(..).for_each(|apply| self.applying.push(apply));
-        self.applying.turn(&mut self.machines, clock, &mut self.outcomes);
+        self.apply(&mut outputs, clock);
         self.handle_outcomes();
         for event in outputs.events.drain(..) {
             self.report(event);
@@ -572,6 +587,14 @@ impl Driver {
         {
             let _ = reply.send(());
         }
+    }
+
+    fn apply(&mut self, outputs: &mut Outputs, clock: &impl Fn() -> Timestamp) {
+        for apply in outputs.applies.drain(..) {
+            let frozen_after = self.comparing.due(apply.group);
+            self.applying.push(apply, frozen_after);
+        }
+        self.applying.turn(&mut self.machines, clock, &mut self.outcomes);
     }
 
     fn hand_to_writer(&mut self, append: Append) {
@@ -694,70 +717,6 @@ impl Driver {
         }
     }
 
-    fn report(&mut self, event: Event) {
-        let counters = &self.parts.counters;
-        match event {
-            Event::LeaderChanged { group, term, leader } => {
-                if leader == Some(self.parts.node) {
-                    ShardCounters::add(&counters.leaderships_gained, 1);
-                }
-                tracing::debug!(%group, %term, ?leader, "leader changed");
-            }
-            Event::MembersChanged { group, index, members } => {
-                let ConfState { voters, learners, voters_outgoing, .. } = &*members;
-                tracing::info!(%group, %index, ?voters, ?learners, ?voters_outgoing, "members changed");
-            }
-            Event::ReplicaLeft { group, since } => {
-                self.machines.close(group);
-                self.applying.cancel(group, &mut self.outcomes);
-                tracing::info!(%group, %since, "the replica on this node is gone, with what it stored");
-            }
-            Event::Quarantined { group, reason } => {
-                // It comes back, if it does, with a machine that begins anew.
-                self.applying.cancel(group, &mut self.outcomes);
-                ShardCounters::add(&counters.groups_quarantined, 1);
-                tracing::error!(%group, reason, "group quarantined on this node; the others go on");
-            }
-            Event::RepairNeeded { group, damage, last, commit, term } => {
-                ShardCounters::add(&counters.repairs_begun, 1);
-                tracing::error!(
-                    %group, ?damage, %last, %commit, %term,
-                    "entries are damaged: the replica does not vote until its leader has given them again"
-                );
-            }
-            Event::Repaired { group, bound } => {
-                ShardCounters::add(&counters.repairs_done, 1);
-                tracing::info!(%group, %bound, "the replica has all again: it is repaired");
-            }
-            Event::MessageRefused { group, from, reason } => {
-                ShardCounters::add(&counters.messages_refused, 1);
-                tracing::warn!(%group, %from, ?reason, "message of a peer refused");
-            }
-            Event::SnapshotTaken { group, index, bytes } => {
-                ShardCounters::add(&counters.snapshots_taken, 1);
-                tracing::info!(%group, %index, bytes, "snapshot taken");
-            }
-            Event::SnapshotInstalled { group, index, bytes } => {
-                ShardCounters::add(&counters.snapshots_installed, 1);
-                tracing::info!(%group, %index, bytes, "snapshot of the leader installed");
-            }
-            Event::SnapshotGivenUp { group, index, peer, chunks } => {
-                ShardCounters::add(&counters.snapshots_given_up, 1);
-                tracing::warn!(%group, %index, %peer, chunks, "transfer of a snapshot given up for now");
-            }
-            Event::DiskHung { seq, waited } => {
-                ShardCounters::add(&counters.disk_hangs, 1);
-                tracing::error!(shard = %self.parts.shard_id, %seq, ?waited, "the disk hangs: leaderships are given away");
-            }
-            Event::DiskRecovered { hung } => {
-                tracing::warn!(shard = %self.parts.shard_id, ?hung, "the disk is back");
-            }
-            Event::Fenced => {
-                tracing::error!(shard = %self.parts.shard_id, "shard fenced after a failed write");
-            }
-        }
-    }
-
     /// Whether something waits for a turn.
     #[must_use]
     pub fn has_input(&self) -> bool {
@@ -770,6 +729,7 @@ impl Driver {
             || !self.parts.fetched.is_empty()
             || !self.parts.findings.is_empty()
             || self.parts.snapshots.has_work()
+            || self.comparing.has_work()
             || !self.parts.port.from_bridge.is_empty()
             || !self.parts.commands.is_empty()
     }

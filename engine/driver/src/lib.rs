@@ -12,7 +12,10 @@
 #![forbid(unsafe_code)]
 
 mod applying;
+pub mod bank;
+mod comparing;
 mod driver;
+pub mod kv;
 pub mod lines;
 mod machines;
 mod outbox;

@@ -10,7 +10,7 @@ use iroh_raft_core::{
     NodeId, Offset, Reopen, RequestError, Retry, Term, TransferError,
 };
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
-use iroh_raft_storage::{LogReader, StorageError};
+use iroh_raft_storage::{Damage, DamagePlace, LogReader, StorageError};
 
 /// Who leads a group after leadership was given away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -167,11 +167,26 @@ pub struct Fetched {
 
 /// Damage that a scrub found, for the group's shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Finding {
-    /// The group.
-    pub group: GroupId,
-    /// Its damaged entries.
-    pub damage: LogDamage,
+pub enum Finding {
+    /// Entries of a group.
+    Entries(GroupId, LogDamage),
+    /// The snapshot of a group.
+    Snapshot(GroupId),
+}
+
+impl Finding {
+    /// What a shard has to know of what its scrub found.
+    pub fn of(damage: &Damage) -> impl Iterator<Item = Finding> + '_ {
+        let snapshot = match damage.place {
+            DamagePlace::Snapshot { group } => Some(Finding::Snapshot(group)),
+            _ => None,
+        };
+        let entries = damage
+            .affected
+            .iter()
+            .map(|range| Finding::Entries(range.group, LogDamage { first: range.first, last: range.last }));
+        entries.chain(snapshot)
+    }
 }
 
 /// Says that nobody takes commands any more. A caller that sees it after its push gives up; what was

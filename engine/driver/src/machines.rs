@@ -29,6 +29,11 @@ impl Machines {
         (self.factory)(group).is_some()
     }
 
+    /// Whether the group's replica here has a state machine, or had one before it panicked.
+    pub(crate) fn has(&self, group: GroupId) -> bool {
+        self.machines.contains_key(&group)
+    }
+
     /// A replica of the group is here: it has a machine in its first state, unless it has one already.
     pub(crate) fn open(&mut self, group: GroupId) {
         if !self.machines.contains_key(&group)
@@ -87,9 +92,7 @@ impl Machines {
 
     /// The frozen state of a group's machine; `None` if it makes none.
     pub(crate) fn freeze(&self, group: GroupId) -> Option<Box<dyn SnapshotView>> {
-        let machine = self.machines.get(&group)?.as_ref()?;
-        // Nothing of it has changed.
-        catch_unwind(AssertUnwindSafe(|| machine.snapshot())).ok().flatten()
+        freeze(self.machines.get(&group)?.as_ref()?.as_ref())
     }
 
     /// A step of putting a group's machine where a snapshot says.
@@ -113,4 +116,9 @@ impl Machines {
     pub(crate) fn take_out(&mut self, group: GroupId) {
         self.machines.insert(group, None);
     }
+}
+
+/// The frozen state of a machine; `None` if it makes none, or panics over it: nothing of it has changed then.
+pub(crate) fn freeze(machine: &dyn Machine) -> Option<Box<dyn SnapshotView>> {
+    catch_unwind(AssertUnwindSafe(|| machine.snapshot())).ok().flatten()
 }

@@ -10,7 +10,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use bytes::Bytes;
-use iroh_raft_core::{GroupId, Index, Snapshot, SnapshotEvent, SnapshotHead, SnapshotStep, SnapshotTask};
+use iroh_raft_core::mutants::{self, Mutant};
+use iroh_raft_core::{
+    GroupId, Index, RestoreProblem, Snapshot, SnapshotEvent, SnapshotHead, SnapshotStep, SnapshotTask,
+};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
 
 use crate::machines::Machines;
@@ -20,8 +23,6 @@ pub use worker::SnapshotWorker;
 
 /// Pieces of a snapshot that is taken, on their way to the disk.
 const PIECES_IN_FLIGHT_MAX: usize = 4;
-/// Why nothing was read: the medium failed.
-const IO: &str = "the log file cannot be read";
 /// Chunks of a snapshot that is restored, on their way from the disk.
 const CHUNKS_AHEAD_MAX: u32 = 4;
 
@@ -42,6 +43,10 @@ pub(crate) enum Work {
     Finish,
     /// Drop it.
     Abort,
+    /// Drop the published one, unless another took its place: it is damaged.
+    Drop {
+        index: Index,
+    },
     Receive(Snapshot),
     Write {
         index: Index,
@@ -255,17 +260,18 @@ impl Snapshots {
         if restoring.taken.is_none() {
             restoring.taken = Some(0);
             if let Err(error) = machines.restore(group, Restore::Begin) {
-                return self.end_restoring(machines, Some(error.problem), tell);
+                return self.end_restoring(machines, Some((RestoreProblem::Refused, error.problem)), tell);
             }
         }
         let taken = restoring.taken.unwrap_or(0);
         let chunks = restoring.snapshot.body.chunks();
         if taken == chunks {
-            let is_right = restoring.checksum == restoring.snapshot.body.checksum;
+            let is_right =
+                restoring.checksum == restoring.snapshot.body.checksum || mutants::is(Mutant::DamageRestored);
             let problem = match machines.restore(group, Restore::End) {
-                _ if !is_right => Some("it does not have its digest"),
+                _ if !is_right => Some((RestoreProblem::Damaged, "it does not have its digest")),
                 Ok(()) => None,
-                Err(error) => Some(error.problem),
+                Err(error) => Some((RestoreProblem::Refused, error.problem)),
             };
             return self.end_restoring(machines, problem, tell);
         }
@@ -290,12 +296,16 @@ impl Snapshots {
             return false;
         }
         let problem = match &data {
-            Err(Unreadable::Io) => Some(IO),
-            Err(Unreadable::Gone) => Some("a chunk is damaged"),
+            Err(Unreadable::Io) => Some((RestoreProblem::Io, "the log file cannot be read")),
+            Err(Unreadable::Gone) => Some((RestoreProblem::Damaged, "a chunk is damaged")),
             Ok(data) => {
                 restoring.checksum = crc32c::crc32c_append(restoring.checksum, data);
                 restoring.taken = Some(chunk + 1);
-                machines.restore(group, Restore::Bytes(data)).err().map(|error| error.problem)
+                let is_lost =
+                    mutants::is(Mutant::RestoreLosesEnd) && chunk + 1 == restoring.snapshot.body.chunks();
+                let bytes = if is_lost { &[][..] } else { data };
+                let refused = machines.restore(group, Restore::Bytes(bytes)).err();
+                refused.map(|error| (RestoreProblem::Refused, error.problem))
             }
         };
         if problem.is_some() {
@@ -307,18 +317,22 @@ impl Snapshots {
     fn end_restoring(
         &mut self,
         machines: &mut Machines,
-        problem: Option<&'static str>,
+        problem: Option<(RestoreProblem, &'static str)>,
         tell: &mut impl FnMut(GroupId, SnapshotEvent),
     ) {
         let Some(Restoring { group, snapshot, .. }) = self.restoring.pop_front() else { return };
         let index = snapshot.head.index;
-        let Some(problem) = problem else {
+        let Some((problem, why)) = problem else {
             return tell(group, SnapshotEvent::Restored { index });
         };
-        tracing::error!(%group, %index, problem, "a snapshot cannot be restored");
+        tracing::error!(%group, %index, why, "a snapshot cannot be restored");
+        if problem == RestoreProblem::Damaged {
+            // It would be taken for the same one that the leader offers.
+            self.push(group, Work::Drop { index });
+        }
         // What is left of it must not be applied to.
         let _ = machines.restore(group, Restore::Begin);
-        tell(group, SnapshotEvent::NotRestored { index, is_io: problem == IO });
+        tell(group, SnapshotEvent::NotRestored { index, problem });
     }
 }
 

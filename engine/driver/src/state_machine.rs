@@ -113,7 +113,12 @@ pub trait StateMachine: Send + 'static {
 
     /// The present state, frozen: it does not change while commands are applied, and is read a little in each of
     /// the shard's turns. Freezing itself happens within a turn, so it has to be cheap: share what is there and copy
-    /// what is written to afterwards. Equal states must give equal bytes on all replicas.
+    /// what is written to afterwards.
+    ///
+    /// Equal states must give equal bytes on all replicas, however they came about: in an order of their own (sorted, not
+    /// that of a hash map with a random seed), without what is a node's own (clocks, addresses, when it started), and however
+    /// the pieces are cut. Replicas are compared by these bytes; where they depend on more than the applied commands, sound replicas are
+    /// reported as different.
     ///
     /// Default: `None`, the machine makes no snapshots. Its group's log is then never compacted, and a start
     /// applies all of it again.

@@ -20,12 +20,14 @@ pub struct ShardCounters {
     pub groups_quarantined: AtomicU64,
     pub repairs_begun: AtomicU64,
     pub repairs_done: AtomicU64,
+    pub states_differing: AtomicU64,
     pub messages_refused: AtomicU64,
     pub leaderships_given: AtomicU64,
     pub disk_hangs: AtomicU64,
     pub snapshots_taken: AtomicU64,
     pub snapshots_installed: AtomicU64,
     pub snapshots_given_up: AtomicU64,
+    pub snapshots_damaged: AtomicU64,
     pub snapshot_chunks_sent: AtomicU64,
     pub snapshot_chunks_received: AtomicU64,
 }
@@ -55,12 +57,14 @@ impl ShardCounters {
             groups_quarantined: read(&self.groups_quarantined),
             repairs_begun: read(&self.repairs_begun),
             repairs_done: read(&self.repairs_done),
+            states_differing: read(&self.states_differing),
             messages_refused: read(&self.messages_refused),
             leaderships_given: read(&self.leaderships_given),
             disk_hangs: read(&self.disk_hangs),
             snapshots_taken: read(&self.snapshots_taken),
             snapshots_installed: read(&self.snapshots_installed),
             snapshots_given_up: read(&self.snapshots_given_up),
+            snapshots_damaged: read(&self.snapshots_damaged),
             snapshot_chunks_sent: read(&self.snapshot_chunks_sent),
             snapshot_chunks_received: read(&self.snapshot_chunks_received),
         }
@@ -98,6 +102,8 @@ pub struct ShardStats {
     pub repairs_begun: u64,
     /// Replicas that have all again that they may have acknowledged.
     pub repairs_done: u64,
+    /// Times that the state of a replica here was found to differ from what the others have.
+    pub states_differing: u64,
     /// Messages of peers refused by the validator.
     pub messages_refused: u64,
     /// Leaderships handed over or given up on request, not counting those that the shard gave away by itself.
@@ -110,6 +116,8 @@ pub struct ShardStats {
     pub snapshots_installed: u64,
     /// Transfers of snapshots, either way, that were given up for a while.
     pub snapshots_given_up: u64,
+    /// Stored snapshots that were found damaged, and replaced.
+    pub snapshots_damaged: u64,
     /// Chunks of snapshots handed to the bridge for followers.
     pub snapshot_chunks_sent: u64,
     /// Chunks of snapshots of leaders handed to the disk.

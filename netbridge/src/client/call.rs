@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use iroh_raft_core::batch::RecordBlock;
-use iroh_raft_core::{AnswerOn, ConfState, GroupId, GroupStatus, Index, NodeId, Offset, RunOutcome, Term};
+use iroh_raft_core::{
+    AnswerOn, ConfState, DigestState, GroupCommand, GroupId, GroupStatus, Index, NodeId, Offset, RunOutcome,
+    Term,
+};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -59,6 +62,9 @@ pub(super) enum Outcome {
     Found(Found),
     /// Where a cursor stands, or where the kept records begin.
     Offset(Option<Offset>),
+    /// A place to compare replicas at is marked by this entry.
+    Marked(Index),
+    Digest(DigestState),
     /// What became of a record of a session.
     Run(RunOutcome),
     Granted,
@@ -381,6 +387,14 @@ impl Work {
             }
             (ClientBody::Find { .. }, ReplyBody::Found { offset, end }) => {
                 Box::new([Outcome::Found(Found { offset, end })].into_iter())
+            }
+            (ClientBody::Command(GroupCommand::Compare), ReplyBody::CommandDone { index, .. }) => {
+                Box::new([Outcome::Marked(index)].into_iter())
+            }
+            (ClientBody::StateDigest { index: asked, .. }, ReplyBody::StateDigest { index, state })
+                if *asked == index =>
+            {
+                Box::new([Outcome::Digest(state)].into_iter())
             }
             (ClientBody::Command(_), ReplyBody::CommandDone { offset, .. })
             | (ClientBody::FetchCursor { .. }, ReplyBody::Cursor(offset)) => {

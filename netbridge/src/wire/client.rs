@@ -4,13 +4,15 @@ use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::group_command::{decode_command, encode_command};
 use iroh_raft_core::{
-    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, MemberChange, NodeId, Offset, Sequence,
-    SessionId, ShardId, WallTime,
+    AnswerOn, Consistency, CursorName, GroupCommand, GroupId, Index, MemberChange, NodeId, Offset, Sequence,
+    SessionId, ShardId, StateDigest, WallTime,
 };
 use rkyv::{Archive, Serialize};
 
 use super::payload::{PayloadBuilder, PayloadCursor};
-use super::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive, members};
+use super::{
+    FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive, digest, members,
+};
 
 /// A client's request.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -110,6 +112,14 @@ pub enum ClientBody {
     RemoveGroup,
     /// Open the group's replica again, which was taken out on the node that is asked. Answered by `Done`.
     Revive,
+    /// What this very node's replica came to at an index that was marked by
+    /// [`GroupCommand::Compare`]. Answered by `StateDigest`.
+    StateDigest {
+        /// The entry that marked it.
+        index: Index,
+        /// What others came to there: a node whose digest is another one says so, in its log and its counters.
+        expected: Option<StateDigest>,
+    },
     /// Change the members of the group, in one step. Answered by `MembersChanged`.
     ChangeMembers {
         /// What is to change.
@@ -128,13 +138,13 @@ struct RequestDescriptor {
     request: u64,
     group: u64,
     /// ReadRecords, Tail: first record. GrantTail: bytes in all. EndTail: the tail. Find: the time. SessionAppend,
-    /// Outcome: the sequence.
+    /// Outcome: the sequence. StateDigest: the index.
     from: u64,
     deadline_ms: u32,
     /// Append, SessionAppend: number of records. ReadRecords: bytes at most. Tail: bytes granted.
     number: u32,
-    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome: bytes of
-    /// payload. ReadRecords: records at most, 0 for no bound.
+    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome, StateDigest:
+    /// bytes of payload. ReadRecords: records at most, 0 for no bound.
     bytes: u32,
     kind: u8,
     /// Append, SessionAppend: 1 to answer on apply. Query: its consistency, and whether it may be forwarded. ReadRecords: 1 to wait.
@@ -159,6 +169,7 @@ const REMOVE_GROUP: u8 = 13;
 const SESSION_APPEND: u8 = 14;
 const OUTCOME: u8 = 15;
 const REVIVE: u8 = 16;
+const STATE_DIGEST: u8 = 18;
 
 const SESSION_BYTES: u32 = size_of::<SessionId>() as u32;
 
@@ -332,6 +343,11 @@ fn read(
         }
         REMOVE_GROUP => (ClientBody::RemoveGroup, from != 0 || number != 0 || bytes != 0 || option != 0),
         REVIVE => (ClientBody::Revive, from != 0 || number != 0 || bytes != 0 || option != 0),
+        STATE_DIGEST => {
+            let expected = digest::decode_expected(&payload.take(bytes)?)?;
+            let body = ClientBody::StateDigest { index: Index(from), expected };
+            (body, number != 0 || option != 0)
+        }
         number => return Err(FrameError::UnknownNumber { what: "kind of request", number }),
     };
     if unused || descriptor.reserved != [0; 2] {
@@ -455,6 +471,10 @@ impl RequestFrameBuilder {
             }
             ClientBody::RemoveGroup => descriptor.kind = REMOVE_GROUP,
             ClientBody::Revive => descriptor.kind = REVIVE,
+            ClientBody::StateDigest { index, expected } => {
+                (descriptor.kind, descriptor.from) = (STATE_DIGEST, index.0);
+                descriptor.bytes = self.payload.push_slice(&digest::encode_expected(*expected));
+            }
             ClientBody::ChangeMembers { changes } => {
                 descriptor.kind = CHANGE_MEMBERS;
                 descriptor.bytes = self.payload.push_slice(&members::encode_changes(changes));

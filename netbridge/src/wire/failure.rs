@@ -161,6 +161,7 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Commands => 8,
         BusyReason::Groups => 9,
         BusyReason::Applying => 10,
+        BusyReason::Comparing => 12,
     }
 }
 
@@ -176,6 +177,7 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         8 => Ok(BusyReason::Commands),
         9 => Ok(BusyReason::Groups),
         10 => Ok(BusyReason::Applying),
+        12 => Ok(BusyReason::Comparing),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

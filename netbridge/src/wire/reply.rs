@@ -6,14 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    ConfState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role, RunOutcome,
-    Sequence, ShardId, Term, encode_members,
+    ConfState, DigestState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, RequestError, Role,
+    RunOutcome, Sequence, ShardId, Term, encode_members,
 };
 use rkyv::{Archive, Serialize};
 
 use super::failure::Failure;
 use super::payload::{PayloadBuilder, PayloadCursor};
-use super::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive, members};
+use super::{
+    FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive, digest, members,
+};
 
 /// An answer to a client.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -93,6 +95,13 @@ pub enum ReplyBody {
     },
     /// It is done.
     Done,
+    /// What the replica came to at an index.
+    StateDigest {
+        /// The index.
+        index: Index,
+        /// The digest, or why there is none.
+        state: DigestState,
+    },
     /// How the replica stands. Its group is that of the reply.
     Status(GroupStatus),
     /// It failed. The text of [`RequestError::Invalid`] is cut at 120 bytes.
@@ -131,7 +140,7 @@ struct ReplyDescriptor {
     request: u64,
     group: u64,
     /// Appended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Found: offset.
-    /// CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Outcome: offset, or the sequence expected.
+    /// StateDigest: index. CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Outcome: offset, or the sequence expected.
     /// Failed: by its code.
     first: u64,
     /// Appended, Responses, CommandDone, Outcome: index. Answer: commit. Records, Found: end. Failed: by its code.
@@ -140,12 +149,13 @@ struct ReplyDescriptor {
     third: u64,
     /// Appended, Responses: records. Records: batches. Failed: by its code.
     number: u32,
-    /// Responses, Answer, Failed, Status, MembersChanged: bytes of payload; of the last two, members.
+    /// Responses, Answer, Failed, Status, MembersChanged, StateDigest: bytes of payload; of Status and
+    /// MembersChanged, members.
     bytes: u32,
     kind: u8,
     /// Failed: why.
     code: u8,
-    /// Failed: more about why. Records: 1 when there are more answers to come. Outcome: which.
+    /// Failed: more about why. Records: 1 when there are more answers to come. Outcome, StateDigest: which.
     detail: u8,
     reserved: [u8; 5],
 }
@@ -181,6 +191,7 @@ const CURSOR: u8 = 10;
 const GRANTED: u8 = 11;
 const DONE: u8 = 12;
 const OUTCOME: u8 = 13;
+const STATE_DIGEST: u8 = 15;
 
 const COMMITTED: u8 = 0;
 const PENDING: u8 = 1;
@@ -382,6 +393,11 @@ impl<'a> Walk<'a> {
                 let is_clean = unused == [0; 3] && number == 0 && bytes == 0 && code == 0;
                 (ReplyBody::Outcome(outcome), is_clean)
             }
+            STATE_DIGEST => {
+                let state = digest::decode_state(detail, &self.payload.take(bytes)?)?;
+                let is_clean = [second, third] == [0; 2] && number == 0 && code == 0;
+                (ReplyBody::StateDigest { index: Index(first), state }, is_clean)
+            }
             number => return Err(FrameError::UnknownNumber { what: "kind of answer", number }),
         };
         Ok((body, !is_clean))
@@ -548,6 +564,11 @@ impl ReplyFrameBuilder {
                 descriptor.kind = MEMBERS_CHANGED;
                 descriptor.first = index.0;
                 descriptor.bytes = self.payload.push_slice(&encode_members(&members));
+            }
+            ReplyBody::StateDigest { index, state } => {
+                let (which, payload) = digest::encode_state(state);
+                (descriptor.kind, descriptor.detail, descriptor.first) = (STATE_DIGEST, which, index.0);
+                descriptor.bytes = self.payload.push_slice(&payload);
             }
             ReplyBody::Done => descriptor.kind = DONE,
             ReplyBody::Failed(error) => {

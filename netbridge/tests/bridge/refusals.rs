@@ -354,7 +354,4 @@ fn settings_that_cannot_work_are_refused() {
     let mut config = one.config(&[]);
     config.limits = BridgeLimits { ring_budget: 0, ..BridgeLimits::default() };
     assert!(matches!(refuse(config), BridgeError::Config { .. }));
-    let mut config = one.config(&[]);
-    config.placement = Placement::even(2).unwrap();
-    assert!(matches!(refuse(config), BridgeError::Config { .. }));
 }

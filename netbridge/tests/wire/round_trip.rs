@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
-    AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, Consistency, EntryKind, Freshness, GroupCommand,
-    GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Placement, Sequence, SessionId,
-    ShardId, Term, WallTime,
+    AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, Consistency, DigestState, EntryKind, Freshness,
+    GroupCommand, GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Placement, Sequence,
+    SessionId, ShardId, SnapshotBody, StateDigest, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, TEXT_BYTES_MAX};
 use iroh_raft_netbridge::wire::{
@@ -82,6 +82,22 @@ fn consistency() -> impl Strategy<Value = Consistency> {
     prop_oneof![Just(Consistency::Local), Just(Consistency::Lease), Just(Consistency::Linearizable)]
 }
 
+fn digest() -> impl Strategy<Value = StateDigest> {
+    (prop::option::of((any::<u64>(), any::<u32>())), any::<u32>()).prop_map(|(body, table)| {
+        let machine = body.map(|(bytes, checksum)| SnapshotBody { bytes, checksum });
+        StateDigest { machine, table }
+    })
+}
+
+fn digest_state() -> impl Strategy<Value = DigestState> {
+    prop_oneof![
+        digest().prop_map(DigestState::Known),
+        Just(DigestState::Pending),
+        Just(DigestState::Missed),
+        Just(DigestState::Unknown),
+    ]
+}
+
 fn request() -> impl Strategy<Value = ClientRequest> {
     let answer = prop_oneof![Just(AnswerOn::Commit), Just(AnswerOn::Apply)];
     let body = prop_oneof![
@@ -120,6 +136,9 @@ fn request() -> impl Strategy<Value = ClientRequest> {
         vec(any::<u64>().prop_map(NodeId), 0..5).prop_map(|voters| ClientBody::CreateGroup { voters }),
         Just(ClientBody::RemoveGroup),
         Just(ClientBody::Revive),
+        Just(ClientBody::Command(GroupCommand::Compare)),
+        (any::<u64>(), prop::option::of(digest()))
+            .prop_map(|(index, expected)| ClientBody::StateDigest { index: Index(index), expected }),
     ];
     (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(request, group, deadline_ms, body)| {
         ClientRequest { request, group: GroupId(group), deadline_ms, body }
@@ -156,6 +175,8 @@ fn reply() -> impl Strategy<Value = ClientReply> {
         prop::option::of(any::<u32>())
             .prop_map(|offset| ReplyBody::Cursor(offset.map(|offset| Offset(offset.into())))),
         Just(ReplyBody::Granted),
+        (any::<u64>(), digest_state())
+            .prop_map(|(index, state)| ReplyBody::StateDigest { index: Index(index), state }),
         prop::sample::select(outcomes()).prop_map(ReplyBody::Outcome),
         prop::sample::select(session_failures()).prop_map(ReplyBody::Failed),
         prop::sample::select(roles().to_vec()).prop_map(|role| status(5, role)),

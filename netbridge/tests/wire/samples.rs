@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
-    AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, EntryKind, Freshness,
-    GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
+    AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, DigestState, EntryKind,
+    Freshness, GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
     MessageKind, NodeId, Offset, Owner, PeerMessage, Placement, RequestError, Role, RunOutcome, Sequence,
-    SessionId, SessionRefusal, ShardId, Term, WallTime,
+    SessionId, SessionRefusal, ShardId, SnapshotBody, StateDigest, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
@@ -135,6 +135,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ClientBody::CreateGroup { .. }
                     | ClientBody::RemoveGroup
                     | ClientBody::Revive
+                    | ClientBody::StateDigest { .. }
                     | ClientBody::ChangeMembers { .. } => {}
                 }
             }
@@ -155,6 +156,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ReplyBody::Cursor(_)
                     | ReplyBody::Outcome(_)
                     | ReplyBody::Granted
+                    | ReplyBody::StateDigest { .. }
                     | ReplyBody::Status(_)
                     | ReplyBody::Done
                     | ReplyBody::MembersChanged { .. }
@@ -419,6 +421,31 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
         ("peer-append", Content::Peer(Lane::Append, appends)),
         ("peer-leaving", Content::Peer(Lane::Append, leaving)),
         ("peer-repair", Content::Peer(Lane::Append, repairing)),
+        (
+            "request-compare",
+            Content::Requests(vec![
+                request(1, ClientBody::Command(GroupCommand::Compare)),
+                request(2, ClientBody::StateDigest { index: Index(7), expected: None }),
+                request(3, ClientBody::StateDigest { index: Index(7), expected: Some(state_digest()) }),
+            ]),
+        ),
+        (
+            "reply-compare",
+            Content::Replies(
+                [
+                    DigestState::Known(state_digest()),
+                    DigestState::Known(StateDigest { machine: None, table: 3 }),
+                    DigestState::Pending,
+                    DigestState::Missed,
+                    DigestState::Unknown,
+                ]
+                .into_iter()
+                .zip(1..)
+                .map(|(state, number)| reply(number, ReplyBody::StateDigest { index: Index(7), state }))
+                .chain([reply(9, ReplyBody::Failed(RequestError::busy(BusyReason::Comparing)))])
+                .collect(),
+            ),
+        ),
         ("request-revive", Content::Requests(vec![request(1, ClientBody::Revive)])),
         ("reply-under-repair", Content::Replies(vec![reply(1, status_under_repair(2))])),
         ("peer-snapshot", Content::Peer(Lane::Snapshot, vec![message(MessageKind::Snapshot, 12)])),
@@ -604,4 +631,8 @@ fn query(consistency: Consistency, may_forward: bool, query: &'static [u8]) -> C
 pub(crate) fn answer(applied: u64, commit: u64, heard: Option<Duration>, bytes: &'static [u8]) -> ReplyBody {
     let freshness = Freshness { applied: Index(applied), commit: Index(commit), heard };
     ReplyBody::Answer(Answer { freshness, bytes: Bytes::from_static(bytes) })
+}
+
+fn state_digest() -> StateDigest {
+    StateDigest { machine: Some(SnapshotBody { bytes: 1 << 33, checksum: 2 }), table: 3 }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use iroh_raft_core::{GroupId, Index, Offset, ShardId, Term};
 use iroh_raft_storage::fault::{FaultDisk, Files};
 use iroh_raft_storage::snapshot::SNAPSHOT_CHUNK_BYTES;
-use iroh_raft_storage::{DataFolder, OpenShard, SnapshotError, SnapshotHead, SnapshotMeta, SnapshotStore};
+use iroh_raft_storage::{
+    Damage, DamagePlace, DataFolder, OpenShard, SnapshotError, SnapshotHead, SnapshotMeta, SnapshotStore,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use redb::{Database, ReadableTable, TableDefinition};
@@ -210,7 +212,10 @@ fn damage_is_named() {
             row[at] ^= 4;
             transaction.open_table(CHUNKS).unwrap().insert(key, row.as_slice()).unwrap();
         });
-        let (_folder, shard) = open(&path).unwrap();
+        let (_folder, mut shard) = open(&path).unwrap();
+        let scrubbed = shard.scrubber.step(u64::MAX).unwrap();
+        let is_it = |damage: &Damage| damage.place == DamagePlace::Snapshot { group: GROUP };
+        assert!(scrubbed.is_round_done && scrubbed.damage.iter().all(is_it) && scrubbed.damage.len() == 1);
         assert!(shard.snapshots.read_chunk(&meta, 0).is_ok());
         let error = shard.snapshots.read_chunk(&meta, 1).unwrap_err();
         let is_named = matches!(error, SnapshotError::Damaged { group: GROUP, index: Index(6), chunk: 1 });

@@ -5,9 +5,11 @@
 
 mod acknowledged;
 mod answers;
+pub(crate) mod bank;
 mod commits;
 mod durable;
 mod elections;
+mod hashes;
 mod leadership;
 pub(crate) mod linear;
 mod log;
@@ -25,8 +27,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
     Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input, LogChange,
-    MessageKind, NodeId, Outputs, PeerMessage, Placement, Reply, Role, Shard, ShardId, Term, Timestamp,
-    Token,
+    MessageKind, NodeId, Outputs, PeerMessage, Placement, Reply, RestoreProblem, Role, Shard, ShardId,
+    SnapshotEvent, Term, Timestamp, Token,
 };
 
 use crate::clock::elapsed;
@@ -34,9 +36,11 @@ use crate::marks::Marks;
 use crate::plan::Plan;
 use acknowledged::Acknowledged;
 use answers::Answers;
+use bank::Banks;
 use commits::Commits;
 use durable::Durable;
 use elections::Elections;
+use hashes::Hashes;
 use leadership::Leadership;
 use log::Logs;
 use placement::Placed;
@@ -93,6 +97,10 @@ pub(crate) struct Checks {
     pub(crate) commits: Commits,
     pub(crate) acknowledged: Acknowledged,
     pub(crate) answers: Answers,
+    pub(crate) banks: Banks,
+    pub(crate) hashes: Hashes,
+    /// Replicas whose state machine could not be restored, since their snapshot is damaged.
+    unrestored: BTreeSet<(NodeId, GroupId)>,
     /// Reads by a lease that came in this turn.
     leased: BTreeSet<Token>,
     /// How each replica stood at the end of its last turn.
@@ -121,6 +129,9 @@ impl Checks {
             commits: Commits::new(plan),
             acknowledged: Acknowledged::default(),
             answers: Answers::default(),
+            banks: Banks::default(),
+            hashes: Hashes::default(),
+            unrestored: BTreeSet::new(),
             leased: BTreeSet::new(),
             statuses: BTreeMap::new(),
             told: is_told.then(VecDeque::new),
@@ -151,6 +162,7 @@ impl Checks {
     /// A node's process ended.
     pub(crate) fn stopped(&mut self, node: NodeId) {
         self.statuses.retain(|(of, _), _| *of != node);
+        self.unrestored.retain(|(of, _)| *of != node);
         self.answers.stopped(node);
         self.commits.reading.stopped(node);
     }
@@ -187,6 +199,14 @@ impl Checks {
     fn found(&mut self, node: NodeId, state: &GroupState) {
         let checked = self.repairs.booted(node, state, &self.durable, &mut self.marks);
         self.note(checked);
+        let is_unrestored = self.unrestored.remove(&(node, state.group));
+        let covered = state.snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
+        let has_machine = self.plan.group(state.group).has_machine;
+        if has_machine && state.start.index > Index(0) && (is_unrestored || covered < state.start.index) {
+            self.marks.add("replica begins anew without its snapshot", 1);
+            self.durable.lose_all(node, state.group);
+            self.repairs.lost_all(node, state.group, &self.durable);
+        }
         let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
         self.logs.restart(node, state.group, entries);
         self.commits.restart(node, state.group);
@@ -229,6 +249,9 @@ impl Checks {
                 self.answers.left(node, state.group);
             }
             Input::Snapshot { group, event } => {
+                if matches!(event, SnapshotEvent::NotRestored { problem: RestoreProblem::Damaged, .. }) {
+                    self.unrestored.insert((node, *group));
+                }
                 self.snapshots.event(node, *group, event, &mut self.commits, &mut self.marks);
             }
             Input::Message(message)
@@ -357,6 +380,13 @@ impl Checks {
                 self.note(checked);
             }
             Event::SnapshotInstalled { .. } => self.marks.add("snapshot installed", 1),
+            Event::SnapshotDamaged { group, index } => {
+                self.marks.add("stored snapshot damaged", 1);
+                let checked = ensure(self.plan.liars.contains(&node), "damage has a cause", || {
+                    format!("node {node}: the snapshot of group {group} at {index}")
+                });
+                self.note(checked);
+            }
             Event::SnapshotGivenUp { .. } => self.marks.add("transfer given up", 1),
             Event::LeaderChanged { .. }
             | Event::SnapshotTaken { .. }

@@ -21,12 +21,14 @@ use madsim::time::timeout;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use crate::bank;
 use crate::checkers::linear::{Action, Operation};
 use crate::checkers::{acknowledged_read, ensure, record_hash};
 use crate::clock::{elapsed, sleep};
 use crate::consumers;
 use crate::machine::{self, Change};
 use crate::network::{joined, parse};
+use crate::operator;
 use crate::plan::{GroupPlan, within};
 use crate::sessions;
 use crate::sim::Shared;
@@ -60,6 +62,8 @@ pub(crate) struct Clients {
     requests: u64,
     values: u64,
     pub(crate) leaders: BTreeMap<GroupId, NodeId>,
+    /// Accounts of each bank that are known to all.
+    pub(crate) accounts: BTreeMap<GroupId, Vec<u64>>,
     /// Next record of each consumer.
     pub(crate) tails: BTreeMap<GroupId, Offset>,
     pub(crate) operations: u64,
@@ -89,7 +93,8 @@ pub(crate) fn spawn(sim: &Shared) -> Vec<JoinHandle<()>> {
     let followed = sim.plan.groups.iter().take(TAILED_MAX);
     let consumers = followed.map(|group| spawn_local(consumers::run(sim.clone(), group.id)));
     let sessions = (0..sim.plan.sessions).map(|_| spawn_local(sessions::run(sim.clone())));
-    writers.chain(consumers).chain(sessions).collect()
+    let operator = std::iter::once(spawn_local(operator::run(sim.clone())));
+    writers.chain(consumers).chain(sessions).chain(operator).collect()
 }
 
 async fn run_writer(sim: Shared) {
@@ -121,6 +126,7 @@ async fn operate(sim: &Shared, mut random: SmallRng) {
     let group = sim.plan.groups[at].clone();
     let dice = random.random_range(0..100);
     match (group.has_machine, dice) {
+        (true, 0..90) if group.is_bank => bank::operate(sim, &mut random, &group).await,
         (true, 0..40) => change(sim, &mut random, &group).await,
         (true, 40..90) => query(sim, &mut random, &group).await,
         (false, 0..80) => drop(append(sim, &mut random, &group).await),

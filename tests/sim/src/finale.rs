@@ -1,5 +1,6 @@
 //! When the faults have stopped: everything must come back to life, and say the same everywhere.
 
+mod compare;
 mod hung_disk;
 mod quiescence;
 mod removal;
@@ -14,6 +15,7 @@ use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use madsim::task::JoinHandle;
 use rand::rngs::SmallRng;
 
+use crate::bank;
 use crate::checkers::members::is_quorum;
 use crate::checkers::{Checked, ensure};
 use crate::clients;
@@ -98,6 +100,7 @@ async fn settle(sim: &Shared) -> Checked {
         probe(sim, group).await?;
         wait_until(sim, group, "groups converge after a write", |sim| is_settled(sim, group)).await?;
         audit(sim, group).await?;
+        compare::check(sim, group).await?;
     }
     let first = &sim.plan.groups[0];
     hung_disk::check(sim, first).await?;
@@ -213,7 +216,9 @@ async fn probe(sim: &Shared, group: &GroupPlan) -> Checked {
 
 /// Tries to write something; whoever wants it done looks at what was acknowledged.
 async fn write(sim: &Shared, random: &mut SmallRng, group: &GroupPlan) {
-    if group.has_machine {
+    if group.is_bank {
+        bank::transfer(sim, random, group).await;
+    } else if group.has_machine {
         clients::change(sim, random, group).await;
     } else {
         let _ = clients::append(sim, random, group).await;

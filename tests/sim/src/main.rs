@@ -5,6 +5,8 @@
 #[cfg(madsim)]
 mod args;
 #[cfg(madsim)]
+mod bank;
+#[cfg(madsim)]
 mod checkers;
 #[cfg(madsim)]
 mod clients;
@@ -24,6 +26,8 @@ mod nemesis;
 mod network;
 #[cfg(madsim)]
 mod node;
+#[cfg(madsim)]
+mod operator;
 #[cfg(madsim)]
 mod placing;
 #[cfg(madsim)]

@@ -25,6 +25,11 @@ use crate::usurp::usurp;
 const CUT_WITHIN: Duration = Duration::from_secs(2);
 /// Places looked at for a record to damage.
 const FLIP_TRIES: usize = 256;
+/// How a stored chunk of a snapshot begins, and where its data does (FORMAT.md, "Snapshots").
+const CHUNK_MAGIC: &[u8] = b"IRSC";
+const CHUNK_HEADER_BYTES: usize = 64;
+/// Chunks of a file that are damaged at a time.
+const CHUNKS_DAMAGED_MAX: usize = 8;
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Time that the others are given to elect another leader, in election timeouts.
 const DUEL_ELECTIONS: u32 = 4;
@@ -55,6 +60,7 @@ pub(crate) enum FaultKind {
     BitFlip,
     RollBack,
     RecordsDamaged,
+    SnapshotsDamaged,
     HandOver,
     Transfer,
     Members,
@@ -71,7 +77,7 @@ impl std::str::FromStr for FaultKind {
 }
 
 impl FaultKind {
-    pub(crate) const ALL: [FaultKind; 24] = [
+    pub(crate) const ALL: [FaultKind; 25] = [
         FaultKind::Kill,
         FaultKind::PowerCut,
         FaultKind::PowerCutInCommit,
@@ -92,6 +98,7 @@ impl FaultKind {
         FaultKind::BitFlip,
         FaultKind::RollBack,
         FaultKind::RecordsDamaged,
+        FaultKind::SnapshotsDamaged,
         FaultKind::HandOver,
         FaultKind::Transfer,
         FaultKind::Members,
@@ -105,7 +112,7 @@ impl FaultKind {
             FaultKind::Duel => 3,
             FaultKind::LeaderDiskHung => 6,
             FaultKind::Transfer => 16,
-            FaultKind::Members | FaultKind::RecordsDamaged => 20,
+            FaultKind::Members | FaultKind::RecordsDamaged | FaultKind::SnapshotsDamaged => 20,
             FaultKind::PowerCut | FaultKind::Pause | FaultKind::DiskError | FaultKind::HandOver => 5,
             FaultKind::SlowLink | FaultKind::DiskStall | FaultKind::ClockJump => 4,
             FaultKind::PowerCutOfAll | FaultKind::DiskFull => 2,
@@ -118,7 +125,12 @@ impl FaultKind {
     pub(crate) fn is_lie(self) -> bool {
         matches!(
             self,
-            Self::LostWrite | Self::MisdirectedWrite | Self::BitFlip | Self::RollBack | Self::RecordsDamaged
+            Self::LostWrite
+                | Self::MisdirectedWrite
+                | Self::BitFlip
+                | Self::RollBack
+                | Self::RecordsDamaged
+                | Self::SnapshotsDamaged
         )
     }
 }
@@ -237,7 +249,7 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
         FaultKind::Usurp => {
             let group = pick(random, &sim.plan.groups).clone();
             let has_leases = sim.plan.core.lease_reads.is_some();
-            if group.has_machine && has_leases && !sim.is_usurping.replace(true) {
+            if group.has_machine && !group.is_bank && has_leases && !sim.is_usurping.replace(true) {
                 let (of, random) = (sim.clone(), sim.random());
                 go_on(sim, async move {
                     usurp(of.clone(), group, random).await;
@@ -319,6 +331,24 @@ fn strike(sim: &Shared, random: &mut SmallRng, kind: FaultKind) {
                     node::kill(&of, leader);
                     later(&of, short, move |sim| node::boot(sim, leader));
                 }
+            });
+        }
+        FaultKind::SnapshotsDamaged => {
+            let node = *pick(random, &sim.plan.liars);
+            let (of, mut random) = (sim.clone(), sim.random());
+            let is_running = random.random_bool(0.5);
+            go_on(sim, async move {
+                if is_running {
+                    // For the scrub to find, or whoever sends it.
+                    damage_snapshots(&of, &mut random, node);
+                    return;
+                }
+                node::shut_down(&of, node).await;
+                sleep(down).await;
+                if !of.nodes.borrow().is_up(node) {
+                    damage_snapshots(&of, &mut random, node);
+                }
+                node::boot(&of, node);
             });
         }
         FaultKind::RollBack => {
@@ -449,6 +479,22 @@ fn damage_records(sim: &Shared, random: &mut SmallRng, node: NodeId) {
     for at in looked_at.into_iter().take(count) {
         sim.mark("disk lies: record damaged");
         disk.flip(path, at, 1 << random.random_range(0..8));
+    }
+}
+
+/// Damages chunks of the snapshots that a node stores; some of them are not needed any more.
+fn damage_snapshots(sim: &Shared, random: &mut SmallRng, node: NodeId) {
+    let disk = sim.nodes.borrow().disk(node);
+    for (path, bytes) in disk.files() {
+        let heads = bytes.windows(CHUNK_MAGIC.len()).enumerate().filter(|(_, found)| *found == CHUNK_MAGIC);
+        let heads: Vec<usize> = heads.map(|(at, _)| at).collect();
+        for _ in 0..heads.len().min(CHUNKS_DAMAGED_MAX) {
+            let at = *pick(random, &heads) + CHUNK_HEADER_BYTES + random.random_range(0..8);
+            if at < bytes.len() {
+                sim.mark("disk lies: snapshot damaged");
+                disk.flip(&path, at, 1 << random.random_range(0..8));
+            }
+        }
     }
 }
 

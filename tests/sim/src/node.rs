@@ -25,6 +25,7 @@ use iroh_raft_storage::fault::FaultDisk;
 use iroh_raft_storage::{DataFolder, OpenShard, StorageError};
 use rand::Rng;
 
+use crate::bank::{Audited, Books};
 use crate::checkers::ensure;
 use crate::clock::{NodeClock, sleep};
 use crate::machine::Registers;
@@ -159,6 +160,8 @@ struct Watch {
     node: NodeId,
     shard: ShardId,
     recorder: Option<Recorder>,
+    /// What its banks were seen to hold since it was asked last.
+    books: Books,
 }
 
 impl Observer for Watch {
@@ -166,7 +169,13 @@ impl Observer for Watch {
         if let Some(recorder) = &mut self.recorder {
             recorder.input(now, input);
         }
-        self.sim.checks.borrow_mut().input(self.node, self.shard, now, input);
+        let looks = std::mem::take(&mut *self.books.lock().expect("one thread"));
+        let mut checks = self.sim.checks.borrow_mut();
+        for look in looks {
+            let checked = checks.banks.stands(self.node, &look);
+            checks.note(checked);
+        }
+        checks.input(self.node, self.shard, now, input);
     }
 
     fn turn(&mut self, now: Timestamp, shard: &Shard, outputs: &Outputs) {
@@ -271,6 +280,20 @@ fn groups_of(sim: &Shared, id: NodeId, shard: ShardId, stored: Vec<GroupState>) 
     groups.into_values().collect()
 }
 
+/// What makes the state machines of a shard.
+fn machines(plan: &Plan, books: &Books) -> Arc<MachineFactory> {
+    let with_machine = plan.groups.iter().filter(|group| group.has_machine);
+    let are_banks: BTreeMap<GroupId, bool> = with_machine.map(|group| (group.id, group.is_bank)).collect();
+    let (filler_bytes, books) = (plan.filler_bytes, books.clone());
+    Arc::new(move |group| {
+        let machine: Box<dyn Machine> = match are_banks.get(&group)? {
+            true => Box::new(Audited::new(group, books.clone())),
+            false => Box::new(Registers::new(filler_bytes)),
+        };
+        Some(machine)
+    })
+}
+
 fn start(
     sim: &Shared,
     id: NodeId,
@@ -307,13 +330,8 @@ fn start(
         let (finding_sender, findings) = ring(1, &bell);
         let (due, move_due) = ring(1, &mover_bell);
         let groups = groups_of(sim, id, shard_id, open.groups);
-        let with_machine = plan.groups.iter().filter(|group| group.has_machine);
-        let with_machine: Vec<GroupId> = with_machine.map(|group| group.id).collect();
-        let filler_bytes = plan.filler_bytes;
-        let machines: Arc<MachineFactory> = Arc::new(move |group| {
-            let machine = || Box::new(Registers::new(filler_bytes)) as Box<dyn Machine>;
-            with_machine.contains(&group).then(machine)
-        });
+        let books = Books::default();
+        let machines = machines(plan, &books);
         let config = ShardConfig {
             node: id,
             shard: shard_id,
@@ -346,7 +364,7 @@ fn start(
             retention: plan.groups.iter().map(|group| (group.id, group.retention)).collect(),
             counters: Arc::new(ShardCounters::default()),
             on_fenced: Box::new(move |_, _| fenced.store(true, Ordering::Relaxed)),
-            observer: Some(Box::new(Watch { sim: sim.clone(), node: id, shard: shard_id, recorder })),
+            observer: Some(Box::new(Watch { sim: sim.clone(), node: id, shard: shard_id, recorder, books })),
         });
         let (failure, moves) = (Rc::default(), Rc::default());
         running.push(tasks::ShardTasks {

@@ -37,6 +37,8 @@ pub(crate) struct GroupPlan {
     /// Nodes that may hold a replica: the voters, and those that may become members.
     pub(crate) hosts: Vec<NodeId>,
     pub(crate) has_machine: bool,
+    /// Whether that is the bank, not the registers.
+    pub(crate) is_bank: bool,
     pub(crate) retention: Retention,
     /// The voter that is told of the group, if not all of them are.
     pub(crate) begins_on: Option<NodeId>,
@@ -166,6 +168,7 @@ impl Plan {
         plan.draw_sessions(&mut SmallRng::seed_from_u64(seed ^ 0x7365_7373));
         plan.draw_quiet(&mut SmallRng::seed_from_u64(seed ^ 0x7175_6965));
         plan.draw_placement(&mut SmallRng::seed_from_u64(seed ^ 0x706c_6163));
+        plan.draw_banks(&mut SmallRng::seed_from_u64(seed ^ 0x6261_6e6b));
         plan
     }
 
@@ -225,6 +228,15 @@ impl Plan {
         let ttls = [Duration::from_millis(800), Duration::from_secs(4), Duration::from_secs(600)];
         self.session_ttl = *pick(random, &[ttls[0], ttls[1], ttls[2], ttls[2]]);
         self.core.sessions_per_owner_max = *pick(random, &[2, 16, 300]);
+    }
+
+    /// Some state machines are banks; not where leases are the matter, of which registers tell more.
+    fn draw_banks(&mut self, random: &mut SmallRng) {
+        if !self.faults.contains(&(FaultKind::Usurp, USURP_WEIGHT)) {
+            self.groups
+                .iter_mut()
+                .for_each(|group| group.is_bank = group.has_machine && random.random_bool(0.4));
+        }
     }
 
     /// Groups go quiet after a heartbeat, or later, or never; in some runs clients leave them the time to.
@@ -291,6 +303,7 @@ impl Plan {
         let is_repaired = !self.liars.is_empty() && random.random_bool(0.6);
         let weight = |random: &mut SmallRng, kind: FaultKind| match kind {
             FaultKind::RecordsDamaged if is_repaired => 80,
+            FaultKind::SnapshotsDamaged if is_repaired => 40,
             _ if is_repaired && kind.is_lie() => 0,
             FaultKind::LeaderCut if is_stormy => 200,
             FaultKind::Duel if is_duel => 1_000,
@@ -329,7 +342,7 @@ fn draw_group(random: &mut SmallRng, id: GroupId, nodes: u64) -> GroupPlan {
     let hosts = voters.iter().copied().chain(spares.take(SPARES_MAX)).collect();
     let begins_on = random.random_bool(0.3).then(|| *pick(random, &voters));
     let (has_machine, retention) = (random.random_bool(0.5), Retention::default());
-    GroupPlan { id, voters, hosts, has_machine, retention, begins_on }
+    GroupPlan { id, voters, hosts, has_machine, is_bank: false, retention, begins_on }
 }
 
 fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {

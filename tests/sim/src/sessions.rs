@@ -8,11 +8,14 @@ use iroh_raft_core::{
     AnswerOn, GroupCommand, NodeId, Owner, RequestError, RunOutcome, SESSION_RUNS_MAX, Sequence, SessionId,
     SessionRefusal,
 };
+use iroh_raft_driver::bank::{BankCommand, BankResponse};
+use iroh_raft_driver::state_machine::Message;
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use madsim::task::spawn_local;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use crate::bank::{self, OPENING, Purse};
 use crate::checkers::sessions::Told;
 use crate::checkers::{ensure, record_hash};
 use crate::clients::{self, Trouble, ask, pick};
@@ -36,6 +39,8 @@ struct Sent {
     answer: AnswerOn,
     /// The change that it is of a register, and when it was first asked for.
     change: Option<(u32, Change, Duration)>,
+    /// What a bank has to answer.
+    due: Option<BankResponse>,
 }
 
 struct Session {
@@ -43,6 +48,7 @@ struct Session {
     id: SessionId,
     next: Sequence,
     sent: Vec<Sent>,
+    purse: Purse,
     /// Whether the last one sent has still to be answered.
     is_open: bool,
     is_over: bool,
@@ -66,8 +72,9 @@ pub(crate) async fn run(sim: Shared) {
             Ok((_, other)) => drop(clients::wrong::<()>(&sim, group.id, &other)),
             Err(_) => continue,
         }
+        let (sent, purse) = Default::default();
         let mut session =
-            Session { group, id, next: Sequence(0), sent: Vec::new(), is_open: false, is_over: false };
+            Session { group, id, next: Sequence(0), sent, purse, is_open: false, is_over: false };
         session.live(&sim, &mut random).await;
     }
 }
@@ -84,6 +91,7 @@ impl Session {
             }
             match random.random_range(0..100) {
                 _ if self.is_open => self.finish(sim, random).await,
+                0..8 if self.group.is_bank => self.purse.look(sim, random, &self.group).await,
                 0..60 => {
                     self.begin(sim, random);
                     self.finish(sim, random).await;
@@ -108,7 +116,12 @@ impl Session {
 
     /// Makes the next records.
     fn begin(&mut self, sim: &Shared, random: &mut SmallRng) {
-        let (records, answer, change) = if self.group.has_machine {
+        let mut due = None;
+        let (records, answer, change) = if self.group.is_bank {
+            let (command, response) = self.purse.next(sim, random);
+            due = Some(response);
+            (vec![command.encode()], AnswerOn::Apply, None)
+        } else if self.group.has_machine {
             let register = clients::register(random);
             let value = clients::unique(sim);
             let expected = random.random_range(value.saturating_sub(20)..value);
@@ -124,7 +137,8 @@ impl Session {
         };
         let hashes: Vec<u64> = records.iter().map(|record| record_hash(record)).collect();
         sim.checks.borrow_mut().commits.sessions.sent(self.group.id, &hashes);
-        self.sent.push(Sent { first: self.next, block: RecordBlock::from_records(&records), answer, change });
+        let block = RecordBlock::from_records(&records);
+        self.sent.push(Sent { first: self.next, block, answer, change, due });
         self.is_open = true;
     }
 
@@ -148,8 +162,11 @@ impl Session {
         }
     }
 
-    /// Puts a change into the history of its register.
+    /// Puts a change into the history of its register, or holds a bank's answer against what is due.
     fn record_change(&self, sim: &Shared, outcome: Result<ReplyBody, Trouble>) {
+        if let (Some(Sent { due: Some(due), .. }), Ok(answer)) = (self.sent.last(), &outcome) {
+            return bank::answered(sim, &self.group, self.id, *due, answer);
+        }
         let Some(Sent { change: Some((register, change, called)), .. }) = self.sent.last() else { return };
         clients::into_history(sim, &self.group, *register, *change, *called, outcome);
     }
@@ -270,6 +287,7 @@ impl Session {
     async fn skip(&mut self, sim: &Shared, random: &mut SmallRng) {
         let value = clients::unique(sim);
         let record = match self.group.has_machine {
+            true if self.group.is_bank => BankCommand::Open { account: value, balance: OPENING }.encode(),
             true => machine::encode(clients::register(random), Change::Write { value }),
             false => value.to_le_bytes().to_vec(),
         };

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh_raft_core::{Append, LogDamage, NodeId};
+use iroh_raft_core::{Append, NodeId};
 use iroh_raft_driver::lines::{Finding, Found, Queued, Wanted, Written};
 use iroh_raft_driver::snapshots::{SnapshotDone, SnapshotJob, SnapshotWorker};
 use iroh_raft_driver::{Driver, Next};
@@ -276,10 +276,7 @@ async fn scrub(place: &Place, task: &mut MoverTask, findings: &mut Vec<Finding>)
         for damage in &report.damage {
             place.sim.mark("scrub found damage");
             place.sim.tell(|| format!("node {}: the scrub found {damage}", place.node));
-            findings.extend(damage.affected.iter().map(|range| Finding {
-                group: range.group,
-                damage: LogDamage { first: range.first, last: range.last },
-            }));
+            findings.extend(Finding::of(damage));
         }
     }
     while let Some(finding) = findings.pop() {

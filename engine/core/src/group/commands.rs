@@ -14,7 +14,7 @@ use crate::error::BusyReason;
 use crate::group_command::{GROUP_COMMANDS_MAX, GroupCommand, GroupCommands};
 use crate::group_meta::{CURSORS_MAX, GroupMeta, GroupOutcome};
 use crate::ids::{GroupId, NodeId};
-use crate::io::{LogEntry, Reply, Token};
+use crate::io::{Compare, LogEntry, Reply, Token};
 use crate::mutants::{self, Mutant};
 use crate::sessions::{SESSIONS_MAX, SessionRefusal};
 
@@ -173,7 +173,8 @@ impl Replica {
             GroupCommand::Trim { before } => *before,
             GroupCommand::DropCursor { .. }
             | GroupCommand::OpenSession { .. }
-            | GroupCommand::CloseSession { .. } => Offset(0),
+            | GroupCommand::CloseSession { .. }
+            | GroupCommand::Compare => Offset(0),
         };
         let error = if !self.is_leader() {
             RequestError::NotLeader { leader: self.leader_hint() }
@@ -242,12 +243,17 @@ impl Replica {
             if outcomes.is_empty() {
                 continue;
             }
+            if outcomes.contains(&GroupOutcome::Marked) {
+                let table = self.commands.meta.digest();
+                turn.out.compares.push(Compare { group, index, table });
+            }
             let is_ours = |proposed: &mut Proposed| (proposed.index, proposed.term) == (index, term);
             let Some(ours) = self.commands.proposed.pop_front_if(is_ours) else { continue };
             for (asker, outcome) in ours.askers.into_iter().zip(outcomes) {
                 let Some((token, _)) = asker else { continue };
                 let error = match outcome {
-                    GroupOutcome::Done(offset) => {
+                    GroupOutcome::Done(_) | GroupOutcome::Marked => {
+                        let offset = if let GroupOutcome::Done(offset) = outcome { offset } else { None };
                         turn.out.replies.push(Reply::CommandDone { token, group, offset, index });
                         continue;
                     }

@@ -82,6 +82,12 @@ impl Persistence {
         self.conf_state = members.map(Box::new).or(self.conf_state.take());
     }
 
+    /// A repair begins that leaves nothing of what was stored but term and vote: they are written again.
+    pub(super) fn begin_repair_anew(&mut self, members: ConfState) {
+        self.begin_anew();
+        (self.conf_state, self.under_repair) = (Some(Box::new(members)), Some(true));
+    }
+
     /// The repair is over with the next flush.
     pub(super) fn end_repair(&mut self) {
         self.under_repair = Some(false);

@@ -19,6 +19,9 @@
 //! or already counted for an entry that another's answer is going to commit. The question has a number of its own, so that a bound of an
 //! earlier repair is not taken for one of this.
 //!
+//! A replica whose snapshot is damaged, and whose log begins after that, has nobody here to tell it what its state was: to it all
+//! is lost, and it begins anew with its term, its vote and the same argument.
+//!
 //! Nothing is cut before a leader has answered: when too many are damaged nobody is elected, nothing is lost that was left, and
 //! every replica's status says how far it goes. A bound stays good in later terms, but the entry at it may never come then, so a new
 //! leader is asked again.
@@ -55,6 +58,8 @@ enum Cut {
     Rest,
     /// Everything: a snapshot covers more than what is sound.
     All(ConfState),
+    /// Everything, where the log begins as well: the state that it begins after is lost.
+    Anew(ConfState),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +81,7 @@ impl Repair {
         let cut = match damage {
             None if !state.is_under_repair || mutants::is(Mutant::RepairForgotten) => return None,
             None => Cut::Nothing,
+            Some(_) if is_adopted && state.start.index == Index(0) => Cut::Anew(state.conf_state.clone()),
             Some(_) if is_adopted => Cut::All(state.conf_state.clone()),
             Some(_) => Cut::Rest,
         };
@@ -212,6 +218,7 @@ impl Replica {
                 _ if mutants::is(Mutant::RepairKeepsDamage) => (None, None),
                 Cut::Nothing => (None, None),
                 Cut::Rest => (Some(LogChange::CutAfter(place)), None),
+                Cut::Anew(members) => return self.persistence.begin_repair_anew(members),
                 Cut::All(members) => (Some(LogChange::StartAfter(start)), Some(members)),
             };
             return self.persistence.begin_repair(change, members);

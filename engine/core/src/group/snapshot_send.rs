@@ -112,9 +112,9 @@ impl Replica {
         let is_of = |outgoing: &&Outgoing| outgoing.to == to && outgoing.snapshot.head.index == index;
         let Some(outgoing) = self.snapshots.outgoing.iter().find(is_of) else { return };
         let Some(data) = data else {
-            // Another is taken in its place.
-            self.snapshots.is_unreadable |=
-                self.snapshots.own.as_ref().is_some_and(|own| own.head.index == index);
+            if self.snapshots.own.as_ref().is_some_and(|own| own.head.index == index) {
+                self.note_unreadable(turn);
+            }
             return self.give_up(turn, to);
         };
         let mut message = self.snapshot_message(to);

@@ -11,8 +11,8 @@ use super::snapshot_receive::Incoming;
 use super::snapshot_send::Outgoing;
 use super::{EntryKind, Index, LogEntry, Offset, Replica, Timestamp, Turn};
 use crate::io::{
-    Event, FetchError, LogStart, Snapshot, SnapshotBody, SnapshotConfig, SnapshotEvent, SnapshotHead,
-    SnapshotStep, SnapshotTask,
+    Event, FetchError, LogStart, RestoreProblem, Snapshot, SnapshotBody, SnapshotConfig, SnapshotEvent,
+    SnapshotHead, SnapshotStep, SnapshotTask,
 };
 use crate::mutants::{self, Mutant};
 
@@ -296,7 +296,10 @@ impl Replica {
                     self.snapshots.is_restoring = false;
                 }
             }
-            SnapshotEvent::NotRestored { index, is_io } => self.handle_not_restored(index, is_io),
+            SnapshotEvent::NotRestored { index, problem } => self.handle_not_restored(turn, index, problem),
+            // Who restores from it, or sends it, meets the damage itself.
+            SnapshotEvent::Damaged if self.snapshots.is_restoring => {}
+            SnapshotEvent::Damaged => self.note_unreadable(turn),
             SnapshotEvent::Staged { index, chunks } => self.handle_staged(turn, index, chunks),
             SnapshotEvent::Published { index } => self.handle_published(turn, index),
             SnapshotEvent::Failed { index } => self.handle_receive_failed(turn, index),
@@ -327,20 +330,44 @@ impl Replica {
         self.compact(turn);
     }
 
-    /// What was to be restored cannot be read. Where the log goes back to its beginning nothing is lost.
-    fn handle_not_restored(&mut self, index: Index, is_io: bool) {
+    /// The published snapshot cannot be read: another is taken in its place, of the state in memory.
+    pub(super) fn note_unreadable(&mut self, turn: &mut Turn<'_>) {
+        let Some(own) = &self.snapshots.own else { return };
+        if !std::mem::replace(&mut self.snapshots.is_unreadable, true) {
+            let (group, index) = (self.group, own.head.index);
+            turn.out.events.push(Event::SnapshotDamaged { group, index });
+        }
+    }
+
+    /// What was to be restored cannot be read. Where the log goes back to its beginning nothing is lost; otherwise the replica
+    /// begins anew with what its leader has (`repair.rs`).
+    fn handle_not_restored(&mut self, turn: &mut Turn<'_>, index: Index, problem: RestoreProblem) {
         if self.snapshots.own.as_ref().is_none_or(|own| own.head.index != index) {
             return;
         }
-        if is_io {
-            self.broken = Some(FetchError::Io.to_string());
-            return;
-        }
-        if self.log_start().index > Index(0) {
-            self.broken = Some(format!(
-                "its snapshot at index {index} is damaged, and its log begins after it: it stays out until it is repaired"
-            ));
-            return;
+        let begins_later = self.log_start().index > Index(0);
+        match problem {
+            RestoreProblem::Io => {
+                self.broken = Some(FetchError::Io.to_string());
+                return;
+            }
+            RestoreProblem::Refused if begins_later => {
+                self.broken = Some(format!(
+                    "its state machine does not take its snapshot at index {index}, and its log begins after it"
+                ));
+                return;
+            }
+            RestoreProblem::Refused => {}
+            RestoreProblem::Damaged => {
+                turn.out.events.push(Event::SnapshotDamaged { group: self.group, index });
+                if begins_later {
+                    self.broken = Some(format!(
+                        "its snapshot at index {index} is damaged, and its log begins after it"
+                    ));
+                    self.has_lost_snapshot = true;
+                    return;
+                }
+            }
         }
         (self.snapshots.own, self.snapshots.is_restoring) = (None, false);
         self.snapshots.places.clear();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Append, ConfState, Fetch, LogDamage, LogEntry, PeerMessage, SnapshotTask, Token};
+use super::{Append, Compare, ConfState, Fetch, LogDamage, LogEntry, PeerMessage, SnapshotTask, Token};
 use crate::error::{RequestError, TransferError};
 use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
 
@@ -40,6 +40,8 @@ pub struct Outputs {
     /// Replicas that members of their groups want here. A driver answers each by [`Input::Open`](crate::Input::Open),
     /// or not at all: it will be said again.
     pub invites: Vec<Invite>,
+    /// States to be digested: before [`Outputs::applies`].
+    pub compares: Vec<Compare>,
     /// Answers to clients.
     pub replies: Vec<Reply>,
     /// Things worth telling an operator.
@@ -68,6 +70,7 @@ impl Outputs {
             && self.reopens.is_empty()
             && self.snapshots.is_empty()
             && self.invites.is_empty()
+            && self.compares.is_empty()
             && self.replies.is_empty()
             && self.events.is_empty()
     }
@@ -83,6 +86,7 @@ impl Outputs {
         self.reopens.clear();
         self.snapshots.clear();
         self.invites.clear();
+        self.compares.clear();
         self.replies.clear();
         self.replies.shrink_to(KEPT_MAX);
         self.events.clear();
@@ -323,6 +327,14 @@ pub enum Event {
         index: Index,
         /// Length of its body.
         bytes: u64,
+    },
+    /// The group's stored snapshot is damaged. Another takes its place: of the state in memory, or, where that was to be restored
+    /// from it, of the leader's.
+    SnapshotDamaged {
+        /// The group.
+        group: GroupId,
+        /// Last index that it covers.
+        index: Index,
     },
     /// A snapshot did not reach a follower, or did not come from the leader: it is tried again from where it
     /// was.

@@ -26,7 +26,7 @@ pub struct SnapshotHead {
 }
 
 /// How long the body of a snapshot is, and what it must come to.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SnapshotBody {
     /// Its length.
@@ -110,6 +110,18 @@ pub enum SnapshotStep {
     },
 }
 
+/// Why a state machine was not put where a snapshot says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum RestoreProblem {
+    /// The medium failed.
+    Io,
+    /// What is stored is not what was written. The snapshot is dropped.
+    Damaged,
+    /// The state machine does not take it, sound as it is.
+    Refused,
+}
+
 /// What became of a [`SnapshotTask`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -130,9 +142,11 @@ pub enum SnapshotEvent {
     NotRestored {
         /// Last index that the snapshot covers.
         index: Index,
-        /// Whether the medium failed; otherwise what is stored is damaged.
-        is_io: bool,
+        /// Why.
+        problem: RestoreProblem,
     },
+    /// The published snapshot was found damaged while nobody needed it.
+    Damaged,
     /// So much of the snapshot that is received is durable.
     Staged {
         /// Last index that the snapshot covers.

@@ -22,6 +22,8 @@ pub(super) struct Quarantined {
     /// Why, until it has been told.
     reason: Option<String>,
     damage: Option<LogDamage>,
+    /// Whether its snapshot is damaged: its state is read without it.
+    has_lost_snapshot: bool,
     kept: Kept,
     /// The last flush with anything of it.
     after: FlushSeq,
@@ -60,6 +62,7 @@ pub(super) fn taken_out(status: GroupStatus, reason: String, kept: Kept) -> Memb
         status,
         reason: Some(reason),
         damage: None,
+        has_lost_snapshot: false,
         kept,
         after: FlushSeq(0),
         revival: Revival::No,
@@ -126,11 +129,13 @@ impl Shard {
                 (Kept::of(&GroupState::fresh(group, Default::default(), false)), None)
             }
         };
+        let has_lost_snapshot = self.members[at].live().is_some_and(|replica| replica.has_lost_snapshot());
         let mut member = taken_out(status, reason, kept);
         if let Member::Out(quarantined) = &mut member {
             quarantined.damage = union(damage, before);
             quarantined.after = self.last_flush_of(at, out);
-            if damage.is_some() {
+            quarantined.has_lost_snapshot = has_lost_snapshot;
+            if damage.is_some() || has_lost_snapshot {
                 quarantined.revival = Revival::Due;
             }
         }
@@ -201,7 +206,10 @@ impl Shard {
             // Its reads must not be taken for those of before.
             let seed = self.config.seed ^ self.last_seq.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let config = ShardConfig { seed, ..self.config.clone() };
-            let state = GroupState { has_state_machine, retention, ..*state };
+            let mut state = GroupState { has_state_machine, retention, ..*state };
+            if quarantined.has_lost_snapshot {
+                state.snapshot = None;
+            }
             self.members[at] = start(&config, state, now);
             if let Member::Live(replica) = &mut self.members[at] {
                 replica.share_members(&mut self.common_members);

@@ -1,8 +1,10 @@
 //! Requests of those who read logs, and of groups themselves.
 
+use iroh_raft_core::{DigestState, StateDigest};
+
 use super::{
-    Answer, ClientBody, Consistency, Driver, Freshness, GroupId, Input, Outcome, Owner, Question,
-    READ_BYTES_MAX, ReplyBody, RequestError, ShardCounters, Timestamp, Token,
+    Answer, BusyReason, ClientBody, Consistency, Driver, Freshness, GroupCommand, GroupId, Index, Input,
+    Outcome, Owner, Question, READ_BYTES_MAX, ReplyBody, RequestError, ShardCounters, Timestamp, Token,
 };
 
 impl Driver {
@@ -54,6 +56,14 @@ impl Driver {
                 self.answer(token, group, ReplyBody::Granted);
             }
             ClientBody::Find { at } => self.step(Input::Find { token, group, at, deadline }),
+            ClientBody::Command(GroupCommand::Compare) if self.comparing.is_busy() => {
+                let error = RequestError::busy(BusyReason::Comparing);
+                self.answer(token, group, ReplyBody::Failed(error));
+            }
+            ClientBody::StateDigest { index, expected } => {
+                let body = self.digest(group, index, expected);
+                self.answer(token, group, body);
+            }
             ClientBody::Command(command) => match self.check_writer() {
                 Ok(()) => {
                     let command = command.owned_by(owner);
@@ -69,6 +79,24 @@ impl Driver {
             | ClientBody::Revive
             | ClientBody::Status => unreachable!("these are taken where they come"),
         }
+    }
+
+    /// What the replica here came to at an index. One that differs from what others came to says so itself, too.
+    fn digest(&self, group: GroupId, index: Index, expected: Option<StateDigest>) -> ReplyBody {
+        let Some(status) = self.parts.shard.status(group) else {
+            return ReplyBody::Failed(RequestError::UnknownGroup);
+        };
+        let state = self.comparing.state_of(group, index, status.commit >= index);
+        if let (DigestState::Known(digest), Some(expected)) = (state, expected)
+            && digest != expected
+        {
+            ShardCounters::add(&self.parts.counters.states_differing, 1);
+            tracing::error!(
+                %group, %index, ?digest, ?expected,
+                "the state of this node's replica differs from what the others have: do not trust what it answers"
+            );
+        }
+        ReplyBody::StateDigest { index, state }
     }
 
     /// What is asked of a replica that leads for certain.
@@ -137,7 +165,11 @@ impl Driver {
             Outcome::Refused { token, group, error } => {
                 self.answer(token, group, ReplyBody::Failed(error));
             }
-            Outcome::Applied { group, index } => self.loopback.push(Input::Applied { group, index }),
+            Outcome::Frozen { group, index, view } => self.comparing.frozen(group, index, view),
+            Outcome::Applied { group, index } => {
+                self.comparing.applied(group, index);
+                self.loopback.push(Input::Applied { group, index });
+            }
         }
     }
 }

@@ -68,8 +68,18 @@ fn write_entries(f: &mut Formatter<'_>, entries: &[LogEntry]) -> fmt::Result {
 
 impl Display for Words<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Outputs { append, sends, applies, fetches, reopens, snapshots, invites, replies, events } =
-            self.0;
+        let Outputs {
+            append,
+            sends,
+            applies,
+            fetches,
+            reopens,
+            snapshots,
+            invites,
+            compares,
+            replies,
+            events,
+        } = self.0;
         if self.0.is_empty() {
             return write!(f, "nothing");
         }
@@ -106,6 +116,7 @@ impl Display for Words<'_> {
             }
         }
         invites.iter().try_for_each(|invite| write!(f, "[{invite:?}] "))?;
+        compares.iter().try_for_each(|compare| write!(f, "[{compare:?}] "))?;
         for reply in replies {
             match reply {
                 Reply::Records { token, group, from, entries, end, .. } => {

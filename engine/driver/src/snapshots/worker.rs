@@ -99,6 +99,13 @@ impl SnapshotWorker {
                 }
                 return;
             }
+            Work::Drop { index } => {
+                self.is_garbage_left = true;
+                if let Err(error) = self.drop_damaged(group, index) {
+                    self.note(group, error);
+                }
+                return;
+            }
             Work::Receive(snapshot) => {
                 // One that was being taken here is given up.
                 if self.taking.remove(&group).is_some() {
@@ -171,6 +178,17 @@ impl SnapshotWorker {
             Ok(writer) => drop(self.taking.insert(group, writer)),
             Err(error) => tell(Done::Event(self.not_taken(group, error))),
         }
+    }
+
+    fn drop_damaged(&mut self, group: GroupId, index: Index) -> Result<(), SnapshotError> {
+        match self.store.latest(group) {
+            Ok(Some(meta)) if meta.head.index == index => {}
+            Err(SnapshotError::DamagedHead { .. }) => {}
+            other => return other.map(drop),
+        }
+        self.taking.remove(&group);
+        self.receiving.remove(&group);
+        self.store.remove(group, true)
     }
 
     fn receive(&mut self, group: GroupId, snapshot: Snapshot) -> Result<SnapshotEvent, SnapshotError> {

@@ -63,7 +63,10 @@ impl Stored {
 
     fn take(&mut self, part: Part) -> Checked {
         if part.change == Some(LogChange::Remove) {
-            *self = Stored { voted: self.voted, ..Stored::default() };
+            // A replica that begins anew because its snapshot is damaged still owes what it had.
+            let is_owed = part.under_repair == Some(true);
+            let lost = if is_owed { std::mem::take(&mut self.lost) } else { Vec::new() };
+            *self = Stored { voted: self.voted, lost, ..Stored::default() };
         }
         if let Some(HardState { term, vote, .. }) = part.hard_state {
             let (term_before, vote_before) = std::mem::replace(&mut self.voted, (term, vote));
@@ -247,6 +250,15 @@ impl Durable {
     pub(super) fn reopened(&mut self, node: NodeId, shard: ShardId, state: &GroupState) -> Checked {
         let one = self.shards.entry((node, shard)).or_default();
         one.groups.get_mut(&state.group).map_or(Ok(()), |stored| found_again(node, stored, state))
+    }
+
+    /// The snapshot that a replica's log begins after is damaged: nothing that it has counts.
+    pub(super) fn lose_all(&mut self, node: NodeId, group: GroupId) {
+        let Some(shard) = self.places.get(&(node, group)) else { return };
+        let one = self.shards.get_mut(&(node, *shard));
+        if let Some(stored) = one.and_then(|one| one.groups.get_mut(&group)) {
+            stored.lose_after(Index(0));
+        }
     }
 
     /// What a node's disk holds of a group.

@@ -40,7 +40,7 @@ impl Table {
                 self.cursors.remove(name);
             }
             GroupCommand::Trim { before } => self.first = self.first.max(*before),
-            GroupCommand::OpenSession { .. } | GroupCommand::CloseSession { .. } => {}
+            GroupCommand::OpenSession { .. } | GroupCommand::CloseSession { .. } | GroupCommand::Compare => {}
         }
     }
 

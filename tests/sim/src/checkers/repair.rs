@@ -42,6 +42,12 @@ impl Repairs {
         })
     }
 
+    /// The snapshot that a replica's log begins after is damaged; the disk's model has lost everything by now.
+    pub(super) fn lost_all(&mut self, node: NodeId, group: GroupId, durable: &Durable) {
+        let lost = durable.of(node, group).into_iter().flat_map(|stored| stored.lost());
+        self.lost.entry((node, group)).or_default().extend(lost);
+    }
+
     /// A replica says that it has lost entries.
     pub(super) fn needed(&self, node: NodeId, group: GroupId) -> Checked {
         ensure(self.lost.contains_key(&(node, group)), "repairs have a cause", || {

@@ -69,6 +69,7 @@ impl Snapshots {
                 let reading = replica.reading.entry(*to).or_default();
                 *reading = reading.saturating_sub(1);
             }
+            SnapshotEvent::Damaged => {}
             SnapshotEvent::NotTaken { .. } => marks.add("snapshot not taken", 1),
             SnapshotEvent::Failed { .. } => marks.add("snapshot not received", 1),
         }

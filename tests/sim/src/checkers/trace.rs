@@ -127,6 +127,7 @@ impl Trace {
             }
         }
         outputs.invites.iter().for_each(|invite| (invite.group, invite.since).hash(&mut self.0));
+        outputs.compares.iter().for_each(|compare| (compare.index, compare.table).hash(&mut self.0));
         outputs.events.len().hash(&mut self.0);
     }
 

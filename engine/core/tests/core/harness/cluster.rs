@@ -516,6 +516,7 @@ impl Cluster {
             | Event::DiskHung { .. }
             | Event::SnapshotTaken { .. }
             | Event::SnapshotInstalled { .. }
+            | Event::SnapshotDamaged { .. }
             | Event::SnapshotGivenUp { .. }
             | Event::RepairNeeded { .. }
             | Event::Repaired { .. }

@@ -36,7 +36,9 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
         }
         "propose" | "command" | "read" | "lease" | "local" | "here" | "records" | "members" | "transfer"
         | "step-down" | "wait" | "tail" | "grant" | "end-tail" | "find" | "cursor" | "trim" | "create"
-        | "remove" | "once" | "once-command" | "session" | "outcome" => ask(world, name, group, rest),
+        | "compare" | "remove" | "once" | "once-command" | "session" | "outcome" => {
+            ask(world, name, group, rest)
+        }
         "cursors" => {
             let ids = nodes_or_all(world, rest)?;
             world.print_cursors(&ids, group);
@@ -400,6 +402,7 @@ fn ask(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Result<
         ("end-tail", [id, name]) => world.grant(node(id)?, group, name, None),
         ("find", [id, at]) => world.find(node(id)?, group, parse_number(at)?),
         ("cursor", [id, words @ ..]) => world.command(node(id)?, group, words, patience),
+        ("compare", [id]) => world.command(node(id)?, group, &["compare"], patience),
         ("trim", [id, _]) => world.command(node(id)?, group, &["trim", words[1]], patience),
         ("transfer", [id]) => world.transfer(node(id)?, group, None),
         ("transfer", [id, to]) => world.transfer(node(id)?, group, Some(node(to)?)),

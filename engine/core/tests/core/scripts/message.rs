@@ -191,6 +191,7 @@ fn print_command(command: &GroupCommand) -> String {
             format!("open {} {ttl_ms}", print_session(*session))
         }
         GroupCommand::CloseSession { session, .. } => format!("close {}", print_session(*session)),
+        GroupCommand::Compare => "compare".to_owned(),
     }
 }
 
@@ -207,6 +208,7 @@ pub(super) fn parse_command(words: &[&str]) -> Result<GroupCommand, String> {
             Ok(GroupCommand::OpenSession { session, owner: Owner(0), ttl_ms })
         }
         ["close", of] => Ok(GroupCommand::CloseSession { session: parse_session(of)?, owner: Owner(0) }),
+        ["compare"] => Ok(GroupCommand::Compare),
         _ => Err("commit NAME OFFSET, set NAME OFFSET, drop NAME, trim OFFSET, open NAME MS or close NAME"
             .to_owned()),
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use iroh_raft_core::{
-    GroupId, Index, SNAPSHOT_CHUNK_BYTES, Snapshot, SnapshotBody, SnapshotEvent, SnapshotStep,
+    GroupId, Index, RestoreProblem, SNAPSHOT_CHUNK_BYTES, Snapshot, SnapshotBody, SnapshotEvent, SnapshotStep,
 };
 
 /// Bytes of a body's last chunk.
@@ -49,7 +49,7 @@ impl Store {
                 let index = snapshot.head.index;
                 match self.published.get(&group) == Some(&snapshot) {
                     true => SnapshotEvent::Restored { index },
-                    false => SnapshotEvent::NotRestored { index, is_io: false },
+                    false => SnapshotEvent::NotRestored { index, problem: RestoreProblem::Damaged },
                 }
             }
             SnapshotStep::Receive(snapshot) => {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use iroh_raft_core::{
-    Append, Apply, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState, Index,
-    LogChange, LogEntry, LogStart, NodeId, Reopen, Reply, Role, Send, SnapshotTask, Token,
+    Append, Apply, Compare, Event, Fetch, FetchFrom, Freshness, GroupAppend, GroupId, GroupStatus, HardState,
+    Index, LogChange, LogEntry, LogStart, NodeId, Reopen, Reply, Role, Send, SnapshotTask, Token,
 };
 
 use super::message::{print_entry, print_members, print_message};
@@ -102,6 +102,11 @@ impl Trace {
         self.detail(format!("{} snapshot: {}", who(node, task.group), print_step(&task.step)));
     }
 
+    pub(super) fn compare(&mut self, node: NodeId, compare: &Compare) {
+        let Compare { group, index, table } = *compare;
+        self.news(format!("{} digests its state after entry {index}: table {table:08x}", who(node, group)));
+    }
+
     pub(super) fn reply(&mut self, node: NodeId, reply: &Reply) {
         let (token, group, what) = match reply {
             Reply::Appended { token, group, first, count, index, term } => {
@@ -180,6 +185,9 @@ impl Trace {
             }
             Event::SnapshotInstalled { group, index, .. } => {
                 format!("{} goes on from the snapshot at {index}", who(node, *group))
+            }
+            Event::SnapshotDamaged { group, index } => {
+                format!("{} snapshot at {index} is damaged", who(node, *group))
             }
             Event::SnapshotGivenUp { group, index, peer, chunks } => {
                 format!(

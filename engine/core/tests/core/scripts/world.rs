@@ -237,6 +237,7 @@ impl World {
             trace.snapshot(id, &task);
             node.tasks.push_back(task);
         }
+        out.compares.iter().for_each(|compare| trace.compare(id, compare));
         out.replies.iter().for_each(|reply| trace.reply(id, reply));
         out.events.iter().for_each(|event| trace.event(id, event));
     }

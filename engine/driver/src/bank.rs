@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use iroh_raft_driver::state_machine::{
+use crate::state_machine::{
     ApplyContext, Message, Restore, RestoreError, SNAPSHOT_PIECE_BYTES_MAX, SnapshotView, StateMachine,
 };
 
@@ -220,6 +220,21 @@ mod tests {
         assert_eq!(bank.transfer(3, 1, 1), BankResponse::NoAccount { account: 3 });
         assert_eq!(bank.transfer(2, 2, 110), BankResponse::Done);
         assert_eq!((bank.accounts[&1], bank.accounts[&2], total(&bank)), (40, 110, 150));
+    }
+
+    #[test]
+    fn equal_banks_have_equal_snapshots_however_they_came_about() {
+        let body = |bank: &Bank| {
+            let mut view = bank.snapshot().unwrap();
+            std::iter::from_fn(|| view.next_piece()).flatten().collect::<Vec<u8>>()
+        };
+        let (mut one, mut other) = (Bank::default(), Bank::default());
+        (0..100).for_each(|account| assert_eq!(one.open(account, 10), BankResponse::Done));
+        (0..100).rev().for_each(|account| assert_eq!(other.open(account, 10), BankResponse::Done));
+        assert_eq!(other.transfer(3, 4, 10), BankResponse::Done);
+        assert_ne!(body(&one), body(&other));
+        assert_eq!(other.transfer(4, 3, 10), BankResponse::Done);
+        assert_eq!(body(&one), body(&other));
     }
 
     #[test]

@@ -4,9 +4,7 @@
 
 mod buckets;
 
-use iroh_raft_driver::state_machine::{
-    ApplyContext, Message, Restore, RestoreError, SnapshotView, StateMachine,
-};
+use crate::state_machine::{ApplyContext, Message, Restore, RestoreError, SnapshotView, StateMachine};
 
 use buckets::Buckets;
 
@@ -132,7 +130,7 @@ mod tests {
     use iroh_raft_core::{GroupId, Index, Offset, WallTime};
 
     use super::*;
-    use iroh_raft_driver::state_machine::Machine;
+    use crate::state_machine::Machine;
 
     fn apply(store: &mut KeyValue, command: &KvCommand) -> KvResponse {
         let context = ApplyContext { group: GroupId(1), index: Index(1), offset: Offset(0), at: WallTime(0) };
@@ -155,6 +153,25 @@ mod tests {
         assert_eq!(removed.previous.as_deref(), Some(&b"2"[..]));
         let answer = Machine::query(&store, &KvQuery::Value { key: "a".into() }.encode()).unwrap();
         assert_eq!(KvAnswer::decode(&answer), Ok(KvAnswer::Value(None)));
+    }
+
+    #[test]
+    fn equal_stores_have_equal_snapshots_however_they_came_about() {
+        let body = |store: &KeyValue| {
+            let mut view = Machine::snapshot(store).unwrap();
+            std::iter::from_fn(|| view.next_piece()).flatten().collect::<Vec<u8>>()
+        };
+        let put = |number: u32| KvCommand::Put { key: format!("key-{number}"), value: vec![7; 1000] };
+        let delete = |number: u32| KvCommand::Delete { key: format!("key-{number}") };
+        let (mut one, mut other, mut third) = (KeyValue::default(), KeyValue::default(), KeyValue::default());
+        (0..1000).for_each(|number| drop(apply(&mut one, &put(number))));
+        (0..1500).rev().for_each(|number| drop(apply(&mut other, &put(number))));
+        (1000..1500).for_each(|number| drop(apply(&mut other, &delete(number))));
+        assert_eq!(body(&one), body(&other));
+        Machine::restore(&mut third, Restore::Begin).unwrap();
+        body(&one).chunks(777).for_each(|bytes| Machine::restore(&mut third, Restore::Bytes(bytes)).unwrap());
+        Machine::restore(&mut third, Restore::End).unwrap();
+        assert_eq!(body(&third), body(&one));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use iroh_raft_driver::state_machine::{Restore, RestoreError, SNAPSHOT_PIECE_BYTES_MAX, SnapshotView};
+use crate::state_machine::{Restore, RestoreError, SNAPSHOT_PIECE_BYTES_MAX, SnapshotView};
 
 /// Buckets at most: an empty one takes no memory.
 const BUCKETS: u64 = 4096;

@@ -1,0 +1,31 @@
+//! Liveness of comparisons: when nothing fails, every replica that takes part has a digest of its state within a bound.
+
+use super::{LOOK_EVERY, PATIENCE, healthy, standing};
+use crate::checkers::{Checked, ensure};
+use crate::clock::{elapsed, sleep};
+use crate::operator;
+use crate::plan::GroupPlan;
+use crate::sim::Shared;
+
+/// Marks places until all that take part have come to something at one of them: shards are at work on one state at a time.
+pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
+    let mut random = sim.random();
+    let deadline = elapsed() + PATIENCE;
+    while !sim.is_broken() {
+        if let Ok(index) = operator::mark(sim, &mut random, group).await {
+            let mut is_complete = true;
+            for node in healthy(sim, group) {
+                is_complete &= operator::digest(sim, &mut random, group, node, index).await;
+            }
+            if is_complete {
+                sim.mark("all replicas compared at the end");
+                break;
+            }
+        }
+        ensure(elapsed() < deadline, "replicas can be compared", || {
+            format!("group {} not within {PATIENCE:?}; {}", group.id, standing(sim, group))
+        })?;
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
