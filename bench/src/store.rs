@@ -8,7 +8,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use iroh_raft_core::{
-    ClusterId, Fetch, FetchError, FetchFrom, FetchId, GroupId, Index, LogEntry, NodeId, ShardId,
+    ClusterId, Fetch, FetchError, FetchFrom, FetchId, GroupId, Index, LogEntry, NodeId, Placement, ShardId,
 };
 use iroh_raft_storage::{
     DataFolder, Disk, FolderIdentity, JournalWriter, LogReader, Mover, RecoveryReport, ShardOptions,
@@ -101,7 +101,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(path: &Path, disk: Arc<dyn Disk>, options: ShardOptions) -> Result<Store, StoreError> {
-        let identity = FolderIdentity { cluster: ClusterId([1; 16]), node: NodeId(1), shards: 1 };
+        let identity =
+            FolderIdentity { cluster: ClusterId([1; 16]), node: NodeId(1), placement: Placement::ONE_SHARD };
         let mut folder = DataFolder::open_on(path, identity, disk)?;
         let shard = folder.open_shard(ShardId(0), options)?;
         let mover = Arc::new(Shared {

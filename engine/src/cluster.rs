@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use iroh_raft_core::{
-    ClusterId, Consistency, Freshness, GroupId, GroupStatus, NodeId, RequestError, Retention,
+    ClusterId, Consistency, Freshness, GroupId, GroupStatus, NodeId, RequestError, Retention, ShardId,
 };
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::identity::EndpointId;
@@ -252,9 +252,16 @@ impl<S> RaftClusterBuilder<S> {
         self
     }
 
-    /// Number of shards. Default 1. Fixed for a data folder, equal on all nodes.
+    /// Number of shards. Default 1. Each node has its own, and may have another one at its next start:
+    /// [`EngineConfig::shards`].
     pub fn shards(mut self, count: u16) -> Self {
         self.config.shards = count;
+        self
+    }
+
+    /// Puts a group on a shard by name, counted from 0: [`EngineConfig::placed`].
+    pub fn place(mut self, group: u64, shard: u16) -> Self {
+        self.config.placed.insert(GroupId(group), ShardId(shard));
         self
     }
 

@@ -1,12 +1,15 @@
 //! Settings of an engine.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use iroh_raft_core::batch::BATCH_HEADER_BYTES;
-use iroh_raft_core::{ClusterId, FlushSeq, GroupId, NodeId, Retention, Shard, ShardConfig, Timestamp};
+use iroh_raft_core::{
+    ClusterId, FlushSeq, GroupId, NodeId, Placement, Retention, Shard, ShardConfig, ShardId, Timestamp,
+};
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::bridge::BridgeLimits;
 use iroh_raft_netbridge::wire::FrameLimits;
@@ -77,8 +80,14 @@ pub struct EngineConfig {
     pub peers: Vec<PeerAddress>,
     /// Clients that may connect, and what they may do. Default: none.
     pub clients: Vec<ClientGrant>,
-    /// Shards of this node: executors, writers and journals. Default 1. Fixed for a data folder.
+    /// Shards of this node: executors, writers and journals. Default 1. Each group is on the shard of its number modulo
+    /// this. Other nodes may have another number. It may be another one than at the last start: groups that
+    /// get another shard are then moved before the node comes up, which takes as long as it takes to read and write them, and
+    /// as much space again meanwhile. Higher: more cores at work, with more memory and an fsync for each.
     pub shards: u16,
+    /// Groups that are on another shard than the one of their number, for a busy one to have a shard for itself; at most
+    /// 1,024. Default: none. May change as `shards` may.
+    pub placed: BTreeMap<GroupId, ShardId>,
     /// Groups that exist on this cluster from the start, with a replica on every node. Groups that the
     /// data folder already holds are opened whether they are listed or not.
     pub groups: Vec<GroupId>,
@@ -162,6 +171,7 @@ impl EngineConfig {
             peers: Vec::new(),
             clients: Vec::new(),
             shards: 1,
+            placed: BTreeMap::new(),
             groups: vec![GroupId(1)],
             retention: Vec::new(),
             voters: Vec::new(),
@@ -187,6 +197,15 @@ impl EngineConfig {
         self.key_file.clone().unwrap_or_else(|| self.data_dir.join("key"))
     }
 
+    /// Which shard has which group.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] when a group is placed on a shard that there is not.
+    pub fn placement(&self) -> Result<Placement, EngineError> {
+        Placement::new(self.shards, self.placed.clone())
+            .map_err(|error| EngineError::Config { setting: "placed", problem: error.to_string() })
+    }
+
     /// Largest block of records: what may be pending, and what fits into a frame between nodes beside
     /// the other messages that it may carry.
     pub(crate) fn block_bytes_max(&self) -> usize {
@@ -206,6 +225,7 @@ impl EngineConfig {
         if self.shards == 0 {
             return refuse("shards", "a node has at least one shard".into());
         }
+        self.placement()?;
         if self.groups.contains(&GroupId(0)) {
             return refuse("groups", "0 is not a group id: choose 1 or higher".into());
         }

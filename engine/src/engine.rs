@@ -12,7 +12,7 @@ use glommio::ExecutorJoinHandle;
 use iroh_raft_core::batch::{BatchHeader, Record, RecordBlock, records_of};
 use iroh_raft_core::{
     AnswerOn, BusyReason, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, Index,
-    MemberChange, NodeId, Offset, Recovered, RequestError, Term, WallTime, shard_of,
+    MemberChange, NodeId, Offset, Placement, Recovered, RequestError, Term, WallTime,
 };
 use iroh_raft_netbridge::allow::PeerAddress;
 use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
@@ -111,6 +111,7 @@ pub(crate) struct ShardHandle {
 
 pub(crate) struct Inner {
     pub(crate) node: NodeId,
+    pub(crate) placement: Placement,
     pub(crate) endpoint: EndpointId,
     pub(crate) address: SocketAddr,
     pub(crate) request_deadline: Duration,
@@ -607,7 +608,7 @@ impl Engine {
 impl Engine {
     /// Gives a command to a group's shard.
     pub(crate) fn push(&self, group: GroupId, command: Command) -> Result<&ShardHandle, RequestError> {
-        let shard = shard_of(group, self.inner.shards.len() as u16);
+        let shard = self.inner.placement.shard_of(group);
         let Some(shard) = self.inner.shards.get(usize::from(shard.0)) else {
             return Err(RequestError::UnknownGroup);
         };

@@ -38,9 +38,9 @@ pub use iroh_raft_core as core;
 pub use iroh_raft_core::batch::Record;
 pub use iroh_raft_core::{
     ConfState, Consistency, CursorName, Freshness, GroupCommand, GroupId, GroupStatus, LeaseReads,
-    MemberChange, MemberRole, MembersRefusal, NodeId, Offset, Recovered, RecoveryRefusal, RequestError,
-    Retention, Retry, Role, RunOutcome, Sequence, SessionId, SessionRefusal, ShardConfig, SnapshotConfig,
-    SpreadConfig, TransferError, WallTime,
+    MemberChange, MemberRole, MembersRefusal, NodeId, Offset, Placement, Recovered, RecoveryRefusal,
+    RequestError, Retention, Retry, Role, RunOutcome, Sequence, SessionId, SessionRefusal, ShardConfig,
+    ShardId, SnapshotConfig, SpreadConfig, TransferError, WallTime,
 };
 pub use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 pub use iroh_raft_driver::recording;

@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 
 use futures_util::FutureExt;
-use glommio::{LocalExecutorBuilder, Placement};
+use glommio::{LocalExecutorBuilder, Placement as CpuPlacement};
 use iroh_raft_core::{
-    BootEpoch, ConfState, GroupId, GroupState, NodeId, Shard, ShardId, Timestamp, shard_of,
+    BootEpoch, ConfState, GroupId, GroupState, NodeId, Placement, Shard, ShardId, Timestamp,
 };
 use iroh_raft_driver::lines::Closing;
 use iroh_raft_driver::recording::Origin;
@@ -58,13 +58,15 @@ const SNAPSHOT_JOBS_MAX: usize = 256;
 /// folder, before anything stored is changed.
 pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Result<Engine, EngineError> {
     config.check()?;
-    let placements = placements(&config)?;
+    let placement = config.placement()?;
+    let cpus = cpus(&config)?;
     preflight::check_key(&config)?;
     preflight::check_machine()?;
     preflight::check_address(config.bind)?;
     membarrier::register();
 
-    let identity = FolderIdentity { cluster: config.cluster, node: config.node, shards: config.shards };
+    let identity =
+        FolderIdentity { cluster: config.cluster, node: config.node, placement: placement.clone() };
     let mut folder = open_folder(&config, identity)?;
     let key = Identity::load_or_create(config.key_file())?;
     let mut opened = Vec::new();
@@ -92,7 +94,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         peers,
         removed,
         clients: config.clients.clone(),
-        shards: config.shards,
+        placement: placement.clone(),
         boot_epoch: boot.epoch,
         boot_id: boot.id,
         cpu: config.bridge_cpu,
@@ -111,6 +113,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
 
     let mut starting = Starting {
         config: &config,
+        placement: &placement,
         machines,
         failure: &failure,
         threads: Threads {
@@ -129,16 +132,17 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         snapshot_ports: Vec::new(),
         snapshot_doorbell: Doorbell::new(),
     };
-    let parts = opened.into_iter().zip(shard_ports).zip(&shard_doorbells).zip(&placements);
+    let parts = opened.into_iter().zip(shard_ports).zip(&shard_doorbells).zip(&cpus);
     let mut started = Ok(());
-    for (((open, port), doorbell), placement) in parts {
-        started = started.and_then(|()| starting.start_shard(open, port, doorbell, placement));
+    for (((open, port), doorbell), cpu) in parts {
+        started = started.and_then(|()| starting.start_shard(open, port, doorbell, cpu));
     }
     let started = started.and_then(|()| starting.start_reader());
     let started = started.and_then(|()| starting.start_mover()).and_then(|()| starting.start_snapshots());
     let Starting { threads, handles, .. } = starting;
     let engine = Engine::new(Inner {
         node: config.node,
+        placement,
         endpoint,
         address,
         request_deadline: config.request_deadline,
@@ -213,7 +217,7 @@ impl PeerEpochs for Epochs {
 }
 
 /// The CPU of each shard, if it has one.
-fn placements(config: &EngineConfig) -> Result<Vec<Placement>, EngineError> {
+fn cpus(config: &EngineConfig) -> Result<Vec<CpuPlacement>, EngineError> {
     // Read here, on the caller's thread, before anything is pinned.
     let fixed = match &config.pinning {
         Pinning::Unpinned => Vec::new(),
@@ -229,16 +233,17 @@ fn placements(config: &EngineConfig) -> Result<Vec<Placement>, EngineError> {
     if let Some(cpu) = config.bridge_cpu {
         cpu::check(&[cpu])?;
     }
-    let placement = |shard: usize| match fixed.get(shard % fixed.len().max(1)) {
-        Some(&cpu) => Placement::Fixed(cpu),
-        None => Placement::Unbound,
+    let of_shard = |shard: usize| match fixed.get(shard % fixed.len().max(1)) {
+        Some(&cpu) => CpuPlacement::Fixed(cpu),
+        None => CpuPlacement::Unbound,
     };
-    Ok((0..usize::from(config.shards)).map(placement).collect())
+    Ok((0..usize::from(config.shards)).map(of_shard).collect())
 }
 
 /// A node on its way up.
 struct Starting<'a> {
     config: &'a EngineConfig,
+    placement: &'a Placement,
     machines: &'a Arc<MachineFactory>,
     failure: &'a Arc<Failure>,
     threads: Threads,
@@ -257,7 +262,7 @@ impl Starting<'_> {
         open: OpenShard,
         port: ShardPort,
         doorbell: &Arc<Doorbell>,
-        placement: &Placement,
+        cpu: &CpuPlacement,
     ) -> Result<(), EngineError> {
         let shard_id = port.shard;
         let counters = Arc::new(ShardCounters::default());
@@ -309,6 +314,7 @@ impl Starting<'_> {
 
         let mut core = self.config.core.clone();
         core.node = self.config.node;
+        (core.shard, core.placement) = (shard_id, self.placement.clone());
         core.seed = SmallRng::from_os_rng().next_u64();
         let groups = self.groups_of(shard_id, open.groups);
         let epoch = self.threads.folder.boot().epoch;
@@ -330,7 +336,7 @@ impl Starting<'_> {
         let (ready, running) = mpsc::channel();
         let name = format!("shard-{shard_id}");
         let lost_name = name.clone();
-        let executor = LocalExecutorBuilder::new(placement.clone())
+        let executor = LocalExecutorBuilder::new(cpu.clone())
             .name(&name)
             .io_memory(preflight::EXECUTOR_IO_BYTES)
             .preempt_timer(awake::PREEMPT_TIMER)
@@ -431,7 +437,7 @@ impl Starting<'_> {
             stored.into_iter().map(|state| (state.group, state)).collect();
         // Whoever is to take part later is invited then.
         let new = self.config.groups.iter().filter(|_| voters.contains(&self.config.node));
-        for &group in new.filter(|group| shard_of(**group, self.config.shards) == shard) {
+        for &group in new.filter(|group| self.placement.shard_of(**group) == shard) {
             groups.entry(group).or_insert_with(|| {
                 let conf_state = ConfState { voters: voters.clone(), ..ConfState::default() };
                 GroupState::fresh(group, conf_state, false)

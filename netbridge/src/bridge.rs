@@ -246,9 +246,7 @@ impl Drop for Bridge {
 fn check(config: &BridgeConfig, ports: &[BridgePort]) -> Result<(), BridgeError> {
     let limits = &config.limits;
     let is_dense = ports.iter().enumerate().all(|(at, port)| usize::from(port.shard.0) == at);
-    let what = if config.shards == 0 {
-        "a node has at least one shard"
-    } else if ports.len() != usize::from(config.shards) || !is_dense {
+    let what = if ports.len() != usize::from(config.placement.shard_count()) || !is_dense {
         "there must be one port for each shard, in order"
     } else if limits.keep_alive.is_zero() || limits.idle_timeout < limits.keep_alive * 2 {
         "idle_timeout is at least twice keep_alive, and neither is zero"

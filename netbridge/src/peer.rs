@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use iroh::endpoint::{ConnectError, ConnectingError, Connection, ConnectionError};
-use iroh_raft_core::{BootEpoch, NodeId};
+use iroh_raft_core::{BootEpoch, NodeId, Placement};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::allow::PeerAddress;
 use crate::bridge::{BridgeConfig, BridgeError, EpochRefusal, Hub};
@@ -21,11 +21,14 @@ use crate::close::{CloseCode, refusal_of};
 use crate::endpoint::{ALPN_PEER, address_of};
 use crate::introduce::{self, HandshakeFailure, close_for, judge, refuse};
 use crate::lane::{FrameQueue, ReadFailure, read_lane};
+use crate::port::ToShard;
 use crate::wire::handshake::{Introduction, Refusal};
 use crate::wire::{Lane, OutFrame};
 
 /// A connection that lived this long was a good one: the pause between dials starts over.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
+/// Pause before a shard whose ring was full is told again how the node places its groups.
+const TELL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Another node.
 #[derive(Debug)]
@@ -51,6 +54,7 @@ struct State {
 struct Link {
     connection: Connection,
     boot: (BootEpoch, [u8; 16]),
+    placement: Placement,
     is_dialed_by_lower: bool,
     since: Instant,
     queues: [FrameQueue; 4],
@@ -128,6 +132,10 @@ impl Peer {
         self.state().link.is_some()
     }
 
+    fn is_present(&self, link: &Arc<Link>) -> bool {
+        self.state().link.as_ref().is_some_and(|present| Arc::ptr_eq(present, link))
+    }
+
     /// Makes `link` the connection to this node, unless the present one stays.
     fn adopt(&self, hub: &Hub, link: &Arc<Link>) -> bool {
         let mut state = self.state();
@@ -179,13 +187,14 @@ impl Peer {
         &self,
         hub: &Hub,
         connection: Connection,
-        other: &Introduction,
+        (boot, placement): ((BootEpoch, [u8; 16]), Placement),
         is_dialed_here: bool,
     ) -> Arc<Link> {
         let limits = &hub.config.limits;
         Arc::new(Link {
             connection,
-            boot: (other.boot_epoch, other.boot_id),
+            boot,
+            placement,
             is_dialed_by_lower: is_dialed_here == self.is_own_lower,
             since: Instant::now(),
             queues: std::array::from_fn(|_| FrameQueue::new(limits.lane_frames_max, limits.lane_bytes_max)),
@@ -259,8 +268,8 @@ async fn dial(hub: &Arc<Hub>, peer: &Arc<Peer>) -> Result<(), HandshakeFailure> 
     let own = hub.introduction();
     let exchange = timeout(limits.handshake_deadline, introduce::hello(&connection, own)).await;
     let (other, _, _) = exchange.map_err(|_| deadline(&connection))??;
-    admit(hub, peer, &connection, &other)?;
-    let link = peer.new_link(hub, connection, &other, true);
+    let admitted = admit(hub, peer, &connection, other)?;
+    let link = peer.new_link(hub, connection, admitted, true);
     if !peer.adopt(hub, &link) {
         CloseCode::Duplicate.close(&link.connection, "there is a connection already");
         return Err(HandshakeFailure::Duplicate);
@@ -300,8 +309,8 @@ async fn accept_handshake(
     connection: &Connection,
 ) -> Result<Arc<Link>, HandshakeFailure> {
     let (other, mut send, _recv) = introduce::await_hello(connection).await?;
-    admit(hub, peer, connection, &other)?;
-    let link = peer.new_link(hub, connection.clone(), &other, false);
+    let admitted = admit(hub, peer, connection, other)?;
+    let link = peer.new_link(hub, connection.clone(), admitted, false);
     if !peer.adopt(hub, &link) {
         CloseCode::Duplicate.close(connection, "there is a connection already");
         return Err(HandshakeFailure::Duplicate);
@@ -314,19 +323,18 @@ async fn accept_handshake(
     Ok(link)
 }
 
-/// Everything about the other node's introduction that its key does not prove.
+/// Checks everything about the other node's introduction that its key does not prove. Returns which start of it that is,
+/// and how it places its groups.
 fn admit(
     hub: &Hub,
     peer: &Peer,
     connection: &Connection,
-    other: &Introduction,
-) -> Result<(), HandshakeFailure> {
+    other: Introduction,
+) -> Result<((BootEpoch, [u8; 16]), Placement), HandshakeFailure> {
     let node = peer.address.node;
-    let own = hub.introduction();
-    let refusal = judge(&own, other)
-        .or((other.node != node).then_some(Refusal::WrongNode { node: other.node }))
-        .or((other.shards != own.shards)
-            .then_some(Refusal::Shards { offered: other.shards, supported: own.shards }))
+    let refusal = judge(&hub.introduction(), &other)
+        .or((other.node != node || other.placement.is_none())
+            .then_some(Refusal::WrongNode { node: other.node }))
         .or_else(|| {
             let observed = hub.epochs().observe(node, other.boot_epoch, other.boot_id);
             observed.err().map(|refused| match refused {
@@ -334,12 +342,13 @@ fn admit(
                 EpochRefusal::NotStored => Refusal::Busy,
             })
         });
-    match refusal {
-        Some(refusal) => {
+    match (refusal, other.placement) {
+        (None, Some(placement)) => Ok(((other.boot_epoch, other.boot_id), placement)),
+        (refusal, _) => {
             hub.counters.connections_refused.add(1);
+            let refusal = refusal.unwrap_or(Refusal::WrongNode { node: other.node });
             Err(refuse(connection, refusal, ""))
         }
-        None => Ok(()),
     }
 }
 
@@ -369,11 +378,25 @@ pub(crate) fn connect_failure(error: &ConnectError) -> HandshakeFailure {
 fn serve(hub: &Arc<Hub>, peer: &Arc<Peer>, link: Arc<Link>) {
     let node = peer.address.node;
     tracing::info!(%node, boot_epoch = %link.boot.0, "connected");
+    hub.spawn("teller of a placement", tell_placement(hub.clone(), peer.clone(), link.clone()));
     for lane in Lane::ALL {
         hub.spawn("lane writer", write(hub.clone(), link.clone(), lane));
     }
     hub.spawn("lane accept loop", take_lanes(hub.clone(), node, link.clone()));
     hub.spawn("connection watch", watch(hub.clone(), peer.clone(), link));
+}
+
+/// Tells the shards how the node places its groups: until each has taken it, or another connection has taken over.
+async fn tell_placement(hub: Arc<Hub>, peer: Arc<Peer>, link: Arc<Link>) {
+    let node = peer.address.node;
+    let mut left: Vec<_> = hub.ports().iter().collect();
+    while peer.is_present(&link) && !left.is_empty() {
+        let placement = || link.placement.clone();
+        left.retain(|port| port.push(ToShard::Placement { node, placement: placement() }).is_err());
+        if !left.is_empty() {
+            sleep(TELL_PAUSE).await;
+        }
+    }
 }
 
 /// Waits for the end of the connection.

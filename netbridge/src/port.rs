@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iroh_raft_core::{NodeId, Owner, ShardId};
+use iroh_raft_core::{NodeId, Owner, Placement, ShardId};
 
 use crate::ring::{Consumer, Doorbell, Producer};
 use crate::wire::{ClientFrame, Lane, OutFrame, PeerFrame};
@@ -45,6 +45,13 @@ pub enum ToShard {
         /// The connection.
         connection: u64,
     },
+    /// A node that is connected has said which of its shards has which group. Ring full: said again soon.
+    Placement {
+        /// The node.
+        node: NodeId,
+        /// What it said.
+        placement: Placement,
+    },
     /// The connection to a node is gone. Ring full: dropped; Raft notices by itself.
     Unreachable {
         /// The node.
@@ -55,7 +62,7 @@ pub enum ToShard {
 /// Shard to bridge.
 #[derive(Debug)]
 pub enum ToBridge {
-    /// Messages for the same-numbered-or-owning shard of a peer. Ring full: dropped, counted, and
+    /// Messages for one shard of a peer. Ring full: dropped, counted, and
     /// the shard is told the peer is unreachable.
     Peer {
         /// Where it goes.

@@ -10,6 +10,7 @@
 #![deny(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use bytes::Bytes;
+use iroh_raft_core::PlacementError;
 use iroh_raft_core::batch::BatchError;
 use iroh_raft_core::{GroupCommandError, MessageKind, ShardId};
 
@@ -245,6 +246,9 @@ pub enum FrameError {
     /// A command to a group, or a cursor's name, that is none.
     #[error("a command to a group is malformed: {0}")]
     GroupCommand(#[from] GroupCommandError),
+    /// A placement of groups on shards that is none.
+    #[error("an impossible placement: {0}")]
+    Placement(#[from] PlacementError),
     /// Text that is not UTF-8.
     #[error("a text is not UTF-8")]
     Text,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use iroh_raft_core::{GroupId, Index, ShardId, shard_of};
+use iroh_raft_core::{GroupId, Index};
 use iroh_raft_storage::{OfflineFolder, check, dump};
 
 /// A node of iroh-raft, and what looks after its data folder.
@@ -60,8 +60,7 @@ fn run(command: Command) -> Result<bool, Box<dyn std::error::Error>> {
         Command::Dump { folder, group, from, to } => {
             let folder = OfflineFolder::open(folder)?;
             let group = GroupId(group);
-            let shard: ShardId = shard_of(group, folder.identity().shards);
-            let shard = folder.open_shard(shard)?;
+            let shard = folder.open_shard(folder.identity().placement.shard_of(group))?;
             let mut out = BufWriter::new(std::io::stdout().lock());
             dump(&shard, group, Index(from), Index(to.unwrap_or(u64::MAX)), &mut out)?;
             out.flush()?;

@@ -11,7 +11,8 @@ use iroh_raft_core::{
 };
 
 use crate::error::{Result, StorageError};
-use crate::folder::{FolderIdentity, OfflineFolder};
+use crate::folder::OfflineFolder;
+use crate::manifest::FolderIdentity;
 use crate::recovery::RecoveryReport;
 use crate::scrub::Damage;
 use crate::shard::ReadShard;
@@ -82,8 +83,8 @@ impl CheckReport {
 pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
     let folder = OfflineFolder::open(path)?;
     let problems = [folder.boot_epoch().err(), folder.peers().err()].into_iter().flatten().collect();
-    let identity = folder.identity();
-    let shards = (0..identity.shards).map(ShardId);
+    let identity = folder.identity().clone();
+    let shards = identity.placement.shards();
     let shards = shards.map(|shard| (shard, folder.open_shard(shard).and_then(check_shard))).collect();
     Ok(CheckReport { identity, problems, shards })
 }
@@ -115,8 +116,13 @@ fn check_shard(mut shard: ReadShard) -> Result<ShardCheck> {
 
 impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FolderIdentity { cluster, node, shards } = self.identity;
-        writeln!(f, "data folder of node {node} in cluster {cluster}, shards: {shards}")?;
+        let FolderIdentity { cluster, node, placement } = &self.identity;
+        writeln!(
+            f,
+            "data folder of node {node} in cluster {cluster}, shards: {}, groups placed by name: {}",
+            placement.shard_count(),
+            placement.placed().len()
+        )?;
         for problem in &self.problems {
             writeln!(f, "PROBLEM: {problem}")?;
         }

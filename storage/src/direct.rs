@@ -73,6 +73,10 @@ impl Disk for DirectDisk {
         FileDisk.remove(path)
     }
 
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.remove_folder(path)
+    }
+
     fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
         FileDisk.names(folder)
     }

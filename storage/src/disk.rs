@@ -75,6 +75,12 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// As the medium says; `NotFound` means what it says.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes a folder and the files in it, for good once this returns. A crash may leave some of them.
+    ///
+    /// # Errors
+    /// As the medium says; `NotFound` means what it says.
+    fn remove_folder(&self, path: &Path) -> io::Result<()>;
+
     /// The names in a folder, in any order.
     ///
     /// # Errors
@@ -161,6 +167,11 @@ impl Disk for FileDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)?;
+        self.sync_folder(parent(path))
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)?;
         self.sync_folder(parent(path))
     }
 

@@ -4,9 +4,30 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use iroh_raft_core::{BootEpoch, ClusterId, FlushSeq, GroupId, Index, NodeId, Offset, ShardId};
+use iroh_raft_core::{
+    BootEpoch, ClusterId, FetchError, FlushSeq, GroupId, Index, LogDamage, NodeId, Offset, ShardId,
+};
 
 use crate::block::BlockError;
+use crate::snapshot::SnapshotError;
+
+/// Why a group cannot be copied to another shard.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unmovable {
+    /// Stored entries are damaged or gone.
+    #[error("its log is damaged from index {} to {}", .0.first, .0.last)]
+    Damaged(LogDamage),
+    /// Stored entries cannot be read.
+    #[error("{0}")]
+    Unreadable(FetchError),
+    /// Its snapshot cannot be read or written.
+    #[error("{0}")]
+    Snapshot(Box<SnapshotError>),
+    /// What was read back is not what was written.
+    #[error("the copy is not the same")]
+    Differs,
+}
 
 /// Why the durable log refuses. Nothing stored is changed by any of these, except that a failed
 /// flush may or may not be found after the next start.
@@ -111,15 +132,33 @@ pub enum StorageError {
         /// Node in the settings.
         expected: NodeId,
     },
-    /// The folder has another number of shards.
-    #[error("{} has {found} shards, not {expected}: start with {found} shards", path.display())]
-    WrongShardCount {
+    /// A group cannot be copied to the shard that it is to have.
+    #[error(
+        "group {group} cannot move from shard {shard}: {cause}; nothing was changed: start with the shards that the \
+         folder had, until the replica is repaired or removed"
+    )]
+    NotMoved {
+        /// The group.
+        group: GroupId,
+        /// The shard that has it.
+        shard: ShardId,
+        /// Why.
+        #[source]
+        cause: Unmovable,
+    },
+    /// There is no room for groups that are to move to other shards.
+    #[error(
+        "{} has {free_bytes} bytes free, and groups that move to other shards need {needed_bytes}: make room, or start with \
+         the shards that the folder had",
+        path.display()
+    )]
+    NoSpaceToMove {
         /// The folder.
         path: PathBuf,
-        /// Number in the manifest.
-        found: u16,
-        /// Number in the settings.
-        expected: u16,
+        /// What the move takes, about.
+        needed_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
     },
     /// The folder has no such shard.
     #[error("there is no shard {shard} in a folder of {shards} shards (they count from 0)")]

@@ -608,6 +608,17 @@ impl Disk for FaultDisk {
         Ok(())
     }
 
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        if !self.state().folders.contains(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        for name in self.names(path)? {
+            self.remove(&path.join(name))?;
+        }
+        self.state().folders.remove(path);
+        Ok(())
+    }
+
     fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
         let state = self.state();
         if !state.folders.contains(folder) {

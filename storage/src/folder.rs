@@ -10,20 +10,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use iroh_raft_core::{BootEpoch, ClusterId, NodeId, ShardId};
+use iroh_raft_core::{BootEpoch, NodeId, Placement, ShardId};
 
 use crate::block::JournalIdentity;
 use crate::calibrate::{self, BackendChoice, BackendKind, Calibration};
 use crate::cursor::Cursor;
 use crate::disk::{Disk, FileDisk, FileKind, FolderLock, ShardLock};
 use crate::error::{FileDamage, Result, StorageError};
+use crate::manifest::{FolderIdentity, MANIFEST, Manifest};
 use crate::nodes::KnownNodes;
 use crate::peers::PeerEpochs;
 use crate::redb_file::open_existing;
+use crate::relocate::{relocate, remove_strays};
 use crate::shard::{self, JOURNAL, LOG, MARK, OpenShard, ReadShard, ShardOptions};
 use crate::small_file::{self, Kind, io_error};
 
-const MANIFEST: &str = "manifest";
 const LOCK: &str = "lock";
 const CREATING: &str = "creating";
 const BOOT: &str = "boot";
@@ -33,20 +34,8 @@ const NODES: &str = "nodes";
 /// bridge, and what a fresh file system has.
 const TOLERATED: [&str; 4] = [LOCK, "creating.tmp", "key", "lost+found"];
 
-pub(crate) const MANIFEST_KIND: Kind = Kind { magic: *b"IRAFTMAN", version: 1 };
 const CREATING_KIND: Kind = Kind { magic: *b"IRAFTNEW", version: 1 };
 pub(crate) const BOOT_KIND: Kind = Kind { magic: *b"IRAFTBOO", version: 1 };
-
-/// Whose folder it is. Written once, compared at every start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FolderIdentity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The node; not 0.
-    pub node: NodeId,
-    /// Number of shards, at least 1. Fixed for the life of the folder.
-    pub shards: u16,
-}
 
 /// One start of a node on its folder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,7 +51,7 @@ pub struct Boot {
 pub struct DataFolder {
     path: PathBuf,
     disk: Arc<dyn Disk>,
-    storage: [u8; 16],
+    manifest: Manifest,
     boot: Boot,
     is_new: bool,
     peers: Option<PeerEpochs>,
@@ -77,8 +66,7 @@ pub struct DataFolder {
 pub struct OfflineFolder {
     path: PathBuf,
     disk: Arc<dyn Disk>,
-    identity: FolderIdentity,
-    storage: [u8; 16],
+    manifest: Manifest,
     lock: FolderLock,
 }
 
@@ -94,14 +82,14 @@ impl OfflineFolder {
             return Err(StorageError::MissingManifest { path });
         }
         let lock = lock_folder(disk.as_ref(), &path)?;
-        let (identity, storage) = read_manifest(disk.as_ref(), &path)?;
-        Ok(OfflineFolder { path, disk, identity, storage, lock })
+        let manifest = Manifest::read(disk.as_ref(), &path)?;
+        Ok(OfflineFolder { path, disk, manifest, lock })
     }
 
     /// Whose folder it is.
     #[must_use]
-    pub fn identity(&self) -> FolderIdentity {
-        self.identity
+    pub fn identity(&self) -> &FolderIdentity {
+        &self.manifest.identity
     }
 
     /// How often a node was started on it.
@@ -125,12 +113,10 @@ impl OfflineFolder {
     /// # Errors
     /// As [`DataFolder::open_shard`].
     pub fn open_shard(&self, shard: ShardId) -> Result<ReadShard> {
-        if shard.0 >= self.identity.shards {
-            return Err(StorageError::NoSuchShard { shard, shards: self.identity.shards });
-        }
-        let identity = JournalIdentity { storage: self.storage, shard };
+        let (folder, identity) = shard_of(&self.manifest, &self.path, shard)?;
         let lock = Arc::new(ShardLock(self.lock.clone()));
-        shard::open_for_reading(self.disk.as_ref(), &shard_folder(&self.path, shard), identity, &lock)
+        let options = ShardOptions { tail_bytes: 0, ..ShardOptions::default() };
+        shard::open_for_reading(self.disk.as_ref(), &folder, identity, &options, &lock)
     }
 }
 
@@ -139,6 +125,23 @@ impl DataFolder {
     #[must_use]
     pub fn is_used(path: impl AsRef<Path>) -> bool {
         path.as_ref().join(MANIFEST).exists()
+    }
+
+    /// The placement that the groups of a folder have; `None` if it is no data folder so far. Changes nothing.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the folder is not readable, or not a data folder.
+    pub fn stored_placement(path: impl AsRef<Path>, disk: &dyn Disk) -> Result<Option<Placement>> {
+        let path = path.as_ref();
+        match disk.names(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("list", path)(error)),
+            Ok(_) => {}
+        }
+        match look(disk, path)? {
+            FolderState::Complete => Ok(Some(Manifest::read(disk, path)?.identity.placement)),
+            FolderState::Empty | FolderState::HalfMade => Ok(None),
+        }
     }
 
     /// Opens a node's folder, or makes one if there is none or an empty one. When it returns, this
@@ -174,27 +177,31 @@ impl DataFolder {
         disk: Arc<dyn Disk>,
     ) -> Result<DataFolder> {
         let path = path.as_ref().to_owned();
-        check_identity(identity)?;
+        check_identity(&identity)?;
         disk.create_folder(&path).map_err(io_error("create", &path))?;
         // Before the lock file is made: a foreign folder stays as it was.
         let state = look(disk.as_ref(), &path)?;
         let lock = lock_folder(disk.as_ref(), &path)?;
         let state = if state == FolderState::Complete { state } else { look(disk.as_ref(), &path)? };
         if state != FolderState::Complete {
-            create(disk.as_ref(), &path, identity, &lock)?;
+            create(disk.as_ref(), &path, &identity, &lock)?;
         }
-        let storage = check_manifest(disk.as_ref(), &path, identity)?;
+        let mut manifest = check_manifest(disk.as_ref(), &path, &identity)?;
         finish_creation(disk.as_ref(), &path)?;
-        check_files(disk.as_ref(), &path, identity.shards)?;
+        check_files(disk.as_ref(), &path, &manifest)?;
+        remove_strays(disk.as_ref(), &path, &manifest)?;
+        if manifest.identity.placement != identity.placement {
+            manifest = relocate(&disk, &path, &manifest, &identity.placement, &lock)?;
+        }
         let peers = PeerEpochs::load(disk.clone(), path.join(PEERS), lock.clone())?;
         let nodes = KnownNodes::load(disk.clone(), path.join(NODES), lock.clone())?;
         let boot = next_boot(disk.as_ref(), &path)?;
-        let taken = (0..identity.shards).map(|_| Weak::new()).collect();
+        let taken = manifest.shards().map(|_| Weak::new()).collect();
         let is_new = state != FolderState::Complete;
         Ok(DataFolder {
             path,
             disk,
-            storage,
+            manifest,
             boot,
             is_new,
             peers: Some(peers),
@@ -219,7 +226,7 @@ impl DataFolder {
     /// Random identity of the folder, drawn when it was made.
     #[must_use]
     pub fn storage_id(&self) -> [u8; 16] {
-        self.storage
+        self.manifest.storage
     }
 
     /// What is known of the peers' boot epochs; for the bridge, on its thread.
@@ -254,19 +261,19 @@ impl DataFolder {
     /// As [`open_shard`](DataFolder::open_shard).
     pub fn open_shard_for_reading(&mut self, shard: ShardId) -> Result<ReadShard> {
         let (identity, folder, lock) = self.take(shard)?;
-        shard::open_for_reading(self.disk.as_ref(), &folder, identity, &lock)
+        let options = ShardOptions { tail_bytes: 0, ..ShardOptions::default() };
+        shard::open_for_reading(self.disk.as_ref(), &folder, identity, &options, &lock)
     }
 
     fn take(&mut self, shard: ShardId) -> Result<(JournalIdentity, PathBuf, Arc<ShardLock>)> {
-        let shards = self.taken.len() as u16;
-        let taken = self.taken.get_mut(usize::from(shard.0));
-        let taken = taken.ok_or(StorageError::NoSuchShard { shard, shards })?;
+        let (folder, identity) = shard_of(&self.manifest, &self.path, shard)?;
+        let taken = &mut self.taken[usize::from(shard.0)];
         if taken.strong_count() > 0 {
             return Err(StorageError::ShardTaken { shard });
         }
         let lock = Arc::new(ShardLock(self.lock.clone()));
         *taken = Arc::downgrade(&lock);
-        Ok((JournalIdentity { storage: self.storage, shard }, shard_folder(&self.path, shard), lock))
+        Ok((identity, folder, lock))
     }
 }
 
@@ -280,14 +287,16 @@ enum FolderState {
     Complete,
 }
 
-fn check_identity(identity: FolderIdentity) -> Result<()> {
+fn check_identity(identity: &FolderIdentity) -> Result<()> {
     if identity.node == NodeId(0) {
         return Err(StorageError::Identity { what: "node 0 is no node" });
     }
-    if identity.shards == 0 {
-        return Err(StorageError::Identity { what: "a node has at least one shard" });
-    }
     Ok(())
+}
+
+fn shard_of(manifest: &Manifest, path: &Path, shard: ShardId) -> Result<(PathBuf, JournalIdentity)> {
+    let shards = manifest.identity.placement.shard_count();
+    manifest.shard(path, shard).ok_or(StorageError::NoSuchShard { shard, shards })
 }
 
 /// Tells what a folder is, from the names in it.
@@ -324,14 +333,15 @@ fn lock_folder(disk: &dyn Disk, path: &Path) -> Result<FolderLock> {
 }
 
 /// Makes a folder, or makes it again after a crash. The manifest comes last.
-fn create(disk: &dyn Disk, path: &Path, identity: FolderIdentity, lock: &FolderLock) -> Result<()> {
+fn create(disk: &dyn Disk, path: &Path, identity: &FolderIdentity, lock: &FolderLock) -> Result<()> {
     small_file::replace(disk, &path.join(CREATING), CREATING_KIND, &[])?;
     clear_half_made(disk, path)?;
-    let storage = random_id(disk)?;
-    for shard in (0..identity.shards).map(ShardId) {
-        let folder = shard_folder(path, shard);
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let created = u64::try_from(created.as_millis()).unwrap_or(u64::MAX);
+    let manifest = Manifest::new(identity.clone(), random_id(disk)?, created);
+    for shard in manifest.shards() {
+        let (folder, journal) = shard_of(&manifest, path, shard)?;
         disk.create_folder(&folder).map_err(io_error("create", &folder))?;
-        let journal = JournalIdentity { storage, shard };
         shard::create(disk, &folder, journal, &Arc::new(ShardLock(lock.clone())))?;
         disk.sync_folder(&folder).map_err(io_error("sync", &folder))?;
     }
@@ -342,15 +352,7 @@ fn create(disk: &dyn Disk, path: &Path, identity: FolderIdentity, lock: &FolderL
         BOOT_KIND,
         &encode_boot(Boot { epoch: BootEpoch(0), id: [0; 16] }),
     )?;
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut payload = Vec::with_capacity(64);
-    payload.extend_from_slice(&identity.cluster.0);
-    payload.extend_from_slice(&storage);
-    payload.extend_from_slice(&identity.node.0.to_le_bytes());
-    payload.extend_from_slice(&u64::try_from(created.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
-    payload.extend_from_slice(&identity.shards.to_le_bytes());
-    payload.extend_from_slice(&[0; 6]);
-    small_file::replace(disk, &path.join(MANIFEST), MANIFEST_KIND, &payload)
+    manifest.write(disk, path)
 }
 
 /// Removes what an interrupted creation left. Only names that creation makes.
@@ -376,45 +378,23 @@ fn remove_if_there(disk: &dyn Disk, file: &Path) -> Result<()> {
     }
 }
 
-/// Compares the manifest with who we are; returns the storage id.
-fn check_manifest(disk: &dyn Disk, path: &Path, expected: FolderIdentity) -> Result<[u8; 16]> {
-    let (found, storage) = read_manifest(disk, path)?;
-    let path = path.to_owned();
+/// Compares the manifest with who we are; returns it.
+fn check_manifest(disk: &dyn Disk, path: &Path, expected: &FolderIdentity) -> Result<Manifest> {
+    let manifest = Manifest::read(disk, path)?;
+    let (found, path) = (&manifest.identity, path.to_owned());
     if found.cluster != expected.cluster {
         return Err(StorageError::WrongCluster { path, found: found.cluster, expected: expected.cluster });
     }
     if found.node != expected.node {
         return Err(StorageError::WrongNode { path, found: found.node, expected: expected.node });
     }
-    if found.shards != expected.shards {
-        return Err(StorageError::WrongShardCount { path, found: found.shards, expected: expected.shards });
-    }
-    Ok(storage)
-}
-
-fn read_manifest(disk: &dyn Disk, path: &Path) -> Result<(FolderIdentity, [u8; 16])> {
-    let file = path.join(MANIFEST);
-    let payload = small_file::read(disk, &file, MANIFEST_KIND)?
-        .ok_or_else(|| StorageError::MissingManifest { path: path.to_owned() })?;
-    parse_manifest(&payload).ok_or(StorageError::DamagedFile { path: file, damage: FileDamage::Content })
-}
-
-pub(crate) fn parse_manifest(payload: &[u8]) -> Option<(FolderIdentity, [u8; 16])> {
-    let mut cursor = Cursor::new(payload);
-    let cluster = ClusterId(cursor.array()?);
-    let storage = cursor.array()?;
-    let node = NodeId(cursor.u64()?);
-    let _created = cursor.u64()?;
-    let shards = cursor.u16()?;
-    let reserved: [u8; 6] = cursor.array()?;
-    let is_possible = reserved == [0; 6] && cursor.left() == 0 && shards > 0 && node != NodeId(0);
-    is_possible.then_some((FolderIdentity { cluster, node, shards }, storage))
+    Ok(manifest)
 }
 
 /// Looks whether every shard's files are there, before anything is written.
-fn check_files(disk: &dyn Disk, path: &Path, shards: u16) -> Result<()> {
-    for shard in (0..shards).map(ShardId) {
-        let folder = shard_folder(path, shard);
+fn check_files(disk: &dyn Disk, path: &Path, manifest: &Manifest) -> Result<()> {
+    for shard in manifest.shards() {
+        let (folder, _) = shard_of(manifest, path, shard)?;
         for (name, kind) in [(JOURNAL, FileKind::Journal), (LOG, FileKind::Log)] {
             let file = folder.join(name);
             open_existing(disk, &file, kind)?.close().map_err(io_error("close", &file))?;
@@ -453,8 +433,4 @@ pub(crate) fn parse_boot(payload: &[u8]) -> Option<Boot> {
 
 fn random_id(disk: &dyn Disk) -> Result<[u8; 16]> {
     disk.random_id().map_err(|_| StorageError::Random)
-}
-
-fn shard_folder(path: &Path, shard: ShardId) -> PathBuf {
-    path.join(format!("shard-{shard}"))
 }

@@ -165,10 +165,10 @@ pub(crate) fn open_for_reading(
     disk: &dyn Disk,
     folder: &Path,
     identity: JournalIdentity,
+    options: &ShardOptions,
     lock: &Arc<ShardLock>,
 ) -> Result<ReadShard> {
-    let options = ShardOptions { tail_bytes: 0, ..ShardOptions::default() };
-    let (examined, _) = examine_shard(disk, folder, identity, &options, lock)?;
+    let (examined, _) = examine_shard(disk, folder, identity, options, lock)?;
     let recovered = examined.keep()?;
     let journal = Arc::new(recovered.journal);
     let log = Arc::new(recovered.log);

@@ -61,12 +61,11 @@ async fn refused(folder: &Path, builder: RaftClusterBuilder<LogOnly>, words: &st
 }
 
 #[tokio::test]
-async fn a_folder_of_another_node_cluster_or_shard_count_is_refused() {
+async fn a_folder_of_another_node_or_cluster_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     used_folder(folder.path()).await;
     refused(folder.path(), builder(folder.path()).node_id(2), "node").await;
     refused(folder.path(), builder(folder.path()).cluster("other"), "cluster").await;
-    refused(folder.path(), builder(folder.path()).shards(2), "shard").await;
     let node = builder(folder.path()).build().await.expect("and it still opens as what it is");
     node.shutdown().await.unwrap();
 }
@@ -111,6 +110,7 @@ async fn cpus_ports_and_settings_are_checked_before_anything_is_written() {
     refused(folder.path(), taken, "cannot be bound").await;
     refused(folder.path(), builder(folder.path()).node_id(0), "0 is not a node id").await;
     refused(folder.path(), builder(folder.path()).shards(0), "at least one shard").await;
+    refused(folder.path(), builder(folder.path()).shards(2).place(1, 2), "the last one is 1").await;
     let ticks = builder(folder.path()).tune(|config| config.core.heartbeat_ticks = 99);
     refused(folder.path(), ticks, "heartbeat_ticks").await;
 }

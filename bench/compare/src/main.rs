@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use iroh_raft_bench::store::StoreError;
-use iroh_raft_core::{ClusterId, NodeId};
+use iroh_raft_core::{ClusterId, NodeId, Placement};
 use iroh_raft_storage::{BackendChoice, BackendKind, DataFolder, DirectDisk, Disk, FileDisk, FolderIdentity};
 use serde_json::{Value, json};
 
@@ -138,7 +138,7 @@ fn backend(choice: BackendChoice, folder: &Path) -> Result<(Arc<dyn Disk>, Strin
     let kind = match choice {
         BackendChoice::Fixed(kind) => kind,
         BackendChoice::Auto => {
-            let identity = FolderIdentity { cluster: ClusterId([1; 16]), node: NodeId(1), shards: 1 };
+            let identity = FolderIdentity { cluster: ClusterId([1; 16]), node: NodeId(1), placement: Placement::ONE_SHARD };
             let mut folder = DataFolder::open(folder, identity).map_err(StoreError::from)?;
             let (kind, calibration) = folder.choose_backend(choice).map_err(StoreError::from)?;
             if let Some(calibration) = calibration {

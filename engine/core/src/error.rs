@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ids::{GroupId, NodeId, Offset, Term};
+use crate::ids::{GroupId, NodeId, Offset, ShardId, Term};
 use crate::members::MembersRefusal;
 use crate::recovery::RecoveryRefusal;
 use crate::sessions::SessionRefusal;
@@ -281,6 +281,24 @@ pub enum ConfigError {
     DuplicateGroup {
         /// The group.
         group: GroupId,
+    },
+    /// A group is placed on another shard of the node.
+    #[error(
+        "group {group} is placed on shard {shard}: open the folder with the placement that its groups have"
+    )]
+    Misplaced {
+        /// The group.
+        group: GroupId,
+        /// Where it is placed.
+        shard: ShardId,
+    },
+    /// The node has no shard of this number.
+    #[error("shard {shard} is not one of the node's {shard_count}")]
+    NoSuchShard {
+        /// The number.
+        shard: ShardId,
+        /// Shards of the node.
+        shard_count: u16,
     },
     /// The tick is too short or too long.
     #[error("the tick must be between 1 ms and 60 s")]

@@ -49,6 +49,7 @@ use crate::loading::Loaded;
 use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
 use crate::pending::{Pending, Position, block_bytes};
+use crate::placement::Placements;
 use crate::read_index::Reads;
 use crate::records::RecordReads;
 use crate::validate::{self, GroupView, LogView, Refusal};
@@ -82,6 +83,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) persisted: FlushSeq,
     pub(crate) disk: DiskHealth,
     pub(crate) liveness: &'a Liveness,
+    pub(crate) placements: &'a Placements,
     /// Campaigns that may still begin in this turn of the shard.
     pub(crate) campaigns_left: &'a mut u32,
     pub(crate) next_fetch: &'a mut FetchId,
@@ -313,6 +315,10 @@ impl Replica {
         } else {
             *common = self.members.now.clone();
         }
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        self.group
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = NodeId> {

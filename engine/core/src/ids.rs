@@ -124,16 +124,3 @@ impl fmt::Debug for SessionId {
         write!(f, "SessionId({self})")
     }
 }
-
-/// Which shard of a node owns a group, on a node with `shard_count` shards.
-///
-/// A pure function for now, so that sender and receiver agree without asking; explicit placement
-/// arrives with the handshake's placement table.
-///
-/// # Panics
-/// If `shard_count` is 0.
-#[must_use]
-pub fn shard_of(group: GroupId, shard_count: u16) -> ShardId {
-    assert!(shard_count > 0, "a node has at least one shard");
-    ShardId((group.0 % u64::from(shard_count)) as u16)
-}

@@ -12,7 +12,7 @@
 //! nobody near needs it, `pending` answers once it is committed, `group::serve` hands it to state
 //! machines and readers; `group::snapshots` takes snapshots, lets go of what they cover, and brings them to
 //! followers that need it; `group::leadership` gives leadership away when it is told to, or `spread` or
-//! `disk_watch` say so; `group::quiet` lets it rest, and `liveness` says when not to; `records` and `find` serve those who read the log, `group::commands` keeps their cursors,
+//! `disk_watch` say so; `group::quiet` lets it rest, and `liveness` says when not to, shard by shard, as `placement` has them; `records` and `find` serve those who read the log, `group::commands` keeps their cursors,
 //! `group::retention` lets go of what is old. `shard` routes, keeps time and contains panics; `validate` stands between
 //! peers and Raft; raft-rs itself is seen by `group`, `members`, `log_window` and `convert`
 //! alone.
@@ -39,6 +39,7 @@ mod log_window;
 pub mod members;
 pub mod mutants;
 mod pending;
+mod placement;
 mod read_index;
 mod records;
 pub mod recovery;
@@ -58,6 +59,7 @@ pub use members::{
     MEMBER_CHANGES_MAX, MEMBERS_MAX, MembersRefusal, decode_change, decode_members, decode_recovery,
     encode_members,
 };
+pub use placement::{PLACED_MAX, Placement, PlacementError};
 pub use recovery::{Recovered, RecoveryRefusal};
 pub use sessions::{RunOutcome, SESSION_RUNS_MAX, SESSIONS_MAX, SessionRefusal};
 pub use shard::Shard;

@@ -1,9 +1,11 @@
 //! Whether the shards of other nodes live: what replicas of quiet groups rely on instead of heartbeats.
 //!
-//! Each shard sends one beat every two fifths of a lease to the shard of the same number on every node that it shares
-//! a group with, however many groups that are. A beat names the sender's incarnation: it changes with a restart,
-//! and whenever the sender can no longer vouch for what its replicas agreed to (one was taken out). A node is
-//! *heard* while its last beat is less than a lease (`lease_ticks`) ago.
+//! Each shard sends one beat every two fifths of a lease to every shard of another node that it shares a group with,
+//! however many groups that are: where all nodes place their groups alike, to the shard of its own number. A beat names
+//! the two shards and the sender's incarnation, which changes with a restart,
+//! and whenever the sender can no longer vouch for what its replicas agreed to (one was taken out). A shard is
+//! *heard* while its last beat is less than a lease (`lease_ticks`) ago. It vouches for its own replicas alone, so
+//! each of ours goes by the shard that has its group on the other node (`placement.rs`).
 //!
 //! The idea is CockroachDB's node liveness under quiescent ranges, and TiKV's store heartbeats under hibernated
 //! regions; `group/quiet.rs` has the argument why it is enough.
@@ -13,10 +15,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{GroupId, Index, NodeId, Term, Timestamp};
+use crate::ids::{GroupId, Index, NodeId, ShardId, Term, Timestamp};
 use crate::io::{MessageKind, PeerMessage, ShardConfig};
 use crate::jitter::mix;
 use crate::mutants::{self, Mutant};
+use crate::placement::PeerShard;
 use crate::validate::Refusal;
 
 /// One life of a shard, as far as its replicas stand by what they agreed to.
@@ -35,26 +38,27 @@ struct Peer {
     is_heard: bool,
 }
 
-/// What became of a node, as far as quiet groups go.
+/// What became of a shard of another node, as far as quiet groups go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Change {
     /// It is heard for the first time, again, or under another incarnation.
-    Returned(NodeId),
+    Returned(PeerShard),
     /// It is not heard any more.
-    Silent(NodeId),
+    Silent(PeerShard),
 }
 
 #[derive(Debug)]
 pub(crate) struct Liveness {
     own: Incarnation,
-    /// Nodes that groups of this shard have members on.
-    nodes: BTreeSet<NodeId>,
-    peers: BTreeMap<NodeId, Peer>,
+    here: ShardId,
+    /// Shards of other nodes that have replicas of this shard's groups.
+    shards: BTreeSet<PeerShard>,
+    peers: BTreeMap<PeerShard, Peer>,
     next_beat: Timestamp,
     /// The next beat is sent at once, for another node's has come shortly before.
     is_answering: bool,
     answer_within: Duration,
-    /// Time without a beat after which a node is not heard any more; none where groups never go quiet.
+    /// Time without a beat after which a shard is not heard any more; none where groups never go quiet.
     silence: Option<Duration>,
 }
 
@@ -62,7 +66,8 @@ impl Liveness {
     pub(crate) fn new(config: &ShardConfig, now: Timestamp) -> Liveness {
         Liveness {
             own: Incarnation { boot: mix(config.seed ^ 0x6c69_7665), withdrawals: 0 },
-            nodes: BTreeSet::new(),
+            here: config.shard,
+            shards: BTreeSet::new(),
             peers: BTreeMap::new(),
             next_beat: now,
             is_answering: false,
@@ -71,10 +76,10 @@ impl Liveness {
         }
     }
 
-    /// The nodes that share groups with this one have changed.
-    pub(crate) fn set_nodes(&mut self, nodes: BTreeSet<NodeId>) {
-        self.peers.retain(|node, _| nodes.contains(node));
-        self.nodes = nodes;
+    /// The shards that share groups with this one have changed.
+    pub(crate) fn set_shards(&mut self, shards: BTreeSet<PeerShard>) {
+        self.peers.retain(|peer, _| shards.contains(peer));
+        self.shards = shards;
     }
 
     /// What was agreed with replicas of this shard holds no longer: everybody has to look anew.
@@ -83,7 +88,7 @@ impl Liveness {
         self.next_beat = now;
     }
 
-    /// When the next beat is due, or a node falls silent; `None` where there are no beats.
+    /// When the next beat is due, or a shard falls silent; `None` where there are no beats.
     pub(crate) fn next_wakeup(&self) -> Option<Timestamp> {
         let silence = self.silence?;
         let heard = self.peers.values().filter(|peer| peer.is_heard);
@@ -102,18 +107,18 @@ impl Liveness {
         is_due
     }
 
-    /// One for each node.
+    /// One for each shard.
     pub(crate) fn beats(&self, from: NodeId) -> impl Iterator<Item = PeerMessage> + '_ {
-        self.nodes.iter().filter(move |node| **node != from).map(move |to| self.beat(from, *to))
+        self.shards.iter().map(move |to| self.beat(from, *to))
     }
 
-    fn beat(&self, from: NodeId, to: NodeId) -> PeerMessage {
+    fn beat(&self, from: NodeId, to: PeerShard) -> PeerMessage {
         PeerMessage {
             kind: MessageKind::Beat,
             group: GroupId(0),
             from,
-            to,
-            term: Term(0),
+            to: to.node,
+            term: shards_in_term(self.here, to.shard),
             log_term: Term(0),
             index: Index(self.own.boot),
             commit: Index(self.own.withdrawals),
@@ -127,7 +132,7 @@ impl Liveness {
         }
     }
 
-    /// A peer's beat. One of a node that shares no group, as far as is known here, says nothing.
+    /// A peer's beat. One of a shard that shares no group, as far as is known here, says nothing.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -137,9 +142,9 @@ impl Liveness {
         node: NodeId,
         beat: &PeerMessage,
     ) -> Result<Option<Change>, Refusal> {
-        check(node, beat)?;
-        let from = beat.from;
-        if self.silence.is_none() || !self.nodes.contains(&from) {
+        check(node, self.here, beat)?;
+        let from = PeerShard { node: beat.from, shard: shards_of(beat).0 };
+        if self.silence.is_none() || !self.shards.contains(&from) {
             return Ok(None);
         }
         let incarnation = Incarnation { boot: beat.index.0, withdrawals: beat.commit.0 };
@@ -157,14 +162,14 @@ impl Liveness {
         self.peers.values_mut().for_each(|peer| peer.last_beat = peer.last_beat.after(pause));
     }
 
-    /// Nodes that have fallen silent by now, each told once.
+    /// Shards that have fallen silent by now, each told once.
     pub(crate) fn take_silent(&mut self, now: Timestamp) -> Vec<Change> {
         let Some(silence) = self.silence else { return Vec::new() };
         let mut silent = Vec::new();
-        for (node, peer) in &mut self.peers {
+        for (shard, peer) in &mut self.peers {
             if peer.is_heard && peer.last_beat.after(silence) <= now {
                 peer.is_heard = false;
-                silent.push(Change::Silent(*node));
+                silent.push(Change::Silent(*shard));
             }
         }
         if mutants::is(Mutant::QuietAndDeaf) {
@@ -173,9 +178,9 @@ impl Liveness {
         silent
     }
 
-    /// When a node that is heard last beat; `None` if it is not heard.
-    pub(crate) fn heard(&self, node: NodeId) -> Option<Timestamp> {
-        self.peers.get(&node).filter(|peer| peer.is_heard).map(|peer| peer.last_beat)
+    /// When a shard that is heard last beat; `None` if it is not heard.
+    pub(crate) fn heard(&self, shard: PeerShard) -> Option<Timestamp> {
+        self.peers.get(&shard).filter(|peer| peer.is_heard).map(|peer| peer.last_beat)
     }
 }
 
@@ -185,18 +190,29 @@ fn interval(config: &ShardConfig) -> Duration {
     config.tick * config.heartbeat_ticks.max(config.lease_ticks * 2 / 5)
 }
 
-fn check(node: NodeId, beat: &PeerMessage) -> Result<(), Refusal> {
+/// A beat's term says which shard it is from, and which one it is for: it is of no group, which would say it.
+fn shards_in_term(from: ShardId, to: ShardId) -> Term {
+    Term(u64::from(from.0) << 16 | u64::from(to.0))
+}
+
+/// The shards of its sender and its receiver that a beat is between.
+pub(crate) fn shards_of(beat: &PeerMessage) -> (ShardId, ShardId) {
+    (ShardId((beat.term.0 >> 16) as u16), ShardId(beat.term.0 as u16))
+}
+
+fn check(node: NodeId, here: ShardId, beat: &PeerMessage) -> Result<(), Refusal> {
     if beat.from == NodeId(0) || beat.from == node {
         return Err(Refusal::Sender { from: beat.from });
     }
     if beat.to != node {
         return Err(Refusal::Receiver { to: beat.to });
     }
-    // A beat has its two numbers and nothing else.
+    let (from, to) = shards_of(beat);
+    // A beat has its shards and its two numbers, and nothing else.
     let bare = PeerMessage {
         kind: MessageKind::Beat,
         group: GroupId(0),
-        term: Term(0),
+        term: shards_in_term(from, to),
         log_term: Term(0),
         commit_term: Term(0),
         reject: false,
@@ -207,7 +223,10 @@ fn check(node: NodeId, beat: &PeerMessage) -> Result<(), Refusal> {
         entries: Vec::new(),
         ..*beat
     };
-    if *beat == bare { Ok(()) } else { Err(Refusal::Beat) }
+    if *beat != bare {
+        return Err(Refusal::Beat);
+    }
+    if to == here { Ok(()) } else { Err(Refusal::Elsewhere { shard: to }) }
 }
 
 #[cfg(test)]
@@ -215,6 +234,12 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
+    const ONE: PeerShard = shard(1, 0);
+    const TWO: PeerShard = shard(2, 0);
+
+    const fn shard(node: u64, shard: u16) -> PeerShard {
+        PeerShard { node: NodeId(node), shard: ShardId(shard) }
+    }
 
     fn at(ms: u64) -> Timestamp {
         Timestamp(ms * MS)
@@ -223,7 +248,7 @@ mod tests {
     fn pair() -> (Liveness, Liveness) {
         let of = |node| {
             let mut liveness = Liveness::new(&ShardConfig::new(NodeId(node), node), at(0));
-            liveness.set_nodes([NodeId(1), NodeId(2)].into());
+            liveness.set_shards([ONE, TWO].into_iter().filter(|shard| shard.node != NodeId(node)).collect());
             liveness
         };
         (of(1), of(2))
@@ -237,12 +262,12 @@ mod tests {
     #[test]
     fn a_node_is_heard_for_a_lease_and_each_change_is_told_once() {
         let (mut here, there) = pair();
-        assert_eq!(beat(&there, &mut here, 0), Some(Change::Returned(NodeId(2))));
+        assert_eq!(beat(&there, &mut here, 0), Some(Change::Returned(TWO)));
         assert_eq!(beat(&there, &mut here, 100), None);
-        assert_eq!((here.take_silent(at(599)), here.heard(NodeId(2))), (vec![], Some(at(100))));
-        assert_eq!(here.take_silent(at(600)), [Change::Silent(NodeId(2))]);
-        assert_eq!((here.take_silent(at(700)), here.heard(NodeId(2))), (vec![], None));
-        assert_eq!(beat(&there, &mut here, 800), Some(Change::Returned(NodeId(2))));
+        assert_eq!((here.take_silent(at(599)), here.heard(TWO)), (vec![], Some(at(100))));
+        assert_eq!(here.take_silent(at(600)), [Change::Silent(TWO)]);
+        assert_eq!((here.take_silent(at(700)), here.heard(TWO)), (vec![], None));
+        assert_eq!(beat(&there, &mut here, 800), Some(Change::Returned(TWO)));
     }
 
     #[test]
@@ -250,11 +275,11 @@ mod tests {
         let (mut here, mut there) = pair();
         beat(&there, &mut here, 0);
         there.withdraw(at(5));
-        assert_eq!(beat(&there, &mut here, 10), Some(Change::Returned(NodeId(2))));
+        assert_eq!(beat(&there, &mut here, 10), Some(Change::Returned(TWO)));
         assert_eq!(beat(&there, &mut here, 20), None);
         let mut again = Liveness::new(&ShardConfig::new(NodeId(2), 77), at(0));
-        again.set_nodes([NodeId(1)].into());
-        assert_eq!(beat(&again, &mut here, 30), Some(Change::Returned(NodeId(2))));
+        again.set_shards([ONE].into());
+        assert_eq!(beat(&again, &mut here, 30), Some(Change::Returned(TWO)));
     }
 
     #[test]
@@ -263,7 +288,7 @@ mod tests {
         beat(&there, &mut here, 0);
         here.handle_pause(Duration::from_secs(30));
         assert_eq!(here.take_silent(at(30_499)), []);
-        assert_eq!(here.take_silent(at(30_500)), [Change::Silent(NodeId(2))]);
+        assert_eq!(here.take_silent(at(30_500)), [Change::Silent(TWO)]);
     }
 
     #[test]
@@ -272,11 +297,19 @@ mod tests {
         let sound = there.beats(NodeId(2)).next().expect("one for node 1");
         let stranger = PeerMessage { from: NodeId(9), ..sound.clone() };
         assert_eq!(here.handle_beat(at(0), NodeId(1), &stranger), Ok(None));
-        let forged = PeerMessage { term: Term(3), ..sound.clone() };
+        let forged = PeerMessage { log_term: Term(3), ..sound.clone() };
+        assert_eq!(here.handle_beat(at(0), NodeId(1), &forged), Err(Refusal::Beat));
+        let elsewhere = PeerMessage { term: Term(3), ..sound.clone() };
+        let refused = Err(Refusal::Elsewhere { shard: ShardId(3) });
+        assert_eq!(here.handle_beat(at(0), NodeId(1), &elsewhere), refused);
+        let of_another = PeerMessage { term: Term(1 << 16), ..sound.clone() };
+        assert_eq!(here.handle_beat(at(0), NodeId(1), &of_another), Ok(None), "it shares no group");
+        assert_eq!((here.heard(TWO), here.heard(shard(2, 1))), (None, None));
+        let forged = PeerMessage { term: Term(1 << 32), ..sound.clone() };
         assert_eq!(here.handle_beat(at(0), NodeId(1), &forged), Err(Refusal::Beat));
         let own = PeerMessage { from: NodeId(1), ..sound };
         assert_eq!(here.handle_beat(at(0), NodeId(1), &own), Err(Refusal::Sender { from: NodeId(1) }));
-        assert_eq!(here.heard(NodeId(9)), None);
+        assert_eq!(here.heard(shard(9, 0)), None);
     }
 
     #[test]

@@ -18,7 +18,9 @@ use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::find::{Find, Seeker};
 use crate::group::{Replica, SendBudget, SnapshotsOpen, Turn};
 use crate::group_meta::GroupMeta;
-use crate::ids::{FlushSeq, GroupId, Index, NodeId, Owner, Sequence, SessionId, Timestamp, WallTime};
+use crate::ids::{
+    FlushSeq, GroupId, Index, NodeId, Owner, Sequence, SessionId, ShardId, Timestamp, WallTime,
+};
 use crate::io::{
     Append, ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite,
     LeaseReads, LogEntry, MessageKind, Open, Outputs, PeerMessage, Recover, Reply, Role, ShardConfig, Token,
@@ -27,6 +29,7 @@ use crate::lease::Times;
 use crate::liveness::Liveness;
 use crate::loading::{Loaded, Loading, Step};
 use crate::mutants::{self, Mutant};
+use crate::placement::Placements;
 use crate::read_index::Read;
 use crate::records::{ReadKind, RecordRead};
 use crate::sessions::RunOutcome;
@@ -73,9 +76,10 @@ pub struct Shard {
     alarms: BTreeSet<(Timestamp, usize)>,
     alarm_of: Vec<Option<Timestamp>>,
     liveness: Liveness,
+    placements: Placements,
     /// Members that many groups have: one copy for all that begin with them.
     common_members: Arc<ConfState>,
-    /// Whether replicas have come or their members have changed since `liveness` was told of them.
+    /// Whether replicas have come, or their members or their places have changed, since `liveness` was told of them.
     have_members_changed: bool,
     /// Groups that are to be recovered as the turn ends. Bounded by `RECOVERIES_MAX`; full means busy.
     recoveries: Vec<Recover>,
@@ -120,6 +124,10 @@ impl Shard {
         if let Some(pair) = groups.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(ConfigError::DuplicateGroup { group: pair[0] });
         }
+        let is_elsewhere = |group: &&GroupId| config.placement.shard_of(**group) != config.shard;
+        if let Some(&group) = groups.iter().find(is_elsewhere) {
+            return Err(ConfigError::Misplaced { group, shard: config.placement.shard_of(group) });
+        }
         let mut members: Vec<Member> = states.into_iter().map(|state| start(&config, state, now)).collect();
         // They would go on in the memory of the states, which are many times as large.
         members.shrink_to_fit();
@@ -128,6 +136,7 @@ impl Shard {
             disk: DiskWatch::new(),
             spread: Spread::new(&config, now),
             liveness: Liveness::new(&config, now),
+            placements: Placements::new(&config),
             awake: (0..groups.len()).collect(),
             is_awake: vec![true; groups.len()],
             dormant: BTreeSet::new(),
@@ -234,6 +243,7 @@ impl Shard {
             Input::Snapshot { group, event } => {
                 self.with_group(now, group, out, |replica, turn| replica.handle_snapshot(turn, event));
             }
+            Input::Placement { node, placement } => self.handle_placement(now, node, placement, out),
             Input::Unreachable { node } => self.handle_unreachable(now, node, out),
             Input::ChangeMembers { token, group, changes, deadline } => {
                 self.request(now, token, group, out, |replica, turn| {
@@ -310,6 +320,12 @@ impl Shard {
             .map_err(|refusal| RequestError::Session { refusal })
     }
 
+    /// The shard of its receiver that a message is for.
+    #[must_use]
+    pub fn destination(&self, message: &PeerMessage) -> ShardId {
+        self.placements.destination(message)
+    }
+
     /// How far each replica's log is known to be the leader's, in order of node; empty unless the replica
     /// here leads. Never beyond the leader's last index.
     #[must_use]
@@ -368,7 +384,10 @@ impl Shard {
             }
             Some((_, Member::Loading(_) | Member::Out(_))) => return,
             Some((_, Member::Left(tombstone))) => Some(tombstone),
-            None => None,
+            None => match self.placements.elsewhere(message.group) {
+                Some(reason) => return refuse_message(&message, reason, out),
+                None => None,
+            },
         };
         if message.kind != MessageKind::Invite {
             // Whoever takes this node for a member invites it.
@@ -381,10 +400,7 @@ impl Shard {
                     out.invites.push(Invite { group: message.group, members, since });
                 }
             }
-            Err(reason) => {
-                let (group, from) = (message.group, message.from);
-                out.events.push(Event::MessageRefused { group, from, reason });
-            }
+            Err(reason) => refuse_message(&message, reason, out),
         }
     }
 
@@ -414,6 +430,9 @@ impl Shard {
         }
         if open.since == Index(0) && !open.members.is_member(self.config.node) {
             return Err(RequestError::Invalid { what: "this node is not among the group's members" });
+        }
+        if self.placements.elsewhere(group).is_some() {
+            return Err(RequestError::Invalid { what: "the group is placed on another shard of this node" });
         }
         let state = match at.map(|at| &self.members[at]) {
             None if self.groups.len() >= GROUPS_MAX => return Err(RequestError::busy(BusyReason::Groups)),
@@ -662,6 +681,7 @@ impl Shard {
             persisted: self.persisted,
             disk: self.disk.health(now),
             liveness: &self.liveness,
+            placements: &self.placements,
             campaigns_left: &mut self.campaigns_left,
             next_fetch: &mut self.next_fetch,
             snapshots_open: open_others,
@@ -764,6 +784,11 @@ impl Said {
     }
 }
 
+fn refuse_message(message: &PeerMessage, reason: validate::Refusal, out: &mut Outputs) {
+    let (group, from) = (message.group, message.from);
+    out.events.push(Event::MessageRefused { group, from, reason });
+}
+
 fn fresh(open: Open) -> GroupState {
     let Open { group, members, has_state_machine, retention, .. } = open;
     GroupState { retention, ..GroupState::fresh(group, members, has_state_machine) }
@@ -852,6 +877,7 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Applied { .. }
         | Input::Snapshot { .. }
         | Input::Unreachable { .. }
+        | Input::Placement { .. }
         | Input::GrantTail { .. }
         | Input::EndTail { .. } => return,
     };
@@ -875,6 +901,10 @@ fn water_level(mut sizes: Vec<usize>, sum_max: usize) -> usize {
 fn check_config(config: &ShardConfig) -> Result<(), ConfigError> {
     if config.node == NodeId(0) {
         return Err(ConfigError::NodeZero);
+    }
+    let shard_count = config.placement.shard_count();
+    if config.shard.0 >= shard_count {
+        return Err(ConfigError::NoSuchShard { shard: config.shard, shard_count });
     }
     if !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&config.tick) {
         return Err(ConfigError::Tick);

@@ -11,7 +11,7 @@ mod snapshot;
 
 use crate::batch::{Batch, BatchError};
 use crate::group_command::{GroupCommandError, GroupCommands};
-use crate::ids::{Index, NodeId, Offset, Term, Timestamp};
+use crate::ids::{Index, NodeId, Offset, ShardId, Term, Timestamp};
 use crate::io::{CONTEXT_BYTES_MAX, ConfState, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
 use crate::lease::{ROUND_BYTES, Stamp};
 use crate::members::{self, decode_members};
@@ -41,6 +41,13 @@ pub enum Refusal {
     Receiver {
         /// The receiver named.
         to: NodeId,
+    },
+    /// It is for a group, or a shard, that is elsewhere on this node: the sender has not heard yet how groups are placed
+    /// here.
+    #[error("it is for shard {shard} of this node")]
+    Elsewhere {
+        /// Where it belongs.
+        shard: ShardId,
     },
     /// The term is zero where there must be one, or the other way round, or out of range.
     #[error("a {kind:?} cannot have term {term}")]

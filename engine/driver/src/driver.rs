@@ -349,6 +349,7 @@ impl Driver {
                     }
                     self.outbox.forget_client(connection);
                 }
+                ToShard::Placement { node, placement } => self.step(Input::Placement { node, placement }),
                 ToShard::Unreachable { node } => self.step(Input::Unreachable { node }),
             }
         }
@@ -542,7 +543,9 @@ impl Driver {
             let is_chunk = send.message.kind == MessageKind::SnapshotChunk;
             ShardCounters::add(&self.parts.counters.snapshot_chunks_sent, u64::from(is_chunk));
             let after = send.after.filter(|seq| *seq > self.persisted);
-            self.outbox.push(send.message, after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates)));
+            let gate = after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates));
+            let shard = self.parts.shard.destination(&send.message);
+            self.outbox.push(send.message, shard, gate);
         }
         self.invites.append(&mut outputs.invites);
         let entries = outputs.fetches.drain(..).map(Wanted::Entries);

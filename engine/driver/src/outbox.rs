@@ -1,6 +1,6 @@
 //! What a shard sends: frames for peers, gated by persistence, and answers for clients.
 //!
-//! Messages of one turn for one peer, lane and gate leave as one frame. A gated frame waits here
+//! Messages of one turn for one shard of a peer, lane and gate leave as one frame. A gated frame waits here
 //! until its flush is durable; there are at most as many as the core has messages outstanding.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,6 +27,7 @@ const SPARE_REPLIES_MAX: usize = 64;
 
 struct OpenFrame {
     to: NodeId,
+    shard: ShardId,
     lane: Lane,
     gate: Option<FlushSeq>,
     builder: PeerFrameBuilder,
@@ -75,14 +76,15 @@ impl Outbox {
         }
     }
 
-    /// Adds a message that may leave once `gate` is durable.
-    pub(super) fn push(&mut self, message: PeerMessage, gate: Option<FlushSeq>) {
+    /// Adds a message for a shard of its receiver, which may leave once `gate` is durable.
+    pub(super) fn push(&mut self, message: PeerMessage, shard: ShardId, gate: Option<FlushSeq>) {
         let (to, lane) = (message.to, Lane::of(message.kind));
-        let position =
-            self.open.iter().position(|frame| frame.to == to && frame.lane == lane && frame.gate == gate);
+        let is_its =
+            |frame: &OpenFrame| (frame.to, frame.shard, frame.lane, frame.gate) == (to, shard, lane, gate);
+        let position = self.open.iter().position(is_its);
         let at = position.unwrap_or_else(|| {
             let builder = self.spare.pop().unwrap_or_default();
-            self.open.push(OpenFrame { to, lane, gate, builder });
+            self.open.push(OpenFrame { to, shard, lane, gate, builder });
             self.open.len() - 1
         });
         self.open[at].builder.push(message);
@@ -185,11 +187,9 @@ impl Outbox {
     }
 
     fn close(&mut self, frame: OpenFrame) {
-        let OpenFrame { to, lane, gate, mut builder } = frame;
-        // Placement is a function of the group alone and shard counts are equal (the handshake
-        // refuses others), so a group's messages go to the shard of the same number.
+        let OpenFrame { to, shard, lane, gate, mut builder } = frame;
         let is_kept = builder.len() <= SPARE_MESSAGES_MAX && self.spare.len() < SPARE_FRAMES_MAX;
-        let frame = builder.finish(lane, self.shard, self.shard);
+        let frame = builder.finish(lane, self.shard, shard);
         if is_kept {
             self.spare.push(builder);
         }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use iroh_raft_core::{BootEpoch, ClusterId, NodeId};
+use iroh_raft_core::{BootEpoch, ClusterId, NodeId, Placement};
 
 use crate::allow::{ClientGrant, PeerAddress};
 use crate::identity::{EndpointId, Identity};
@@ -26,8 +26,8 @@ pub struct BridgeConfig {
     pub removed: Vec<(NodeId, EndpointId)>,
     /// The clients. Their keys, and no others, may speak `iroh-raft-client/0`.
     pub clients: Vec<ClientGrant>,
-    /// Shards of this node, at least 1: one port each. All nodes have the same number.
-    pub shards: u16,
+    /// Which shards this node has, one port each, and which of them has which group.
+    pub placement: Placement,
     /// How often this node has been started on its data.
     pub boot_epoch: BootEpoch,
     /// Random number of this start.

@@ -311,6 +311,11 @@ impl Hub {
         self.ports.get(usize::from(shard.0))
     }
 
+    /// The rings to all shards.
+    pub(crate) fn ports(&self) -> &[Producer<ToShard>] {
+        &self.ports
+    }
+
     /// Tells every shard that the connection to `node` is gone. Full ring: Raft notices by itself.
     pub(crate) fn tell_unreachable(&self, node: NodeId) {
         for port in &self.ports {
@@ -334,7 +339,7 @@ impl Hub {
             boot_epoch: self.config.boot_epoch,
             boot_id: self.config.boot_id,
             fingerprint: FORMAT_FINGERPRINT,
-            shards: self.config.shards,
+            placement: Some(self.config.placement.clone()),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use iroh::endpoint::{Connection, RecvStream, SendStream};
-use iroh_raft_core::{BootEpoch, NodeId, ShardId};
+use iroh_raft_core::{BootEpoch, NodeId, Placement, ShardId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep, timeout};
@@ -46,7 +46,7 @@ struct Session {
     connection: Connection,
     send: SendStream,
     recv: RecvStream,
-    shards: u16,
+    placement: Placement,
 }
 
 /// Keeps a connection to the node at `at`, until the client closes.
@@ -119,30 +119,32 @@ async fn connect(shared: &Shared, at: usize) -> Result<Session, HandshakeFailure
         boot_epoch: BootEpoch(0),
         boot_id: [0; 16],
         fingerprint: FORMAT_FINGERPRINT,
-        shards: 0,
+        placement: None,
     };
-    let exchange = timeout(limits.handshake_deadline, introduce::hello(&connection, own)).await;
+    let exchange = timeout(limits.handshake_deadline, introduce::hello(&connection, own.clone())).await;
     let (other, send, recv) = exchange.map_err(|_| {
         CloseCode::HandshakeDeadline.close(&connection, "the handshake took too long");
         HandshakeFailure::Deadline
     })??;
     let refusal = judge(&own, &other)
-        .or((other.node != address.node).then_some(Refusal::WrongNode { node: other.node }))
-        .or((other.shards == 0).then_some(Refusal::WrongNode { node: other.node }));
-    if let Some(refusal) = refusal {
-        return Err(refuse(&connection, refusal, ""));
+        .or((other.node != address.node).then_some(Refusal::WrongNode { node: other.node }));
+    match (refusal, other.placement) {
+        (None, Some(placement)) => Ok(Session { connection, send, recv, placement }),
+        (refusal, _) => {
+            let refusal = refusal.unwrap_or(Refusal::WrongNode { node: other.node });
+            Err(refuse(&connection, refusal, ""))
+        }
     }
-    Ok(Session { connection, send, recv, shards: other.shards })
 }
 
 /// Serves a connection until it is lost; says why.
 async fn run(shared: &Arc<Shared>, at: usize, session: Session) -> String {
-    let Session { connection, mut send, mut recv, shards } = session;
+    let Session { connection, mut send, mut recv, placement } = session;
     // Also when this task is dropped: the node shall know at once.
     let guard = CloseOnDrop(connection);
     let connection = &guard.0;
     tokio::select! {
-        reason = write(shared, at, &mut send, shards) => reason,
+        reason = write(shared, at, &mut send, &placement) => reason,
         reason = read(shared, at, connection, &mut recv) => reason,
         error = connection.closed() => error.to_string(),
     }
@@ -156,15 +158,16 @@ impl Drop for CloseOnDrop {
     }
 }
 
-async fn write(shared: &Arc<Shared>, at: usize, stream: &mut SendStream, shards: u16) -> String {
+async fn write(shared: &Arc<Shared>, at: usize, stream: &mut SendStream, placement: &Placement) -> String {
     let node = &shared.nodes[at];
-    let mut packer = Packer::new(shards, shared.limits.request_frame.payload_bytes_max as usize);
+    let mut packer =
+        Packer::new(placement.shard_count(), shared.limits.request_frame.payload_bytes_max as usize);
     loop {
         {
             let now = Instant::now();
             let mut lines = node.lines();
             while packer.bytes < WRITE_BYTES
-                && let Some((shard, request)) = lines.take_request(now, shards)
+                && let Some((shard, request)) = lines.take_request(now, placement)
             {
                 packer.push(shard, &request);
             }

@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::time::Duration;
 
-use iroh_raft_core::{AnswerOn, GroupId, ShardId, shard_of};
+use iroh_raft_core::{AnswerOn, GroupId, Placement, ShardId};
 use tokio::time::Instant;
 
 use super::call::{Ask, Sink, Work};
@@ -127,7 +127,11 @@ impl Lines {
     }
 
     /// Takes the next request to send, if the bounds allow one.
-    pub(super) fn take_request(&mut self, now: Instant, shards: u16) -> Option<(ShardId, ClientRequest)> {
+    pub(super) fn take_request(
+        &mut self,
+        now: Instant,
+        placement: &Placement,
+    ) -> Option<(ShardId, ClientRequest)> {
         if self.slots.len() - self.free.len() >= self.requests_max {
             return None;
         }
@@ -147,7 +151,7 @@ impl Lines {
             self.slots.len() - 1
         });
         self.slots[at] = Some(Open { work: Some(work), line: key });
-        Some((shard_of(group, shards), ClientRequest { request: at as u64, group, deadline_ms, body }))
+        Some((placement.shard_of(group), ClientRequest { request: at as u64, group, deadline_ms, body }))
     }
 
     fn take_filling(&mut self) -> Option<Work> {
@@ -282,7 +286,7 @@ mod tests {
     }
 
     fn records_of_next(lines: &mut Lines) -> Option<u32> {
-        let (_, request) = lines.take_request(Instant::now(), 1)?;
+        let (_, request) = lines.take_request(Instant::now(), &Placement::ONE_SHARD)?;
         match request.body {
             ClientBody::Append { block, .. } => Some(block.count()),
             _ => None,
@@ -338,7 +342,7 @@ mod tests {
         let (unsent, sent) = lines.take_expired(soon);
         assert_eq!((unsent.len(), sent.len()), (1, 1));
         assert_eq!(lines.earliest(), Some(late));
-        let (_, request) = lines.take_request(now, 1).unwrap();
+        let (_, request) = lines.take_request(now, &Placement::ONE_SHARD).unwrap();
         assert_eq!(request.request, 1, "0 is still awaited");
         assert!(lines.answered(0).unwrap().is_none());
     }
@@ -352,7 +356,7 @@ mod tests {
         arrive(&mut lines, 1, deadline);
         lines.push(Work::new(GroupId(3), Ask::Sealed(ClientBody::Status), deadline, Target::Node(0)));
         assert_eq!(lines.take_sent().len(), 1);
-        assert!(lines.take_request(Instant::now(), 1).is_some());
+        assert!(lines.take_request(Instant::now(), &Placement::ONE_SHARD).is_some());
         assert_eq!(records_of_next(&mut lines), Some(1));
         assert_eq!(lines.take_unsent().len(), 0);
     }

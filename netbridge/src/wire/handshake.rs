@@ -3,13 +3,16 @@
 //! Written by hand in fixed little-endian fields, because this part must be readable between any
 //! two versions: fields never move, what is unknown behind them or in reserved bytes is ignored,
 //! and only a reader that understands both sides' answers decides whether they can work together.
+//! A node's placement is the first that came behind them.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use iroh_raft_core::{BootEpoch, ClusterId, MessageKind, NodeId, ShardId};
+use iroh_raft_core::{BootEpoch, ClusterId, GroupId, MessageKind, NodeId, PLACED_MAX, Placement, ShardId};
 
 use super::{FRAME_VERSION, FrameError, FrameHeader, FrameKind, HEADER_BYTES, OutFrame};
 
-/// Bytes of a handshake's body at most. Leaves room for a placement table.
+/// Bytes of a handshake's body at most.
 pub const BODY_BYTES_MAX: u32 = 64 << 10;
 /// Bytes of the text of a refusal at most.
 pub const TEXT_BYTES_MAX: usize = 512;
@@ -21,10 +24,16 @@ pub const PROTOCOL_VERSION: u16 = 1;
 pub const FORMAT_FINGERPRINT: u64 = fingerprint();
 
 const INTRODUCTION_BYTES: usize = 64;
+const PLACED_BYTES: usize = 10;
 const REFUSAL_BYTES: usize = 24;
 const HELLO: u8 = 1;
 const WELCOME: u8 = 2;
 const REFUSED: u8 = 3;
+
+const _: () = assert!(
+    INTRODUCTION_BYTES + PLACED_MAX * PLACED_BYTES <= BODY_BYTES_MAX as usize,
+    "every placement fits into a handshake"
+);
 
 /// One handshake message.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +53,7 @@ pub enum Handshake {
 }
 
 /// Who one side of a connection is. The key proves which node it may claim to be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Introduction {
     /// Its [`PROTOCOL_VERSION`].
     pub protocol: u16,
@@ -58,8 +67,8 @@ pub struct Introduction {
     pub boot_id: [u8; 16],
     /// Its [`FORMAT_FINGERPRINT`].
     pub fingerprint: u64,
-    /// Shards of the node, at least 1; 0 for a client.
-    pub shards: u16,
+    /// Which shard of the node has which group; none for a client.
+    pub placement: Option<Placement>,
 }
 
 /// Why a connection is refused.
@@ -120,8 +129,8 @@ pub enum Refusal {
     /// The node is shutting down.
     #[error("the node is shutting down: try again later")]
     ShuttingDown,
-    /// Another number of shards. Frames name the receiver's shard, so it must be the same everywhere.
-    #[error("{offered} shards here, {supported} there: give all nodes the same number")]
+    /// Another number of shards: the accepting side is of a build in which all nodes must have the same.
+    #[error("{offered} shards here, {supported} there, whose build wants all nodes to have the same number")]
     Shards {
         /// Shards of the dialing side.
         offered: u16,
@@ -181,13 +190,20 @@ impl Introduction {
     fn write(&self, message: u8, to: &mut Vec<u8>) {
         to.extend_from_slice(&[message, 0]);
         to.extend_from_slice(&self.protocol.to_le_bytes());
-        to.extend_from_slice(&self.shards.to_le_bytes());
-        to.extend_from_slice(&[0; 2]);
+        let shards = self.placement.as_ref().map_or(0, Placement::shard_count);
+        let placed = self.placement.as_ref().map(Placement::placed);
+        to.extend_from_slice(&shards.to_le_bytes());
+        // At most PLACED_MAX.
+        to.extend_from_slice(&(placed.map_or(0, BTreeMap::len) as u16).to_le_bytes());
         to.extend_from_slice(&self.node.0.to_le_bytes());
         to.extend_from_slice(&self.cluster.0);
         to.extend_from_slice(&self.boot_epoch.0.to_le_bytes());
         to.extend_from_slice(&self.boot_id);
         to.extend_from_slice(&self.fingerprint.to_le_bytes());
+        for (group, shard) in placed.into_iter().flatten() {
+            to.extend_from_slice(&group.0.to_le_bytes());
+            to.extend_from_slice(&shard.0.to_le_bytes());
+        }
     }
 
     fn read(body: &[u8]) -> Result<Introduction, FrameError> {
@@ -195,17 +211,36 @@ impl Introduction {
         let [_, _] = fields.take();
         let protocol = u16::from_le_bytes(fields.take());
         let shards = u16::from_le_bytes(fields.take());
-        let [_, _] = fields.take();
-        Ok(Introduction {
-            protocol,
-            shards,
-            node: NodeId(u64::from_le_bytes(fields.take())),
-            cluster: ClusterId(fields.take()),
-            boot_epoch: BootEpoch(u64::from_le_bytes(fields.take())),
-            boot_id: fields.take(),
-            fingerprint: u64::from_le_bytes(fields.take()),
-        })
+        let placed = u16::from_le_bytes(fields.take());
+        let node = NodeId(u64::from_le_bytes(fields.take()));
+        let cluster = ClusterId(fields.take());
+        let boot_epoch = BootEpoch(u64::from_le_bytes(fields.take()));
+        let boot_id = fields.take();
+        let fingerprint = u64::from_le_bytes(fields.take());
+        let placement = match shards {
+            0 => None,
+            shards => Some(read_placement(shards, usize::from(placed), fields.rest)?),
+        };
+        Ok(Introduction { protocol, cluster, node, boot_epoch, boot_id, fingerprint, placement })
     }
+}
+
+/// Reads the groups that are placed by name, which are behind the fields.
+fn read_placement(shards: u16, count: usize, body: &[u8]) -> Result<Placement, FrameError> {
+    let out_of_order = FrameError::Count { what: "placed groups" };
+    if count > PLACED_MAX {
+        return Err(out_of_order);
+    }
+    let mut rows = Fields::new(body, count * PLACED_BYTES)?;
+    let mut placed = BTreeMap::new();
+    for _ in 0..count {
+        let group = GroupId(u64::from_le_bytes(rows.take()));
+        if placed.last_key_value().is_some_and(|(last, _)| *last >= group) {
+            return Err(out_of_order);
+        }
+        placed.insert(group, ShardId(u16::from_le_bytes(rows.take())));
+    }
+    Ok(Placement::new(shards, placed)?)
 }
 
 impl Refusal {
@@ -325,6 +360,7 @@ const fn fingerprint() -> u64 {
         super::reply::FORMAT_BYTES,
         iroh_raft_core::batch::BATCH_VERSION as u64,
         MessageKind::ALL.len() as u64,
+        PLACED_BYTES as u64,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut position = 0;

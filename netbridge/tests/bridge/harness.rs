@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use iroh_raft_core::{
-    BootEpoch, ClusterId, EntryKind, GroupId, Index, LogEntry, MessageKind, NodeId, PeerMessage, ShardId,
-    Term,
+    BootEpoch, ClusterId, EntryKind, GroupId, Index, LogEntry, MessageKind, NodeId, PeerMessage, Placement,
+    ShardId, Term,
 };
 use iroh_raft_netbridge::bridge::{
     Bridge, BridgeConfig, BridgeError, BridgeLimits, BridgeStats, ClientGrant, EpochRefusal, PeerAddress,
@@ -80,7 +80,7 @@ impl Member {
             peers: peers.iter().map(|peer| peer.address()).collect(),
             removed: Vec::new(),
             clients: Vec::new(),
-            shards: 1,
+            placement: Placement::default(),
             boot_epoch: BootEpoch(1),
             boot_id: [1; 16],
             cpu: None,
@@ -194,7 +194,7 @@ impl TestNode {
     ) -> Result<TestNode, BridgeError> {
         let bridge_doorbell = Doorbell::new();
         let (mut shards, mut ports) = (Vec::new(), Vec::new());
-        for shard in 0..config.shards {
+        for shard in 0..config.placement.shard_count() {
             let doorbell = Doorbell::new();
             let (port, bridge_port) = port_pair(ShardId(shard), ring_bound, &doorbell, &bridge_doorbell);
             shards.push(Shard { port, doorbell });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use iroh_raft_core::{BootEpoch, MessageKind, NodeId, ShardId};
+use iroh_raft_core::{BootEpoch, MessageKind, NodeId, Placement, ShardId};
 use iroh_raft_netbridge::bridge::{
     BridgeConfig, BridgeError, BridgeLimits, BridgeStats, EpochRefusal, PeerEpochs,
 };
@@ -60,7 +60,8 @@ fn a_lane_keeps_the_order_of_its_frames_and_large_ones_whole() {
 fn many_shards_get_each_their_own_frames() {
     let (member_one, member_two) = (Member::new(1), Member::new(2));
     let configs = [member_one.config(&[&member_two]), member_two.config(&[&member_one.elsewhere()])];
-    let [one, two] = configs.map(|config| TestNode::start(BridgeConfig { shards: 3, ..config }));
+    let [one, two] = configs
+        .map(|config| TestNode::start(BridgeConfig { placement: Placement::even(3).unwrap(), ..config }));
     one.until_connected();
     for shard in 0..3 {
         let mut builder = PeerFrameBuilder::default();
@@ -107,7 +108,8 @@ fn a_frame_for_a_shard_or_node_that_is_not_there_is_dropped_and_counted() {
 fn a_full_ring_drops_and_counts_and_never_stops_the_lane() {
     let (member_one, member_two) = (Member::new(1), Member::new(2));
     let one = TestNode::start(member_one.config(&[&member_two]));
-    let two = TestNode::start_with(member_two.config(&[&member_one.elsewhere()]), Epochs::default(), 4);
+    // One place more: the placement of the other node comes first.
+    let two = TestNode::start_with(member_two.config(&[&member_one.elsewhere()]), Epochs::default(), 5);
     one.until_connected();
     for group in 1..=20 {
         one.shard().send_message(append(1, 2, group, 10));

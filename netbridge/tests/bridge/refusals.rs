@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendStream, presets};
 use iroh::{Endpoint, EndpointAddr, RelayMode};
-use iroh_raft_core::{BootEpoch, ClusterId, MessageKind, NodeId, ShardId};
+use iroh_raft_core::{BootEpoch, ClusterId, MessageKind, NodeId, Placement, ShardId};
 use iroh_raft_netbridge::bridge::{BridgeError, BridgeLimits, ClientGrant};
 use iroh_raft_netbridge::client::{ClientError, ClientLimits};
 use iroh_raft_netbridge::endpoint::{ALPN_CLIENT, ALPN_PEER};
@@ -133,7 +133,7 @@ fn introduction(node: u64) -> Introduction {
         boot_epoch: BootEpoch(1),
         boot_id: [1; 16],
         fingerprint: FORMAT_FINGERPRINT,
-        shards: 1,
+        placement: Some(Placement::default()),
     }
 }
 
@@ -151,7 +151,7 @@ fn hello(alpn: &[u8], hello: Introduction) -> Result<Introduction, Refusal> {
 #[test]
 fn a_fitting_hello_is_welcomed() {
     assert_eq!(hello(ALPN_PEER, introduction(2)), Ok(introduction(1)));
-    let client = Introduction { shards: 0, ..introduction(0) };
+    let client = Introduction { placement: None, ..introduction(0) };
     assert_eq!(hello(ALPN_CLIENT, client), Ok(introduction(1)));
 }
 
@@ -184,8 +184,8 @@ fn whoever_does_not_fit_hears_why() {
         ),
         (
             ALPN_PEER,
-            Introduction { shards: 2, ..introduction(2) },
-            Refusal::Shards { offered: 2, supported: 1 },
+            Introduction { placement: None, ..introduction(2) },
+            Refusal::WrongNode { node: NodeId(2) },
         ),
     ] {
         assert_eq!(hello(alpn, offered), Err(expected));
@@ -353,8 +353,5 @@ fn settings_that_cannot_work_are_refused() {
     assert!(matches!(refuse(config), BridgeError::Allow(_)));
     let mut config = one.config(&[]);
     config.limits = BridgeLimits { ring_budget: 0, ..BridgeLimits::default() };
-    assert!(matches!(refuse(config), BridgeError::Config { .. }));
-    let mut config = one.config(&[]);
-    config.shards = 0;
     assert!(matches!(refuse(config), BridgeError::Config { .. }));
 }

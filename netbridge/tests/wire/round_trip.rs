@@ -6,8 +6,8 @@ use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, BootEpoch, CONTEXT_BYTES_MAX, ClusterId, Consistency, DigestState, EntryKind, Freshness,
-    GroupCommand, GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Sequence, SessionId,
-    ShardId, SnapshotBody, StateDigest, Term, WallTime,
+    GroupCommand, GroupId, Index, LogEntry, MessageKind, NodeId, Offset, PeerMessage, Placement, Sequence,
+    SessionId, ShardId, SnapshotBody, StateDigest, Term, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, TEXT_BYTES_MAX};
 use iroh_raft_netbridge::wire::{
@@ -188,18 +188,29 @@ fn reply() -> impl Strategy<Value = ClientReply> {
     (number(), body).prop_map(|(request, body)| ClientReply { request, group: GroupId(5), body })
 }
 
+fn placement() -> impl Strategy<Value = Option<Placement>> {
+    let placed = prop::collection::btree_map(1_u64.., any::<u16>(), 0..20);
+    (any::<u16>(), placed).prop_map(|(shards, placed)| {
+        let shard = |shard: u16| ShardId(shard.checked_rem(shards).unwrap_or(0));
+        let placed = placed.into_iter().map(|(group, at)| (GroupId(group), shard(at))).collect();
+        Placement::new(shards, placed).ok()
+    })
+}
+
 fn handshake() -> impl Strategy<Value = Handshake> {
-    let introduction = (any::<(u16, [u8; 16], u64, u64)>(), any::<([u8; 16], u64, u16)>()).prop_map(
-        |((protocol, cluster, node, epoch), (boot_id, fingerprint, shards))| Introduction {
-            protocol,
-            cluster: ClusterId(cluster),
-            node: NodeId(node),
-            boot_epoch: BootEpoch(epoch),
-            boot_id,
-            fingerprint,
-            shards,
-        },
-    );
+    let fields = (any::<(u16, [u8; 16], u64, u64)>(), any::<([u8; 16], u64)>(), placement().boxed());
+    let introduction =
+        fields.prop_map(|((protocol, cluster, node, epoch), (boot_id, fingerprint), placement)| {
+            Introduction {
+                protocol,
+                cluster: ClusterId(cluster),
+                node: NodeId(node),
+                boot_epoch: BootEpoch(epoch),
+                boot_id,
+                fingerprint,
+                placement,
+            }
+        });
     let text = "\\PC{0,100}";
     prop_oneof![
         introduction.clone().prop_map(Handshake::Hello),

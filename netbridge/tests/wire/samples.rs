@@ -10,8 +10,9 @@ use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     AnswerOn, BootEpoch, BusyReason, ClusterId, ConfState, Consistency, CursorName, DigestState, EntryKind,
     Freshness, GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
-    MessageKind, NodeId, Offset, Owner, PeerMessage, Recovered, RecoveryRefusal, RequestError, Role,
-    RunOutcome, Sequence, SessionId, SessionRefusal, ShardId, SnapshotBody, StateDigest, Term, WallTime,
+    MessageKind, NodeId, Offset, Owner, PeerMessage, Placement, Recovered, RecoveryRefusal, RequestError,
+    Role, RunOutcome, Sequence, SessionId, SessionRefusal, ShardId, SnapshotBody, StateDigest, Term,
+    WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
@@ -223,8 +224,15 @@ fn introduction() -> Introduction {
         boot_epoch: BootEpoch(7),
         boot_id: *b"random boot id..",
         fingerprint: 0x1122_3344_5566_7788,
-        shards: 8,
+        placement: Some(Placement::even(8).unwrap()),
     }
+}
+
+/// Of a node that places some groups by name.
+fn placed_introduction() -> Introduction {
+    let placed = [(GroupId(9), ShardId(7)), (GroupId(0x0102_0304), ShardId(0x0101))];
+    let placement = Placement::new(0x0203, placed.into()).unwrap();
+    Introduction { placement: Some(placement), ..introduction() }
 }
 
 /// Failures that came to the format after its first fixtures were stored.
@@ -612,6 +620,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
             ),
         ),
         ("handshake-hello", Content::Handshake(Handshake::Hello(introduction()))),
+        ("handshake-hello-placed", Content::Handshake(Handshake::Hello(placed_introduction()))),
         ("handshake-welcome", Content::Handshake(Handshake::Welcome(introduction()))),
         (
             "handshake-refused",

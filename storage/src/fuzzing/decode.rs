@@ -5,8 +5,9 @@ use iroh_raft_core::{ConfState, GroupId, Index, Offset, ShardId, Term};
 use crate::block::{Block, BlockLengths, JournalIdentity, offset_after};
 use crate::cold_block::{ColdBlock, GroupRow, IndexRow, sealed};
 use crate::cursor::Cursor;
-use crate::folder::{BOOT_KIND, MANIFEST_KIND, encode_boot, parse_boot, parse_manifest};
+use crate::folder::{BOOT_KIND, encode_boot, parse_boot};
 use crate::group_log::ColdSpan;
+use crate::manifest::{MANIFEST_KIND, Manifest};
 use crate::mark::{self, seal_chain_end, unseal_chain_end};
 use crate::small_file::{self, Kind};
 use crate::snapshot::{SnapshotHead, SnapshotMeta, parse_chunk};
@@ -169,7 +170,7 @@ fn acknowledged_mark(mut bytes: Vec<u8>) -> Option<()> {
 }
 
 fn manifest(mut bytes: Vec<u8>) -> Option<()> {
-    parse_manifest(payload(MANIFEST_KIND, &mut bytes)?).map(|_| ())
+    Manifest::parse(payload(MANIFEST_KIND, &mut bytes)?).map(|_| ())
 }
 
 fn boot(mut bytes: Vec<u8>) -> Option<()> {

@@ -9,14 +9,16 @@ use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     Append, ClusterId, ConfState, EntryKind, Fetch, FetchError, FetchFrom, FetchId, FlushSeq, GroupAppend,
-    GroupId, HardState, Index, LogEntry, LogStart, NodeId, Offset, ShardId, Term, TermRun, WallTime,
+    GroupId, HardState, Index, LogEntry, LogStart, NodeId, Offset, Placement, ShardId, Term, TermRun,
+    WallTime,
 };
 
 use crate::fault::{FaultDisk, Files, SECTOR_BYTES};
 use crate::{DataFolder, FolderIdentity, OpenShard, ShardOptions, SnapshotHead, SnapshotStore, StorageError};
 
 const FOLDER: &str = "/node";
-const OWNER: FolderIdentity = FolderIdentity { cluster: ClusterId([7; 16]), node: NodeId(3), shards: 1 };
+const OWNER: FolderIdentity =
+    FolderIdentity { cluster: ClusterId([7; 16]), node: NodeId(3), placement: Placement::ONE_SHARD };
 const GROUPS: u64 = 3;
 const FLUSHES: u64 = 8;
 /// The flush after which what is committed moves to the log file.

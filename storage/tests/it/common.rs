@@ -8,8 +8,8 @@ use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     Append, ClusterId, ConfState, EntryKind, Fetch, FetchFrom, FetchId, FlushSeq, GroupAppend, GroupId,
-    GroupState, HardState, Index, LogChange, LogEntry, LogStart, NodeId, Offset, ShardId, Term, TermRun,
-    WallTime,
+    GroupState, HardState, Index, LogChange, LogEntry, LogStart, NodeId, Offset, Placement, ShardId, Term,
+    TermRun, WallTime,
 };
 use iroh_raft_storage::{DataFolder, FolderIdentity, LogReader, OpenShard, ShardOptions, StorageError};
 
@@ -27,6 +27,10 @@ macro_rules! folder_of_files {
 
         fn remove(&self, path: &std::path::Path) -> std::io::Result<()> {
             iroh_raft_storage::FileDisk.remove(path)
+        }
+
+        fn remove_folder(&self, path: &std::path::Path) -> std::io::Result<()> {
+            iroh_raft_storage::FileDisk.remove_folder(path)
         }
 
         fn names(&self, folder: &std::path::Path) -> std::io::Result<Vec<String>> {
@@ -48,7 +52,7 @@ macro_rules! folder_of_files {
 }
 
 pub(crate) const IDENTITY: FolderIdentity =
-    FolderIdentity { cluster: ClusterId([7; 16]), node: NodeId(3), shards: 1 };
+    FolderIdentity { cluster: ClusterId([7; 16]), node: NodeId(3), placement: Placement::ONE_SHARD };
 
 pub(crate) const OPTIONS: ShardOptions = ShardOptions {
     journal_bytes_max: 1 << 20,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use iroh_raft_core::{BootEpoch, ClusterId, NodeId, ShardId};
+use iroh_raft_core::{BootEpoch, ClusterId, NodeId, Placement, ShardId};
 use iroh_raft_storage::{DataFolder, FolderIdentity, KnownNode, StorageError};
 
 use crate::common::*;
@@ -60,7 +60,7 @@ fn a_second_process_is_refused_until_everything_of_the_first_is_gone() {
 }
 
 #[test]
-fn a_folder_of_another_cluster_node_or_shard_count_is_refused() {
+fn a_folder_of_another_cluster_or_node_is_refused() {
     let temporary = tempfile::tempdir().unwrap();
     drop(open(temporary.path()).unwrap());
     let path = temporary.path();
@@ -68,13 +68,8 @@ fn a_folder_of_another_cluster_node_or_shard_count_is_refused() {
     assert!(matches!(refused(path, other), StorageError::WrongCluster { .. }));
     let other = FolderIdentity { node: NodeId(4), ..IDENTITY };
     assert!(matches!(refused(path, other), StorageError::WrongNode { found: NodeId(3), .. }));
-    let other = FolderIdentity { shards: 2, ..IDENTITY };
-    assert!(matches!(refused(path, other), StorageError::WrongShardCount { found: 1, expected: 2, .. }));
-    for impossible in
-        [FolderIdentity { node: NodeId(0), ..IDENTITY }, FolderIdentity { shards: 0, ..IDENTITY }]
-    {
-        assert!(matches!(refused(path, impossible), StorageError::Identity { .. }));
-    }
+    let impossible = FolderIdentity { node: NodeId(0), ..IDENTITY };
+    assert!(matches!(refused(path, impossible), StorageError::Identity { .. }));
 }
 
 #[test]
@@ -135,15 +130,16 @@ fn a_newer_format_is_told_from_damage() {
     let (mut folder, shard) = open(temporary.path()).unwrap();
     folder.take_known_nodes().set(NodeId(4), known).unwrap();
     drop((folder, shard));
-    for name in ["manifest", "boot", "peers", "nodes"] {
+    for (name, newest) in [("manifest", 2), ("boot", 1), ("peers", 1), ("nodes", 1)] {
         let file = temporary.path().join(name);
         let whole = fs::read(&file).unwrap();
         let mut newer = whole.clone();
-        newer[8] = 2;
+        newer[8] = newest + 1;
         reseal(&mut newer);
         fs::write(&file, newer).unwrap();
         let error = refused(temporary.path(), IDENTITY);
-        assert!(matches!(error, StorageError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+        let StorageError::NewerFormat { found, supported, .. } = error else { panic!("{error}") };
+        assert_eq!((found, supported), (u16::from(newest) + 1, u16::from(newest)));
         fs::write(&file, &whole).unwrap();
     }
 }
@@ -232,8 +228,8 @@ fn a_peer_that_comes_back_older_is_refused_even_after_a_restart() {
 #[test]
 fn several_shards_have_journals_of_their_own() {
     let temporary = tempfile::tempdir().unwrap();
-    let identity = FolderIdentity { shards: 3, ..IDENTITY };
-    let mut folder = DataFolder::open(temporary.path(), identity).unwrap();
+    let identity = FolderIdentity { placement: Placement::even(3).unwrap(), ..IDENTITY };
+    let mut folder = DataFolder::open(temporary.path(), identity.clone()).unwrap();
     for shard in 0..3_u16 {
         let mut open = folder.open_shard(ShardId(shard), OPTIONS).unwrap();
         for seq in 1..=u64::from(shard) {
@@ -241,7 +237,7 @@ fn several_shards_have_journals_of_their_own() {
         }
     }
     drop(folder);
-    let mut folder = DataFolder::open(temporary.path(), identity).unwrap();
+    let mut folder = DataFolder::open(temporary.path(), identity.clone()).unwrap();
     for shard in 0..3_u16 {
         assert_eq!(folder.open_shard(ShardId(shard), OPTIONS).unwrap().last_seq.0, u64::from(shard));
     }

@@ -13,4 +13,5 @@ mod folder;
 mod fuzz;
 mod model;
 mod recovery;
+mod relocate;
 mod snapshot;

@@ -14,6 +14,7 @@ mod leadership;
 pub(crate) mod linear;
 mod log;
 pub(crate) mod members;
+mod placement;
 mod quiet;
 pub(crate) mod reading;
 mod recoveries;
@@ -27,8 +28,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use iroh_raft_core::{
     Apply, Consistency, Event, FetchError, FlushSeq, GroupId, GroupState, GroupStatus, Index, Input,
-    LogChange, MessageKind, NodeId, Outputs, PeerMessage, Reply, RestoreProblem, Role, Shard, ShardId,
-    SnapshotEvent, Term, Timestamp, Token,
+    LogChange, MessageKind, NodeId, Outputs, PeerMessage, Placement, Reply, RestoreProblem, Role, Shard,
+    ShardId, SnapshotEvent, Term, Timestamp, Token,
 };
 
 use crate::clock::elapsed;
@@ -43,6 +44,7 @@ use elections::Elections;
 use hashes::Hashes;
 use leadership::Leadership;
 use log::Logs;
+use placement::Placed;
 use quiet::Quiets;
 use recoveries::{Recoveries, group_of};
 use repair::Repairs;
@@ -90,6 +92,7 @@ pub(crate) struct Checks {
     elections: Elections,
     leadership: Leadership,
     logs: Logs,
+    placed: Placed,
     quiets: Quiets,
     pub(crate) recoveries: Recoveries,
     repairs: Repairs,
@@ -122,6 +125,7 @@ impl Checks {
             elections: Elections::default(),
             leadership: Leadership::default(),
             logs: Logs::default(),
+            placed: Placed::default(),
             quiets: Quiets::default(),
             recoveries: Recoveries::default(),
             repairs: Repairs::default(),
@@ -166,6 +170,23 @@ impl Checks {
         self.answers.stopped(node);
         self.commits.reading.stopped(node);
         self.recoveries.stopped(node);
+    }
+
+    /// A node starts with its groups placed like this.
+    pub(crate) fn placed(&mut self, node: NodeId, placement: &Placement) {
+        self.tell(|| format!("node {node} starts with {placement:?}"));
+        self.placed.starts(node, placement);
+    }
+
+    /// A shard was opened, not to run, but to be read; these are the replicas that recovery found.
+    pub(crate) fn looked(&mut self, node: NodeId, shard: ShardId, last_seq: FlushSeq, found: &[GroupState]) {
+        let checked = self.durable.booted(node, shard, last_seq, found, &mut self.marks);
+        self.note(checked);
+    }
+
+    /// A node's groups, looked at before, are on these shards.
+    pub(crate) fn moved(&mut self, node: NodeId, placement: &Placement) {
+        self.durable.moved(node, placement);
     }
 
     /// A shard was opened; these are the replicas that recovery found.
@@ -274,6 +295,8 @@ impl Checks {
         self.note(checked);
         if let Some(append) = &outputs.append {
             for part in &append.groups {
+                let checked = self.placed.has(node, id, part.group);
+                self.note(checked);
                 let key = (node, part.group);
                 let status = shard.status(part.group);
                 let led = |status: Option<&GroupStatus>| {
@@ -323,7 +346,9 @@ impl Checks {
                 "group quiet",
                 u64::from(status.is_quiet && before.is_none_or(|before| !before.is_quiet)),
             );
-            let checked = self.quiets.status((node, id, now), &self.plan.core, &status, before);
+            let own = self.placed.of(node);
+            let checked = self.quiets.status((node, id, now), (&self.plan.core, own), &status, before);
+            let checked = checked.and_then(|()| self.placed.has(node, id, status.group));
             self.note(checked);
             if let Some(meta) = shard.meta(status.group).filter(|_| self.violation.is_none()) {
                 let (group, commit) = (status.group, status.commit);

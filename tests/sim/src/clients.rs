@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::batch::{Batch, RecordBlock};
 use iroh_raft_core::{
-    AnswerOn, BusyReason, Consistency, GroupId, NodeId, Offset, Owner, RequestError, Retry, shard_of,
+    AnswerOn, BusyReason, Consistency, GroupId, NodeId, Offset, Owner, RequestError, Retry,
 };
 use iroh_raft_netbridge::port::{Rights, ToShard};
 use iroh_raft_netbridge::wire::{
@@ -193,12 +193,13 @@ async fn send(
     connection: u64,
     request: ClientRequest,
 ) -> bool {
-    let shard = shard_of(request.group, sim.plan.shards);
+    sleep(within(random, sim.plan.delay)).await;
+    let nodes = sim.nodes.borrow();
+    // It knows from the connection, which ends with the process.
+    let shard = nodes.shard_of(node, request.group);
     let mut builder = RequestFrameBuilder::default();
     builder.push(&request);
     let bytes = joined(&builder.finish(shard));
-    sleep(within(random, sim.plan.delay)).await;
-    let nodes = sim.nodes.borrow();
     let Some(port) = nodes.port(node, shard) else { return false };
     let (header, body) = parse(&bytes, &FrameLimits::REQUEST).expect("whole").expect("sound");
     let frame = ClientFrame::decode(&header, body, &FrameLimits::REQUEST).expect("just made");
@@ -246,7 +247,8 @@ pub(crate) async fn tell_tail(
 /// The connection of a tail is gone.
 pub(crate) fn leave(sim: &Shared, node: NodeId, connection: u64, group: GroupId) {
     sim.clients.borrow_mut().tailing.remove(&connection);
-    if let Some(port) = sim.nodes.borrow().port(node, shard_of(group, sim.plan.shards)) {
+    let nodes = sim.nodes.borrow();
+    if let Some(port) = nodes.port(node, nodes.shard_of(node, group)) {
         // Lost, the tail ends with its deadline.
         let _ = port.push(ToShard::ClientGone { connection });
     }

@@ -29,6 +29,8 @@ mod node;
 #[cfg(madsim)]
 mod operator;
 #[cfg(madsim)]
+mod placing;
+#[cfg(madsim)]
 mod plan;
 #[cfg(madsim)]
 mod recover;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use iroh_raft_core::{MemberChange, MemberRole, NodeId, RequestError, TransferError, shard_of};
+use iroh_raft_core::{MemberChange, MemberRole, NodeId, RequestError, TransferError};
 use iroh_raft_driver::lines::{Command, LeadershipError};
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use iroh_raft_storage::FileKind;
@@ -409,8 +409,8 @@ fn transfer(sim: &Shared, random: &mut SmallRng) {
         _ => Command::StepDown { group, reply },
     };
     let to = if let Command::TransferLeader { to, .. } = &command { *to } else { None };
-    let shard = shard_of(group, sim.plan.shards);
     let nodes = sim.nodes.borrow();
+    let shard = nodes.shard_of(asked, group);
     let Some(commands) = nodes.commands(asked).get(usize::from(shard.0)) else { return };
     if commands.push(command).is_err() {
         return;

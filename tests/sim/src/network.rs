@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::checkers::ensure;
 use crate::clock::{elapsed, sleep};
+use crate::placing;
 use crate::plan::{Plan, within};
 use crate::sim::Shared;
 
@@ -191,6 +192,7 @@ fn deliver(sim: &Shared, from: NodeId, to: NodeId, bytes: &[u8], is_corrupted: b
             return unreachable(sim, to, from);
         }
     };
+    placing::connect(sim, from, to);
     let nodes = sim.nodes.borrow();
     let Some(port) = nodes.port(to, frame.destination_shard()) else { return };
     let is_late = nodes.boot_of(to) != boot;

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use iroh_raft_core::{
-    ClusterId, FlushSeq, GroupId, GroupState, Input, NodeId, Outputs, Shard, ShardConfig, ShardId, Timestamp,
-    shard_of,
+    ClusterId, FlushSeq, GroupId, GroupState, Input, NodeId, Outputs, Placement, Shard, ShardConfig, ShardId,
+    Timestamp,
 };
 use iroh_raft_driver::lines::{Closing, Command};
 use iroh_raft_driver::recording::{Origin, Recorder};
@@ -23,13 +22,14 @@ use iroh_raft_driver::{Driver, DriverParts, Observer};
 use iroh_raft_netbridge::port::{ToShard, port_pair};
 use iroh_raft_netbridge::ring::{Doorbell, Producer, ring};
 use iroh_raft_storage::fault::FaultDisk;
-use iroh_raft_storage::{DataFolder, FolderIdentity, OpenShard, StorageError};
+use iroh_raft_storage::{DataFolder, OpenShard, StorageError};
 use rand::Rng;
 
 use crate::bank::{Audited, Books};
 use crate::checkers::ensure;
 use crate::clock::{NodeClock, sleep};
 use crate::machine::Registers;
+use crate::placing;
 use crate::plan::Plan;
 use crate::sim::{ByNode, Shared};
 use crate::tasks;
@@ -40,13 +40,15 @@ const RESTART_AFTER: Duration = Duration::from_millis(300);
 const RECORDING_BYTES_MAX: u64 = 16 << 30;
 /// Time in which a process that has ended closes its files.
 const CLOSED_AFTER: Duration = Duration::from_millis(1);
-const FOLDER: &str = "/data";
-const CLUSTER: ClusterId = ClusterId([7; 16]);
+pub(crate) const FOLDER: &str = "/data";
+pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
 
 /// A machine: its disk stays, its processes come and go.
 struct OneNode {
     disk: FaultDisk,
     boots: u64,
+    /// How its groups were placed at its last start.
+    placement: Placement,
     process: Option<Process>,
     drift_ppm: i64,
     wall_offset_ms: Arc<AtomicI64>,
@@ -64,6 +66,8 @@ struct Process {
     commands: Vec<Producer<Command>>,
     /// A shard has fenced itself: the process ends.
     is_fenced: Arc<AtomicBool>,
+    /// The starts of the nodes whose placement its shards were told.
+    told: ByNode<u64>,
 }
 
 pub(crate) struct Machines(ByNode<OneNode>);
@@ -74,6 +78,7 @@ impl Machines {
             let node = OneNode {
                 disk: FaultDisk::lasting(plan.seed ^ id.0 << 32),
                 boots: 0,
+                placement: Placement::even(plan.shards).expect("a shard"),
                 process: None,
                 drift_ppm: if plan.slow.contains(&id) { -plan.drift_ppm } else { plan.drift_ppm },
                 wall_offset_ms: Arc::default(),
@@ -98,6 +103,21 @@ impl Machines {
         self.node(id).boots
     }
 
+    /// How the groups of a node were placed at its last start.
+    pub(crate) fn placement(&self, id: NodeId) -> &Placement {
+        &self.node(id).placement
+    }
+
+    /// Which start of a node has told the process of another one how its groups are placed; 0 if none.
+    pub(crate) fn told(&self, id: NodeId, by: NodeId) -> u64 {
+        self.process(id).and_then(|process| process.told.get(&by)).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn set_told(&mut self, id: NodeId, by: NodeId, boot: u64) {
+        let node = self.0.get_mut(&id).expect("a node of the plan");
+        node.process.as_mut().map(|process| process.told.insert(by, boot));
+    }
+
     pub(crate) fn is_up(&self, id: NodeId) -> bool {
         self.process(id).is_some()
     }
@@ -120,6 +140,11 @@ impl Machines {
 
     pub(crate) fn commands(&self, id: NodeId) -> &[Producer<Command>] {
         self.process(id).map_or(&[], |process| &process.commands)
+    }
+
+    /// The shard of a node that a group is on.
+    pub(crate) fn shard_of(&self, id: NodeId, group: GroupId) -> ShardId {
+        self.placement(id).shard_of(group)
     }
 
     pub(crate) fn port(&self, id: NodeId, shard: ShardId) -> Option<&Producer<ToShard>> {
@@ -175,17 +200,24 @@ fn recorder(sim: &Shared, id: NodeId, boot: u64, origin: Origin<'_>) -> Option<R
 
 /// Starts a node on what its disk holds. One whose disk is damaged stays down for good.
 pub(crate) fn boot(sim: &Shared, id: NodeId) {
-    let (disk, clock) = {
+    let (disk, clock, wanted) = {
         let mut nodes = sim.nodes.borrow_mut();
         let node = nodes.0.get_mut(&id).expect("a node of the plan");
         if node.is_halted || node.is_lost || node.is_closing || node.process.is_some() {
             return;
         }
         node.boots += 1;
-        (node.disk.clone(), NodeClock::new(node.drift_ppm, node.wall_offset_ms.clone()))
+        let wanted = placing::draw(&sim.plan, id, node.boots, &node.placement);
+        let clock = NodeClock::new(node.drift_ppm, node.wall_offset_ms.clone());
+        (node.disk.clone(), clock, wanted)
     };
-    match open(sim, id, &disk) {
+    match open(sim, id, &disk, wanted) {
         Ok((folder, opened)) => start(sim, id, &disk, &clock, folder, opened),
+        Err(_) if disk.is_dead() => {
+            // Its power was cut meanwhile.
+            cut_power(sim, id);
+            boot(sim, id);
+        }
         Err(error) if is_damage(&error) => {
             sim.tell(|| format!("node {id} stays down: {error}"));
             sim.mark("node halted by damage");
@@ -219,12 +251,16 @@ fn is_damage(error: &StorageError) -> bool {
     )
 }
 
-fn open(sim: &Shared, id: NodeId, disk: &FaultDisk) -> Result<(DataFolder, Vec<OpenShard>), StorageError> {
-    let identity = FolderIdentity { cluster: CLUSTER, node: id, shards: sim.plan.shards };
-    let mut folder = DataFolder::open_on(Path::new(FOLDER), identity, Arc::new(disk.clone()))?;
-    let shards = (0..sim.plan.shards).map(ShardId);
-    let opened = shards.map(|shard| folder.open_shard(shard, sim.plan.storage.clone()));
+fn open(
+    sim: &Shared,
+    id: NodeId,
+    disk: &FaultDisk,
+    wanted: Placement,
+) -> Result<(DataFolder, Vec<OpenShard>), StorageError> {
+    let (mut folder, placement) = placing::open_folder(sim, id, disk, wanted)?;
+    let opened = placement.shards().map(|shard| folder.open_shard(shard, sim.plan.storage.clone()));
     let opened = opened.collect::<Result<Vec<_>, _>>()?;
+    sim.nodes.borrow_mut().0.get_mut(&id).expect("a node of the plan").placement = placement;
     Ok((folder, opened))
 }
 
@@ -236,7 +272,8 @@ fn groups_of(sim: &Shared, id: NodeId, shard: ShardId, stored: Vec<GroupState>) 
         .groups
         .iter()
         .filter(|group| group.voters.contains(&id) && group.begins_on.is_none_or(|node| node == id));
-    for group in here.filter(|group| shard_of(group.id, sim.plan.shards) == shard) {
+    let nodes = sim.nodes.borrow();
+    for group in here.filter(|group| nodes.shard_of(id, group.id) == shard) {
         groups.entry(group.id).or_insert_with(|| group.fresh());
     }
     for state in groups.values_mut() {
@@ -269,11 +306,13 @@ fn start(
     opened: Vec<OpenShard>,
 ) {
     let plan = &sim.plan;
+    let placement = sim.nodes.borrow().placement(id).clone();
+    sim.checks.borrow_mut().placed(id, &placement);
     let is_fenced = Arc::<AtomicBool>::default();
     let bridge_bell = Doorbell::new();
     let (mut ports, mut bridge_ports, mut running) = (Vec::new(), Vec::new(), Vec::new());
     let mut command_senders = Vec::new();
-    for (shard_id, open) in (0..plan.shards).map(ShardId).zip(opened) {
+    for (shard_id, open) in placement.shards().zip(opened) {
         let last_seq: FlushSeq = open.last_seq;
         sim.checks.borrow_mut().booted(id, shard_id, last_seq, &open.groups);
         let bell = Doorbell::new();
@@ -296,7 +335,13 @@ fn start(
         let groups = groups_of(sim, id, shard_id, open.groups);
         let books = Books::default();
         let machines = machines(plan, &books);
-        let config = ShardConfig { node: id, seed: sim.random().random(), ..plan.core.clone() };
+        let config = ShardConfig {
+            node: id,
+            shard: shard_id,
+            placement: placement.clone(),
+            seed: sim.random().random(),
+            ..plan.core.clone()
+        };
         let now = clock.now();
         let origin = Origin { shard: shard_id, config: &config, last_seq, groups: &groups, now };
         let recorder = recorder(sim, id, sim.nodes.borrow().boot_of(id), origin);
@@ -366,7 +411,7 @@ fn start(
     let node = node.init(|| FIRST_TASK.take().expect("set just before"));
     let handle = node.build();
     sim.nodes.borrow_mut().0.get_mut(&id).expect("a node of the plan").process =
-        Some(Process { handle, ports, commands: command_senders, is_fenced });
+        Some(Process { handle, ports, commands: command_senders, is_fenced, told: ByNode::new() });
 }
 
 thread_local! {

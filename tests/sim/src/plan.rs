@@ -59,7 +59,10 @@ impl GroupPlan {
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) nodes: u64,
+    /// Shards of a node until it is told otherwise.
     pub(crate) shards: u16,
+    /// Chance that a node's groups are placed otherwise at a start of it.
+    pub(crate) moves: f64,
     pub(crate) groups: Vec<GroupPlan>,
     pub(crate) core: ShardConfig,
     pub(crate) storage: ShardOptions,
@@ -117,6 +120,7 @@ impl Plan {
             seed,
             nodes,
             shards: *pick(random, &[1, 1, 2, 3]),
+            moves: 0.0,
             groups,
             core: draw_core(random, tick_ms),
             storage: draw_storage(random),
@@ -163,6 +167,7 @@ impl Plan {
         plan.draw_reading(&mut SmallRng::seed_from_u64(seed ^ 0x7265_6164));
         plan.draw_sessions(&mut SmallRng::seed_from_u64(seed ^ 0x7365_7373));
         plan.draw_quiet(&mut SmallRng::seed_from_u64(seed ^ 0x7175_6965));
+        plan.draw_placement(&mut SmallRng::seed_from_u64(seed ^ 0x706c_6163));
         plan.draw_banks(&mut SmallRng::seed_from_u64(seed ^ 0x6261_6e6b));
         plan
     }
@@ -210,6 +215,11 @@ impl Plan {
         if random.random_bool(0.25) {
             self.core.priorities = self.node_ids().map(|node| (node, random.random_range(0..3))).collect();
         }
+    }
+
+    /// Nodes come back with other shards in a third of the runs.
+    fn draw_placement(&mut self, random: &mut SmallRng) {
+        self.moves = *pick(random, &[0.0, 0.0, 0.0, 0.0, 0.3, 0.7]);
     }
 
     /// Sessions that outlast every fault, or hardly a pause.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use iroh_raft_core::{Consistency, NodeId, shard_of};
+use iroh_raft_core::{Consistency, NodeId};
 use iroh_raft_driver::lines::Command;
 use madsim::task::spawn_local;
 use rand::Rng;
@@ -105,7 +105,7 @@ pub(crate) async fn usurp(sim: Shared, group: GroupPlan, mut random: SmallRng) {
             cut(&sim, &from(&others));
             links.extend(from(&others));
             let nodes = sim.nodes.borrow();
-            let shard = usize::from(shard_of(group.id, sim.plan.shards).0);
+            let shard = usize::from(nodes.shard_of(leader, group.id).0);
             if let Some(commands) = nodes.commands(leader).get(shard) {
                 // A ring that is full holds another order of the kind.
                 let (reply, _) = oneshot::channel();

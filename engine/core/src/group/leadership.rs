@@ -155,7 +155,11 @@ impl Replica {
     /// The shard's leaders are spread: this one goes there, if the replica there has just answered and has all
     /// that is committed. Says whether it does.
     pub(crate) fn handle_spread(&mut self, turn: &mut Turn<'_>, to: NodeId) -> bool {
-        if self.is_quiet() && self.is_leader() && turn.liveness.heard(to).is_some() {
+        if self.is_quiet() && self.is_leader() {
+            // A late nod is an answer, too, but nothing wakes for it.
+            if self.heard(turn, to).is_none() {
+                return false;
+            }
             self.wake(turn);
         }
         let matched = self.raw.raft.prs().get(to.0).map_or(0, |progress| progress.matched);

@@ -19,6 +19,12 @@
 //! timeout of its own; or quiet, trusting the leader of a higher term. So trust leads to ever higher terms and ends
 //! at a replica that is awake, that leads, or whose node is silent.
 //!
+//! "A node" above is, to a group, the one shard that has it there. Which one that is, a node says as it connects; it
+//! changes with a restart only. So the shard that is taken for it is the right one, or the node has not said yet, or it
+//! lives anew since. A new life is noticed as such: the first beat of that shard is of another incarnation, or its beats
+//! cease. Whoever trusts a wrong shard from then on wakes when the node says where its groups are, which the bridge
+//! repeats until the shard here has taken it; if the node dies before that, those beats cease with it.
+//!
 //! What rests on time stays right, for it never counted ticks: a lease ends by the clock, with nothing that renews
 //! it; so does a promise; a local read says how long ago the leader spoke of this very group. raft-rs' own
 //! lease does count ticks: a replica that wakes is given as many as its leader's node has been silent for.
@@ -80,7 +86,7 @@ impl Replica {
         // All had what there is when they went quiet: whose node is heard lives.
         let others: Vec<NodeId> = self.others().collect();
         for node in others {
-            if let Some(heard) = turn.liveness.heard(node) {
+            if let Some(heard) = self.heard(turn, node) {
                 self.leadership.hear(node, heard);
                 self.members.hear(node, heard);
             }
@@ -89,7 +95,7 @@ impl Replica {
             }
         }
         let leader = self.leader_hint();
-        let heard = leader.and_then(|leader| turn.liveness.heard(leader));
+        let heard = leader.and_then(|leader| self.heard(turn, leader));
         let silent = heard.map(|heard| turn.now.since(heard).as_nanos() / turn.config.tick.as_nanos());
         let lease_ticks = turn.config.lease_ticks as usize;
         self.raw.raft.election_elapsed = match silent {
@@ -109,15 +115,36 @@ impl Replica {
         if !self.is_quiet() {
             return;
         }
-        let is_led_by = |node| self.leader_hint() == Some(node);
+        let (Change::Returned(shard) | Change::Silent(shard)) = change;
+        let node = shard.node;
+        if turn.placements.at(node, self.group) != shard {
+            return;
+        }
         let is_concerned = match change {
-            Change::Returned(node) if self.is_leader() => self.raw.raft.prs().get(node.0).is_some(),
+            Change::Returned(_) if self.is_leader() => self.is_member(node),
             Change::Silent(_) if self.is_leader() => !self.hears_quorum(turn),
-            Change::Returned(node) | Change::Silent(node) => is_led_by(node),
+            Change::Returned(_) | Change::Silent(_) => self.leader_hint() == Some(node),
         };
         if is_concerned {
             self.wake(turn);
         }
+    }
+
+    /// A node has its groups on other shards than was thought: what beats vouched for is not known.
+    pub(crate) fn handle_moved(&mut self, turn: &mut Turn<'_>, node: NodeId) {
+        let is_led_there = self.leader_hint() == Some(node);
+        if is_led_there || (self.is_leader() && self.is_member(node)) {
+            self.wake(turn);
+        }
+    }
+
+    fn is_member(&self, node: NodeId) -> bool {
+        self.raw.raft.prs().get(node.0).is_some()
+    }
+
+    /// When the shard that has a node's replica of this group last beat; `None` if it is not heard.
+    pub(super) fn heard(&self, turn: &Turn<'_>, node: NodeId) -> Option<Timestamp> {
+        turn.liveness.heard(turn.placements.at(node, self.group))
     }
 
     fn others(&self) -> impl Iterator<Item = NodeId> {
@@ -127,7 +154,7 @@ impl Replica {
 
     /// Whether the nodes that are heard are a quorum with this one.
     fn hears_quorum(&self, turn: &Turn<'_>) -> bool {
-        let heard = self.others().filter(|node| turn.liveness.heard(*node).is_some());
+        let heard = self.others().filter(|node| self.heard(turn, *node).is_some());
         let nodes = heard.chain([self.node]).map(|node| node.0).collect();
         self.raw.raft.prs().has_quorum(&nodes)
     }
@@ -207,7 +234,7 @@ impl Replica {
         // One without anything of the log may have to be invited, for as long as that takes.
         let has_begun = |node: NodeId| raft.prs().get(node.0).is_some_and(|progress| progress.matched > 0);
         let is_blind = mutants::is(Mutant::QuietWhileLacking);
-        let heard = |node: &NodeId| turn.liveness.heard(*node).is_some();
+        let heard = |node: &NodeId| self.heard(turn, *node).is_some();
         raft.commit_to_current_term()
             && self.hears_quorum(turn)
             && self
@@ -223,8 +250,7 @@ impl Replica {
     }
 
     fn go_quiet(&mut self, turn: &mut Turn<'_>) {
-        let is_settled =
-            |node: NodeId| self.quiet.nodded.contains(&node) || turn.liveness.heard(node).is_none();
+        let is_settled = |node: NodeId| self.quiet.nodded.contains(&node) || self.heard(turn, node).is_none();
         if !self.quiet.is_quiet && self.is_asking_quiet(turn) && self.others().all(is_settled) {
             self.begin_quiet();
         }
@@ -304,7 +330,7 @@ impl Replica {
                 let is_asked = kind == MessageKind::Heartbeat && index.0 != 0;
                 let agrees = is_same
                     && turn.config.quiet_after.is_some()
-                    && turn.liveness.heard(from).is_some()
+                    && self.heard(turn, from).is_some()
                     && (self.is_idle(turn) || is_blind);
                 if is_asked && agrees {
                     self.begin_quiet();

@@ -92,7 +92,7 @@ impl Replica {
             return Err(RecoveryRefusal::HasLeader { leader });
         }
         let lives = |node: &&NodeId| {
-            turn.liveness.heard(**node).is_some() || self.members.has_heard(**node, turn.now, election)
+            self.heard(turn, **node).is_some() || self.members.has_heard(**node, turn.now, election)
         };
         match lost.iter().find(lives) {
             Some(node) => Err(RecoveryRefusal::Lives { node: *node }),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::snapshot::SNAPSHOT_CHUNK_BYTES;
-use crate::ids::NodeId;
+use crate::ids::{NodeId, ShardId};
+use crate::placement::Placement;
 
 /// Reads from a leader's lease. Safe while no clock of the group's nodes runs faster or slower than true time
 /// by more than the bound: see ARCHITECTURE.md for the argument.
@@ -101,6 +102,10 @@ pub struct Retention {
 pub struct ShardConfig {
     /// This node.
     pub node: NodeId,
+    /// The shard's number. Default 0.
+    pub shard: ShardId,
+    /// Which shards the node has, and which of them has which group. Default: one shard.
+    pub placement: Placement,
     /// Seed of every random choice of the shard.
     pub seed: u64,
     /// Length of a tick. Default 50 ms. Shorter: faster elections, more wake-ups.
@@ -195,6 +200,8 @@ impl ShardConfig {
     pub fn new(node: NodeId, seed: u64) -> ShardConfig {
         ShardConfig {
             node,
+            shard: ShardId(0),
+            placement: Placement::default(),
             seed,
             tick: Duration::from_millis(50),
             heartbeat_ticks: 2,

@@ -6,6 +6,7 @@ use crate::group_command::GroupCommand;
 use crate::ids::{
     FlushSeq, GroupId, Index, NodeId, Offset, Owner, Sequence, SessionId, Term, Timestamp, WallTime,
 };
+use crate::placement::Placement;
 
 /// Where an answer goes. The core carries it and never looks inside.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -217,6 +218,14 @@ pub enum Input {
         group: GroupId,
         /// What.
         event: SnapshotEvent,
+    },
+    /// A node that a connection is made to has said which of its shards has which group: from now on messages for it
+    /// go by that. Until then it is taken to be like this one.
+    Placement {
+        /// The node.
+        node: NodeId,
+        /// What it said.
+        placement: Placement,
     },
     /// The connection to a node is gone; appends to its replicas are probed from now on.
     Unreachable {

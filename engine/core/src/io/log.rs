@@ -176,7 +176,7 @@ pub struct LogDamage {
 }
 
 /// A replica as its shard starts: fresh, or as recovery found it.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct GroupState {
     /// The group.

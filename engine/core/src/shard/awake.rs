@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::{Member, Shard};
 use crate::group::Replica;
-use crate::ids::Timestamp;
+use crate::ids::{NodeId, Timestamp};
 use crate::io::{Event, Outputs, PeerMessage, Send};
 use crate::liveness::Change;
+use crate::placement::Placement;
 
 /// Replicas that get their first tick with each tick, however many are awake.
 const WAKING_MIN: usize = 64;
@@ -160,12 +161,33 @@ impl Shard {
         }
     }
 
-    /// Tells with which nodes this one shares groups, if that may have changed.
-    fn tell_liveness(&mut self) {
-        if std::mem::take(&mut self.have_members_changed) {
-            let replicas = self.members.iter().filter_map(Member::live);
-            let nodes: BTreeSet<_> = replicas.flat_map(Replica::members).collect();
-            self.liveness.set_nodes(nodes);
+    /// A node has said which of its shards has which group. What rests on another of its shards looks anew.
+    pub(super) fn handle_placement(
+        &mut self,
+        now: Timestamp,
+        node: NodeId,
+        placement: Placement,
+        out: &mut Outputs,
+    ) {
+        if !self.placements.set(node, placement) {
+            return;
         }
+        self.have_members_changed = true;
+        for at in 0..self.members.len() {
+            self.call(now, at, out, |replica, turn| replica.handle_moved(turn, node));
+        }
+    }
+
+    /// Tells with which shards this one shares groups, if that may have changed.
+    fn tell_liveness(&mut self) {
+        if !std::mem::take(&mut self.have_members_changed) {
+            return;
+        }
+        let mut shards = BTreeSet::new();
+        for replica in self.members.iter().filter_map(Member::live) {
+            let others = replica.members().filter(|node| *node != self.config.node);
+            shards.extend(others.map(|node| self.placements.at(node, replica.group())));
+        }
+        self.liveness.set_shards(shards);
     }
 }

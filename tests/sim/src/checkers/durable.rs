@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use iroh_raft_core::{
     Append, ConfState, FlushSeq, GroupAppend, GroupId, GroupState, HardState, Index, LogChange, LogStart,
-    NodeId, ShardId, Term,
+    NodeId, Placement, ShardId, Term,
 };
 
 use super::log::id_of;
@@ -230,6 +230,20 @@ impl Durable {
             }
         }
         Ok(())
+    }
+
+    /// A node's groups are on these shards from now on, with all that their disk has of them. What it had of each was found
+    /// just before, so nothing of it is on its way. Flushes are counted anew.
+    pub(super) fn moved(&mut self, node: NodeId, placement: &Placement) {
+        let (its, others) =
+            std::mem::take(&mut self.shards).into_iter().partition(|((of, _), _)| *of == node);
+        self.shards = others;
+        let its: BTreeMap<_, OneShard> = its;
+        for (group, stored) in its.into_values().flat_map(|shard| shard.groups) {
+            let shard = placement.shard_of(group);
+            self.places.insert((node, group), shard);
+            self.shards.entry((node, shard)).or_default().groups.insert(group, stored);
+        }
     }
 
     /// Compares what is found of one replica while its shard runs.

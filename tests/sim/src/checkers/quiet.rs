@@ -1,15 +1,15 @@
 //! Quiet groups (CockroachDB: quiescence; TiKV: hibernate regions): nobody is quiet with work to do, and quiet is quiet.
 //!
 //! - A quiet replica has committed all that it has.
-//! - A leader is quiet only once every member has agreed to this very state, except those whose node it has not
-//!   heard of for a lease.
+//! - A leader is quiet only once every member has agreed to this very state, except those whose shard of the group it has
+//!   not heard of for a lease.
 //! - What is quiet and stays so writes nothing, and says nothing but that it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use iroh_raft_core::{
-    GroupId, GroupStatus, Index, Input, MessageKind, NodeId, Outputs, Role, ShardConfig, ShardId, Term,
-    Timestamp,
+    GroupId, GroupStatus, Index, Input, MessageKind, NodeId, Outputs, Placement, Role, ShardConfig, ShardId,
+    Term, Timestamp,
 };
 
 use super::{Checked, ensure};
@@ -23,22 +23,29 @@ pub(super) struct Quiets {
     nods: BTreeMap<(NodeId, GroupId), Nods>,
     /// Groups that took a message in the turn under way: they may have woken, and gone quiet again.
     spoken_to: BTreeSet<GroupId>,
-    /// When a shard last heard of another node's.
-    beats: BTreeMap<(NodeId, ShardId, NodeId), Timestamp>,
+    /// When a shard last heard of a shard of another node.
+    beats: BTreeMap<(NodeId, ShardId, NodeId, u64), Timestamp>,
+    /// How groups are placed on other nodes, as a shard was told.
+    told: BTreeMap<(NodeId, ShardId, NodeId), Placement>,
 }
 
 impl Quiets {
     /// A shard was started.
     pub(super) fn booted(&mut self, node: NodeId, shard: ShardId) {
-        self.beats.retain(|(of, on, _), _| (*of, *on) != (node, shard));
+        self.beats.retain(|(of, on, ..), _| (*of, *on) != (node, shard));
+        self.told.retain(|(of, on, _), _| (*of, *on) != (node, shard));
     }
 
     pub(super) fn input(&mut self, node: NodeId, shard: ShardId, now: Timestamp, input: &Input) {
+        if let Input::Placement { node: of, placement } = input {
+            self.told.insert((node, shard, *of), placement.clone());
+        }
         let Input::Message(message) = input else { return };
         self.spoken_to.insert(message.group);
         match message.kind {
             MessageKind::Beat => {
-                self.beats.insert((node, shard, message.from), now);
+                // Its term says from which shard it is, and to which.
+                self.beats.insert((node, shard, message.from, message.term.0 >> 16), now);
             }
             MessageKind::HeartbeatResponse if message.index > Index(0) => {
                 let nod = (message.from, message.term, message.index);
@@ -52,7 +59,7 @@ impl Quiets {
     pub(super) fn status(
         &mut self,
         (node, shard, now): (NodeId, ShardId, Timestamp),
-        config: &ShardConfig,
+        (config, own): (&ShardConfig, &Placement),
         status: &GroupStatus,
         before: Option<&GroupStatus>,
     ) -> Checked {
@@ -71,7 +78,9 @@ impl Quiets {
         // A tick and a turn: when they fall silent is noticed at ticks.
         let lease = config.tick * (config.lease_ticks - 1);
         let is_heard = |member: NodeId| {
-            self.beats.get(&(node, shard, member)).is_some_and(|beat| now.since(*beat) < lease)
+            let placement = self.told.get(&(node, shard, member)).unwrap_or(own);
+            let of = u64::from(placement.shard_of(group).0);
+            self.beats.get(&(node, shard, member, of)).is_some_and(|beat| now.since(*beat) < lease)
         };
         let has_nodded = |member: NodeId| nods.contains(&(member, status.term, status.last));
         let members = status.members.voters.iter().chain(&status.members.learners).copied();
@@ -90,13 +99,14 @@ impl Quiets {
         is_quiet: impl Fn(GroupId) -> bool,
     ) -> Checked {
         let spoken_to = std::mem::take(&mut self.spoken_to);
-        let is_loud = |kind: MessageKind| kind != MessageKind::HeartbeatResponse;
+        let is_meant = |group: &GroupId| is_quiet(*group) && !spoken_to.contains(group);
         let sends = outputs.sends.iter().map(|send| &send.message);
-        let loud = sends.filter(|message| is_loud(message.kind)).map(|message| message.group);
+        let loud = sends.filter(|message| message.kind != MessageKind::HeartbeatResponse);
+        let said = loud.map(|message| (message.group, message.kind)).find(|(group, _)| is_meant(group));
         let written = outputs.append.iter().flat_map(|append| &append.groups).map(|append| append.group);
-        let first = loud.chain(written).find(|group| is_quiet(*group) && !spoken_to.contains(group));
-        ensure(first.is_none(), "quiet groups are quiet", || {
-            format!("node {node} speaks or writes for {first:?}, which is quiet")
+        let written = written.into_iter().find(is_meant);
+        ensure(said.is_none() && written.is_none(), "quiet groups are quiet", || {
+            format!("node {node} says {said:?}, or writes for {written:?}, which is quiet")
         })
     }
 }

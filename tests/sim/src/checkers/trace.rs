@@ -60,6 +60,9 @@ impl Trace {
             }
             Input::Applied { group, index } => (group, index).hash(&mut self.0),
             Input::Unreachable { node } => node.hash(&mut self.0),
+            Input::Placement { node, placement } => {
+                (node, placement.shard_count(), placement.placed()).hash(&mut self.0);
+            }
             Input::ChangeMembers { token, group, changes, deadline } => {
                 (token, group, changes.len(), deadline).hash(&mut self.0);
             }

@@ -44,7 +44,7 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
     sim.mark("disk of a leader hung at the end");
     let disk = sim.nodes.borrow().disk(old);
     // Each shard waits for its own sync, and any of them may come first.
-    let times = u64::from(sim.plan.shards);
+    let times = u64::from(sim.nodes.borrow().placement(old).shard_count());
     disk.plant(Fault { kind, operation: Operation::Sync, after: 0, times, trouble });
     let stalled_us = disk.stalled_us();
     let mut random = sim.random();

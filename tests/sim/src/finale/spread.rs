@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use iroh_raft_core::{GroupId, NodeId, Term, shard_of};
+use iroh_raft_core::{GroupId, NodeId, ShardId, Term};
 
 use super::{LOOK_EVERY, QUIET_RING_MIN, healthy};
 use crate::checkers::{Checked, ensure};
@@ -73,13 +73,13 @@ fn voters(sim: &Shared, group: &GroupPlan) -> Vec<NodeId> {
 
 /// Nodes that lead more groups of a shard than are at home there, by more than the band.
 fn over_share(sim: &Shared, band: usize) -> Vec<(NodeId, usize, usize)> {
-    let checks = sim.checks.borrow();
-    let mut counts: BTreeMap<(NodeId, u16), (usize, usize)> = BTreeMap::new();
+    let (checks, nodes) = (sim.checks.borrow(), sim.nodes.borrow());
+    let mut counts: BTreeMap<(NodeId, ShardId), (usize, usize)> = BTreeMap::new();
     for group in &sim.plan.groups {
-        let shard = shard_of(group.id, sim.plan.shards).0;
-        counts.entry((home(sim, group), shard)).or_default().1 += 1;
+        let home = home(sim, group);
+        counts.entry((home, nodes.shard_of(home, group.id))).or_default().1 += 1;
         if let Some(leader) = checks.leader_of(group.id) {
-            counts.entry((leader, shard)).or_default().0 += 1;
+            counts.entry((leader, nodes.shard_of(leader, group.id))).or_default().0 += 1;
         }
     }
     let over = counts.into_iter().filter(|(_, (led, share))| *led > share + band);

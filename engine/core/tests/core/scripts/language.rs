@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use iroh_raft_core::{
     AnswerOn, ClientRun, Consistency, FetchError, GroupId, Index, Input, LeaseReads, LogDamage, NodeId,
-    Owner, Sequence, SpreadConfig,
+    Owner, Placement, Sequence, ShardId, SpreadConfig,
 };
 
 use super::message::{parse_message, parse_number, parse_record, parse_session};
@@ -29,7 +29,7 @@ pub(super) fn run(world: &mut World, line: &str) -> Result<(), String> {
             live(world, name, group, rest)
         }
         "deliver" | "drop" | "duplicate" | "wire" | "inject" | "cut" | "partition" | "heal"
-        | "unreachable" => connect(world, name, group, rest),
+        | "unreachable" | "placed" => connect(world, name, group, rest),
         "hold" | "release" => hold(world, *name == "hold", rest),
         "persist" | "fail" | "damage" | "spoil" | "reopen" | "fetch" | "applied" | "snapshot" | "lose" => {
             store(world, name, group, rest)
@@ -257,6 +257,16 @@ fn connect(world: &mut World, name: &str, group: GroupId, words: &[&str]) -> Res
         }
         ("partition", words) => partition(world, words)?,
         ("heal", []) => world.cut.clear(),
+        ("placed", [id, peer, "shards", count, placed @ ..]) => {
+            let placed = placed.iter().map(|pair| {
+                let (group, shard) = pair.split_once(':').ok_or("a group and its shard, like 1:0")?;
+                Ok((GroupId(parse_number(group)?), ShardId(parse_number(shard)?)))
+            });
+            let placed = placed.collect::<Result<_, String>>()?;
+            let placement =
+                Placement::new(parse_number(count)?, placed).map_err(|error| error.to_string())?;
+            return world.feed(node(id)?, Input::Placement { node: node(peer)?, placement });
+        }
         ("unreachable", [id, peer]) => {
             return world.feed(node(id)?, Input::Unreachable { node: node(peer)? });
         }

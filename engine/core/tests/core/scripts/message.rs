@@ -44,7 +44,11 @@ fn kind_name(kind: MessageKind) -> &'static str {
 pub(super) fn print_message(message: &PeerMessage) -> String {
     if message.kind == MessageKind::Beat {
         // The number of the sender's life is drawn: which one it is says nothing.
-        return format!("beat withdrawals={}", message.commit);
+        let shards = match (message.term.0 >> 16, message.term.0 & 0xffff) {
+            (0, 0) => String::new(),
+            (from, to) => format!(" shards={from}->{to}"),
+        };
+        return format!("beat withdrawals={}{shards}", message.commit);
     }
     let mut text = format!("{} term={}", kind_name(message.kind), message.term);
     let mut say = |what: String| {
@@ -326,6 +330,10 @@ pub(super) fn parse_message(
 fn parse_field(message: &mut PeerMessage, field: &str) -> Result<(), String> {
     match field.split_once('=') {
         _ if field.ends_with(']') => message.entries.push(parse_entry(field)?),
+        Some(("shards", value)) => {
+            let (from, to) = value.split_once("->").ok_or("two shards, like 0->1")?;
+            message.term = Term(parse_number::<u64>(from)? << 16 | parse_number::<u64>(to)?);
+        }
         Some(("term", value)) => message.term = Term(parse_number(value)?),
         Some(("index" | "quiet", value)) => message.index = Index(parse_number(value)?),
         Some(("after", value)) => (message.index, message.log_term) = parse_place(value)?,
