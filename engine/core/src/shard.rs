@@ -569,8 +569,8 @@ impl Shard {
                 replica.handle_turn(turn);
             }
         });
-        let (Some(tombstone), Member::Live(replica)) = (left, &self.members[at]) else { return };
-        self.window_bytes -= replica.window_bytes();
+        let Some(tombstone) = left else { return };
+        self.discount(at);
         let seq = FlushSeq(self.last_seq.0 + 1);
         let append = out.append.get_or_insert_with(|| Append { seq, groups: Vec::new() });
         append.groups.push(tombstone.append());

@@ -175,7 +175,8 @@ impl Observer for Watch {
         let looks = std::mem::take(&mut *self.books.lock().expect("one thread"));
         let mut checks = self.sim.checks.borrow_mut();
         for look in looks {
-            let checked = checks.banks.stands(self.node, &look);
+            let is_void = checks.recoveries.is_void(self.node, look.group);
+            let checked = checks.banks.stands(self.node, &look, is_void);
             checks.note(checked);
         }
         checks.input(self.node, self.shard, now, input);

@@ -160,6 +160,11 @@ impl Plan {
         if backlog > plan.election() / 4 {
             plan.commit = COMMIT_MAX;
         }
+        // Nor where each flush has the votes of as few groups as a small ring lets through in a turn.
+        let votes = Duration::from_micros(plan.flush.1) * plan.groups.len() as u32 / plan.ring as u32;
+        if votes > plan.election() / 2 {
+            plan.ring = 64;
+        }
         plan.draw_faults(random);
         plan.draw_clocks(random);
         plan.draw_leadership(&mut SmallRng::seed_from_u64(seed ^ 0x6c65_6164));

@@ -13,6 +13,8 @@
 
 use bytes::Bytes;
 
+use raft::StateRole;
+
 use super::{Index, NodeId, Replica, Term, Timestamp, Turn};
 use crate::error::RequestError;
 use crate::io::{EntryKind, Event, LogEntry, LogStart, MessageKind, PeerMessage, Send};
@@ -22,14 +24,17 @@ use crate::recovery::is_lapsed;
 use crate::tombstone::{REMOVED, Tombstone};
 use crate::validate::LogView;
 
+/// Campaigns after which voters that are not heard are invited once more, at the latest.
+const INVITE_CAMPAIGNS: u32 = 16;
+
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
     /// Where the log of the replica that is no more begins and ends.
     start: Option<LogStart>,
     /// Ticks since a leader spoke.
     silent_ticks: u32,
-    /// Whether this replica has campaigned since there was a leader.
-    has_failed: bool,
+    /// Campaigns of this replica since there was a leader.
+    campaigns: u32,
     has_asked: bool,
     /// The term of a group that was recovered without this replica.
     lapsed: Term,
@@ -41,7 +46,7 @@ impl Leaving {
     /// The leader has spoken.
     pub(super) fn handle_leader(&mut self) {
         self.silent_ticks = 0;
-        (self.has_failed, self.has_asked) = (false, false);
+        (self.campaigns, self.has_asked) = (0, false);
     }
 
     /// The replica has asked whether it may leave.
@@ -90,9 +95,13 @@ impl Replica {
 
     /// A tick has passed.
     pub(super) fn handle_leaving_tick(&mut self, turn: &mut Turn<'_>, has_campaigned: bool) {
-        let is_alone =
-            has_campaigned && (self.leaving.has_failed || self.raw.raft.raft_log.last_index() == 0);
-        self.leaving.has_failed = !self.is_leader() && (self.leaving.has_failed || has_campaigned);
+        let campaigns = &mut self.leaving.campaigns;
+        *campaigns =
+            if self.raw.raft.state == StateRole::Leader { 0 } else { *campaigns + u32::from(has_campaigned) };
+        // Less and less often: where many groups have no leader, invitations must not be in the way of votes.
+        let is_time =
+            *campaigns > 1 && (campaigns.is_power_of_two() || campaigns.is_multiple_of(INVITE_CAMPAIGNS));
+        let is_alone = has_campaigned && (is_time || self.raw.raft.raft_log.last_index() == 0);
         let pause = turn.config.tick * turn.config.heartbeat_ticks;
         let is_due = self.is_leader() && turn.now >= self.leaving.invited_at.after(pause);
         if is_alone || is_due {

@@ -109,7 +109,7 @@ impl Shard {
     }
 
     /// A replica is about to go: it counts no more.
-    fn discount(&mut self, at: usize) {
+    pub(super) fn discount(&mut self, at: usize) {
         if let Some(replica) = self.members[at].live() {
             self.snapshots_open =
                 self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());

@@ -21,13 +21,13 @@ pub(crate) struct Banks {
 }
 
 impl Banks {
-    /// A replica's bank was looked at.
-    pub(crate) fn stands(&mut self, node: NodeId, look: &Look) -> Checked {
+    /// A replica's bank was looked at. `is_void`: it is of a history that was given up.
+    pub(crate) fn stands(&mut self, node: NodeId, look: &Look, is_void: bool) -> Checked {
         let Look { group, after, amount, accounts, hash } = *look;
         ensure(amount == accounts * OPENING, TOTAL, || {
             format!("node {node} group {group} after {after:?}: {amount} in {accounts} accounts")
         })?;
-        let Some(offset) = after else { return Ok(()) };
+        let Some(offset) = after.filter(|_| !is_void) else { return Ok(()) };
         let (first, held) = *self.after.entry((group, offset)).or_insert((node, hash));
         ensure(held == hash, SAME, || {
             format!("group {group} after {offset}: nodes {first} and {node} hold different accounts")
