@@ -138,7 +138,11 @@ fn backend(choice: BackendChoice, folder: &Path) -> Result<(Arc<dyn Disk>, Strin
     let kind = match choice {
         BackendChoice::Fixed(kind) => kind,
         BackendChoice::Auto => {
-            let identity = FolderIdentity { cluster: ClusterId([1; 16]), node: NodeId(1), placement: Placement::ONE_SHARD };
+            let identity = FolderIdentity {
+                cluster: ClusterId([1; 16]),
+                node: NodeId(1),
+                placement: Placement::ONE_SHARD,
+            };
             let mut folder = DataFolder::open(folder, identity).map_err(StoreError::from)?;
             let (kind, calibration) = folder.choose_backend(choice).map_err(StoreError::from)?;
             if let Some(calibration) = calibration {

@@ -477,8 +477,11 @@ impl Checks {
 
     fn replies(&mut self, node: NodeId, outputs: &Outputs) {
         for reply in &outputs.replies {
+            let is_void = self.recoveries.is_void(node, group_of(reply));
             let checked = self.commits.reading.replied(node, reply);
-            self.note(checked);
+            if !is_void {
+                self.note(checked);
+            }
             match reply {
                 Reply::LeadershipGiven { leader: Some(_), .. } => self.marks.add("leadership handed over", 1),
                 Reply::LeadershipGiven { leader: None, .. } => {
@@ -487,7 +490,7 @@ impl Checks {
                 Reply::NotTransferred { .. } => self.marks.add("transfer failed", 1),
                 _ => {}
             }
-            if self.recoveries.is_void(node, group_of(reply)) {
+            if is_void {
                 continue;
             }
             if let Reply::Recovered { group, recovered, .. } = reply {

@@ -194,8 +194,13 @@ impl SnapshotWorker {
     fn receive(&mut self, group: GroupId, snapshot: Snapshot) -> Result<SnapshotEvent, SnapshotError> {
         self.receiving.remove(&group);
         let index = snapshot.head.index;
-        if self.store.latest(group)?.is_some_and(|latest| latest.snapshot() == snapshot) {
-            return Ok(SnapshotEvent::Published { index });
+        match self.store.latest(group) {
+            Ok(Some(latest)) if latest.snapshot() == snapshot => {
+                return Ok(SnapshotEvent::Published { index });
+            }
+            // Nobody can use it any more, and it must not be in the way of the one that comes.
+            Err(SnapshotError::DamagedHead { .. }) => self.store.remove(group, true)?,
+            latest => drop(latest?),
         }
         let mut writer = self.store.begin(group, snapshot.head.clone())?;
         if writer.position() >= snapshot.body.bytes && writer.position() > 0 {
