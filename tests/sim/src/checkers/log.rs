@@ -136,9 +136,19 @@ impl Logs {
         logs.filter(has_it).map(|log| &log[..count]).next().unwrap_or_default()
     }
 
-    /// A replica starts again with so many of its entries.
-    pub(super) fn restart(&mut self, node: NodeId, group: GroupId, entries: &[EntryId]) {
+    /// A replica starts again, in this term, with so many of its entries. What a lone voter wrote in a later one, which is not
+    /// durable, nobody was told of: it may campaign in that term again and write something else.
+    pub(super) fn restart(&mut self, node: NodeId, group: GroupId, term: Term, entries: &[EntryId]) {
         self.logs.insert((node, group), entries.to_vec());
+        let logs: Vec<_> = self.logs.iter().filter(|((_, of), _)| *of == group).map(|(_, log)| log).collect();
+        let is_held = |index: Index, term: Term| {
+            let at = usize::try_from(index.0).expect("a short log") - 1;
+            logs.iter().any(|log| log.get(at).is_some_and(|entry| entry.term == term))
+        };
+        let known = self.known.range((group, Index(0), Term(0))..=(group, Index(u64::MAX), Term(u64::MAX)));
+        let later = known.map(|(key, _)| *key).filter(|(_, _, of)| *of > term);
+        let void: Vec<_> = later.filter(|(_, index, of)| !is_held(*index, *of)).collect();
+        void.iter().for_each(|key| drop(self.known.remove(key)));
     }
 }
 
