@@ -1,9 +1,12 @@
+use std::time::Duration;
+
+use super::check::LIMIT_BYTES_MAX;
 use super::*;
 use crate::batch::RecordBlock;
 use crate::ids::{Index, Offset, Term};
 use crate::io::{
-    AnswerOn, ConfState, Consistency, FetchFrom, HardState, LogDamage, Propose, SnapshotConfig, SpreadConfig,
-    TermRun,
+    AnswerOn, ConfState, Consistency, FetchFrom, HardState, LeaseReads, LogDamage, Propose, SnapshotConfig,
+    SpreadConfig, TermRun,
 };
 
 fn lone(group: u64) -> GroupState {
