@@ -160,10 +160,9 @@ impl Plan {
         if backlog > plan.election() / 4 {
             plan.commit = COMMIT_MAX;
         }
-        // Nor where each flush has the votes of as few groups as a small ring lets through in a turn.
-        let votes = Duration::from_micros(plan.flush.1) * plan.groups.len() as u32 / plan.ring as u32;
-        if votes > plan.election() / 2 {
-            plan.ring = 64;
+        // Nor where many groups vote, and a flush has the votes of only as many as small rings let through.
+        if Duration::from_micros(plan.flush.1) * plan.groups.len() as u32 > plan.election() / 2 {
+            (plan.ring, plan.flushes, plan.commit) = (plan.ring.max(64), plan.flushes.max(16), COMMIT_MAX);
         }
         plan.draw_faults(random);
         plan.draw_clocks(random);
