@@ -101,6 +101,15 @@ impl Turn<'_> {
     }
 }
 
+/// How a replica that is out begins again by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Again {
+    /// From what its disk has by then.
+    AsStored,
+    /// Its snapshot is damaged, and nothing else here has the state that it was of.
+    WithoutSnapshot,
+}
+
 pub(crate) struct Replica {
     group: GroupId,
     node: NodeId,
@@ -153,8 +162,8 @@ pub(crate) struct Replica {
     broken: Option<String>,
     /// Entries that it found damaged by that.
     damage: Option<LogDamage>,
-    /// Whether its snapshot is damaged, and nothing else here has the state that it was of.
-    has_lost_snapshot: bool,
+    /// How it is to begin again by itself, if it can.
+    again: Option<Again>,
 }
 
 impl Replica {
@@ -218,7 +227,7 @@ impl Replica {
             is_paused_by_missing: false,
             broken: None,
             damage: None,
-            has_lost_snapshot: false,
+            again: None,
         };
         for change in changes.iter().filter(|_| !mutants::is(Mutant::ChangesForgotten)) {
             let window = replica.raw.store();
@@ -259,9 +268,9 @@ impl Replica {
         self.broken.as_deref().map(|reason| (reason, self.damage))
     }
 
-    /// Whether it has to begin anew without its snapshot.
-    pub(crate) fn has_lost_snapshot(&self) -> bool {
-        self.has_lost_snapshot
+    /// How it is to begin again by itself; `None` if that would be of no use.
+    pub(crate) fn begins_again(&self) -> Option<Again> {
+        self.again
     }
 
     /// What its disk does not know of it: whether it has a state machine, and how long it keeps records.

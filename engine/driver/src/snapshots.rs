@@ -89,8 +89,10 @@ pub(crate) enum Done {
 pub(crate) enum Unreadable {
     /// The medium failed.
     Io,
-    /// It is damaged, or of another snapshot by now.
+    /// It is damaged.
     Gone,
+    /// It is of another snapshot by now.
+    Replaced,
 }
 
 /// A snapshot being taken.
@@ -298,6 +300,7 @@ impl Snapshots {
         let problem = match &data {
             Err(Unreadable::Io) => Some((RestoreProblem::Io, "the log file cannot be read")),
             Err(Unreadable::Gone) => Some((RestoreProblem::Damaged, "a chunk is damaged")),
+            Err(Unreadable::Replaced) => Some((RestoreProblem::Replaced, "a newer one took its place")),
             Ok(data) => {
                 restoring.checksum = crc32c::crc32c_append(restoring.checksum, data);
                 restoring.taken = Some(chunk + 1);

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use super::snapshot_receive::Incoming;
 use super::snapshot_send::Outgoing;
-use super::{EntryKind, Index, LogEntry, Offset, Replica, Timestamp, Turn};
+use super::{Again, EntryKind, Index, LogEntry, Offset, Replica, Timestamp, Turn};
 use crate::io::{
     Event, FetchError, LogStart, RestoreProblem, Snapshot, SnapshotBody, SnapshotConfig, SnapshotEvent,
     SnapshotHead, SnapshotStep, SnapshotTask,
@@ -351,6 +351,11 @@ impl Replica {
                 self.broken = Some(FetchError::Io.to_string());
                 return;
             }
+            RestoreProblem::Replaced => {
+                self.broken = Some(format!("its snapshot at index {index} is an old one: it begins again"));
+                self.again = Some(Again::AsStored);
+                return;
+            }
             RestoreProblem::Refused if begins_later => {
                 self.broken = Some(format!(
                     "its state machine does not take its snapshot at index {index}, and its log begins after it"
@@ -364,7 +369,7 @@ impl Replica {
                     self.broken = Some(format!(
                         "its snapshot at index {index} is damaged, and its log begins after it"
                     ));
-                    self.has_lost_snapshot = true;
+                    self.again = Some(Again::WithoutSnapshot);
                     return;
                 }
             }

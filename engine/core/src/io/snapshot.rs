@@ -118,6 +118,8 @@ pub enum RestoreProblem {
     Io,
     /// What is stored is not what was written. The snapshot is dropped.
     Damaged,
+    /// A newer one has been published meanwhile, which was begun before the replica began again.
+    Replaced,
     /// The state machine does not take it, sound as it is.
     Refused,
 }

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Member, Shard, SnapshotsOpen, start, unknown_status};
 use crate::error::{BusyReason, RequestError};
-use crate::group::Replica;
+use crate::group::{Again, Replica};
 use crate::ids::{FlushSeq, GroupId, Timestamp};
 use crate::io::{
     Event, FetchError, GroupState, GroupStatus, LogDamage, Outputs, Reopen, Reply, Retention, Role,
@@ -155,13 +155,17 @@ impl Shard {
                 (Kept::of(&GroupState::fresh(group, Default::default(), false)), None)
             }
         };
-        let has_lost_snapshot = self.members[at].live().is_some_and(|replica| replica.has_lost_snapshot());
+        let again = self.members[at].live().and_then(|replica| replica.begins_again());
         let mut member = taken_out(status, reason, kept);
         if let Member::Out(quarantined) = &mut member {
             quarantined.damage = union(damage, before);
             quarantined.after = self.last_flush_of(at, out);
-            quarantined.has_lost_snapshot = has_lost_snapshot;
-            if damage.is_some() || has_lost_snapshot {
+            quarantined.has_lost_snapshot = again == Some(Again::WithoutSnapshot);
+            if again == Some(Again::AsStored) {
+                // Nothing is wrong with it.
+                quarantined.reason = None;
+            }
+            if damage.is_some() || again.is_some() {
                 quarantined.revival = Revival::Due;
             }
         }

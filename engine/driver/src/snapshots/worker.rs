@@ -253,10 +253,17 @@ impl SnapshotWorker {
     fn read(&mut self, group: GroupId, index: Index, chunk: u32) -> Result<Bytes, Unreadable> {
         let read = match self.store.latest(group) {
             Ok(Some(meta)) if meta.head.index == index => self.store.read_chunk(&meta, chunk),
-            Ok(_) => return Err(Unreadable::Gone),
+            Ok(Some(_)) => return Err(Unreadable::Replaced),
+            Ok(None) => return Err(Unreadable::Gone),
             Err(error) => Err(error),
         };
-        read.map_err(|error| if self.note(group, error) { Unreadable::Io } else { Unreadable::Gone })
+        read.map_err(|error| match error {
+            SnapshotError::Replaced { .. } => Unreadable::Replaced,
+            error => match self.note(group, error) {
+                true => Unreadable::Io,
+                false => Unreadable::Gone,
+            },
+        })
     }
 }
 
