@@ -213,6 +213,7 @@ impl Checks {
             self.repairs.lost_all(node, state.group, &self.durable);
         }
         let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
+        self.recoveries.restarted(node, state.group, state.hard_state.term);
         self.logs.restart(node, state.group, state.hard_state.term, entries);
         self.commits.restart(node, state.group);
         let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);

@@ -20,6 +20,8 @@ const TERMS_APART: u64 = 1_000_000;
 pub(crate) struct Recoveries {
     /// The term since which each recovered group is what it is.
     terms: BTreeMap<GroupId, Term>,
+    /// The newest survivor of each, with the term of the recovery before, if there was one.
+    survivors: BTreeMap<GroupId, (NodeId, Option<Term>)>,
     /// Replicas of a history that was given up, as of their node's last turn.
     void: BTreeSet<(NodeId, GroupId)>,
 }
@@ -34,7 +36,8 @@ impl Recoveries {
         log: &[EntryId],
         committed: &[EntryId],
     ) -> Checked {
-        self.terms.insert(group, term);
+        let earlier = self.terms.insert(group, term);
+        self.survivors.insert(group, (node, earlier));
         let known = before.map_or(Term(0), |before| before.term);
         ensure(term.0 > known.0 + TERMS_APART, "the lost do not reach the term of a recovery", || {
             format!("node {node} recovers group {group} in term {term}, after {known}")
@@ -47,6 +50,20 @@ impl Recoveries {
                 format!("node {node} recovers group {group} up to {last}: has {kept}, {known} are committed")
             },
         )
+    }
+
+    /// A replica starts again in a term. Where the survivor's is an earlier one its recovery was not durable: nothing happened.
+    pub(super) fn restarted(&mut self, node: NodeId, group: GroupId, at: Term) {
+        let Some((survivor, earlier)) = self.survivors.get(&group).copied() else { return };
+        if survivor != node || self.terms.get(&group).is_none_or(|term| at >= *term) {
+            return;
+        }
+        self.survivors.remove(&group);
+        match earlier {
+            Some(term) => self.terms.insert(group, term),
+            None => self.terms.remove(&group),
+        };
+        self.void.retain(|(_, of)| *of != group);
     }
 
     /// An operator is told that it is done.
