@@ -213,8 +213,16 @@ impl Checks {
             self.repairs.lost_all(node, state.group, &self.durable);
         }
         let entries = self.durable.of(node, state.group).map_or(&[][..], |stored| &stored.entries);
+        // A snapshot that was published before the log began after it covers what is damaged.
+        let before = self.logs.of(node, state.group);
+        let is_covered = state.damage.is_some() && !is_unrestored && state.start.index < covered;
+        let entries = if is_covered && covered.0 > entries.len() as u64 {
+            before[..before.len().min(usize::try_from(covered.0).expect("a short log"))].to_vec()
+        } else {
+            entries.to_vec()
+        };
         self.recoveries.restarted(node, state.group, state.hard_state.term);
-        self.logs.restart(node, state.group, state.hard_state.term, entries);
+        self.logs.restart(node, state.group, state.hard_state.term, &entries);
         self.commits.restart(node, state.group);
         let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);
         self.snapshots.booted(node, state.group, published);
