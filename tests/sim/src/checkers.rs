@@ -339,6 +339,8 @@ impl Checks {
                 self.commits.upto(group, index)
             });
         }
+        let checked = outputs.invites.iter().try_for_each(|invite| self.durable.invited(node, invite));
+        self.note(checked);
         let is_end = |event: &&Event| matches!(event, Event::ReplicaLeft { .. });
         outputs.events.iter().filter(|event| !is_end(event)).for_each(|event| self.event(node, event));
         let was_quiet = |group| self.statuses.get(&(node, group)).is_some_and(|status| status.is_quiet);

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use iroh_raft_core::{
-    Append, ConfState, FlushSeq, GroupAppend, GroupId, GroupState, HardState, Index, LogChange, LogStart,
-    NodeId, Placement, ShardId, Term,
+    Append, ConfState, FlushSeq, GroupAppend, GroupId, GroupState, HardState, Index, Invite, LogChange,
+    LogStart, NodeId, Placement, ShardId, Term,
 };
 
 use super::log::id_of;
@@ -259,6 +259,17 @@ impl Durable {
         if let Some(stored) = one.and_then(|one| one.groups.get_mut(&group)) {
             stored.lose_after(Index(0));
         }
+    }
+
+    /// A replica is about to begin. One that left before does so only for a change of members after that which removed it.
+    pub(super) fn invited(&self, node: NodeId, invite: &Invite) -> Checked {
+        let left =
+            self.of(node, invite.group).filter(|stored| stored.has_left).map(|stored| stored.start.index);
+        ensure(
+            left.is_none_or(|left| invite.since > left),
+            "who left comes back for a later change only",
+            || format!("node {node} left after {left:?}: {invite:?}"),
+        )
     }
 
     /// What a node's disk holds of a group.
