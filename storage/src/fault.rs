@@ -187,6 +187,9 @@ pub struct Fault {
     pub trouble: Trouble,
 }
 
+/// Changes of a lasting disk's file that wait for a sync at most; beyond, the oldest go to the medium without one.
+const LOOSE_MAX: usize = 16_384;
+
 /// A file, as whoever has it open sees it, and what of it a power cut cannot take.
 #[derive(Default, Debug)]
 struct Stored {
@@ -208,7 +211,11 @@ impl Stored {
     }
 
     fn make_durable(&mut self) {
-        self.loose.drain(..).for_each(|event| change_bytes(&mut self.durable, &event));
+        self.make_durable_upto(self.loose.len());
+    }
+
+    fn make_durable_upto(&mut self, count: usize) {
+        self.loose.drain(..count).for_each(|event| change_bytes(&mut self.durable, &event));
     }
 }
 
@@ -482,7 +489,13 @@ impl State {
         match (self.is_lasting, &event) {
             (false, _) => self.events.push(event),
             (true, Event::Sync { .. }) => file.make_durable(),
-            (true, _) => file.loose.push(event),
+            (true, _) => {
+                file.loose.push(event);
+                // Systems do not wait for a sync for ever either.
+                if file.loose.len() > LOOSE_MAX {
+                    file.make_durable_upto(LOOSE_MAX / 2);
+                }
+            }
         }
     }
 
