@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh_raft_core::batch::BATCH_HEADER_BYTES;
+use iroh_raft_core::batch::{BATCH_HEADER_BYTES, RUN_BYTES};
 use iroh_raft_core::{
     ClusterId, FlushSeq, GroupId, NodeId, Placement, Retention, Shard, ShardConfig, ShardId, Timestamp,
 };
@@ -18,6 +18,9 @@ use iroh_raft_storage::{BackendChoice, BackendKind, Disk, ShardOptions};
 use crate::error::EngineError;
 use iroh_raft_driver::recording::RECORDING_BYTES_MIN;
 use iroh_raft_driver::{ApplyBudget, FRAME_BYTES_TARGET};
+
+/// Bytes of an entry, and of the entries of a message, at most: a frame to a peer takes these beside a frame's worth of others.
+const ENTRY_BYTES_LIMIT: usize = FrameLimits::PEER.payload_bytes_max as usize - FRAME_BYTES_TARGET;
 
 /// A set of settings for a purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
@@ -209,8 +212,7 @@ impl EngineConfig {
     /// Largest block of records: what may be pending, and what fits into a frame between nodes beside
     /// the other messages that it may carry.
     pub(crate) fn block_bytes_max(&self) -> usize {
-        let frame = FrameLimits::PEER.payload_bytes_max as usize - FRAME_BYTES_TARGET;
-        self.core.pending_bytes_max.min(frame - BATCH_HEADER_BYTES)
+        self.core.pending_bytes_max.min(ENTRY_BYTES_LIMIT - BATCH_HEADER_BYTES - RUN_BYTES)
     }
 
     /// Checks everything that can be checked without touching the machine.
@@ -276,6 +278,17 @@ impl EngineConfig {
             let problem = format!("bytes_max is {bytes_max}: choose {RECORDING_BYTES_MIN} or more");
             return refuse("recording", problem);
         }
+        let bytes = [
+            ("core.entry_bytes_max", self.core.entry_bytes_max),
+            ("core.message_bytes_max", self.core.message_bytes_max),
+        ];
+        if let Some((setting, bytes)) = bytes.into_iter().find(|(_, bytes)| *bytes > ENTRY_BYTES_LIMIT) {
+            // No follower would take it, and nothing that comes after it in the log would be committed.
+            return refuse(
+                setting,
+                format!("{bytes} is more than the {ENTRY_BYTES_LIMIT} that a frame takes"),
+            );
+        }
         // The core checks its own settings; a shard without groups costs nothing.
         let mut core = self.core.clone();
         core.node = self.node;
@@ -283,5 +296,28 @@ impl EngineConfig {
             Ok(_) => Ok(()),
             Err(error) => refuse("core", error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_no_frame_takes_are_refused() {
+        let good = || EngineConfig::new(Preset::Testing, ClusterId([1; 16]), NodeId(1), "data");
+        assert!(good().check().is_ok());
+        for tune in [
+            |config: &mut EngineConfig| config.core.entry_bytes_max = ENTRY_BYTES_LIMIT + 1,
+            |config: &mut EngineConfig| config.core.message_bytes_max = ENTRY_BYTES_LIMIT + 1,
+        ] {
+            let mut config = good();
+            tune(&mut config);
+            let error = config.check().expect_err("followers would refuse them");
+            assert!(matches!(error, EngineError::Config { setting, .. } if setting.ends_with("_bytes_max")));
+        }
+        let mut config = good();
+        config.core.pending_bytes_max = 1 << 30;
+        assert!(config.block_bytes_max() + BATCH_HEADER_BYTES + RUN_BYTES <= ENTRY_BYTES_LIMIT);
     }
 }

@@ -55,6 +55,12 @@ pub enum BusyReason {
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,
+    /// The group's replica is being opened, loaded, revived or restored from its snapshot.
+    #[error("the replica is starting")]
+    Starting,
+    /// Too many groups of the shard wait to be recovered.
+    #[error("too many recoveries are under way")]
+    Recoveries,
 }
 
 /// Why a request failed.
@@ -166,7 +172,11 @@ impl RequestError {
     /// A queue is full: when to come again follows from how long such a thing stays full.
     #[must_use]
     pub fn busy(reason: BusyReason) -> RequestError {
-        let retry_after_ms = if reason == BusyReason::Space { 1000 } else { 5 };
+        let retry_after_ms = match reason {
+            BusyReason::Space => 1000,
+            BusyReason::Starting | BusyReason::Recoveries => 50,
+            _ => 5,
+        };
         RequestError::Busy { reason, retry_after_ms }
     }
 
@@ -182,23 +192,16 @@ impl RequestError {
             | RequestError::Fenced
             | RequestError::ShuttingDown => Retry::Safe,
             RequestError::OutcomeUnknown { .. } => Retry::OutcomeUnknown,
-            RequestError::Members {
-                refusal: MembersRefusal::Lagging { .. } | MembersRefusal::WouldLoseQuorum { .. },
-            } => Retry::Safe,
-            RequestError::Session {
-                refusal: SessionRefusal::Full { .. } | SessionRefusal::OwnerFull { .. },
-            } => Retry::Safe,
-            RequestError::Recovery { refusal } if refusal.may_pass() => Retry::Safe,
+            RequestError::CursorsFull { .. } => Retry::Safe,
+            RequestError::Members { refusal } => refusal.retry(),
+            RequestError::Session { refusal } => refusal.retry(),
+            RequestError::Recovery { refusal } => refusal.retry(),
             RequestError::UnknownGroup
-            | RequestError::Recovery { .. }
-            | RequestError::Session { .. }
             | RequestError::GroupExists
             | RequestError::GroupRemoved
-            | RequestError::Members { .. }
             | RequestError::TooLarge { .. }
             | RequestError::Invalid { .. }
             | RequestError::BeforeStart { .. }
-            | RequestError::CursorsFull { .. }
             | RequestError::Denied => Retry::Never,
         }
     }

@@ -12,6 +12,7 @@ use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState as RaftConfState,
 };
 
+use crate::error::Retry;
 use crate::ids::{Index, NodeId, Timestamp};
 use crate::io::{ConfState, MemberChange, MemberRole, Token};
 
@@ -59,6 +60,19 @@ pub enum MembersRefusal {
         /// The majority.
         needed: u32,
     },
+}
+
+impl MembersRefusal {
+    /// Whether trying again can help, be it after what the refusal asks for.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            MembersRefusal::NotLearner { .. }
+            | MembersRefusal::Lagging { .. }
+            | MembersRefusal::WouldLoseQuorum { .. } => Retry::Safe,
+            MembersRefusal::Malformed | MembersRefusal::NoVoters => Retry::Never,
+        }
+    }
 }
 
 /// A request for a change, until the change is over.

@@ -15,6 +15,7 @@
 //! The idea of one survivor's log with a new configuration is that of etcd's `--force-new-cluster` and TiKV's
 //! `unsafe-recover`; the gap of terms takes the place of their rule that the lost must never be started again.
 
+use crate::error::Retry;
 use crate::ids::{Index, NodeId, Offset, Term};
 use crate::mutants::{self, Mutant};
 use crate::tombstone::REMOVED;
@@ -110,9 +111,18 @@ pub enum RecoveryRefusal {
 }
 
 impl RecoveryRefusal {
-    /// Whether the same request may be taken later.
-    pub(crate) fn may_pass(self) -> bool {
-        matches!(self, RecoveryRefusal::HasLeader { .. } | RecoveryRefusal::Lives { .. })
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            RecoveryRefusal::HasLeader { .. } | RecoveryRefusal::Lives { .. } => Retry::Safe,
+            RecoveryRefusal::Malformed
+            | RecoveryRefusal::Changed { .. }
+            | RecoveryRefusal::QuorumLeft { .. }
+            | RecoveryRefusal::UnderRepair
+            | RecoveryRefusal::NotVoter { .. }
+            | RecoveryRefusal::NoTerm { .. } => Retry::Never,
+        }
     }
 }
 

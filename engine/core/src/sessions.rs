@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::batch::Batch;
+use crate::error::Retry;
 use crate::group_command::GroupCommand;
 use crate::ids::{Index, Offset, Owner, Sequence, SessionId, Term, WallTime};
 use crate::mutants::{self, Mutant};
@@ -85,6 +86,23 @@ pub enum SessionRefusal {
         /// Offset of the first command.
         first: Offset,
     },
+}
+
+impl SessionRefusal {
+    /// Whether trying again can help, be it after what the refusal asks for.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            SessionRefusal::Full { .. } | SessionRefusal::OwnerFull { .. } => Retry::Safe,
+            // A client sends its runs one after the other: what is missing will not come.
+            SessionRefusal::OutOfOrder { .. }
+            | SessionRefusal::Unknown
+            | SessionRefusal::Forgotten { .. }
+            | SessionRefusal::Overlap { .. }
+            | SessionRefusal::Ttl { .. }
+            | SessionRefusal::ResponseGone { .. } => Retry::Never,
+        }
+    }
 }
 
 /// What became of a record of a session.

@@ -226,6 +226,7 @@ impl Shard {
             Input::Persisted { seq } => self.handle_persisted(now, seq, out),
             Input::PersistFailed => self.handle_persist_failed(now, out),
             Input::Damaged { group, damage } => self.handle_damaged(now, group, damage, out),
+            Input::MachinePanicked { group } => self.handle_machine_panicked(now, group, out),
             Input::Revive { token, group } => self.revive(token, group, out),
             Input::Recover(recover) => self.handle_recover(recover, out),
             Input::Reopened { group, result } => self.handle_reopened(now, group, result, out),
@@ -359,7 +360,7 @@ impl Shard {
                 return self.call(now, at, out, call);
             }
             Some((_, Member::Out(_))) => RequestError::Quarantined,
-            Some((_, Member::Loading(_))) => RequestError::busy(BusyReason::Reads),
+            Some((_, Member::Loading(_))) => RequestError::busy(BusyReason::Starting),
             Some((_, Member::Left(_))) | None => RequestError::UnknownGroup,
         };
         out.replies.push(Reply::Failed { token, group, error });
@@ -433,7 +434,7 @@ impl Shard {
             Some(Member::Left(tombstone)) if tombstone.admits(open.since) => tombstone.reopen(fresh(open)),
             Some(Member::Live(replica)) if replica.began_with(&open.members) => {
                 return if replica.is_opening() {
-                    Err(RequestError::busy(BusyReason::Groups))
+                    Err(RequestError::busy(BusyReason::Starting))
                 } else {
                     Ok(false)
                 };
@@ -865,6 +866,7 @@ fn refuse_when_fenced(input: Input, out: &mut Outputs) {
         | Input::Persisted { .. }
         | Input::PersistFailed
         | Input::Damaged { .. }
+        | Input::MachinePanicked { .. }
         | Input::Reopened { .. }
         | Input::Fetched { .. }
         | Input::Applied { .. }

@@ -153,9 +153,7 @@ impl Outbox {
         }
         let room = ring.places() + PEER_FRAMES_WAITING_MAX;
         if self.ready.len() > room {
-            // Those that wait already stay in front.
-            let new = self.ready.len() - self.waiting;
-            self.ready.make_contiguous()[self.waiting..].rotate_left(self.draw.next(new.max(1)));
+            self.mix();
         }
         let mut lost = BTreeSet::new();
         let mut kept = VecDeque::new();
@@ -186,6 +184,17 @@ impl Outbox {
         lost
     }
 
+    /// Draws who goes first of what is new. Those that wait already stay in front, and what a client gets keeps its order:
+    /// nothing of that is dropped.
+    fn mix(&mut self) {
+        let new = self.ready.split_off(self.waiting);
+        let (mut peers, clients): (VecDeque<_>, VecDeque<_>) =
+            new.into_iter().partition(|item| matches!(item, ToBridge::Peer { .. }));
+        peers.rotate_left(self.draw.next(peers.len().max(1)));
+        let (first, second) = if self.draw.next(2) == 0 { (peers, clients) } else { (clients, peers) };
+        self.ready.extend(first.into_iter().chain(second));
+    }
+
     fn close(&mut self, frame: OpenFrame) {
         let OpenFrame { to, shard, lane, gate, mut builder } = frame;
         let is_kept = builder.len() <= SPARE_MESSAGES_MAX && self.spare.len() < SPARE_FRAMES_MAX;
@@ -197,6 +206,51 @@ impl Outbox {
         match gate {
             Some(gate) => self.gated.push_back((gate, item)),
             None => self.ready.push_back(item),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iroh_raft_netbridge::ring::{Doorbell, ring};
+    use iroh_raft_netbridge::wire::OutFrame;
+
+    use super::*;
+
+    const CLIENT: u64 = 7;
+
+    /// Frames to as many peers, and between them one after the other to one client; each is told apart by its bytes.
+    fn fill(outbox: &mut Outbox, peers: u64) {
+        for at in 0..peers {
+            let frame = OutFrame { chunks: Vec::new(), items: 1 };
+            outbox.ready.push_back(ToBridge::Peer { to: NodeId(at + 2), lane: Lane::Heartbeat, frame });
+            outbox.push_reply(Token { origin: CLIENT, request: at }, GroupId(1), ReplyBody::Done);
+            let frame = outbox.replies.remove(&CLIENT).expect("it was pushed just now").finish(ShardId(0));
+            outbox.ready.push_back(ToBridge::Client { connection: CLIENT, frame });
+        }
+    }
+
+    #[test]
+    fn a_client_gets_its_frames_in_order_and_all_of_them_when_the_ring_is_full() {
+        let counters = ShardCounters::default();
+        let (producer, consumer) = ring(8, &Doorbell::new());
+        let mut outbox = Outbox::new(ShardId(0));
+        fill(&mut outbox, 200);
+        let expected: Vec<_> = outbox.ready.iter().filter_map(of_client).collect();
+        let mut got = Vec::new();
+        while outbox.is_blocked() {
+            outbox.flush(&producer, &counters);
+            while let Some(item) = consumer.pop() {
+                got.extend(of_client(&item));
+            }
+        }
+        assert!(expected.len() == 200 && got == expected);
+    }
+
+    fn of_client(item: &ToBridge) -> Option<Vec<bytes::Bytes>> {
+        match item {
+            ToBridge::Client { frame, .. } => Some(frame.chunks.clone()),
+            ToBridge::Peer { .. } => None,
         }
     }
 }

@@ -101,7 +101,7 @@ pub trait StateMachine: Send + 'static {
 
     /// Applies one committed command.
     ///
-    /// A panic stops the state machine of this group on this node; the group's log goes on.
+    /// A panic takes the group's replica on this node out of service, until somebody revives it.
     fn apply(
         &mut self,
         context: ApplyContext,

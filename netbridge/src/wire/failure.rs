@@ -206,6 +206,8 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Groups => 9,
         BusyReason::Applying => 10,
         BusyReason::Comparing => 12,
+        BusyReason::Starting => 13,
+        BusyReason::Recoveries => 14,
     }
 }
 
@@ -222,6 +224,8 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         9 => Ok(BusyReason::Groups),
         10 => Ok(BusyReason::Applying),
         12 => Ok(BusyReason::Comparing),
+        13 => Ok(BusyReason::Starting),
+        14 => Ok(BusyReason::Recoveries),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

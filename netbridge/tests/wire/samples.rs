@@ -483,6 +483,16 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
                 .collect(),
             ),
         ),
+        (
+            "reply-starting",
+            Content::Replies(
+                [BusyReason::Starting, BusyReason::Recoveries]
+                    .into_iter()
+                    .zip(1..)
+                    .map(|(reason, number)| reply(number, ReplyBody::Failed(RequestError::busy(reason))))
+                    .collect(),
+            ),
+        ),
         ("request-revive", Content::Requests(vec![request(1, ClientBody::Revive)])),
         (
             "request-recover",

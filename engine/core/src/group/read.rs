@@ -18,7 +18,7 @@ impl Replica {
             self.wake(turn);
         }
         if read.consistency == Consistency::Local && self.snapshots.is_restoring {
-            let error = RequestError::busy(BusyReason::Reads);
+            let error = RequestError::busy(BusyReason::Starting);
             return turn.out.replies.push(Reply::Failed { token, group, error });
         }
         if read.consistency == Consistency::Local {

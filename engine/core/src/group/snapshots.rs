@@ -55,7 +55,8 @@ impl SendBudget {
 
     /// Time has passed: at most what two ticks bring is saved up.
     pub(crate) fn fill(&mut self, now: Timestamp, tick: std::time::Duration, per_second: u64) {
-        let bytes = |nanos: u128| (u128::from(per_second) * nanos / 1_000_000_000) as i64;
+        let bytes =
+            |nanos: u128| i64::try_from(u128::from(per_second) * nanos / 1_000_000_000).unwrap_or(i64::MAX);
         let since = now.since(self.filled).as_nanos();
         let most = bytes(2 * tick.as_nanos()).max(1);
         self.bytes = self.bytes.saturating_add(bytes(since.min(3_600_000_000_000))).min(most);

@@ -121,14 +121,14 @@ pub struct ShardConfig {
     pub election_ticks: (u32, u32),
     /// Bytes of records packed into one entry at most; one larger block still gets an entry of its
     /// own. Default 480 KiB, which with its tables stays below 512 KiB: redb writes values in
-    /// power-of-two sizes. Higher: longer turns and frames.
+    /// power-of-two sizes. Higher: longer turns and frames; above what a frame to a peer takes, a group would stand still.
     pub entry_bytes_max: usize,
     /// Records packed into one entry at most. Default 16,384.
     pub entry_records_max: usize,
     /// Bytes of uncommitted and waiting proposals of a group; more is refused as busy. Default
     /// 16 MiB.
     pub pending_bytes_max: usize,
-    /// Bytes of entries in one append message. Default 1 MiB.
+    /// Bytes of entries in one append message, which a frame to a peer has to take. Default 1 MiB.
     pub message_bytes_max: usize,
     /// Append messages in flight to one follower. Default 128.
     pub inflight_messages_max: usize,
@@ -189,8 +189,8 @@ pub struct SpreadConfig {
     /// Shortest time between two moves; the longest is twice that. At least the longest election timeout.
     /// Shorter: sooner even after a restart, and more moves under changing faults.
     pub interval: Duration,
-    /// Leaderships that a node may have beyond another's, in each shard, of the groups that both are voters
-    /// of. At least 1: a difference of one cannot always be mended. Higher: fewer moves.
+    /// Leaderships that a node may have beyond its share, which is the groups at home there, in each shard, before it
+    /// gives one away. At least 1: one too many cannot always be mended. Higher: fewer moves.
     pub band: u32,
 }
 

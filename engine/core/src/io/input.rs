@@ -179,6 +179,12 @@ pub enum Input {
         /// The entries.
         damage: LogDamage,
     },
+    /// A group's state machine panicked: what it would apply to is no longer known, so its replica is taken out until
+    /// somebody revives it.
+    MachinePanicked {
+        /// The group.
+        group: GroupId,
+    },
     /// A group that was taken out is to be opened again from its disk: answered by [`Reply::Opened`](crate::Reply::Opened).
     Revive {
         /// Where the answer goes.

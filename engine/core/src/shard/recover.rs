@@ -16,7 +16,11 @@ impl Shard {
             self.recoveries.push(recover);
         } else {
             let (token, group) = (recover.token, recover.group);
-            out.replies.push(Reply::Failed { token, group, error: RequestError::busy(BusyReason::Groups) });
+            out.replies.push(Reply::Failed {
+                token,
+                group,
+                error: RequestError::busy(BusyReason::Recoveries),
+            });
         }
     }
 
@@ -50,7 +54,7 @@ impl Shard {
         let at = match self.position(group).map(|at| (at, &self.members[at])) {
             Some((at, Member::Live(_))) => at,
             Some((_, Member::Out(_))) => return Err(RequestError::Quarantined),
-            Some((_, Member::Loading(_))) => return Err(RequestError::busy(BusyReason::Groups)),
+            Some((_, Member::Loading(_))) => return Err(RequestError::busy(BusyReason::Starting)),
             Some((_, Member::Left(_))) | None => return Err(RequestError::UnknownGroup),
         };
         if recover.deadline <= now {

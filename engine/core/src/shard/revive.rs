@@ -108,6 +108,13 @@ impl Shard {
         self.quarantine(now, at, Inconsistent::Damaged { first, last }.to_string(), Some(damage), out);
     }
 
+    /// A replica without its state machine could lead, and answer nobody.
+    pub(super) fn handle_machine_panicked(&mut self, now: Timestamp, group: GroupId, out: &mut Outputs) {
+        let Some(at) = self.position(group).filter(|at| self.members[*at].live().is_some()) else { return };
+        self.discount(at);
+        self.quarantine(now, at, "its state machine panicked".to_owned(), None, out);
+    }
+
     /// A replica is about to go: it counts no more.
     pub(super) fn discount(&mut self, at: usize) {
         if let Some(replica) = self.members[at].live() {
@@ -207,7 +214,7 @@ impl Shard {
                 }
                 return self.list(at);
             }
-            Some((_, Member::Out(_) | Member::Loading(_))) => RequestError::busy(BusyReason::Groups),
+            Some((_, Member::Out(_) | Member::Loading(_))) => RequestError::busy(BusyReason::Starting),
             Some((_, Member::Live(_))) => {
                 RequestError::Invalid { what: "the replica on this node is in service" }
             }

@@ -356,6 +356,24 @@ fn damage_that_a_scrub_found_takes_the_group_out() {
 }
 
 #[test]
+fn a_replica_whose_state_machine_panicked_is_out_until_somebody_wants_it_back() {
+    let mut fixture = Fixture::led(vec![lone(1), lone(2)]);
+    fixture.step(Input::MachinePanicked { group: GroupId(1) });
+    fixture.step(Input::MachinePanicked { group: GroupId(9) });
+    fixture.turn();
+    assert_eq!(fixture.quarantined(), [(1, "its state machine panicked".to_owned())]);
+    assert!(fixture.shard.status(GroupId(1)).unwrap().is_quarantined);
+    let refused = fixture.propose(1, 1);
+    assert_eq!(fixture.error(refused), RequestError::Quarantined);
+    assert_eq!(fixture.shard.status(GroupId(2)).unwrap().role, Role::Leader);
+    assert!(fixture.out.reopens.is_empty(), "the next state machine may panic over the same");
+    fixture.step(Input::Revive { token: Token { origin: 9, request: 1 }, group: GroupId(1) });
+    fixture.turn();
+    let asked: Vec<GroupId> = fixture.out.reopens.iter().map(|reopen| reopen.group).collect();
+    assert_eq!(asked, [GroupId(1)]);
+}
+
+#[test]
 fn settings_that_cannot_work_are_refused() {
     let good = || ShardConfig::new(NodeId(1), 0);
     let refused = |config: &ShardConfig, states| {

@@ -171,6 +171,7 @@ impl Driver {
                 self.comparing.applied(group, index);
                 self.loopback.push(Input::Applied { group, index });
             }
+            Outcome::Panicked { group } => self.loopback.push(Input::MachinePanicked { group }),
         }
     }
 }

@@ -31,6 +31,8 @@ struct Disk {
     is_hung: bool,
     /// Until when nobody on it campaigns.
     rests_until: Timestamp,
+    /// When a leader of these groups last had no other voter.
+    lone_at: BTreeMap<GroupId, Timestamp>,
 }
 
 #[derive(Default, Debug)]
@@ -157,10 +159,16 @@ impl Leadership {
         })?;
         let transfers = config.tick * (config.lease_ticks * TRANSFERS + 5);
         let late = hung.filter(|(_, open)| *open >= config.flush_stuck_after + transfers);
-        let mut led = shard.statuses().filter(|status| status.role == Role::Leader);
+        let led = || shard.statuses().filter(|status| status.role == Role::Leader);
         // A lone voter has nobody to give it to.
         let is_lone = |status: &GroupStatus| status.members.voters.len() == 1 && !status.members.is_joint();
-        let leader = led.find(|status| late.is_some() && !is_lone(status));
+        for status in led().filter(is_lone) {
+            disk.lone_at.insert(status.group, now);
+        }
+        let was_lone = |group| {
+            disk.lone_at.get(&group).is_some_and(|at| now < at.after(config.flush_stuck_after + transfers))
+        };
+        let leader = led().find(|status| late.is_some() && !was_lone(status.group));
         ensure(leader.is_none(), "nobody leads on a hung disk", || {
             format!("node {node} shard {id}: {leader:?}, {late:?}")
         })?;

@@ -43,6 +43,7 @@ impl Trace {
             Input::Find { token, group, at, deadline } => (token, group, at, deadline).hash(&mut self.0),
             Input::Command { token, group, deadline, .. } => (token, group, deadline).hash(&mut self.0),
             Input::Persisted { seq } => seq.hash(&mut self.0),
+            Input::MachinePanicked { group } => group.hash(&mut self.0),
             Input::Damaged { group, damage } => (group, damage.first, damage.last).hash(&mut self.0),
             Input::Fetched { id, group, result } => {
                 (id, group, result.is_ok()).hash(&mut self.0);
