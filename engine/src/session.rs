@@ -27,6 +27,8 @@ pub enum SessionDone {
 struct Unfinished {
     block: RecordBlock,
     answer: AnswerOn,
+    /// They were refused for good.
+    is_refused: bool,
 }
 
 /// A session of one group, of the embedding processes of all nodes: see [`Engine::open_session`].
@@ -75,11 +77,20 @@ impl Session {
         self.engine = engine.clone();
     }
 
-    /// Appends records, in order and without a gap, all or none.
+    /// Whether it takes nothing any more: its last records were refused for good, by a node that had them. Whether they are
+    /// in the log is not known, if they were tried before. [`resume`](Session::resume) at another node may still find that they
+    /// are, and then it goes on; otherwise open another session.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_refused)
+    }
+
+    /// Appends records, in order and without a gap, all or none. Tried once, here and now.
     ///
     /// # Errors
-    /// [`RequestError`]. What may still be had by [`resume`](Session::resume) is unfinished; before that nothing else
-    /// is taken. Whatever will never be done is over.
+    /// [`RequestError`]. Whatever it is, the records stay the session's next ones: nothing else is taken
+    /// ([`RequestError::Invalid`]) until [`resume`](Session::resume) has had their end, or for ever when the session
+    /// [is over](Session::is_over). Only without records nothing is begun.
     pub async fn append<R: AsRef<[u8]>>(&mut self, records: &[R]) -> Result<Appended, RequestError> {
         match self.begin(records, AnswerOn::Commit).await? {
             SessionDone::Appended(appended) => Ok(appended),
@@ -104,22 +115,27 @@ impl Session {
         records: &[R],
         answer: AnswerOn,
     ) -> Result<SessionDone, RequestError> {
-        if self.unfinished.is_some() {
-            return Err(RequestError::Invalid { what: "an earlier append of the session is unfinished" });
+        let invalid = |what| Err(RequestError::Invalid { what });
+        match &self.unfinished {
+            Some(Unfinished { is_refused: true, .. }) => return invalid("the session is over: open another"),
+            Some(_) => return invalid("an earlier append of the session is unfinished"),
+            None => {}
         }
         if records.is_empty() {
-            return Err(RequestError::Invalid { what: "no records" });
+            return invalid("no records");
         }
-        self.unfinished = Some(Unfinished { block: RecordBlock::from_records(records), answer });
+        let block = RecordBlock::from_records(records);
+        self.unfinished = Some(Unfinished { block, answer, is_refused: false });
         self.resume().await.map(|done| done.expect("there is something unfinished"))
     }
 
-    /// Tries again what an earlier call left unfinished; `None` when there is nothing.
+    /// Tries again what an earlier call left unfinished; `None` when there is nothing. Also when the session
+    /// [is over](Session::is_over): another node may know more.
     ///
     /// # Errors
     /// As for that call.
     pub async fn resume(&mut self) -> Result<Option<SessionDone>, RequestError> {
-        let Some(Unfinished { block, answer }) = self.unfinished.clone() else { return Ok(None) };
+        let Some(Unfinished { block, answer, .. }) = self.unfinished.clone() else { return Ok(None) };
         let count = block.count();
         let body = ClientBody::Append { block, answer, run: Some((self.id, self.next)) };
         let done = match self.engine.request(self.group, body).await {
@@ -131,27 +147,47 @@ impl Session {
                 SessionDone::Response(Bytes::copy_from_slice(response))
             }
             Ok(_) => return Err(RequestError::Invalid { what: "the shard answered something else" }),
-            Err(error) => {
-                self.handle_error(&error, count);
-                return Err(error);
-            }
+            Err(error) => self.settle(error, count, answer).await?,
         };
-        self.unfinished = None;
-        self.next.0 += u64::from(count);
+        self.advance(count);
         Ok(Some(done))
     }
 
-    fn handle_error(&mut self, error: &RequestError, count: u32) {
-        match error {
+    fn advance(&mut self, count: u32) {
+        self.unfinished = None;
+        self.next.0 += u64::from(count);
+    }
+
+    /// An attempt has failed. No error makes the session forget what was tried: its sequence would go to other records,
+    /// and these would get the answer of the first.
+    async fn settle(
+        &mut self,
+        error: RequestError,
+        count: u32,
+        answer: AnswerOn,
+    ) -> Result<SessionDone, RequestError> {
+        let is_final = match &error {
             RequestError::Session { refusal: SessionRefusal::ResponseGone { .. } } => {
-                self.next.0 += u64::from(count);
-                self.unfinished = None;
+                self.advance(count);
+                false
             }
             // A leader that was deposed and has not noticed may be wrong about a session.
-            RequestError::Session { .. } => {}
-            error if error.retry() == Retry::Never => self.unfinished = None,
-            _ => {}
+            RequestError::Session {
+                refusal:
+                    SessionRefusal::Unknown | SessionRefusal::OutOfOrder { .. } | SessionRefusal::Forgotten { .. },
+            } => match self.outcome(self.next).await {
+                Ok(RunOutcome::Committed { offset, index, term }) if answer == AnswerOn::Commit => {
+                    return Ok(SessionDone::Appended(Appended { first: offset, count, index, term }));
+                }
+                Ok(outcome) => !outcome.is_open(self.next),
+                Err(error) => matches!(error, RequestError::Session { .. }),
+            },
+            error => error.retry() == Retry::Never,
+        };
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.is_refused |= is_final;
         }
+        Err(error)
     }
 
     /// What became of a record of this session, with all that was committed before. Only the leader says so.

@@ -10,6 +10,7 @@
 //!
 //! Never done twice: an append that was sent and whose connection or time is lost ends with
 //! [`ClientError::OutcomeUnknown`]. It is sent anew only when a node said that nothing was done.
+//! Changes that may be repeated are sent anew, and end as unknown when time runs out meanwhile.
 //! Appends that are under way together may be reordered by such a retry. A [`Session`] does retry them, and has them done
 //! once.
 
@@ -22,6 +23,7 @@ mod lines;
 mod records;
 mod route;
 mod session;
+mod stream;
 mod tail;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -113,6 +115,11 @@ impl Client {
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Client {
         Client { handle: self.handle.clone(), deadline }
+    }
+
+    /// The same client, whose calls wait for what is left until then.
+    fn until(&self, end: Instant) -> Client {
+        self.with_deadline(end.saturating_duration_since(Instant::now()))
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -294,7 +301,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; [`CursorsFull`](iroh_raft_core::RequestError::CursorsFull) for another consumer than there
-    /// may be.
+    /// may be. After [`OutcomeUnknown`](ClientError::OutcomeUnknown) it may be done; doing it again is harmless.
     pub async fn commit_cursor(
         &self,
         group: GroupId,
@@ -340,7 +347,8 @@ impl Client {
     /// moves back. Needs the right to manage.
     ///
     /// # Errors
-    /// [`ClientError`]; [`PastEnd`](iroh_raft_core::RequestError::PastEnd) beyond what is committed.
+    /// [`ClientError`]; [`PastEnd`](iroh_raft_core::RequestError::PastEnd) beyond what is committed. After
+    /// [`OutcomeUnknown`](ClientError::OutcomeUnknown) it may be done; doing it again is harmless.
     pub async fn trim(&self, group: GroupId, before: Offset) -> Result<Offset, ClientError> {
         self.command(group, GroupCommand::Trim { before }).await.map(Option::unwrap_or_default)
     }
@@ -380,7 +388,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; [`GroupExists`](iroh_raft_core::RequestError::GroupExists) when there is one with other
-    /// members, [`GroupRemoved`](iroh_raft_core::RequestError::GroupRemoved) when there was.
+    /// members, [`GroupRemoved`](iroh_raft_core::RequestError::GroupRemoved) when there was. After
+    /// [`OutcomeUnknown`](ClientError::OutcomeUnknown) it may be done.
     pub async fn create_group(&self, group: GroupId, voters: &[NodeId]) -> Result<(), ClientError> {
         let connected = self.connected();
         let first = voters.iter().find(|voter| connected.contains(voter)).or(voters.first());
@@ -408,7 +417,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; [`Quarantined`](iroh_raft_core::RequestError::Quarantined) when what its disk has is inconsistent,
-    /// [`Invalid`](iroh_raft_core::RequestError::Invalid) when the replica is in service.
+    /// [`Invalid`](iroh_raft_core::RequestError::Invalid) when the replica is in service. After
+    /// [`OutcomeUnknown`](ClientError::OutcomeUnknown) it may be done.
     pub async fn revive(&self, node: NodeId, group: GroupId) -> Result<(), ClientError> {
         let target = self.shared().node_at(node)?;
         self.ask(group, ClientBody::Revive, target).await.map(|_| ())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use iroh_raft::net::client::{Client, ClientError, SessionDone};
 use iroh_raft::prelude::*;
-use iroh_raft::{Message, RequestError, Role, RunOutcome, Sequence, SessionRefusal};
+use iroh_raft::{EngineConfig, Message, RequestError, Role, RunOutcome, Sequence, SessionRefusal};
 use iroh_raft_tests::{Plan, until};
 
 const GROUP: GroupId = GroupId(1);
@@ -23,11 +23,11 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> SessionRefusal
     }
 }
 
-async fn leader(nodes: &[RaftCluster<KeyValue>]) -> usize {
+async fn leader(nodes: &[RaftCluster<KeyValue>], group: GroupId) -> usize {
     until("a leader", async || {
         for (at, node) in nodes.iter().enumerate() {
             let statuses = node.engine().statuses().await;
-            if statuses.iter().any(|status| status.group == GROUP && status.role == Role::Leader) {
+            if statuses.iter().any(|status| status.group == group && status.role == Role::Leader) {
                 return Some(at);
             }
         }
@@ -60,7 +60,7 @@ async fn a_session_goes_on_over_leaders_that_come_and_go() {
         (session, answered)
     });
     while !task.is_finished() {
-        let leader = leader(&nodes).await;
+        let leader = leader(&nodes, GROUP).await;
         // It may have been given away meanwhile.
         let _ = nodes[leader].transfer_leader(GROUP, None).await;
     }
@@ -109,6 +109,53 @@ async fn what_was_cut_off_is_resumed_and_done_once() {
     }
 }
 
+/// The records would get the answer of those before.
+#[tokio::test]
+async fn what_may_be_in_the_log_keeps_its_sequence_whatever_another_node_says() {
+    const SOME: GroupId = GroupId(42);
+    let plan = Plan::new(3);
+    let still = |config: &mut EngineConfig| config.core.spread = None;
+    let nodes = [
+        plan.start_tuned(1, still).await,
+        plan.start_tuned(2, still).await,
+        plan.start_tuned(3, still).await,
+    ];
+    nodes[0].engine().create_group(SOME, &[1, 2].map(NodeId)).await.unwrap();
+    let at = leader(&nodes, SOME).await;
+    let mut session =
+        until("a session", async || nodes[at].engine().open_session(SOME, TTL).await.ok()).await;
+    let (first, second) = (put("order", "1"), put("order", "2"));
+    // Handed over, and nobody waits for the answer.
+    let ended = tokio::time::timeout(Duration::ZERO, session.append(&[&first])).await;
+    assert!(ended.is_err(), "{ended:?}");
+    until("it is in the log", async || {
+        matches!(session.outcome(Sequence(0)).await, Ok(RunOutcome::Committed { .. })).then_some(())
+    })
+    .await;
+    let other = session.append(&[&second]).await;
+    assert!(matches!(other, Err(RequestError::Invalid { .. })), "{other:?}");
+
+    session.move_to(nodes[2].engine());
+    assert_eq!(session.resume().await, Err(RequestError::UnknownGroup));
+    assert_eq!((session.is_over(), session.next()), (true, Sequence(0)));
+    session.move_to(nodes[at].engine());
+    let other = session.append(&[&second]).await;
+    assert!(matches!(other, Err(RequestError::Invalid { .. })), "{other:?}");
+    let done = session.resume().await.unwrap();
+    assert!(
+        matches!(&done, Some(iroh_raft::SessionDone::Appended(appended)) if appended.first == Offset(0)),
+        "{done:?}"
+    );
+    assert_eq!((session.is_over(), session.next()), (false, Sequence(1)));
+    assert_eq!(session.append(&[&second]).await.unwrap().first, Offset(1));
+    let records = nodes[at].engine().read(SOME, Offset(0), 1 << 20).await.unwrap();
+    assert_eq!(records.iter().map(|record| record.data.to_vec()).collect::<Vec<_>>(), [first, second]);
+    drop(session);
+    for node in nodes {
+        node.shutdown().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn sessions_are_their_clients_own_expire_and_are_bounded() {
     let plan = Plan::new(1);
@@ -130,6 +177,7 @@ async fn sessions_are_their_clients_own_expire_and_are_bounded() {
     assert!(KvResponse::decode(&response).is_ok());
     assert!(matches!(own.outcome(Sequence(1)).await, Ok(RunOutcome::Committed { offset: Offset(4), .. })));
     own.close().await.unwrap();
+    let mut own = node.engine().open_session(GROUP, Duration::from_millis(300)).await.unwrap();
     until("its time is over", async || {
         matches!(
             brief.outcome(Sequence(0)).await,
@@ -139,6 +187,17 @@ async fn sessions_are_their_clients_own_expire_and_are_bounded() {
     })
     .await;
     assert_eq!(refusal(brief.append(&[put("a", "2")]).await), SessionRefusal::Unknown);
+    assert!(brief.is_over());
+    assert_eq!(brief.append(&[put("a", "3")]).await, Err(ClientError::Over));
+    let unknown = RequestError::Session { refusal: SessionRefusal::Unknown };
+    until("its time is over as well", async || {
+        (own.outcome(Sequence(0)).await == Err(unknown.clone())).then_some(())
+    })
+    .await;
+    assert_eq!(own.append(&[put("a", "2")]).await, Err(unknown));
+    assert!(own.is_over());
+    let over = own.append(&[put("a", "3")]).await;
+    assert!(matches!(over, Err(RequestError::Invalid { .. })), "{over:?}");
     let third = client.open_session(GROUP, TTL).await.unwrap();
     third.close().await.unwrap();
     assert_eq!(records(&client, 5).await.len(), 5);

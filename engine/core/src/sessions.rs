@@ -129,6 +129,19 @@ pub enum RunOutcome {
     Forgotten,
 }
 
+impl RunOutcome {
+    /// Whether a run that begins with the record asked for may come again: it gets its answer, or goes into the log. Otherwise
+    /// the session is over for whoever sends it.
+    #[must_use]
+    pub fn is_open(&self, first: Sequence) -> bool {
+        match *self {
+            RunOutcome::Committed { .. } | RunOutcome::Pending => true,
+            RunOutcome::NotThere { expected } => expected == first,
+            RunOutcome::Forgotten => false,
+        }
+    }
+}
+
 /// Where a run stands in the log: the answer that it got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Place {

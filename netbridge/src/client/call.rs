@@ -8,13 +8,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, ConfState, DigestState, GroupCommand, GroupId, GroupStatus, Index, NodeId, Offset, Recovered,
-    RunOutcome, Term,
+    Retry, RunOutcome, Term,
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::error::ClientError;
 use super::records::Records;
+use super::stream::{BeyondCredit, StreamSender};
 use crate::wire::{Answer, ClientBody, ReplyBody};
 
 /// What a call costs beside its bytes, for the bound of what is in flight.
@@ -147,7 +148,7 @@ pub(super) enum Sink {
         tag: u64,
     },
     /// Any number of answers, and then the end.
-    Stream(mpsc::UnboundedSender<Result<Outcome, ClientError>>),
+    Stream(StreamSender),
 }
 
 /// The share of one call in a request.
@@ -169,7 +170,7 @@ impl Part {
                 self.charge
             }
             Sink::Stream(sender) => {
-                let _ = sender.send(result);
+                sender.end(result);
                 self.charge
             }
             Sink::Many { queue, tag } => {
@@ -216,6 +217,8 @@ pub(super) struct Work {
     pub(super) strangers: Vec<NodeId>,
     /// Why it came back last.
     pub(super) failure: Option<ClientError>,
+    /// Whether an earlier attempt may have changed something, and nobody will say.
+    is_in_doubt: bool,
 }
 
 impl Work {
@@ -238,6 +241,7 @@ impl Work {
             attempts: 0,
             strangers: Vec::new(),
             failure: None,
+            is_in_doubt: false,
         }
     }
 
@@ -283,20 +287,61 @@ impl Work {
         }
     }
 
-    /// Whether doing it twice differs from doing it once.
-    pub(super) fn is_write(&self) -> bool {
-        let is_change = match &self.ask {
-            Ask::Sealed(ClientBody::ChangeMembers { .. } | ClientBody::RemoveGroup) => true,
-            Ask::Sealed(ClientBody::Command(command)) => !command.is_repeatable(),
-            _ => false,
-        };
-        is_change
-            || matches!(self.ask, Ask::Filling { .. } | Ask::Sealed(ClientBody::Append { run: None, .. }))
+    /// Whether something is not as before when it was done.
+    fn is_change(&self) -> bool {
+        match &self.ask {
+            Ask::Filling { .. } => true,
+            Ask::Sealed(body) => match body {
+                ClientBody::Append { .. }
+                | ClientBody::CreateGroup { .. }
+                | ClientBody::RemoveGroup
+                | ClientBody::Revive
+                | ClientBody::Recover { .. }
+                | ClientBody::ChangeMembers { .. } => true,
+                // A mark in the log changes nothing of the group.
+                ClientBody::Command(command) => *command != GroupCommand::Compare,
+                ClientBody::Outcome { .. }
+                | ClientBody::Query { .. }
+                | ClientBody::ReadRecords { .. }
+                | ClientBody::Tail { .. }
+                | ClientBody::GrantTail { .. }
+                | ClientBody::EndTail { .. }
+                | ClientBody::Find { .. }
+                | ClientBody::FetchCursor { .. }
+                | ClientBody::Status
+                | ClientBody::StateDigest { .. } => false,
+            },
+        }
+    }
+
+    /// Whether doing it twice is the same as doing it once: it may be sent anew whatever became of the last attempt.
+    pub(super) fn is_repeatable(&self) -> bool {
+        match &self.ask {
+            Ask::Filling { .. } => false,
+            Ask::Sealed(ClientBody::Append { run, .. }) => run.is_some(),
+            Ask::Sealed(ClientBody::Command(command)) => command.is_repeatable(),
+            Ask::Sealed(ClientBody::CreateGroup { .. } | ClientBody::Revive) => true,
+            Ask::Sealed(_) => !self.is_change(),
+        }
+    }
+
+    /// It was sent, and what became of it will not be said: if it is a change, nobody may say any more that nothing was done.
+    pub(super) fn lose(&mut self) {
+        self.is_in_doubt |= self.is_change();
     }
 
     /// Whether only a leader does it: who did it leads.
     pub(super) fn is_for_leader_alone(&self) -> bool {
-        self.is_write() || matches!(self.ask, Ask::Sealed(ClientBody::Append { .. } | ClientBody::Command(_)))
+        matches!(
+            self.ask,
+            Ask::Filling { .. }
+                | Ask::Sealed(
+                    ClientBody::Append { .. }
+                        | ClientBody::Command(_)
+                        | ClientBody::ChangeMembers { .. }
+                        | ClientBody::RemoveGroup
+                )
+        )
     }
 
     /// Whether it has a stream of answers, of which some may have come: nobody else can go on with it.
@@ -305,16 +350,17 @@ impl Work {
     }
 
     /// Hands out an answer that is not the last.
-    pub(super) fn deliver(&self, reply: ReplyBody, node: NodeId) {
+    pub(super) fn deliver(&self, reply: ReplyBody, node: NodeId) -> Result<(), BeyondCredit> {
         let protocol = || Err(ClientError::Protocol { node });
         let outcome = match reply {
             ReplyBody::Records { from, end, batches, .. } => Records::new(from, end, batches)
                 .map_or_else(protocol, |records| Ok(Outcome::Records(records))),
             _ => protocol(),
         };
-        if let [Part { sink: Sink::Stream(sender), .. }] = &self.parts[..] {
-            // A consumer that is gone has said so to the node.
-            let _ = sender.send(outcome);
+        match &self.parts[..] {
+            [Part { sink: Sink::Stream(sender), .. }] => sender.send(outcome),
+            // Nothing else has more than one answer: nobody takes this.
+            _ => Ok(()),
         }
     }
 
@@ -336,8 +382,11 @@ impl Work {
             .collect()
     }
 
-    /// Ends every call alike. Returns the bytes of room that are free again.
+    /// Ends every call alike: as unknown where an attempt may have done it, unless a node refuses it for good. Returns the
+    /// bytes of room that are free again.
     pub(super) fn fail(self, error: &ClientError, node: NodeId) -> usize {
+        let is_refusal = matches!(error, ClientError::Request(_)) && error.retry() == Retry::Never;
+        let error = if self.is_in_doubt && !is_refusal { &ClientError::OutcomeUnknown } else { error };
         self.parts.into_iter().map(|part| part.end(Err(error.clone()), node)).sum()
     }
 

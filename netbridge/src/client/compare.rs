@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use iroh_raft_core::{DigestState, GroupCommand, GroupId, Index, NodeId, StateDigest};
 use tokio::time::{Instant, sleep};
 
@@ -9,6 +10,8 @@ use super::call::{Outcome, Target};
 use super::{Client, ClientError};
 use crate::wire::ClientBody;
 
+/// Part of the deadline that is kept for telling those that differ: nodes that do not answer take all the rest.
+const TELLING: u32 = 8;
 /// Pause before a replica that is not there yet is asked again.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -76,16 +79,20 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; [`Comparing`](iroh_raft_core::BusyReason::Comparing) when the leader's shard is at work on another
-    /// comparison. What became of single members is in the answer.
+    /// comparison. What became of single members is in the answer, within the client's deadline.
     pub async fn compare_state(&self, group: GroupId) -> Result<StateComparison, ClientError> {
-        let until = Instant::now() + self.deadline;
+        let end = Instant::now() + self.deadline;
+        let until = end - self.deadline / TELLING;
         let mark = ClientBody::Command(GroupCommand::Compare);
         let index = match self.ask(group, mark, Target::Leader).await? {
             Outcome::Marked(index) => index,
             _ => unreachable!("succeed() gives a mark nothing else"),
         };
-        let leader = self.leader_hint(group).ok_or(ClientError::Closed)?;
-        let members = self.status(leader, group).await?.members;
+        // Whoever has just answered.
+        let members = match self.until(until).ask(group, ClientBody::Status, Target::Leader).await? {
+            Outcome::Status(status) => status.members,
+            _ => unreachable!("succeed() gives a status nothing else"),
+        };
         let mut nodes: Vec<NodeId> = [&members.voters, &members.learners, &members.voters_outgoing]
             .into_iter()
             .flatten()
@@ -93,27 +100,30 @@ impl Client {
             .collect();
         nodes.sort_unstable();
         nodes.dedup();
-        let mut comparison = StateComparison { index, members: Vec::with_capacity(nodes.len()) };
-        for node in nodes {
-            let compared = self.digest_of(node, group, index, until).await;
-            comparison.members.push((node, compared));
-        }
+        let compared = nodes.iter().map(|node| self.digest_of(*node, group, index, until));
+        let compared = join_all(compared).await;
+        let comparison = StateComparison { index, members: nodes.into_iter().zip(compared).collect() };
         if let majority @ Some(_) = comparison.majority() {
-            for node in comparison.differing() {
-                // It is told; whether it hears of it changes nothing here.
-                let _ = self.digest_at(node, group, index, majority).await;
-            }
+            let client = self.until(end);
+            let differing = comparison.differing();
+            // They are told; whether they hear of it changes nothing here.
+            join_all(differing.iter().map(|node| client.digest_at(*node, group, index, majority))).await;
         }
         Ok(comparison)
     }
 
     /// Asks a node until it has a digest, says that there will be none, or time is up.
     async fn digest_of(&self, node: NodeId, group: GroupId, index: Index, until: Instant) -> Compared {
+        let mut is_behind = false;
         loop {
-            match self.digest_at(node, group, index, None).await {
+            match self.until(until).digest_at(node, group, index, None).await {
                 Ok(DigestState::Known(digest)) => return Compared::Digest(digest),
-                Ok(DigestState::Pending) if Instant::now() < until => sleep(PAUSE).await,
+                Ok(DigestState::Pending) if Instant::now() < until => {
+                    is_behind = true;
+                    sleep(PAUSE).await;
+                }
                 Ok(state) => return Compared::None(state),
+                Err(ClientError::Deadline) if is_behind => return Compared::None(DigestState::Pending),
                 Err(error) => return Compared::Failed(error),
             }
         }

@@ -13,15 +13,18 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::call::Work;
 use super::error::ClientError;
+use super::lines::Lines;
 use super::route::{Shared, Standing};
+use super::stream::BeyondCredit;
 use crate::close::CloseCode;
 use crate::endpoint::{ALPN_CLIENT, address_of};
 use crate::introduce::{self, HandshakeFailure, close_for, judge, refuse};
 use crate::lane::{ReadFailure, read_frame};
 use crate::peer::connect_failure;
 use crate::wire::handshake::{FORMAT_FINGERPRINT, Introduction, PROTOCOL_VERSION, Refusal};
-use crate::wire::{ClientBody, ClientRequest, ReplyFrame, RequestFrameBuilder};
+use crate::wire::{ClientBody, ClientReply, ClientRequest, ReplyFrame, RequestFrameBuilder};
 
 /// A connection that lived this long was a good one: the pause between dials starts over.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
@@ -238,34 +241,55 @@ async fn read(shared: &Arc<Shared>, at: usize, connection: &Connection, stream: 
                 return error.to_string();
             }
         };
-        let mut done = Vec::with_capacity(frame.len());
-        {
-            let mut lines = node.lines();
-            for reply in frame.replies() {
-                let work = if reply.body.is_last() {
-                    lines.answered(reply.request)
-                } else {
-                    lines.streaming(reply.request).map(|work| {
-                        if let Some(work) = work {
-                            work.deliver(reply.body.clone(), node.address.node);
-                        }
-                        None
-                    })
-                };
-                match work {
-                    Ok(Some(work)) => done.push((work, reply)),
-                    // Its time had run out, or there is more to come.
-                    Ok(None) => {}
-                    Err(_) => {
-                        CloseCode::BadFrame.close(connection, "an answer to a request that is not open");
-                        return "an answer to a request that is not open".to_owned();
-                    }
-                }
-            }
-        }
+        let Taken { done, overrun, broken } = take_answers(&mut node.lines(), &frame, node.address.node);
         // Lines may send what gathered behind the answered requests.
         node.changed.notify_one();
-        let freed = done.into_iter().map(|(work, reply)| shared.handle_reply(at, work, reply)).sum();
+        let mut freed: usize =
+            done.into_iter().map(|(work, reply)| shared.handle_reply(at, work, reply)).sum();
+        if let Some(work) = overrun {
+            let node = node.address.node;
+            freed += work.fail(&ClientError::Protocol { node }, node);
+        }
         shared.give_room(freed);
+        if let Some(reason) = broken {
+            tracing::error!(node = %node.address.node, reason, "the node breaks the protocol");
+            CloseCode::BadFrame.close(connection, reason);
+            return reason.to_owned();
+        }
     }
+}
+
+/// What a frame of answers comes to.
+#[derive(Default)]
+struct Taken {
+    /// Work that is answered.
+    done: Vec<(Work, ClientReply)>,
+    /// A tail whose node sent more than it was granted.
+    overrun: Option<Work>,
+    /// Why the rest of the frame was not taken.
+    broken: Option<&'static str>,
+}
+
+fn take_answers(lines: &mut Lines, frame: &ReplyFrame, node: NodeId) -> Taken {
+    let mut taken = Taken { done: Vec::with_capacity(frame.len()), ..Taken::default() };
+    for reply in frame.replies() {
+        let request = reply.request;
+        let answered = if reply.body.is_last() {
+            lines.answered(request).map(|work| taken.done.extend(work.map(|work| (work, reply))))
+        } else {
+            let delivered =
+                lines.streaming(request).map(|work| work.map(|work| work.deliver(reply.body, node)));
+            if let Ok(Some(Err(BeyondCredit))) = delivered {
+                taken.overrun = lines.answered(request).ok().flatten();
+                taken.broken = Some("more records than the tail was granted");
+                break;
+            }
+            delivered.map(drop)
+        };
+        if answered.is_err() {
+            taken.broken = Some("an answer to a request that is not open");
+            break;
+        }
+    }
+    taken
 }

@@ -36,6 +36,11 @@ pub enum ClientError {
     /// The session has something unfinished: its sequence is taken.
     #[error("an earlier append of the session is unfinished: resume it first")]
     Unfinished,
+    /// The session is over ([`Session::is_over`](super::Session::is_over)).
+    #[error(
+        "the session is over: what was refused last may be in the log, by an earlier attempt; open another session"
+    )]
+    Over,
     /// No record was given.
     #[error("no records: give at least one")]
     Empty,
@@ -80,6 +85,7 @@ impl ClientError {
             ClientError::Deadline | ClientError::Unreachable { .. } | ClientError::Full => Retry::Safe,
             ClientError::Refused { .. }
             | ClientError::Unfinished
+            | ClientError::Over
             | ClientError::Empty
             | ClientError::TooLarge { .. }
             | ClientError::UnknownNode { .. }

@@ -368,12 +368,15 @@ impl Shared {
                 let pause = Duration::from_millis(retry_after_ms.into());
                 self.retry(work, error.into(), Some(pause))
             }
-            RequestError::OutcomeUnknown { .. } if work.is_write() => {
-                work.fail(&ClientError::OutcomeUnknown, node)
+            RequestError::OutcomeUnknown { .. } => {
+                work.lose();
+                if work.is_repeatable() {
+                    self.retry(work, error.into(), Some(Duration::ZERO))
+                } else {
+                    work.fail(&error.into(), node)
+                }
             }
-            RequestError::OutcomeUnknown { .. } | RequestError::Timeout => {
-                self.retry(work, error.into(), Some(Duration::ZERO))
-            }
+            RequestError::Timeout => self.retry(work, error.into(), Some(Duration::ZERO)),
             // One call's records are too large, perhaps not all of them.
             RequestError::TooLarge { .. } if work.parts.len() > 1 => {
                 work.split().into_iter().for_each(|work| self.dispatch(work));
@@ -383,7 +386,7 @@ impl Shared {
         }
     }
 
-    /// Sends work anew that has changed nothing: at once, or after a pause of at least `pause`.
+    /// Sends work anew that has changed nothing, or may be repeated: at once, or after a pause of at least `pause`.
     /// Returns the bytes of room that are free again.
     pub(super) fn retry(&self, mut work: Work, error: ClientError, pause: Option<Duration>) -> usize {
         let limits = &self.limits;
@@ -433,11 +436,12 @@ impl Shared {
         };
         let mut freed = 0;
         for mut work in sent {
-            freed += if work.is_write() {
-                work.fail(&ClientError::OutcomeUnknown, node.address.node)
-            } else {
+            work.lose();
+            freed += if work.is_repeatable() {
                 work.failure = Some(error.clone());
                 self.move_on(work, is_refused, &error)
+            } else {
+                work.fail(&error, node.address.node)
             };
         }
         for work in unsent {
@@ -476,10 +480,9 @@ impl Shared {
                     let error = work.failure.clone().unwrap_or(ClientError::Deadline);
                     freed += work.fail(&error, node.address.node);
                 }
-                for work in sent {
-                    let is_write = work.is_write();
-                    let error = if is_write { ClientError::OutcomeUnknown } else { ClientError::Deadline };
-                    freed += work.fail(&error, node.address.node);
+                for mut work in sent {
+                    work.lose();
+                    freed += work.fail(&ClientError::Deadline, node.address.node);
                 }
             } else {
                 next = earlier(next, lines.earliest());
@@ -518,9 +521,9 @@ impl Shared {
             let mut lines = node.lines();
             (lines.take_sent(), lines.take_unsent())
         };
-        for work in sent {
-            let error = if work.is_write() { ClientError::OutcomeUnknown } else { ClientError::Closed };
-            work.fail(&error, node.address.node);
+        for mut work in sent {
+            work.lose();
+            work.fail(&ClientError::Closed, node.address.node);
         }
         for work in unsent {
             work.fail(&ClientError::Closed, node.address.node);

@@ -32,10 +32,27 @@ pub enum SessionDone {
 }
 
 /// Records that were given to a session and whose end is not known.
+///
+/// Once a node may have had them no error makes the session forget them: their sequence would go to other records, and these
+/// would get the answer of the first.
 #[derive(Clone, Debug)]
 struct Unfinished {
     block: RecordBlock,
     answer: AnswerOn,
+    /// A node may have had them.
+    is_handed_over: bool,
+    /// They were refused for good since.
+    is_refused: bool,
+}
+
+/// What a failed attempt comes to.
+enum Settled {
+    /// The records are there; their answer may be gone.
+    Done(Result<SessionDone, SessionRefusal>),
+    /// To be tried again.
+    Open,
+    /// Nobody will take them.
+    Over(ClientError),
 }
 
 /// A client session of one group: see [`Client::open_session`]. One thing at a time: throughput comes from batches, and
@@ -65,8 +82,7 @@ impl Client {
             SmallRng::from_os_rng().fill(&mut session.0);
             // The node says whose it is.
             let command = GroupCommand::OpenSession { session, owner: Owner(0), ttl_ms };
-            let client = self.with_deadline(deadline.saturating_duration_since(Instant::now()));
-            match client.command(group, command).await {
+            match self.until(deadline).command(group, command).await {
                 Ok(_) => return Ok(Session::new(self.clone(), group, session)),
                 Err(ClientError::OutcomeUnknown) if Instant::now() < deadline => {}
                 Err(error) => return Err(error),
@@ -92,14 +108,22 @@ impl Session {
         self.next
     }
 
+    /// Whether it takes nothing any more: a node had its last records, and they were refused for good. Whether they are in the
+    /// log is not known. [`resume`](Session::resume) may still find that they are, and then it goes on; otherwise open another
+    /// session.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_refused)
+    }
+
     /// Appends records, in order and without a gap, all or none, once: it retries until the client's deadline, across
     /// leaders and lost connections, and returns the answer of the attempt that went through. Cancel safe, as far as that
     /// the end can still be had by [`resume`](Session::resume).
     ///
     /// # Errors
     /// [`ClientError::OutcomeUnknown`] when time is up: [`resume`](Session::resume) goes on. [`ClientError::Unfinished`]
-    /// when that was not done. Whatever else refuses them did nothing, but for [`SessionRefusal::Unknown`]: the session is over,
-    /// and what earlier attempts did stays unknown.
+    /// when that was not done. After any other error [`is_over`](Session::is_over) tells: if it is not over, nothing was done, and
+    /// it takes other records; if it is, an attempt may have done it, and [`ClientError::Over`] is all that comes.
     pub async fn append<R: AsRef<[u8]>>(&mut self, records: &[R]) -> Result<Appended, ClientError> {
         match self.begin(records, AnswerOn::Commit).await? {
             SessionDone::Appended(appended) => Ok(appended),
@@ -124,13 +148,14 @@ impl Session {
         records: &[R],
         answer: AnswerOn,
     ) -> Result<SessionDone, ClientError> {
-        if self.unfinished.is_some() {
-            return Err(ClientError::Unfinished);
+        match &self.unfinished {
+            Some(Unfinished { is_refused: true, .. }) => return Err(ClientError::Over),
+            Some(_) => return Err(ClientError::Unfinished),
+            None => {}
         }
         self.client.shared().charge(records)?;
-        let unfinished = Unfinished { block: RecordBlock::from_records(records), answer };
-        self.unfinished = Some(unfinished.clone());
-        self.finish(unfinished).await
+        let block = RecordBlock::from_records(records);
+        self.finish(Unfinished { block, answer, is_handed_over: false, is_refused: false }).await
     }
 
     /// Goes on with what an earlier call left unfinished; `None` when there is nothing.
@@ -144,12 +169,15 @@ impl Session {
         }
     }
 
-    async fn finish(&mut self, unfinished: Unfinished) -> Result<SessionDone, ClientError> {
+    async fn finish(&mut self, mut unfinished: Unfinished) -> Result<SessionDone, ClientError> {
         let deadline = Instant::now() + self.client.deadline;
         let count = unfinished.block.count();
         loop {
-            let client = self.client.with_deadline(deadline.saturating_duration_since(Instant::now()));
-            let Unfinished { block, answer } = unfinished.clone();
+            let was_handed_over = unfinished.is_handed_over;
+            // Before the attempt: whoever waits for it may go away in the middle.
+            self.unfinished = Some(Unfinished { is_handed_over: true, ..unfinished.clone() });
+            let client = self.client.until(deadline);
+            let Unfinished { block, answer, .. } = unfinished.clone();
             let body = ClientBody::Append { block, answer, run: Some((self.id, self.next)) };
             let error = match client.ask(self.group, body, Target::Leader).await {
                 Ok(Outcome::Appended(appended)) => {
@@ -161,17 +189,27 @@ impl Session {
                 Ok(_) => unreachable!("succeed() gives an append nothing else"),
                 Err(error) => error,
             };
-            match &error {
+            unfinished.is_handed_over = was_handed_over || may_be_of_a_node(&error);
+            self.unfinished = Some(unfinished.clone());
+            let settled = match error {
                 ClientError::Request(RequestError::Session { refusal }) => {
-                    if let Some(done) = self.settle(&client, *refusal, &unfinished).await? {
-                        return Ok(self.done(count, done));
-                    }
+                    self.settle(refusal, &unfinished, deadline).await
                 }
-                error if error.retry() == Retry::Never => {
-                    self.unfinished = None;
-                    return Err(error.clone());
+                error if error.retry() == Retry::Never => Settled::Over(error),
+                _ => Settled::Open,
+            };
+            match settled {
+                Settled::Done(Ok(done)) => return Ok(self.done(count, done)),
+                Settled::Done(Err(refusal)) => {
+                    self.advance(count);
+                    return Err(RequestError::Session { refusal }.into());
                 }
-                _ => {}
+                Settled::Over(error) => {
+                    unfinished.is_refused = true;
+                    self.unfinished = Some(unfinished).filter(|unfinished| unfinished.is_handed_over);
+                    return Err(error);
+                }
+                Settled::Open => {}
             }
             if Instant::now() + PAUSE >= deadline {
                 return Err(ClientError::OutcomeUnknown);
@@ -181,44 +219,35 @@ impl Session {
     }
 
     fn done(&mut self, count: u32, done: SessionDone) -> SessionDone {
-        self.unfinished = None;
-        self.next.0 += u64::from(count);
+        self.advance(count);
         done
     }
 
+    fn advance(&mut self, count: u32) {
+        self.unfinished = None;
+        self.next.0 += u64::from(count);
+    }
+
     /// A leader refuses the records. One that was deposed and has not noticed may be wrong about a session: whoever leads for
-    /// certain is asked. `None`: to be tried again.
-    async fn settle(
-        &mut self,
-        client: &Client,
-        refusal: SessionRefusal,
-        unfinished: &Unfinished,
-    ) -> Result<Option<SessionDone>, ClientError> {
-        let final_refusal = match refusal {
-            SessionRefusal::ResponseGone { .. } => {
-                self.next.0 += u64::from(unfinished.block.count());
-                refusal
-            }
+    /// certain is asked.
+    async fn settle(&self, refusal: SessionRefusal, unfinished: &Unfinished, deadline: Instant) -> Settled {
+        let over = |refusal| Settled::Over(RequestError::Session { refusal }.into());
+        match refusal {
+            SessionRefusal::ResponseGone { .. } => return Settled::Done(Err(refusal)),
             SessionRefusal::Unknown
             | SessionRefusal::OutOfOrder { .. }
-            | SessionRefusal::Forgotten { .. } => {
-                match client.outcome_of(self.group, self.id, self.next).await {
-                    Ok(RunOutcome::Committed { offset, index, term })
-                        if unfinished.answer == AnswerOn::Commit =>
-                    {
-                        return Ok(Some(SessionDone::Appended(Appended { offset, index, term })));
-                    }
-                    Ok(RunOutcome::Committed { .. } | RunOutcome::Pending) => return Ok(None),
-                    Ok(RunOutcome::NotThere { expected }) if expected == self.next => return Ok(None),
-                    Ok(RunOutcome::NotThere { .. } | RunOutcome::Forgotten) => refusal,
-                    Err(ClientError::Request(RequestError::Session { refusal })) => refusal,
-                    Err(_) => return Ok(None),
-                }
+            | SessionRefusal::Forgotten { .. } => {}
+            _ => return over(refusal),
+        }
+        match self.client.until(deadline).outcome_of(self.group, self.id, self.next).await {
+            Ok(RunOutcome::Committed { offset, index, term }) if unfinished.answer == AnswerOn::Commit => {
+                Settled::Done(Ok(SessionDone::Appended(Appended { offset, index, term })))
             }
-            _ => refusal,
-        };
-        self.unfinished = None;
-        Err(RequestError::Session { refusal: final_refusal }.into())
+            Ok(outcome) if outcome.is_open(self.next) => Settled::Open,
+            Ok(_) => over(refusal),
+            Err(ClientError::Request(RequestError::Session { refusal })) => over(refusal),
+            Err(_) => Settled::Open,
+        }
     }
 
     /// What became of a record of this session, with all that was committed before. A record that is not there may still
@@ -238,6 +267,11 @@ impl Session {
         let command = GroupCommand::CloseSession { session: self.id, owner: Owner(0) };
         self.client.command(self.group, command).await.map(drop)
     }
+}
+
+/// Whether a node may have had what failed so: nobody says any of the others of a request that was sent and not answered.
+fn may_be_of_a_node(error: &ClientError) -> bool {
+    matches!(error, ClientError::Request(_) | ClientError::OutcomeUnknown | ClientError::Protocol { .. })
 }
 
 impl Client {

@@ -2,19 +2,19 @@
 //!
 //! A tail is open at one node at a time, whose replica hands out what is committed; when that node is lost, the
 //! tail goes on at the next one with the record that is due. The consumer's credit bounds what waits here: a
-//! node sends no more than was granted, and more is granted as records are taken.
+//! node sends no more than was granted, and more is granted as records are taken. One that sends more is cut off.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use iroh_raft_core::{GroupId, NodeId, Offset, RequestError, Retry};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::call::{Ask, Outcome, Part, Sink, Target, Work};
 use super::error::ClientError;
 use super::records::Records;
 use super::route::Shared;
+use super::stream::{StreamReceiver, stream};
 use super::{Client, TailOptions};
 use crate::wire::ClientBody;
 
@@ -32,7 +32,7 @@ struct Open {
     at: usize,
     granted_bytes: u64,
     taken_bytes: u64,
-    receiver: mpsc::UnboundedReceiver<Result<Outcome, ClientError>>,
+    receiver: StreamReceiver,
 }
 
 /// The records of a group as they are committed, in order, each once. See [`Client::tail`].
@@ -163,7 +163,9 @@ impl Tail {
     fn begin(&mut self) {
         let shared = self.client.shared();
         let at = self.wanted.unwrap_or_else(|| shared.tail_at(self.group, self.failures as usize));
-        let (sender, receiver) = mpsc::unbounded_channel();
+        // What waits is its credit, and an answer that exceeds it.
+        let frame_bytes_max = shared.limits.reply_frame.payload_bytes_max as usize;
+        let (sender, receiver) = stream(self.options.credit_bytes as usize + frame_bytes_max);
         let name = shared.next_tail();
         let granted_bytes = self.options.credit_bytes;
         let body = ClientBody::Tail { tail: name, from: self.next, granted_bytes };

@@ -22,7 +22,7 @@ use crate::harness::{
     until,
 };
 
-const GROUP: GroupId = GroupId(1);
+pub(crate) const GROUP: GroupId = GroupId(1);
 
 fn read_records(from: u64, bytes_max: u32) -> ClientBody {
     let (records_max, is_waiting) = (u32::MAX, false);
@@ -30,15 +30,15 @@ fn read_records(from: u64, bytes_max: u32) -> ClientBody {
 }
 
 /// One node, one client, connected.
-struct Setting {
-    member: Member,
-    identity: Identity,
-    node: TestNode,
-    client: Client,
-    runtime: tokio::runtime::Runtime,
+pub(crate) struct Setting {
+    pub(crate) member: Member,
+    pub(crate) identity: Identity,
+    pub(crate) node: TestNode,
+    pub(crate) client: Client,
+    pub(crate) runtime: tokio::runtime::Runtime,
 }
 
-fn setting_with(bridge: BridgeLimits, ring: usize, limits: ClientLimits) -> Setting {
+pub(crate) fn setting_with(bridge: BridgeLimits, ring: usize, limits: ClientLimits) -> Setting {
     let (member, identity) = (Member::new(1), Identity::generate());
     let node = node_for_client(&member, &identity, bridge, ring);
     let runtime = runtime();
@@ -46,12 +46,12 @@ fn setting_with(bridge: BridgeLimits, ring: usize, limits: ClientLimits) -> Sett
     Setting { member, identity, node, client, runtime }
 }
 
-fn setting() -> Setting {
+pub(crate) fn setting() -> Setting {
     setting_with(BridgeLimits::default(), 1024, ClientLimits::default())
 }
 
 /// The next requests, with the connection to answer.
-fn next_requests(shard: &Shard) -> (u64, Rights, Vec<ClientRequest>) {
+pub(crate) fn next_requests(shard: &Shard) -> (u64, Rights, Vec<ClientRequest>) {
     loop {
         if let ToShard::Client { connection, rights, frame, .. } = shard.next() {
             return (connection, rights, frame.requests().collect());
@@ -60,7 +60,7 @@ fn next_requests(shard: &Shard) -> (u64, Rights, Vec<ClientRequest>) {
 }
 
 /// Collects `count` requests, however they are spread over frames.
-fn collect_requests(shard: &Shard, count: usize) -> (u64, Vec<ClientRequest>) {
+pub(crate) fn collect_requests(shard: &Shard, count: usize) -> (u64, Vec<ClientRequest>) {
     let mut all = Vec::new();
     loop {
         let (connection, _, requests) = next_requests(shard);
@@ -72,7 +72,11 @@ fn collect_requests(shard: &Shard, count: usize) -> (u64, Vec<ClientRequest>) {
     }
 }
 
-fn answer(shard: &Shard, connection: u64, replies: impl IntoIterator<Item = (ClientRequest, ReplyBody)>) {
+pub(crate) fn answer(
+    shard: &Shard,
+    connection: u64,
+    replies: impl IntoIterator<Item = (ClientRequest, ReplyBody)>,
+) {
     let mut builder = ReplyFrameBuilder::default();
     for (request, body) in replies {
         builder.push(ClientReply { request: request.request, group: request.group, body });
@@ -85,12 +89,33 @@ fn answer(shard: &Shard, connection: u64, replies: impl IntoIterator<Item = (Cli
     });
 }
 
-fn appended(first: u64, request: &ClientRequest) -> ReplyBody {
+pub(crate) fn appended(first: u64, request: &ClientRequest) -> ReplyBody {
     let ClientBody::Append { block, .. } = &request.body else { panic!("{request:?}") };
     ReplyBody::Appended { first: Offset(first), count: block.count(), index: Index(9), term: Term(2) }
 }
 
-fn failed(error: RequestError) -> ReplyBody {
+pub(crate) fn status() -> GroupStatus {
+    GroupStatus {
+        group: GROUP,
+        role: Role::Leader,
+        term: Term(2),
+        leader: Some(NodeId(1)),
+        commit: Index(10),
+        applied: Index(10),
+        last: Index(11),
+        last_term: Term(2),
+        first: Offset(1),
+        end: Offset(3),
+        members: Arc::new(ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() }),
+        members_since: Index(3),
+        is_quarantined: false,
+        is_disk_hung: true,
+        is_quiet: false,
+        is_under_repair: true,
+    }
+}
+
+pub(crate) fn failed(error: RequestError) -> ReplyBody {
     ReplyBody::Failed(error)
 }
 
@@ -169,24 +194,7 @@ fn every_kind_of_call_gets_its_answer() {
     answer(shard, connection, [(request, body)]);
 
     let (_, request) = next();
-    let status = GroupStatus {
-        group: GROUP,
-        role: Role::Leader,
-        term: Term(2),
-        leader: Some(NodeId(1)),
-        commit: Index(10),
-        applied: Index(10),
-        last: Index(11),
-        last_term: Term(2),
-        first: Offset(1),
-        end: Offset(3),
-        members: Arc::new(ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() }),
-        members_since: Index(3),
-        is_quarantined: false,
-        is_disk_hung: true,
-        is_quiet: false,
-        is_under_repair: true,
-    };
+    let status = status();
     answer(shard, connection, [(request, ReplyBody::Status(status.clone()))]);
 
     let (batch, response, answer, records, answered) = runtime.block_on(calls).unwrap().unwrap();

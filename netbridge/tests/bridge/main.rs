@@ -2,6 +2,7 @@
 #![cfg(feature = "endpoint")]
 
 mod client;
+mod doubt;
 mod harness;
 mod peers;
 mod refusals;
