@@ -43,7 +43,8 @@ pub enum BusyReason {
     /// The group has as many commands to itself under way as it may.
     #[error("too many commands to the group are under way")]
     Commands,
-    /// The shard has as many groups as it may.
+    /// The shard has as many groups as it may, or the group's replica is about to begin, to be read from its disk, or
+    /// to be gone.
     #[error("too many groups on the shard")]
     Groups,
     /// The group's state machine is behind its log by as much as it may be.
