@@ -43,8 +43,7 @@ pub enum BusyReason {
     /// The group has as many commands to itself under way as it may.
     #[error("too many commands to the group are under way")]
     Commands,
-    /// The shard has as many groups as it may, or the group's replica is about to begin, to be read from its disk, or
-    /// to be gone.
+    /// The shard has as many groups as it may.
     #[error("too many groups on the shard")]
     Groups,
     /// The group's state machine is behind its log by as much as it may be.
@@ -56,7 +55,8 @@ pub enum BusyReason {
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,
-    /// The group's replica is being opened, loaded, revived or restored from its snapshot.
+    /// The group's replica is being opened, loaded, revived or restored from its snapshot, or what one before it has left is
+    /// about to be gone.
     #[error("the replica is starting")]
     Starting,
     /// Too many groups of the shard wait to be recovered.

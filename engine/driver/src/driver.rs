@@ -494,7 +494,7 @@ impl Driver {
     /// before it has left.
     fn open_group(&mut self, token: Token, group: GroupId, members: ConfState, since: Index) {
         if self.parts.snapshots.is_leaving(group) && !self.is_fenced {
-            let busy = RequestError::busy(BusyReason::Groups);
+            let busy = RequestError::busy(BusyReason::Starting);
             return self.answer(token, group, ReplyBody::Failed(busy));
         }
         let has_state_machine = self.machines.has_one(group);
