@@ -1,9 +1,11 @@
 //! One shard of a data folder: its files, opened and recovered together.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use iroh_raft_core::{FlushSeq, GroupState};
+use iroh_raft_core::mutants::{self, Mutant};
+use iroh_raft_core::{FlushSeq, GroupId, GroupState};
 
 use crate::block::JournalIdentity;
 use crate::disk::{Disk, FileKind, ShardLock};
@@ -145,6 +147,12 @@ pub(crate) fn open(
     let space = Space::new(disk.clone(), folder, options.free_bytes_min);
     let snapshots = SnapshotStore::new(log.clone(), recovered.snapshots);
     let mut groups = recovered.groups;
+    if !mutants::is(Mutant::SnapshotOutlivesReplica) {
+        // The process may have ended after a replica, and before its snapshots were gone: they are not for the next one.
+        let left = groups.iter().filter(|state| state.has_left());
+        let left: BTreeSet<GroupId> = left.map(|state| state.group).collect();
+        snapshots.remove_left(|group| left.contains(&group))?;
+    }
     for state in &mut groups {
         state.snapshot = snapshots.found(state.group)?;
     }

@@ -12,6 +12,7 @@ mod row;
 mod stream;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -328,20 +329,50 @@ impl SnapshotStore {
         }
     }
 
-    /// Drops what is staged of a group, and with `is_all` what is published too: the group is gone.
+    /// Drops what is staged of a group, and with `is_all` what is published too: its replica is gone. Writes nothing where
+    /// there is nothing.
     ///
     /// # Errors
     /// [`SnapshotError::Storage`].
     pub fn remove(&self, group: GroupId, is_all: bool) -> Result<()> {
-        let removed = self.write(|transaction| {
-            let mut numbers = Vec::new();
-            let tables = if is_all { &[STAGED, PUBLISHED][..] } else { &[STAGED] };
+        let tables = if is_all { &[STAGED, PUBLISHED][..] } else { &[STAGED] };
+        let removed = self.remove_from(tables, group.0..=group.0, |_| true);
+        removed.map_err(|error| self.running(error))
+    }
+
+    /// Drops what there is of groups whose replica has left.
+    pub(crate) fn remove_left(&self, has_left: impl Fn(GroupId) -> bool) -> StorageResult<()> {
+        let removed = self.remove_from(&[STAGED, PUBLISHED], 0..=u64::MAX, has_left);
+        removed.map_err(|error| error.running(self.log.identity.shard))
+    }
+
+    fn remove_from(
+        &self,
+        tables: &[TableDefinition<'static, u64, &'static [u8]>],
+        groups: RangeInclusive<u64>,
+        is_gone: impl Fn(GroupId) -> bool,
+    ) -> std::result::Result<(), RedbFailure> {
+        let rows = self.log.file.read(|transaction| {
+            let mut rows = Vec::new();
             for definition in tables {
-                let mut table = transaction.open_table(*definition)?;
-                let row = table.remove(group.0)?;
-                numbers.extend(
-                    row.and_then(|row| SnapshotMeta::parse(group, row.value())).map(|meta| meta.number),
-                );
+                let Some(table) = existing(transaction.open_table(*definition))? else { continue };
+                for row in table.range(groups.clone())? {
+                    let group = row?.0.value();
+                    rows.extend(is_gone(GroupId(group)).then_some((*definition, group)));
+                }
+            }
+            Ok(rows)
+        })?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let removed = self.log.file.write(Commit::QuickRepair, |transaction| {
+            let mut numbers = Vec::new();
+            for (definition, group) in rows {
+                let mut table = transaction.open_table(definition)?;
+                let row = table.remove(group)?;
+                let meta = row.and_then(|row| SnapshotMeta::parse(GroupId(group), row.value()));
+                numbers.extend(meta.map(|meta| meta.number));
             }
             Ok(numbers)
         })?;

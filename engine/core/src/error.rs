@@ -55,7 +55,8 @@ pub enum BusyReason {
     /// The client has more requests open than it was granted.
     #[error("more requests in flight than granted")]
     Credit,
-    /// The group's replica is being opened, loaded, revived or restored from its snapshot.
+    /// The group's replica is being opened, loaded, revived or restored from its snapshot, or what one before it has left is
+    /// about to be gone.
     #[error("the replica is starting")]
     Starting,
     /// Too many groups of the shard wait to be recovered.

@@ -239,6 +239,9 @@ impl Replica {
         if *is_adopted && damage.is_none() {
             replica.persistence.change_log(LogChange::StartAfter(state.start), state.conf_state.clone());
         }
+        // Nobody rests on what this replica agreed to: it has agreed to nothing.
+        replica.members.take_changed();
+        replica.members.take_removed();
         replica.replay_sessions();
         replica.is_dirty |= *is_adopted || replica.repair.is_some() || replica.snapshots.needs_turn();
         replica.show_offer();
@@ -315,6 +318,11 @@ impl Replica {
     /// Whether its members have changed since this was last asked.
     pub(crate) fn take_members_changed(&mut self) -> bool {
         self.members.take_changed()
+    }
+
+    /// Whether one that was a member is none any more since this was last asked.
+    pub(crate) fn take_member_removed(&mut self) -> bool {
+        self.members.take_removed()
     }
 
     /// Uses the same copy of its members as other replicas that have the same.
@@ -723,6 +731,10 @@ impl LogView for Replica {
 impl Replica {
     pub(crate) fn plant_commit_beyond_last(&mut self) {
         self.raw.raft.raft_log.committed = u64::MAX / 2;
+    }
+
+    pub(crate) fn plant_miscounted_reads(&mut self) {
+        self.reads.plant_miscount();
     }
 
     /// The next end of a turn panics once it has said everything.

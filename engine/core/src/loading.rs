@@ -11,9 +11,10 @@ use crate::group_meta::GroupMeta;
 use crate::ids::{GroupId, Index, Offset, Term, WallTime};
 use crate::io::{
     Fetch, FetchError, FetchFrom, FetchId, GroupState, GroupStatus, HardState, LogDamage, LogEntry, LogStart,
-    Role, SnapshotHead,
+    Role, Snapshot, SnapshotHead,
 };
 use crate::log_window::header_of;
+use crate::mutants::{self, Mutant};
 
 /// Fetches that may come back without an entry, a tick apart, before the log counts as damaged.
 const MISSING_MAX: u32 = 100;
@@ -63,6 +64,9 @@ impl Loading {
     /// The state as given, if its tail suffices.
     pub(crate) fn new(mut state: GroupState) -> Result<Loading, Box<Loaded>> {
         let written = state.hard_state;
+        if !has_fitting_snapshot(&state) {
+            state.snapshot = None;
+        }
         let is_void = lacks_snapshot(&state);
         if is_void {
             make_void(&mut state);
@@ -244,6 +248,23 @@ impl Loading {
     }
 }
 
+/// Whether the snapshot, if there is one, can be of this log, going by the terms of what is committed. One of a replica that
+/// was given up, and in whose place this one began, is of another history. So is one that was received and not
+/// installed when its replica was recovered without it.
+fn has_fitting_snapshot(state: &GroupState) -> bool {
+    let Some(Snapshot { head: SnapshotHead { index, term, .. }, .. }) = state.snapshot else { return true };
+    let commit = state.hard_state.commit.min(state.last);
+    let fits = if index < state.start.index {
+        // It is of no use, whatever it is of.
+        true
+    } else if index <= commit {
+        state.term_at(index) == term
+    } else {
+        state.term_at(commit) <= term
+    };
+    fits || mutants::is(Mutant::SnapshotOutlivesReplica)
+}
+
 /// Whether nothing here has the state that the log begins after: the snapshot of it is damaged.
 fn lacks_snapshot(state: &GroupState) -> bool {
     let covered = state.snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
@@ -286,9 +307,7 @@ fn adopt_snapshot(state: &mut GroupState) -> bool {
         let newest = if theirs.as_of() > ours.as_of() { &theirs } else { &ours };
         state.meta = newest.with_time(theirs.at().max(ours.at())).covering(index).encode();
     }
-    let after = state.term_runs.partition_point(|run| run.first <= index);
-    let ours = after.checked_sub(1).map_or(state.start.term, |at| state.term_runs[at].term);
-    if index <= state.last && ours == term {
+    if index <= state.last && state.term_at(index) == term {
         return false;
     }
     state.hard_state.term = state.hard_state.term.max(term);

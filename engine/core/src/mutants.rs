@@ -88,6 +88,7 @@ mutants! {
     TombstoneAdmitsAll = "a replica that left begins again for any invitation",
     LeavesUnasked = "a replica leaves once it applies an entry that removes it, whatever comes after that",
     JointForgotten = "only the leader that began a joint configuration ends it",
+    SnapshotOutlivesReplica = "a replica that leaves keeps its snapshot for the one that begins in its place",
     ChangesForgotten = "a restart forgets the changes of members in its log",
     SnapshotAhead = "a snapshot is said to cover what is committed and not yet applied",
     SnapshotForgetsTable = "a snapshot that is installed leaves the table of cursors as it was",

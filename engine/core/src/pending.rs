@@ -5,19 +5,22 @@
 //! is answered exactly once, or handed over once. One of a client session whose records are in the log already is not
 //! proposed: it gets their answer, once they are committed.
 //!
-//! Bounded by `pending_bytes_max`: what waits and what is proposed and not yet committed. Full means
-//! `Busy`.
+//! Bounded by `pending_bytes_max`: what waits, what is proposed and not yet committed, and who waits for records that
+//! are in the log already. Full means `Busy`.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use crate::batch::{RUN_BYTES, RUNS_MAX, RecordBlock, Run, encode_batch_with_runs};
-use crate::error::RequestError;
+use crate::error::{BusyReason, RequestError};
 use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{AnswerOn, ClientRun, Propose, Reply, ShardConfig, Token, Waiter};
 use crate::mutants::{self, Mutant};
 use crate::sessions::{Place, SessionRefusal, Sessions, Verdict};
+
+/// What a request counts whose records are in the log already: it keeps nothing but its place.
+const REPEAT_BYTES: usize = size_of::<Proposed>();
 
 #[derive(Debug)]
 pub(crate) struct Pending {
@@ -33,6 +36,8 @@ pub(crate) struct Pending {
     /// Sizes of our own uncommitted entries. Outlives the requests' deadlines.
     uncommitted: VecDeque<(Index, usize)>,
     uncommitted_bytes: usize,
+    /// How many of those proposed and committed are repeats.
+    repeats: usize,
     /// No deadline lies before this.
     deadline_min: Timestamp,
 }
@@ -46,6 +51,8 @@ struct Proposed {
     term: Term,
     answer: AnswerOn,
     deadline: Timestamp,
+    /// Whether its records were in the log when it came.
+    is_repeat: bool,
 }
 
 /// Where the next batch goes.
@@ -68,6 +75,7 @@ impl Pending {
             committed: VecDeque::new(),
             uncommitted: VecDeque::new(),
             uncommitted_bytes: 0,
+            repeats: 0,
             deadline_min: Timestamp(u64::MAX),
         }
     }
@@ -93,7 +101,7 @@ impl Pending {
 
     /// Bytes that count against `pending_bytes_max`.
     pub(crate) fn bytes(&self) -> usize {
-        self.waiting_bytes + self.uncommitted_bytes
+        self.waiting_bytes + self.uncommitted_bytes + self.repeats * REPEAT_BYTES
     }
 
     pub(crate) fn push(&mut self, propose: Propose) {
@@ -114,9 +122,9 @@ impl Pending {
         replies: &mut Vec<Reply>,
     ) -> Vec<Bytes> {
         let mut batches = Vec::new();
-        self.waiting_bytes = 0;
         while let Some(mut propose) = self.waiting.pop_front() {
-            if !self.judge(&mut propose, position.at, sessions, known, replies) {
+            self.waiting_bytes -= block_bytes(&propose.block);
+            if !self.judge(config, &mut propose, position.at, sessions, known, replies) {
                 continue;
             }
             let (bytes, count) = (block_bytes(&propose.block), propose.block.count());
@@ -131,7 +139,9 @@ impl Pending {
                 self.parts.runs.push(Run { session, first: sequence, count, place });
             }
             let Propose { token, answer, deadline, .. } = propose;
-            self.proposed.push_back(Proposed { token, first, count, index, term, answer, deadline });
+            let is_repeat = false;
+            let proposed = Proposed { token, first, count, index, term, answer, deadline, is_repeat };
+            self.proposed.push_back(proposed);
             self.parts.bytes += bytes;
             self.parts.records += count as usize;
             self.parts.blocks.push(propose.block);
@@ -139,7 +149,21 @@ impl Pending {
         if !self.parts.blocks.is_empty() {
             batches.push(self.seal(&mut position));
         }
+        self.take_repeats(known.0);
         batches
+    }
+
+    /// Puts repeats where their records are.
+    fn take_repeats(&mut self, commit: Index) {
+        let repeats = std::mem::take(&mut self.parts.repeats).into_iter();
+        let (committed, proposed): (Vec<_>, Vec<_>) = repeats.partition(|repeat| repeat.index <= commit);
+        for (queue, repeats) in [(&mut self.committed, committed), (&mut self.proposed, proposed)] {
+            if !repeats.is_empty() {
+                queue.extend(repeats);
+                // Once for all of a turn; what is in order already costs little.
+                queue.make_contiguous().sort_by_key(|proposed| (proposed.index, proposed.first));
+            }
+        }
     }
 
     /// Makes a batch of what goes together, and a place for the next.
@@ -160,6 +184,7 @@ impl Pending {
     /// for it.
     fn judge(
         &mut self,
+        config: &ShardConfig,
         propose: &mut Propose,
         at: WallTime,
         sessions: &Sessions,
@@ -169,7 +194,7 @@ impl Pending {
         let Some(ClientRun { session, first, owner }) = propose.run else { return true };
         match sessions.judge(session, Some(owner), first, propose.block.count(), at) {
             Verdict::New => return true,
-            Verdict::Repeated(place) => self.repeat(propose, place, known, replies),
+            Verdict::Repeated(place) => self.repeat(config, propose, place, known, replies),
             Verdict::Refused(SessionRefusal::Unknown) if mutants::is(Mutant::ExpiryIgnored) => {
                 propose.run = None;
                 return true;
@@ -184,6 +209,7 @@ impl Pending {
     /// The records are in the log: their answer is the request's, now or when they are committed or applied.
     fn repeat(
         &mut self,
+        config: &ShardConfig,
         propose: &Propose,
         Place { first, count, index, term }: Place,
         (commit, applied): (Index, Index),
@@ -198,10 +224,22 @@ impl Pending {
             AnswerOn::Apply if index <= applied => {
                 replies.push(Reply::Repeated { token, group, first, count, index, term });
             }
+            _ if self.bytes() + REPEAT_BYTES > config.pending_bytes_max => {
+                replies.push(self.failed(token, RequestError::busy(BusyReason::PendingBytes)));
+            }
             AnswerOn::Commit | AnswerOn::Apply => {
-                let queue = if index <= commit { &mut self.committed } else { &mut self.proposed };
-                let at = queue.partition_point(|other| (other.index, other.first) <= (index, first));
-                queue.insert(at, Proposed { token, first, count, index, term, answer, deadline });
+                self.repeats += 1;
+                let is_repeat = true;
+                self.parts.repeats.push(Proposed {
+                    token,
+                    first,
+                    count,
+                    index,
+                    term,
+                    answer,
+                    deadline,
+                    is_repeat,
+                });
             }
         }
     }
@@ -221,9 +259,12 @@ impl Pending {
         }
         while self.proposed.front().is_some_and(|proposed| proposed.index <= commit) {
             let proposed = self.proposed.pop_front().expect("looked at just now");
-            if !is_ours(proposed.index, proposed.term) {
+            let is_ours = is_ours(proposed.index, proposed.term);
+            let is_kept = is_ours && proposed.answer == AnswerOn::Apply;
+            self.repeats -= usize::from(proposed.is_repeat && !is_kept);
+            if !is_ours {
                 replies.push(self.failed(proposed.token, RequestError::OutcomeUnknown { leader }));
-            } else if proposed.answer == AnswerOn::Apply {
+            } else if is_kept {
                 self.committed.push_back(proposed);
             } else {
                 replies.push(Reply::Appended {
@@ -241,6 +282,7 @@ impl Pending {
     /// Hands over the requests that wait for responses of the entries up to `index`.
     pub(crate) fn take_waiters(&mut self, index: Index) -> Vec<Waiter> {
         let count = self.committed.partition_point(|proposed| proposed.index <= index);
+        self.repeats -= self.committed.range(..count).filter(|proposed| proposed.is_repeat).count();
         let waiters = self.committed.drain(..count);
         let waiter = |proposed: Proposed| Waiter {
             token: proposed.token,
@@ -273,6 +315,12 @@ impl Pending {
         for proposed in std::mem::take(&mut self.proposed) {
             replies.push(self.failed(proposed.token, RequestError::OutcomeUnknown { leader }));
         }
+        self.count_repeats();
+    }
+
+    fn count_repeats(&mut self) {
+        let all = self.committed.iter().chain(&self.proposed);
+        self.repeats = all.filter(|proposed| proposed.is_repeat).count();
     }
 
     fn fail_waiting(&mut self, error: &RequestError, replies: &mut Vec<Reply>) {
@@ -305,6 +353,7 @@ impl Pending {
         self.proposed.retain(|proposed| expire(proposed.token, proposed.deadline, &unknown));
         self.waiting.retain(|propose| expire(propose.token, propose.deadline, &|| RequestError::Timeout));
         self.waiting_bytes = self.waiting.iter().map(|propose| block_bytes(&propose.block)).sum();
+        self.count_repeats();
         let proposed = self.committed.iter().chain(&self.proposed).map(|proposed| proposed.deadline);
         let deadlines = proposed.chain(self.waiting.iter().map(|propose| propose.deadline));
         self.deadline_min = deadlines.min().unwrap_or(Timestamp(u64::MAX));
@@ -319,6 +368,8 @@ impl Pending {
 #[derive(Default, Debug)]
 struct Parts {
     blocks: Vec<RecordBlock>,
+    /// Of all batches of a call.
+    repeats: Vec<Proposed>,
     runs: Vec<Run>,
     bytes: usize,
     records: usize,
@@ -341,6 +392,8 @@ pub(crate) fn block_bytes(block: &RecordBlock) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::group_command::GroupCommand;
+    use crate::ids::{Owner, Sequence, SessionId};
 
     fn propose(request: u64, records: usize, bytes: usize, deadline: u64) -> Propose {
         Propose {
@@ -441,5 +494,63 @@ mod tests {
         assert!(pending.bytes() > 0);
         pending.handle_leadership_lost(None, &mut replies);
         assert_eq!((replies.len(), pending.bytes()), (2, 0));
+    }
+
+    #[test]
+    fn repeats_count_as_long_as_they_wait_and_are_bounded() {
+        let (session, owner) = (SessionId([7; 16]), Owner(1));
+        let mut sessions = Sessions::default();
+        let open = GroupCommand::OpenSession { session, owner, ttl_ms: 60_000 };
+        sessions.apply(&open, WallTime(5));
+        let mut pending = Pending::new(GroupId(1));
+        let run = |request: u64, first: u64| {
+            let run = Some(ClientRun { session, first: Sequence(first), owner });
+            Propose { run, ..propose(request, 1, 1, 10 + request) }
+        };
+        let bytes = block_bytes(&run(0, 0).block);
+        let config = ShardConfig { pending_bytes_max: 3 * bytes + 3 * REPEAT_BYTES, ..config(1000, 16) };
+        let mut replies = Vec::new();
+        let mut pack = |pending: &mut Pending, index: u64, known: (u64, u64), replies: &mut Vec<Reply>| {
+            let known = (Index(known.0), Index(known.1));
+            pending.pack(&config, position(index), &mut sessions, known, replies).len()
+        };
+        [run(0, 0), run(1, 1)].into_iter().for_each(|propose| pending.push(propose));
+        assert_eq!(pack(&mut pending, 1, (0, 0), &mut replies), 1);
+        assert_eq!(pending.bytes(), 2 * bytes);
+        // The second one comes twice, the first one once: they wait where their records are. Then there is no room.
+        for again in [run(3, 1), run(2, 0), run(5, 1), run(4, 0)] {
+            pending.push(again);
+        }
+        assert_eq!(pack(&mut pending, 2, (0, 0), &mut replies), 0);
+        assert_eq!(pending.bytes(), 2 * bytes + 3 * REPEAT_BYTES);
+        let busy = RequestError::busy(BusyReason::PendingBytes);
+        assert!(
+            matches!(&replies[..], [Reply::Failed { token: Token { request: 4, .. }, error, .. }] if *error == busy),
+            "{replies:?}"
+        );
+        let waiting: Vec<u64> = pending.proposed.iter().map(|proposed| proposed.token.request).collect();
+        assert_eq!(waiting, [0, 2, 1, 3, 5]);
+        // One is given up, one is answered, one waits for the state machine.
+        pending.handle_deadlines(Timestamp(15), None, &mut replies);
+        assert_eq!(pending.repeats, 0, "all but the last repeat are late");
+        replies.clear();
+        pending.push(Propose { deadline: Timestamp(99), ..run(6, 0) });
+        pending.push(Propose { deadline: Timestamp(99), ..run(7, 1) });
+        assert_eq!(pack(&mut pending, 2, (0, 0), &mut replies), 0);
+        assert_eq!(pending.repeats, 2);
+        pending.handle_commit(Index(1), None, |_, _| true, &mut replies);
+        assert_eq!((pending.repeats, pending.bytes()), (1, REPEAT_BYTES));
+        assert!(
+            matches!(&replies[..], [Reply::Appended { token: Token { request: 6, .. }, .. }]),
+            "{replies:?}"
+        );
+        assert_eq!(pending.take_waiters(Index(1)).len(), 1);
+        assert_eq!(pending.bytes(), 0);
+        // Of what is committed and not yet applied.
+        pending.push(Propose { deadline: Timestamp(99), ..run(9, 1) });
+        assert_eq!(pack(&mut pending, 2, (1, 0), &mut replies), 0);
+        assert_eq!((pending.repeats, pending.committed.len()), (1, 1));
+        pending.fail_all(&RequestError::Fenced, &mut replies);
+        assert_eq!(pending.bytes(), 0);
     }
 }

@@ -172,8 +172,12 @@ impl Reads {
         self.fail(reads, error, replies);
     }
 
+    /// Answers reads that were taken out.
     fn fail(&mut self, reads: Vec<Read>, error: &RequestError, replies: &mut Vec<Reply>) {
-        self.count -= reads.len();
+        // Counted anew: also one that a panic has left in disorder can answer.
+        let rounds = self.rounds.iter().map(|round| round.reads.len());
+        let confirmed = self.confirmed.iter().map(|(_, reads)| reads.len());
+        self.count = rounds.chain(confirmed).sum::<usize>() + self.waiting.len();
         let group = self.group;
         let failed = |read: Read| Reply::Failed { token: read.token, group, error: error.clone() };
         replies.extend(reads.into_iter().map(failed));
@@ -203,6 +207,14 @@ impl Reads {
         }
         // Rounds that nobody waits for any more stay until they are answered: that bounds those that Raft knows.
         (self.count, self.deadline_min) = (count, deadline_min);
+    }
+}
+
+#[cfg(test)]
+impl Reads {
+    /// A panic left it in disorder.
+    pub(crate) fn plant_miscount(&mut self) {
+        self.count = 0;
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Only groups that an input touched are looked at when the turn ends, and only those that are not quiet at a tick.
 //! Whatever panics inside a group takes out that group alone: what it had said in that call is
-//! withdrawn, its requests are answered, and it never speaks again.
+//! withdrawn but for answers and events, its requests are answered, and that replica never speaks again. Another begins from
+//! what its disk has, when somebody asks for it, or at once where damaged entries were the reason (`revive`).
 
 mod awake;
 mod check;
@@ -25,6 +26,7 @@ use crate::io::{
     Append, ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite,
     LogEntry, MessageKind, Open, Outputs, PeerMessage, Recover, Reply, Role, ShardConfig, Token,
 };
+use crate::jitter::mix;
 use crate::liveness::Liveness;
 use crate::loading::{Loaded, Loading, Step};
 use crate::mutants::{self, Mutant};
@@ -74,6 +76,8 @@ pub struct Shard {
     common_members: Arc<ConfState>,
     /// Whether replicas have come, or their members or their places have changed, since `liveness` was told of them.
     have_members_changed: bool,
+    /// Replicas that have begun since the shard did.
+    lives: u64,
     /// Groups that are to be recovered as the turn ends. Bounded by `RECOVERIES_MAX`; full means busy.
     recoveries: Vec<Recover>,
     campaigns_left: u32,
@@ -137,6 +141,7 @@ impl Shard {
             alarm_of: vec![None; groups.len()],
             common_members: Arc::default(),
             have_members_changed: true,
+            lives: 0,
             recoveries: Vec::new(),
             campaigns_left: CAMPAIGNS_PER_TURN_MAX,
             config,
@@ -443,7 +448,7 @@ impl Shard {
                 return Err(RequestError::GroupExists);
             }
         };
-        let mut member = start(&self.config, state, now);
+        let mut member = start(&self.next_life(), state, now);
         if let Member::Live(replica) = &mut member {
             replica.handle_opening(token, at.is_some());
         }
@@ -469,6 +474,13 @@ impl Shard {
         Ok(true)
     }
 
+    /// The settings of a replica that begins now: its reads must not be taken for those of one that was here before, whose
+    /// rounds may still be answered.
+    fn next_life(&mut self) -> ShardConfig {
+        self.lives += 1;
+        ShardConfig { seed: mix(self.config.seed ^ mix(self.lives)), ..self.config.clone() }
+    }
+
     fn handle_persisted(&mut self, now: Timestamp, seq: FlushSeq, out: &mut Outputs) {
         self.persisted = self.persisted.max(seq.min(self.last_seq));
         self.disk.handle_persisted(self.persisted);
@@ -484,6 +496,9 @@ impl Shard {
     fn handle_persist_failed(&mut self, now: Timestamp, out: &mut Outputs) {
         for at in 0..self.members.len() {
             self.call(now, at, out, |replica, turn| replica.handle_fence(turn));
+            if let Member::Out(quarantined) = &mut self.members[at] {
+                quarantined.handle_fence(out);
+            }
         }
         self.fail_recoveries(out);
         self.is_fenced = true;
@@ -516,7 +531,7 @@ impl Shard {
             Step::Waiting => self.list(at),
             Step::Broken(reason) => self.quarantine(now, at, reason, damage, out),
             Step::Complete(loaded) => {
-                self.members[at] = start_loaded(&self.config, &loaded, now);
+                self.members[at] = start_loaded(&self.next_life(), &loaded, now);
                 self.have_members_changed = true;
                 if let Member::Live(replica) = &mut self.members[at] {
                     replica.share_members(&mut self.common_members);
@@ -694,9 +709,10 @@ impl Shard {
             return self.quarantine(now, at, reason, damage, out);
         }
         let (is_dirty, is_awake) = (replica.is_dirty(), !replica.is_quiet());
-        if replica.take_members_changed() {
-            self.have_members_changed = true;
-            // One that is no member any more, and missed it, must not rest on what it agreed to.
+        self.have_members_changed |= replica.take_members_changed();
+        if replica.take_member_removed() {
+            // It may have missed that, and must not rest on what it agreed to. Whoever is still a member is told by its leader
+            // of all that it misses.
             self.liveness.withdraw(now);
         }
         self.snapshots_open = open_others.after(SnapshotsOpen::default(), replica.snapshots_open());
@@ -747,6 +763,7 @@ struct Said {
     applies: usize,
     fetches: usize,
     snapshots: usize,
+    compares: usize,
 }
 
 impl Said {
@@ -757,6 +774,7 @@ impl Said {
             applies: out.applies.len(),
             fetches: out.fetches.len(),
             snapshots: out.snapshots.len(),
+            compares: out.compares.len(),
         }
     }
 
@@ -775,6 +793,7 @@ impl Said {
         }
         out.fetches.truncate(self.fetches);
         out.snapshots.truncate(self.snapshots);
+        out.compares.truncate(self.compares);
     }
 }
 

@@ -34,11 +34,7 @@ impl Tombstone {
     /// The tombstone that a durable state is, if it is one.
     pub(crate) fn find(state: &GroupState) -> Option<Tombstone> {
         let GroupState { group, hard_state: HardState { term, vote, .. }, start, .. } = *state;
-        let is_one = state.is_durable
-            && state.damage.is_none()
-            && state.conf_state == ConfState::default()
-            && state.last == start.index;
-        is_one.then_some(Tombstone { group, term, vote, start })
+        state.has_left().then_some(Tombstone { group, term, vote, start })
     }
 
     /// What has to be durable for it.

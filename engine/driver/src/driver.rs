@@ -157,6 +157,8 @@ pub struct Driver {
     appends_waiting: VecDeque<Queued>,
     /// Flushes handed to the writer and not yet known durable; at most the ring's bound.
     persisted: FlushSeq,
+    /// Newest flush that the core asked for.
+    handed_over: FlushSeq,
     /// What found the reader's ring full; bounded by the groups' open fetches, and one state for each that is out.
     fetches_waiting: VecDeque<Wanted>,
     /// Inputs that the driver itself makes: applied indexes.
@@ -187,6 +189,7 @@ impl Driver {
             open: Open::default(),
             appends_waiting: VecDeque::new(),
             persisted: FlushSeq(0),
+            handed_over: FlushSeq(0),
             fetches_waiting: VecDeque::new(),
             loopback: Vec::new(),
             invites: Vec::new(),
@@ -263,6 +266,7 @@ impl Driver {
                 Written::Upto(seq) => {
                     self.persisted = seq;
                     self.step(Input::Persisted { seq });
+                    self.parts.snapshots.handle_persisted(seq);
                     self.outbox.release(seq);
                 }
                 Written::SpaceLow(is_low) => {
@@ -486,8 +490,13 @@ impl Driver {
         }
     }
 
-    /// A replica is to begin here: its state machine is there before anything can be applied.
+    /// A replica is to begin here: its state machine is there before anything can be applied, and nothing that one
+    /// before it has left.
     fn open_group(&mut self, token: Token, group: GroupId, members: ConfState, since: Index) {
+        if self.parts.snapshots.is_leaving(group) && !self.is_fenced {
+            let busy = RequestError::busy(BusyReason::Starting);
+            return self.answer(token, group, ReplyBody::Failed(busy));
+        }
         let has_state_machine = self.machines.has_one(group);
         let mut kept = self.parts.retention.iter().filter(|(of, _)| *of == group);
         let retention = kept.next().map(|(_, retention)| *retention).unwrap_or_default();
@@ -602,6 +611,7 @@ impl Driver {
     }
 
     fn hand_to_writer(&mut self, append: Append) {
+        self.handed_over = append.seq;
         if self.is_fenced {
             return;
         }

@@ -12,7 +12,8 @@ use std::fmt;
 use bytes::Bytes;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    GroupId, Index, RestoreProblem, Snapshot, SnapshotEvent, SnapshotHead, SnapshotStep, SnapshotTask,
+    FlushSeq, GroupId, Index, RestoreProblem, Snapshot, SnapshotEvent, SnapshotHead, SnapshotStep,
+    SnapshotTask,
 };
 use iroh_raft_netbridge::ring::{Consumer, Producer};
 
@@ -47,6 +48,8 @@ pub(crate) enum Work {
     Drop {
         index: Index,
     },
+    /// The replica has left: drop all that there is of the group.
+    Remove,
     Receive(Snapshot),
     Write {
         index: Index,
@@ -78,6 +81,8 @@ pub struct SnapshotDone {
 pub(crate) enum Done {
     /// A piece is written.
     Appended,
+    /// Nothing is left of a replica that has left.
+    Removed,
     /// For the core.
     Event(SnapshotEvent),
     /// A chunk for the state machine, or why there is none.
@@ -121,14 +126,17 @@ pub struct Snapshots {
     taking: BTreeMap<GroupId, Taking>,
     /// The first is worked on.
     restoring: VecDeque<Restoring>,
+    /// Groups whose replica has left, until nothing of its snapshots is there: with the flush that has to be durable
+    /// before they go, `None` once they are on their way out.
+    leaving: BTreeMap<GroupId, Option<FlushSeq>>,
 }
 
 impl Snapshots {
     /// `jobs` go to whoever calls the shard's [`SnapshotWorker`], and come back as `done`.
     #[must_use]
     pub fn new(jobs: Producer<SnapshotJob>, done: Consumer<SnapshotDone>) -> Snapshots {
-        let (waiting, taking, restoring) = Default::default();
-        Snapshots { jobs, done, waiting, taking, restoring }
+        let (waiting, taking, restoring, leaving) = Default::default();
+        Snapshots { jobs, done, waiting, taking, restoring, leaving }
     }
 
     /// Whether something can go on at once.
@@ -198,6 +206,34 @@ impl Snapshots {
         }
     }
 
+    /// A replica has left: what was under way is void, and its snapshots go once flush `after` is durable, which says so. If it
+    /// is lost, the replica is there again, and needs them.
+    pub(crate) fn handle_left(&mut self, group: GroupId, after: FlushSeq) {
+        if mutants::is(Mutant::SnapshotOutlivesReplica) {
+            return;
+        }
+        self.restoring.retain(|restoring| restoring.group != group);
+        self.taking.remove(&group);
+        self.leaving.insert(group, Some(after));
+    }
+
+    /// Whether there may be something of a replica that has left: no other may begin in its place.
+    pub(crate) fn is_leaving(&self, group: GroupId) -> bool {
+        self.leaving.contains_key(&group)
+    }
+
+    /// Everything up to a flush is durable.
+    pub(crate) fn handle_persisted(&mut self, seq: FlushSeq) {
+        let due = self.leaving.iter_mut().filter(|(_, after)| after.is_some_and(|after| after <= seq));
+        let due: Vec<GroupId> = due
+            .map(|(group, after)| {
+                *after = None;
+                *group
+            })
+            .collect();
+        due.into_iter().for_each(|group| self.push(group, Work::Remove));
+    }
+
     /// Takes what the worker has done, and goes on with a piece and a chunk. Says what the core has to know.
     pub(crate) fn turn(&mut self, machines: &mut Machines, mut tell: impl FnMut(GroupId, SnapshotEvent)) {
         while let Some(job) = self.waiting.pop_front() {
@@ -213,6 +249,7 @@ impl Snapshots {
                         taking.in_flight = taking.in_flight.saturating_sub(1);
                     }
                 }
+                Done::Removed => drop(self.leaving.remove(&group)),
                 Done::Event(event) => {
                     if matches!(event, SnapshotEvent::Taken(_) | SnapshotEvent::NotTaken { .. }) {
                         self.taking.remove(&group);
@@ -346,6 +383,10 @@ impl fmt::Debug for Snapshots {
             .field("waiting", &self.waiting.len())
             .field("taking", &self.taking.len())
             .field("restoring", &self.restoring.len())
+            .field("leaving", &self.leaving.len())
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

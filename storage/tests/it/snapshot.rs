@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use iroh_raft_core::{GroupId, Index, Offset, ShardId, Term};
+use iroh_raft_core::{ConfState, GroupAppend, GroupId, Index, LogChange, Offset, ShardId, Term};
 use iroh_raft_storage::fault::{FaultDisk, Files};
 use iroh_raft_storage::snapshot::SNAPSHOT_CHUNK_BYTES;
 use iroh_raft_storage::{
@@ -242,6 +242,45 @@ fn damage_is_named() {
     // A new one mends it.
     write(&shard.snapshots, GROUP, 7, &whole);
     assert_eq!(shard.snapshots.latest(GROUP).unwrap().unwrap().head.index, Index(7));
+}
+
+/// The process ended after a replica had left, and before its snapshots were gone.
+#[test]
+fn a_start_drops_what_is_left_of_a_replica_that_left() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let other = GroupId(8);
+    let (folder, mut shard) = open(&path).unwrap();
+    let here = |group: u64| GroupAppend {
+        conf_state: Some(conf_state(&[1, 2, 3])),
+        hard_state: Some(hard_state(2, 0)),
+        ..entries_only(group, vec![])
+    };
+    shard.writer.run_once(&[append(1, vec![here(GROUP.0), here(other.0)])]).unwrap();
+    for group in [GROUP, other] {
+        write(&shard.snapshots, group, 5, &body(1, 2 * SNAPSHOT_CHUNK_BYTES));
+        shard.snapshots.begin(group, head(6)).unwrap();
+    }
+    let left = GroupAppend {
+        change: Some(LogChange::Remove),
+        conf_state: Some(ConfState::default()),
+        hard_state: Some(hard_state(3, 0)),
+        ..entries_only(GROUP.0, vec![])
+    };
+    shard.writer.run_once(&[append(2, vec![left])]).unwrap();
+    drop((folder, shard));
+    let (folder, shard) = open(&path).unwrap();
+    let found: Vec<(GroupId, bool, bool)> =
+        shard.groups.iter().map(|state| (state.group, state.has_left(), state.snapshot.is_some())).collect();
+    assert_eq!(found, [(GROUP, true, false), (other, false, true)]);
+    assert_eq!(shard.snapshots.latest(GROUP).unwrap(), None);
+    assert_eq!(shard.snapshots.staged(GROUP).unwrap(), None);
+    assert!(
+        shard.snapshots.latest(other).unwrap().is_some() && shard.snapshots.staged(other).unwrap().is_some()
+    );
+    while shard.snapshots.collect(u64::MAX).unwrap().is_more {}
+    drop((folder, shard));
+    assert_eq!(stored_rows(&path), 2, "the chunks of the other one");
 }
 
 /// Killed at every write and every sync while one snapshot takes another's place.

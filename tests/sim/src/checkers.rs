@@ -224,8 +224,11 @@ impl Checks {
         self.recoveries.restarted(node, state.group, state.hard_state.term);
         self.logs.restart(node, state.group, state.hard_state.term, &entries);
         self.commits.restart(node, state.group);
-        let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index);
-        self.snapshots.booted(node, state.group, published);
+        if !self.plan.liars.contains(&node) {
+            let checked = self.snapshots.found(node, state);
+            self.note(checked);
+        }
+        self.snapshots.booted(node, state, &mut self.marks);
         let is_damaged = state.damage.is_some();
         self.marks.add("group damaged at start", u64::from(is_damaged));
         let open = state.conf_changes.iter().filter(|index| **index > state.hard_state.commit).count();

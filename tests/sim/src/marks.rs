@@ -89,6 +89,7 @@ pub(crate) const DECLARED: &[&str] = &[
     "replica left",
     "replica of a history that was given up",
     "replica repaired",
+    "replica restarted in the place of one with a snapshot",
     "replica under repair",
     "replica under repair restarted",
     "ring full towards a shard",

@@ -144,6 +144,12 @@ async fn add_back(sim: &Shared, group: &GroupPlan, lost: &[NodeId], count: usize
         let role = if members.is_member(node) { MemberRole::Voter } else { MemberRole::Learner };
         let body = ClientBody::ChangeMembers { changes: vec![MemberChange { node, role }] };
         // Refused or unknown: tried again.
-        let _ = clients::call(sim, random, leader, group.id, body).await;
+        let answer = clients::call(sim, random, leader, group.id, body).await;
+        if matches!(answer, Ok(ReplyBody::MembersChanged { .. })) && random.random_bool(0.5) {
+            // Soon: it has none of its own snapshots yet, and must not find those of before.
+            sleep(sim.plan.election().mul_f64(random.random_range(0.0..2.0))).await;
+            node::kill(sim, node);
+            node::boot(sim, node);
+        }
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Members {
     /// When each node was last heard of.
     heard: Vec<(NodeId, Timestamp)>,
     has_changed: bool,
+    /// Whether one of them is none any more.
+    has_removed: bool,
 }
 
 impl Members {
@@ -39,13 +41,20 @@ impl Members {
     pub(super) fn new(first: &ConfState, start: Index) -> Members {
         let now = Arc::new(first.clone());
         let history = [(start, now.clone())].into();
-        Members { now, since: start, history, request: None, heard: Vec::new(), has_changed: false }
+        let (request, heard) = (None, Vec::new());
+        Members { now, since: start, history, request, heard, has_changed: false, has_removed: false }
+    }
+
+    fn replace(&mut self, members: ConfState, since: Index) {
+        let before = std::mem::replace(&mut self.now, Arc::new(members));
+        self.since = since;
+        self.has_changed = true;
+        let mut nodes = before.voters.iter().chain(&before.learners).chain(&before.voters_outgoing);
+        self.has_removed |= nodes.any(|node| !self.now.is_member(*node));
     }
 
     pub(super) fn put_in_force(&mut self, since: Index, members: ConfState) {
-        self.has_changed = true;
-        self.now = Arc::new(members);
-        self.since = since;
+        self.replace(members, since);
         // One entry may change them more than once, in a build with a bug.
         self.history.pop_back_if(|(of, _)| *of == since);
         self.history.push_back((since, self.now.clone()));
@@ -66,9 +75,7 @@ impl Members {
 
     /// A snapshot took the place of the log.
     pub(super) fn restart(&mut self, members: &ConfState, since: Index) {
-        self.now = Arc::new(members.clone());
-        self.since = since;
-        self.has_changed = true;
+        self.replace(members.clone(), since);
         self.history = [(since, self.now.clone())].into();
     }
 
@@ -112,6 +119,10 @@ impl Members {
 
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.has_changed)
+    }
+
+    pub(super) fn take_removed(&mut self) -> bool {
+        std::mem::take(&mut self.has_removed)
     }
 
     /// The request is over, or nobody waits for it any more.

@@ -15,9 +15,14 @@
 //! Why nobody sleeps for ever. A quiet replica that leads nothing trusts one that has led its term. If
 //! that one leads still, it is awake, and its heartbeats wake whom they reach; or it is quiet, and then
 //! there is nothing to do. If it does not lead, it has either learned of a higher term, or was restarted, or taken
-//! out: the last two change its node's incarnation. In the first case it follows: awake, with an election
-//! timeout of its own; or quiet, trusting the leader of a higher term. So trust leads to ever higher terms and ends
-//! at a replica that is awake, that leads, or whose node is silent.
+//! out, or a change of members took its vote: restarted and taken out, its node's incarnation changes. In the first case it
+//! follows: awake, with an election timeout of its own; or quiet, trusting the leader of a higher term. So trust leads to
+//! ever higher terms and ends at a replica that is awake, that leads, or whose node is silent. In the last case those that made
+//! up its majority are awake since they took the entry, and ask all that are members for votes.
+//!
+//! Only one that is no member any more, and has missed it, is asked by nobody and gets no heartbeat. Whoever it trusts has led, with
+//! it as a member, and learns sooner or later that it is none: then that shard takes back its word, once for each change in
+//! which somebody leaves. Members that come or change their role miss nothing: they get the log, awake or quiet.
 //!
 //! "A node" above is, to a group, the one shard that has it there. Which one that is, a node says as it connects; it
 //! changes with a restart only. So the shard that is taken for it is the right one, or the node has not said yet, or it

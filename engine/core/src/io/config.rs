@@ -106,7 +106,9 @@ pub struct ShardConfig {
     pub shard: ShardId,
     /// Which shards the node has, and which of them has which group. Default: one shard.
     pub placement: Placement,
-    /// Seed of every random choice of the shard.
+    /// Seed of every random choice of the shard. Must be another one at every start: the contexts of reads are made of
+    /// it, and the incarnation in beats. With one that comes again, a late answer to a read of the process before
+    /// confirms one of this, and a restart goes unnoticed by those that rest on it.
     pub seed: u64,
     /// Length of a tick. Default 50 ms. Shorter: faster elections, more wake-ups.
     pub tick: Duration,
@@ -125,8 +127,8 @@ pub struct ShardConfig {
     pub entry_bytes_max: usize,
     /// Records packed into one entry at most. Default 16,384.
     pub entry_records_max: usize,
-    /// Bytes of uncommitted and waiting proposals of a group; more is refused as busy. Default
-    /// 16 MiB.
+    /// Bytes of uncommitted and waiting proposals of a group; more is refused as busy. A retry in a session that
+    /// waits for the answer of its first attempt counts for some 100 bytes. Default 16 MiB.
     pub pending_bytes_max: usize,
     /// Bytes of entries in one append message, which a frame to a peer has to take. Default 1 MiB.
     pub message_bytes_max: usize,

@@ -226,6 +226,22 @@ impl GroupState {
         self.term_runs.last().map_or(self.start.term, |run| run.term)
     }
 
+    /// Whether this is what stays of a replica that left its group: term, vote, and where it was. Nothing else of it counts
+    /// any more, its snapshots included: another replica may begin in its place.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.is_durable
+            && self.damage.is_none()
+            && self.conf_state == ConfState::default()
+            && self.last == self.start.index
+    }
+
+    /// Term of an entry of the log, or of the one before it.
+    pub(crate) fn term_at(&self, index: Index) -> Term {
+        let after = self.term_runs.partition_point(|run| run.first <= index);
+        after.checked_sub(1).map_or(self.start.term, |at| self.term_runs[at].term)
+    }
+
     /// A replica that has stored nothing yet.
     #[must_use]
     pub fn fresh(group: GroupId, conf_state: ConfState, has_state_machine: bool) -> GroupState {

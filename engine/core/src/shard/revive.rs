@@ -11,8 +11,7 @@ use crate::error::{BusyReason, RequestError};
 use crate::group::{Again, Replica};
 use crate::ids::{FlushSeq, GroupId, Timestamp};
 use crate::io::{
-    Event, FetchError, GroupState, GroupStatus, LogDamage, Outputs, Reopen, Reply, Retention, Role,
-    ShardConfig, Token,
+    Event, FetchError, GroupState, GroupStatus, LogDamage, Outputs, Reopen, Reply, Retention, Role, Token,
 };
 use crate::log_window::Inconsistent;
 use crate::recovery::Recovered;
@@ -83,6 +82,12 @@ impl Quarantined {
             self.revival = Revival::Asked;
             out.reopens.push(Reopen { group, damage: self.damage });
         }
+    }
+
+    /// The shard is fenced: it will not be back.
+    pub(super) fn handle_fence(&mut self, out: &mut Outputs) {
+        let (group, error) = (self.status.group, not_back(self.recovered.is_some(), RequestError::Fenced));
+        out.replies.extend(self.waiting.take().map(|token| Reply::Failed { token, group, error }));
     }
 }
 
@@ -178,7 +183,11 @@ impl Shard {
         }
         let member = std::mem::replace(&mut self.members[at], member);
         if let Member::Live(mut replica) = member {
-            replica.fail_all(&RequestError::Quarantined, &mut out.replies);
+            // What it says until it panics again stands, and nothing can be learned of the rest.
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                replica.fail_all(&RequestError::Quarantined, &mut out.replies);
+                drop(replica);
+            }));
         }
         self.list(at);
     }
@@ -240,14 +249,11 @@ impl Shard {
         let (waiting, recovered) = (quarantined.waiting.take(), quarantined.recovered.take());
         if let Ok(state) = result {
             let Kept { has_state_machine, retention } = quarantined.kept;
-            // Its reads must not be taken for those of before.
-            let seed = self.config.seed ^ self.last_seq.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let config = ShardConfig { seed, ..self.config.clone() };
             let mut state = GroupState { has_state_machine, retention, ..*state };
             if quarantined.has_lost_snapshot {
                 state.snapshot = None;
             }
-            self.members[at] = start(&config, state, now);
+            self.members[at] = start(&self.next_life(), state, now);
             if let Member::Live(replica) = &mut self.members[at] {
                 replica.share_members(&mut self.common_members);
                 self.window_bytes += replica.window_bytes();
@@ -258,7 +264,10 @@ impl Shard {
         }
         let is_back = !matches!(self.members[at], Member::Out(_));
         out.replies.extend(waiting.map(|token| match recovered {
-            _ if !is_back => Reply::Failed { token, group, error: RequestError::Quarantined },
+            recovered if !is_back => {
+                let error = not_back(recovered.is_some(), RequestError::Quarantined);
+                Reply::Failed { token, group, error }
+            }
             Some(recovered) => Reply::Recovered { token, group, recovered },
             None => Reply::Opened { token, group },
         }));
@@ -270,6 +279,12 @@ impl Replica {
         let (has_state_machine, retention) = self.settings();
         Kept { has_state_machine, retention }
     }
+}
+
+/// What is said to whoever waits for a group that does not come back. A recovery was handed over, and is in force once
+/// it is durable, whatever comes after that.
+fn not_back(is_recovery: bool, error: RequestError) -> RequestError {
+    if is_recovery { RequestError::OutcomeUnknown { leader: None } } else { error }
 }
 
 fn union(one: Option<LogDamage>, other: Option<LogDamage>) -> Option<LogDamage> {

@@ -3,10 +3,11 @@ use std::time::Duration;
 use super::check::LIMIT_BYTES_MAX;
 use super::*;
 use crate::batch::RecordBlock;
+use crate::group_command::GroupCommand;
 use crate::ids::{Index, Offset, Term};
 use crate::io::{
-    AnswerOn, ConfState, Consistency, FetchFrom, HardState, LeaseReads, LogDamage, Propose, SnapshotConfig,
-    SpreadConfig, TermRun,
+    AnswerOn, ConfState, Consistency, FetchFrom, HardState, LeaseReads, LogDamage, Propose, Snapshot,
+    SnapshotBody, SnapshotConfig, SnapshotHead, SnapshotStep, SnapshotTask, SpreadConfig, TermRun,
 };
 
 fn lone(group: u64) -> GroupState {
@@ -448,4 +449,164 @@ fn replicas_of_a_large_shard_wake_one_after_the_other_or_when_spoken_to() {
     (0..40).for_each(|_| fixture.turn());
     assert!(fixture.shard.dormant.is_empty());
     assert!(fixture.shard.statuses().all(|status| status.role == Role::Leader));
+}
+
+/// A replica of group 1 that follows node 2 in term 5.
+fn following() -> GroupState {
+    let members = ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() };
+    let hard_state = HardState { term: Term(5), vote: NodeId(2), commit: Index(0) };
+    GroupState { hard_state, is_durable: true, ..GroupState::fresh(GroupId(1), members, false) }
+}
+
+/// What a read is asked of the leader under.
+fn context_of_a_read(fixture: &mut Fixture) -> bytes::Bytes {
+    let heartbeat = PeerMessage::bare(MessageKind::Heartbeat, GroupId(1), (NodeId(2), NodeId(1)), Term(5));
+    fixture.step(Input::Message(heartbeat));
+    fixture.requests += 1;
+    let token = Token { origin: 3, request: fixture.requests };
+    let (deadline, consistency) = (fixture.now.after(Duration::from_secs(1)), Consistency::Linearizable);
+    fixture.step(Input::Read { token, group: GroupId(1), consistency, may_forward: true, deadline });
+    fixture.step(Input::EndTurn);
+    let mut asked = fixture.out.sends.drain(..).filter(|send| send.message.kind == MessageKind::ReadIndex);
+    asked.next().expect("the leader is asked").message.entries[0].data.clone()
+}
+
+/// Takes group 1 out, and back in from this state, without a flush in between.
+fn revive(fixture: &mut Fixture, state: GroupState) {
+    fixture.replica(1).plant_commit_beyond_last();
+    let deadline = fixture.now.after(Duration::from_secs(1));
+    let token = Token { origin: 3, request: 0 };
+    fixture.step(Input::Find { token, group: GroupId(1), at: WallTime(1), deadline });
+    // Taken out in the one turn, told in the next.
+    (0..2).for_each(|_| fixture.step(Input::EndTurn));
+    assert_eq!(fixture.quarantined().len(), 1);
+    fixture.step(Input::Revive { token, group: GroupId(1) });
+    fixture.step(Input::EndTurn);
+    assert_eq!(fixture.out.reopens.drain(..).count(), 1);
+    fixture.step(Input::Reopened { group: GroupId(1), result: Ok(Box::new(state)) });
+}
+
+#[test]
+fn a_replica_that_begins_again_asks_under_other_names() {
+    let mut fixture = Fixture::new(vec![following()]);
+    let first = context_of_a_read(&mut fixture);
+    let mut contexts = BTreeSet::from([first.clone()]);
+    for _ in 0..2 {
+        revive(&mut fixture, following());
+        assert!(contexts.insert(context_of_a_read(&mut fixture)), "the same as before: {contexts:?}");
+    }
+    // In the place of one that left, with the seed of the first one.
+    let left = GroupState { conf_state: ConfState::default(), ..following() };
+    let mut fixture = Fixture::new(vec![left]);
+    let (token, group, members) = (Token { origin: 3, request: 99 }, GroupId(1), following().conf_state);
+    let (since, has_state_machine, retention) = (Index(7), false, Default::default());
+    fixture.step(Input::Open(Open { token, group, members, since, has_state_machine, retention }));
+    assert_ne!(context_of_a_read(&mut fixture), first);
+}
+
+#[test]
+fn who_waits_for_a_group_that_is_out_is_answered_when_the_shard_fences() {
+    let mut fixture = Fixture::led(vec![lone(1), lone(2)]);
+    fixture.replica(1).plant_commit_beyond_last();
+    fixture.propose(1, 10);
+    fixture.turn();
+    fixture.out.replies.clear();
+    let revived = Token { origin: 3, request: 1 };
+    fixture.step(Input::Revive { token: revived, group: GroupId(1) });
+    fixture.step(Input::PersistFailed);
+    assert_eq!(fixture.error(revived), RequestError::Fenced);
+    assert!(fixture.out.replies.is_empty());
+}
+
+/// A group that lost its quorum is recovered; its replica is out until it has been read again.
+fn recovering() -> (Fixture, Token) {
+    let members = ConfState { voters: [1, 2, 3].map(NodeId).to_vec(), ..ConfState::default() };
+    let mut fixture = Fixture::new(vec![GroupState::fresh(GroupId(1), members, false)]);
+    (0..60).for_each(|_| fixture.turn());
+    fixture.out.replies.clear();
+    let (token, group) = (Token { origin: 3, request: 1 }, GroupId(1));
+    let GroupStatus { last, last_term, .. } = fixture.shard.status(group).unwrap();
+    let deadline = fixture.now.after(Duration::from_secs(9));
+    let lost = [2, 3].map(NodeId).to_vec();
+    fixture.step(Input::Recover(Recover { token, group, lost, last, last_term, deadline }));
+    fixture.step(Input::EndTurn);
+    assert_eq!(fixture.answer(token), None);
+    assert!(fixture.shard.status(group).unwrap().is_quarantined, "it begins again");
+    (fixture, token)
+}
+
+#[test]
+fn a_recovery_that_was_handed_over_may_be_done() {
+    let unknown = RequestError::OutcomeUnknown { leader: None };
+    let (mut fixture, token) = recovering();
+    fixture.step(Input::PersistFailed);
+    assert_eq!(fixture.error(token), unknown);
+
+    let (mut fixture, token) = recovering();
+    let append = fixture.out.append.take().expect("what is left of the group is written");
+    fixture.step(Input::Persisted { seq: append.seq });
+    fixture.step(Input::EndTurn);
+    assert_eq!(fixture.out.reopens.len(), 1);
+    fixture.step(Input::Reopened { group: GroupId(1), result: Err(FetchError::Io) });
+    assert_eq!(fixture.error(token), unknown, "it is durable, whoever reads it");
+    assert_eq!(fixture.answer(token), None);
+}
+
+#[test]
+fn a_replica_in_disorder_answers_all_that_waits_and_takes_back_what_it_said() {
+    let mut fixture = Fixture::led(vec![lone(1), lone(2)]);
+    let (token, group) = (Token { origin: 9, request: 0 }, GroupId(2));
+    let deadline = fixture.now.after(Duration::from_secs(1));
+    fixture.step(Input::Command { token, group, command: GroupCommand::Compare, deadline });
+    let (consistency, read) = (Consistency::Linearizable, Token { origin: 9, request: 1 });
+    fixture.step(Input::EndTurn);
+    let append = fixture.out.append.take().expect("the command is written");
+    fixture.step(Input::Persisted { seq: append.seq });
+    fixture.step(Input::Read { token: read, group, consistency, may_forward: true, deadline });
+    fixture.replica(2).plant_miscounted_reads();
+    fixture.replica(2).plant_panic_after_turn();
+    fixture.step(Input::EndTurn);
+    assert_eq!(fixture.error(read), RequestError::Quarantined);
+    assert!(fixture.out.compares.is_empty(), "{:?}", fixture.out.compares);
+    fixture.step(Input::EndTurn);
+    assert_eq!(fixture.quarantined().len(), 1);
+}
+
+/// Whether a replica of the ten entries asks for its state from a snapshot of this entry, and its commit index then.
+fn restored(index: u64, term: u64, terms: &[(u64, u64)]) -> (bool, Index) {
+    let (mut state, entries) = with_short_tail();
+    state.tail = entries;
+    let run = |(first, term): &(u64, u64)| TermRun { first: Index(*first), term: Term(*term) };
+    state.term_runs = terms.iter().map(run).collect();
+    for entry in &mut state.tail {
+        let after = state.term_runs.partition_point(|run| run.first <= entry.index);
+        entry.term = state.term_runs[after - 1].term;
+    }
+    state.hard_state = HardState { term: Term(9), vote: NodeId(1), commit: Index(6) };
+    let (offset, conf_state) = (Offset(index), state.conf_state.clone());
+    let (index, term, table) = (Index(index), Term(term), bytes::Bytes::new());
+    let head = SnapshotHead { index, term, offset, conf_state, table };
+    let body = SnapshotBody { bytes: 1, checksum: 1 };
+    (state.snapshot, state.has_state_machine) = (Some(Snapshot { head, body }), true);
+    let mut fixture = Fixture::new(vec![state]);
+    fixture.step(Input::EndTurn);
+    assert!(fixture.quarantined().is_empty());
+    let is_restore = |task: &SnapshotTask| matches!(task.step, SnapshotStep::Restore(_));
+    let is_restored = fixture.out.snapshots.iter().any(is_restore);
+    (is_restored, fixture.shard.status(GroupId(1)).unwrap().commit)
+}
+
+/// Terms never fall within a log: what contradicts those of its committed entries is of another one.
+#[test]
+fn a_snapshot_of_another_history_is_not_taken_for_that_of_the_log() {
+    let terms = [(1, 1), (4, 3)];
+    assert_eq!(restored(3, 1, &terms), (true, Index(6)));
+    assert_eq!(restored(6, 3, &terms), (true, Index(6)));
+    for other in [(3, 3), (4, 1), (6, 2)] {
+        assert_eq!(restored(other.0, other.1, &terms), (false, Index(6)), "{other:?}");
+    }
+    // Ahead of what is known to be committed.
+    assert_eq!(restored(8, 3, &terms), (true, Index(8)));
+    assert_eq!(restored(20, 5, &terms), (true, Index(20)));
+    assert_eq!(restored(20, 2, &terms), (false, Index(6)));
 }

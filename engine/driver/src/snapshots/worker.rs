@@ -99,6 +99,17 @@ impl SnapshotWorker {
                 }
                 return;
             }
+            Work::Remove => {
+                self.taking.remove(&group);
+                self.receiving.remove(&group);
+                self.is_garbage_left = true;
+                match self.store.remove(group, true) {
+                    Ok(()) => tell(Done::Removed),
+                    // Nobody begins in its place, then: the shard is fenced.
+                    Err(error) => drop(self.note(group, error)),
+                }
+                return;
+            }
             Work::Drop { index } => {
                 self.is_garbage_left = true;
                 if let Err(error) = self.drop_damaged(group, index) {

@@ -1,10 +1,12 @@
 //! A snapshot is of a committed and applied entry, with its term, offset and members; what it covers goes only once it
-//! is published (Raft thesis 5.1 to 5.3); what is on its way of one is bounded (this project's promise).
+//! is published (Raft thesis 5.1 to 5.3); what is on its way of one is bounded, and nothing of it outlives its replica (this
+//! project's promises).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iroh_raft_core::{
-    GroupId, Index, LogChange, LogStart, NodeId, Offset, Outputs, SnapshotEvent, SnapshotHead, SnapshotStep,
+    GroupAppend, GroupId, GroupState, Index, LogChange, LogStart, NodeId, Offset, Outputs, Snapshot,
+    SnapshotEvent, SnapshotHead, SnapshotStep, Term,
 };
 
 use super::commits::Commits;
@@ -19,6 +21,10 @@ const CHUNKS_MAX: u32 = 8;
 struct Replica {
     /// Last index of the published snapshot.
     published: Index,
+    /// What the replica, as long as it has been there, has begun to take or to receive.
+    begun: BTreeSet<(Index, Term)>,
+    /// Whether one was there before that had a snapshot.
+    is_successor: bool,
     /// Chunks to be written, of them those that are confirmed; and to be read, by whom they are for.
     written: u32,
     staged: u32,
@@ -29,10 +35,27 @@ struct Replica {
 pub(super) struct Snapshots(BTreeMap<(NodeId, GroupId), Replica>);
 
 impl Snapshots {
-    /// A node starts with this snapshot of a group.
-    pub(super) fn booted(&mut self, node: NodeId, group: GroupId, published: Option<Index>) {
-        let published = published.unwrap_or_default();
-        self.0.insert((node, group), Replica { published, ..Replica::default() });
+    /// A replica starts with what its disk has, which does not lie.
+    pub(super) fn found(&self, node: NodeId, state: &GroupState) -> Checked {
+        let Some(SnapshotHead { index, term, .. }) = state.snapshot.as_ref().map(|snapshot| &snapshot.head)
+        else {
+            return Ok(());
+        };
+        let begun = self.0.get(&(node, state.group)).map(|replica| &replica.begun);
+        let is_own = !state.has_left() && begun.is_some_and(|begun| begun.contains(&(*index, *term)));
+        ensure(is_own, "no snapshot outlives its replica", || {
+            format!("node {node} group {}: of {index} in term {term}, begun were {begun:?}", state.group)
+        })
+    }
+
+    /// A node starts with a replica.
+    pub(super) fn booted(&mut self, node: NodeId, state: &GroupState, marks: &mut Marks) {
+        let published = state.snapshot.as_ref().map(|snapshot| snapshot.head.index).unwrap_or_default();
+        let replica = self.0.entry((node, state.group)).or_default();
+        let (begun, is_successor) = (std::mem::take(&mut replica.begun), replica.is_successor);
+        let is_reached = is_successor && !state.has_left();
+        marks.add("replica restarted in the place of one with a snapshot", u64::from(is_reached));
+        *replica = Replica { published, begun, is_successor, ..Replica::default() };
     }
 
     /// The driver tells a core what became of something.
@@ -84,6 +107,22 @@ impl Snapshots {
         commits: &Commits,
         is_void: impl Fn(GroupId) -> bool,
     ) -> Checked {
+        let parts = outputs.append.iter().flat_map(|append| &append.groups);
+        // Not one that begins anew because its snapshot is damaged.
+        let begins = |part: &&GroupAppend| {
+            part.change == Some(LogChange::Remove) && !has_left(part) && part.under_repair != Some(true)
+        };
+        for part in parts.filter(begins) {
+            let before = self.0.remove(&(node, part.group)).unwrap_or_default();
+            let is_successor = before.is_successor || before.published > Index(0);
+            self.0.insert((node, part.group), Replica { is_successor, ..Replica::default() });
+        }
+        for task in &outputs.snapshots {
+            if let SnapshotStep::Take(head) | SnapshotStep::Receive(Snapshot { head, .. }) = &task.step {
+                let replica = self.0.entry((node, task.group)).or_default();
+                replica.begun.insert((head.index, head.term));
+            }
+        }
         for task in outputs.snapshots.iter().filter(|task| !is_void(task.group)) {
             let replica = self.0.entry((node, task.group)).or_default();
             let bounded = match &task.step {
