@@ -320,7 +320,14 @@ impl<S> RaftClusterBuilder<S> {
         // One flush: a lone voter needs only its own vote. A group that cannot lead, for it is
         // quarantined or was stored with other members, does not hold up the rest.
         let until = Instant::now() + LONE_LEADER_DEADLINE;
-        while is_alone && engine.statuses().await.iter().any(is_leaderless) && Instant::now() < until {}
+        while is_alone && Instant::now() < until {
+            match engine.statuses().await {
+                Ok(statuses) if !statuses.iter().any(is_leaderless) => break,
+                // Something broke it: the handle says what.
+                Err(RequestError::ShuttingDown) => break,
+                _ => {}
+            }
+        }
         Ok(RaftCluster { engine, machine: PhantomData })
     }
 }

@@ -126,6 +126,12 @@ pub struct EngineConfig {
     pub storage: ShardOptions,
     /// Timing and memory of the Raft core; its node and seed are set by the engine.
     pub core: ShardConfig,
+    /// Whether the node has the allocator give memory back to the system that a storm needed, when all its shards have come to
+    /// rest, and keep large buffers apart at a start and while snapshots are on their way: `malloc_trim(3)` and
+    /// `mallopt(3)` of glibc. Default true. Hazard: both act on the whole process: other threads that allocate wait for
+    /// a trim, and thresholds that the process has set itself are replaced. False: a node may keep some hundred
+    /// MiB more than it needs.
+    pub tunes_allocator: bool,
     /// Bounds of the bridge.
     pub limits: BridgeLimits,
     /// Records all that each shard takes from its start on, to have the run again elsewhere. Default:
@@ -189,6 +195,7 @@ impl EngineConfig {
             scrub_period: Duration::from_secs(7 * 24 * 3600),
             storage,
             core,
+            tunes_allocator: true,
             limits: BridgeLimits::default(),
             recording: None,
         }

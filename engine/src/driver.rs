@@ -14,13 +14,18 @@ use iroh_raft_driver::{Driver, Next};
 use iroh_raft_netbridge::ring::Doorbell;
 
 use crate::awake;
-use crate::spare_memory::SpareMemory;
+use crate::spare_memory::{NodeRest, SpareMemory};
 
 /// Runs a shard until it is told to stop.
-pub(crate) async fn run(mut driver: Driver, doorbell: Arc<Doorbell>, is_resting: Rc<Cell<bool>>) {
+pub(crate) async fn run(
+    mut driver: Driver,
+    doorbell: Arc<Doorbell>,
+    is_resting: Rc<Cell<bool>>,
+    rest: Option<Arc<NodeRest>>,
+) {
     let origin = Instant::now();
     let now = || Timestamp(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
-    let mut spare_memory = SpareMemory::new();
+    let mut spare_memory = SpareMemory::new(rest);
     loop {
         match driver.turn(now, wall_clock()) {
             Next::Over => return,
@@ -30,6 +35,7 @@ pub(crate) async fn run(mut driver: Driver, doorbell: Arc<Doorbell>, is_resting:
                 is_resting.set(until.is_none_or(|at| awake::is_rest(at.since(now))));
                 spare_memory.handle_sleep(is_resting.get());
                 sleep(&driver, &doorbell, until, now).await;
+                spare_memory.handle_wake();
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
+use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_channel::oneshot;
+use futures_util::future::Either;
 use glommio::ExecutorJoinHandle;
 use iroh_raft_core::batch::{BatchHeader, Record, RecordBlock, records_of};
 use iroh_raft_core::{
@@ -15,7 +16,7 @@ use iroh_raft_core::{
     MemberChange, NodeId, Offset, Placement, Recovered, RequestError, Term, WallTime,
 };
 use iroh_raft_netbridge::allow::PeerAddress;
-use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
+use iroh_raft_netbridge::bridge::{Bridge, BridgeStats, PeerList};
 use iroh_raft_netbridge::identity::EndpointId;
 use iroh_raft_netbridge::ring::{Doorbell, Producer};
 use iroh_raft_netbridge::wire::{Answer, ClientBody, ReplyBody};
@@ -118,7 +119,9 @@ pub(crate) struct Inner {
     pub(crate) has_peers: bool,
     pub(crate) shards: Vec<ShardHandle>,
     pub(crate) bridge: Mutex<Option<Bridge>>,
-    /// Locked before `bridge`.
+    /// Held until all threads are gone: it holds the data folder's lock. Locked for as long as a write to the disk takes;
+    /// neither `bridge` nor `threads` is meanwhile.
+    pub(crate) nodes: Mutex<Option<KnownNodes>>,
     pub(crate) threads: Mutex<Option<Threads>>,
     pub(crate) failure: Arc<Failure>,
 }
@@ -144,9 +147,8 @@ pub(crate) struct Threads {
     pub(crate) helpers: Vec<(String, JoinHandle<()>)>,
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) doorbells: Vec<Arc<Doorbell>>,
-    /// Held until all threads are gone, as is `nodes`: they hold the data folder's lock.
+    /// Held until all threads are gone: it holds the data folder's lock.
     pub(crate) folder: DataFolder,
-    pub(crate) nodes: KnownNodes,
 }
 
 /// The first thing that broke, and who waits for it.
@@ -449,14 +451,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`NodeError::Refused`] when its number or key is another's or was removed; [`NodeError::Storage`], after
-    /// which nothing has changed; [`NodeError::Stopped`].
+    /// which nothing has changed in this process, but a start may find the change made: repeat the call, or any other of
+    /// these two, which first puts on the disk what this process knows; [`NodeError::Stopped`].
     pub fn add_node(&self, peer: PeerAddress) -> Result<(), NodeError> {
-        let mut threads = lock(&self.inner.threads);
-        let nodes = &mut threads.as_mut().ok_or(NodeError::Stopped)?.nodes;
-        let bridge = lock(&self.inner.bridge);
-        let bridge = bridge.as_ref().ok_or(NodeError::Stopped)?;
         let known = KnownNode { key: *peer.endpoint.as_bytes(), addr: peer.addr, is_removed: false };
-        bridge.add_peer(peer, || Ok(nodes.set(peer.node, known)?))
+        self.change_nodes(|nodes, peers| peers.add(peer, || Ok(nodes.set(peer.node, known)?)))
     }
 
     /// Keeps another node out for good, as far as this one is concerned: its connection ends, and neither its number
@@ -466,29 +465,45 @@ impl Engine {
     /// # Errors
     /// As [`add_node`](Engine::add_node).
     pub fn remove_node(&self, node: NodeId) -> Result<bool, NodeError> {
-        let mut threads = lock(&self.inner.threads);
-        let nodes = &mut threads.as_mut().ok_or(NodeError::Stopped)?.nodes;
-        let bridge = lock(&self.inner.bridge);
-        let bridge = bridge.as_ref().ok_or(NodeError::Stopped)?;
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        bridge.remove_peer(node, |key| {
-            Ok(nodes.set(node, KnownNode { key: *key.as_bytes(), addr: nowhere, is_removed: true })?)
+        self.change_nodes(|nodes, peers| {
+            peers.remove(node, |key| {
+                Ok(nodes.set(node, KnownNode { key: *key.as_bytes(), addr: nowhere, is_removed: true })?)
+            })
         })
     }
 
-    /// How the groups of this node stand, in order of group.
-    pub async fn statuses(&self) -> Vec<GroupStatus> {
-        let mut statuses = Vec::new();
+    /// Changes what this node knows of others, after what an earlier change left on the disk is settled.
+    fn change_nodes<T>(
+        &self,
+        change: impl FnOnce(&mut KnownNodes, &PeerList) -> Result<T, NodeError>,
+    ) -> Result<T, NodeError> {
+        let peers = lock(&self.inner.bridge).as_ref().ok_or(NodeError::Stopped)?.peers();
+        let mut nodes = lock(&self.inner.nodes);
+        let nodes = nodes.as_mut().ok_or(NodeError::Stopped)?;
+        nodes.settle()?;
+        change(nodes, &peers)
+    }
+
+    /// How the groups of this node stand, in order of group: all of them, or none.
+    ///
+    /// # Errors
+    /// [`BusyReason::Ring`] as [`RequestError::Busy`] when a shard takes no command now; [`RequestError::ShuttingDown`] when
+    /// one has ended; [`RequestError::Timeout`] when one has not answered within
+    /// [`request_deadline`](crate::EngineConfig::request_deadline). Asking again is always safe.
+    pub async fn statuses(&self) -> Result<Vec<GroupStatus>, RequestError> {
+        let mut answers = Vec::new();
         for shard in &self.inner.shards {
             let (reply, answer) = oneshot::channel();
-            if shard.commands.push(Command::Statuses(reply)).is_ok()
-                && !shard.is_closed.load(Ordering::SeqCst)
-            {
-                statuses.extend(answer.await.unwrap_or_default());
-            }
+            shard.push(Command::Statuses(reply))?;
+            answers.push(shard.answer(answer));
         }
+        let answers = futures_util::future::join_all(answers);
+        let answers = within(self.inner.request_deadline, answers).await.ok_or(RequestError::Timeout)?;
+        let statuses = answers.into_iter().collect::<Option<Vec<_>>>().ok_or(RequestError::ShuttingDown)?;
+        let mut statuses = statuses.concat();
         statuses.sort_unstable_by_key(|status| status.group);
-        statuses
+        Ok(statuses)
     }
 
     /// Counters since start.
@@ -549,7 +564,6 @@ impl Engine {
 
     /// Asks every shard to give its leaderships away and waits for it, within the deadline.
     async fn hand_over(&self, deadline: Duration) {
-        let (timeout, timed_out) = oneshot::channel();
         let alone: Vec<_> = self
             .inner
             .shards
@@ -559,15 +573,8 @@ impl Engine {
                 shard.commands.push(Command::HandOver(reply)).is_ok().then_some(answer)
             })
             .collect();
-        // No runtime to lean on: a thread keeps the time.
-        let timer = std::thread::Builder::new().name("hand-over-timer".into()).spawn(move || {
-            std::thread::park_timeout(deadline);
-            let _ = timeout.send(());
-        });
-        if let Ok(timer) = timer {
-            futures_util::future::select(futures_util::future::join_all(alone), timed_out).await;
-            timer.thread().unpark();
-        }
+        // What does not answer in time is stopped as it is.
+        let _ = within(deadline, futures_util::future::join_all(alone)).await;
     }
 
     pub(crate) async fn request(&self, group: GroupId, body: ClientBody) -> Result<ReplyBody, RequestError> {
@@ -592,16 +599,29 @@ impl Engine {
         group: GroupId,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, RequestError> {
-        let (reply, mut answer) = oneshot::channel();
+        let (reply, answer) = oneshot::channel();
         let shard = self.push(group, command(reply))?;
+        shard.answer(answer).await.ok_or(RequestError::OutcomeUnknown { leader: None })
+    }
+}
+
+impl ShardHandle {
+    fn push(&self, command: Command) -> Result<(), RequestError> {
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(RequestError::ShuttingDown);
+        }
+        self.commands.push(command).map_err(|_| RequestError::busy(BusyReason::Ring))
+    }
+
+    /// What the shard answers to a command that it was given before; `None` when it has ended without.
+    async fn answer<T>(&self, mut answer: oneshot::Receiver<T>) -> Option<T> {
         // The shard sets it before it empties the ring for the last time: it may have taken this one,
         // or left it there for good. Or it ended before it answered.
-        let answer = if shard.is_closed.load(Ordering::SeqCst) {
+        if self.is_closed.load(Ordering::SeqCst) {
             answer.try_recv().ok().flatten()
         } else {
             answer.await.ok()
-        };
-        answer.ok_or(RequestError::OutcomeUnknown { leader: None })
+        }
     }
 }
 
@@ -612,13 +632,7 @@ impl Engine {
         let Some(shard) = self.inner.shards.get(usize::from(shard.0)) else {
             return Err(RequestError::UnknownGroup);
         };
-        if shard.is_closed.load(Ordering::SeqCst) {
-            return Err(RequestError::ShuttingDown);
-        }
-        match shard.commands.push(command) {
-            Ok(()) => Ok(shard),
-            Err(_) => Err(RequestError::busy(BusyReason::Ring)),
-        }
+        shard.push(command).map(|()| shard)
     }
 
     /// Says something to a group's shard whose answer nobody waits for.
@@ -646,7 +660,7 @@ impl Inner {
                 std::thread::yield_now();
             }
         }
-        let Threads { executors, helpers, stop, doorbells, folder, nodes } = threads;
+        let Threads { executors, helpers, stop, doorbells, folder } = threads;
         let mut late = Vec::new();
         let mut panicked = None;
         for Executor { name, handle, running } in executors {
@@ -674,7 +688,22 @@ impl Inner {
                 panicked = Some(name);
             }
         }
-        drop((folder, nodes));
+        // A change of the known nodes that the disk does not end keeps them, and with them the folder's lock.
+        let has_dropped_nodes = || match self.nodes.try_lock() {
+            Ok(mut nodes) => {
+                *nodes = None;
+                true
+            }
+            Err(TryLockError::Poisoned(nodes)) => {
+                *nodes.into_inner() = None;
+                true
+            }
+            Err(TryLockError::WouldBlock) => false,
+        };
+        if !wait_until(left(), has_dropped_nodes) {
+            late.push("a change of the known nodes".into());
+        }
+        drop(folder);
         match panicked {
             _ if !late.is_empty() => Err(EngineError::ShutdownTimeout { deadline, threads: late.join(", ") }),
             Some(name) => Err(EngineError::Panicked { name }),
@@ -688,6 +717,31 @@ impl Drop for Inner {
         if let Err(error) = self.stop(DROP_DEADLINE) {
             tracing::warn!(%error, "a dropped node did not stop in order");
         }
+    }
+}
+
+/// What a future gives within a time; `None` when it takes longer, or when nothing can tell.
+async fn within<T>(deadline: Duration, future: impl Future<Output = T>) -> Option<T> {
+    // No runtime to lean on: a thread keeps the time.
+    let (timeout, timed_out) = oneshot::channel();
+    let timer = std::thread::Builder::new().name("deadline".into()).spawn(move || {
+        std::thread::park_timeout(deadline);
+        let _ = timeout.send(());
+    });
+    // Also when nobody waits any more.
+    let _timer = Unpark(timer.ok()?.thread().clone());
+    match futures_util::future::select(std::pin::pin!(future), timed_out).await {
+        Either::Left((output, _)) => Some(output),
+        Either::Right(_) => None,
+    }
+}
+
+/// Ends a thread's wait when it is dropped.
+struct Unpark(Thread);
+
+impl Drop for Unpark {
+    fn drop(&mut self) {
+        self.0.unpark();
     }
 }
 

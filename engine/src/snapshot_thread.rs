@@ -39,14 +39,15 @@ pub(crate) fn spawn(
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
     failure: Arc<Failure>,
+    tunes_allocator: bool,
 ) -> Result<JoinHandle<()>, EngineError> {
-    spawn_helper("snapshots".into(), failure, move || run(ports, &doorbell, &stop))
+    spawn_helper("snapshots".into(), failure, move || run(ports, &doorbell, &stop, tunes_allocator))
 }
 
-fn run(mut ports: Vec<SnapshotPort>, doorbell: &Doorbell, stop: &AtomicBool) {
+fn run(mut ports: Vec<SnapshotPort>, doorbell: &Doorbell, stop: &AtomicBool, tunes_allocator: bool) {
     let waker = thread_waker();
     let mut is_more = vec![true; ports.len()];
-    let mut transfers: Option<(LargeApart, Instant)> = None;
+    let mut transfers: Option<(Option<LargeApart>, Instant)> = None;
     while !stop.load(Ordering::Acquire) {
         let mut is_idle = true;
         for (SnapshotPort { worker, jobs, done, writer, failure }, is_more) in
@@ -66,7 +67,8 @@ fn run(mut ports: Vec<SnapshotPort>, doorbell: &Doorbell, stop: &AtomicBool) {
             // One job a shard and round, so that none of them waits for all of another's.
             if let Some(job) = jobs.pop() {
                 (is_idle, *is_more) = (false, true);
-                transfers.get_or_insert_with(|| (LargeApart::hold(), Instant::now())).1 = Instant::now();
+                let apart = || tunes_allocator.then(LargeApart::hold);
+                transfers.get_or_insert_with(|| (apart(), Instant::now())).1 = Instant::now();
                 worker.run_once(job, &mut tell);
             }
             if jobs.is_empty() && *is_more {

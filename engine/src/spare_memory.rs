@@ -1,9 +1,12 @@
 //! Gives memory back to the system that a storm needed: thousands of groups that start, elect leaders or move leave holes
-//! between what stays. Done when a shard comes to rest, so that nobody waits for it. And keeps those holes from coming
+//! between what stays. Done when all shards of the node have come to rest, so that none of them waits for it: it takes the lock of
+//! every arena in turn. And keeps those holes from coming
 //! about while large buffers come and go between small things that stay: at a start, and while snapshots are on their way.
+//!
+//! All of this acts on the whole process, and can be switched off ([`crate::EngineConfig::tunes_allocator`]).
 #![allow(unsafe_code)]
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Time between two times at least: it walks through all that is free.
@@ -11,16 +14,62 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// A shard that has not come to rest by then has started all the same.
 const START_TIME: Duration = Duration::from_secs(10);
 
+/// How many shards of a node rest, and when memory was given back last.
+#[derive(Debug)]
+pub(crate) struct NodeRest(Mutex<RestState>);
+
+#[derive(Debug)]
+struct RestState {
+    /// Shards that have not ended.
+    running: usize,
+    resting: usize,
+    given_back: Option<Instant>,
+}
+
+impl NodeRest {
+    /// Of a node whose shards are all at work.
+    pub(crate) fn new(shards: u16) -> Arc<NodeRest> {
+        Arc::new(NodeRest(Mutex::new(RestState { running: shards.into(), resting: 0, given_back: None })))
+    }
+
+    /// A shard that did or did not rest does or does not from now on. Returns whether memory is to be given back now.
+    fn change(&self, did_rest: bool, does_rest: bool, now: Instant) -> bool {
+        let mut state = self.state();
+        state.resting = state.resting + usize::from(does_rest) - usize::from(did_rest);
+        let is_due = state.given_back.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE);
+        let is_now = does_rest && state.resting == state.running && is_due;
+        if is_now {
+            state.given_back = Some(now);
+        }
+        is_now
+    }
+
+    /// A shard has ended: the others need not wait for it.
+    fn leave(&self, did_rest: bool) {
+        let mut state = self.state();
+        state.resting -= usize::from(did_rest);
+        state.running -= 1;
+    }
+
+    fn state(&self) -> MutexGuard<'_, RestState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A shard's part in it.
 pub(crate) struct SpareMemory {
     started: Instant,
     starting: Option<LargeApart>,
-    given_back: Option<Instant>,
+    /// `None` where the allocator is left alone.
+    node: Option<Arc<NodeRest>>,
+    is_resting: bool,
 }
 
 impl SpareMemory {
     /// The shard starts.
-    pub(crate) fn new() -> SpareMemory {
-        SpareMemory { started: Instant::now(), starting: Some(LargeApart::hold()), given_back: None }
+    pub(crate) fn new(node: Option<Arc<NodeRest>>) -> SpareMemory {
+        let starting = node.as_ref().map(|_| LargeApart::hold());
+        SpareMemory { started: Instant::now(), starting, node, is_resting: false }
     }
 
     /// The shard sleeps, and rests from now on perhaps.
@@ -28,9 +77,29 @@ impl SpareMemory {
         if self.starting.is_some() && (is_rest || self.started.elapsed() >= START_TIME) {
             self.starting = None;
         }
-        if is_rest && self.given_back.is_none_or(|at| at.elapsed() >= PAUSE) {
-            self.given_back = Some(Instant::now());
+        if is_rest && self.set(true) {
             give_back();
+        }
+    }
+
+    /// The shard is at work again.
+    pub(crate) fn handle_wake(&mut self) {
+        if self.is_resting {
+            self.set(false);
+        }
+    }
+
+    fn set(&mut self, is_resting: bool) -> bool {
+        let Some(node) = &self.node else { return false };
+        let was_resting = std::mem::replace(&mut self.is_resting, is_resting);
+        node.change(was_resting, is_resting, Instant::now())
+    }
+}
+
+impl Drop for SpareMemory {
+    fn drop(&mut self) {
+        if let Some(node) = &self.node {
+            node.leave(self.is_resting);
         }
     }
 }
@@ -89,3 +158,36 @@ fn give_back() {
 
 #[cfg(not(target_env = "gnu"))]
 fn give_back() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_back_once_in_a_while_and_when_all_shards_rest() {
+        let node = NodeRest::new(2);
+        let now = Instant::now();
+        assert!(!node.change(false, true, now), "the other one is at work");
+        assert!(!node.change(true, true, now));
+        assert!(node.change(false, true, now));
+        assert!(!node.change(true, true, now + PAUSE / 2), "a while ago only");
+        assert!(!node.change(true, false, now + PAUSE));
+        assert!(!node.change(true, true, now + PAUSE), "the other one is at work again");
+        assert!(node.change(false, true, now + PAUSE));
+    }
+
+    #[test]
+    fn a_shard_that_has_ended_holds_nothing_up() {
+        let node = NodeRest::new(2);
+        let mut shards = [(), ()].map(|()| SpareMemory::new(Some(node.clone())));
+        shards[0].handle_sleep(true);
+        shards[0].handle_wake();
+        let [one, other] = shards;
+        drop(other);
+        let was_given_back = || node.state().given_back.is_some();
+        assert!(!was_given_back());
+        let mut one = one;
+        one.handle_sleep(true);
+        assert!(was_given_back());
+    }
+}

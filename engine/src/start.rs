@@ -33,6 +33,7 @@ use crate::error::EngineError;
 use crate::mover_thread::{MoverFailure, MoverLine, MoverPort, Scrub};
 use crate::reader_thread::{self, ReaderPort};
 use crate::snapshot_thread::{self, SnapshotPort};
+use crate::spare_memory::NodeRest;
 use crate::writer_thread::WriterPort;
 use crate::{awake, membarrier, mover_thread, preflight, record, writer_thread};
 use iroh_raft_driver::state_machine::MachineFactory;
@@ -116,13 +117,13 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         placement: &placement,
         machines,
         failure: &failure,
+        rest: config.tunes_allocator.then(|| NodeRest::new(config.shards)),
         threads: Threads {
             executors: Vec::new(),
             helpers: Vec::new(),
             stop: Arc::default(),
             doorbells: Vec::new(),
             folder,
-            nodes,
         },
         handles: Vec::new(),
         reader_ports: Vec::new(),
@@ -149,6 +150,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         has_peers: !config.peers.is_empty(),
         shards: handles,
         bridge: Mutex::new(Some(bridge)),
+        nodes: Mutex::new(Some(nodes)),
         threads: Mutex::new(Some(threads)),
         failure,
     });
@@ -246,6 +248,8 @@ struct Starting<'a> {
     placement: &'a Placement,
     machines: &'a Arc<MachineFactory>,
     failure: &'a Arc<Failure>,
+    /// `None` where the allocator is left alone.
+    rest: Option<Arc<NodeRest>>,
     threads: Threads,
     handles: Vec<ShardHandle>,
     reader_ports: Vec<ReaderPort>,
@@ -332,7 +336,7 @@ impl Starting<'_> {
         let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
         let block_bytes_max = self.config.block_bytes_max();
         let apply_budget = self.config.apply_budget;
-        let doorbell = doorbell.clone();
+        let (doorbell, rest) = (doorbell.clone(), self.rest.clone());
         let (ready, running) = mpsc::channel();
         let name = format!("shard-{shard_id}");
         let lost_name = name.clone();
@@ -369,7 +373,11 @@ impl Starting<'_> {
                 let is_resting = Rc::<Cell<bool>>::default();
                 glommio::spawn_local(awake::keep_awake(is_resting.clone())).detach();
                 // A panic here is a bug of ours; the shard is lost, and the node says so.
-                if AssertUnwindSafe(driver::run(driver, doorbell, is_resting)).catch_unwind().await.is_err() {
+                if AssertUnwindSafe(driver::run(driver, doorbell, is_resting, rest))
+                    .catch_unwind()
+                    .await
+                    .is_err()
+                {
                     lost.set(EngineError::Panicked { name: lost_name });
                 }
                 drop(ready);
@@ -418,6 +426,7 @@ impl Starting<'_> {
             self.snapshot_doorbell.clone(),
             self.threads.stop.clone(),
             self.failure.clone(),
+            self.config.tunes_allocator,
         )?;
         self.threads.helpers.push(("snapshots".into(), snapshots));
         self.threads.doorbells.push(self.snapshot_doorbell.clone());

@@ -94,6 +94,8 @@ pub(crate) struct ClusterPlan {
     pub(crate) has_state_machines: bool,
     /// Nodes that may take the place of others later.
     pub(crate) spares: u16,
+    /// Entries before a snapshot that a group keeps for those that lag; `None` for the default.
+    pub(crate) lag_entries_max: Option<u64>,
 }
 
 /// Counters of a node over all its processes, with those of the nodes whose place it took.
@@ -177,6 +179,7 @@ impl Cluster {
                 shards: plan.shards,
                 record_bytes_max: plan.record_bytes,
                 has_state_machines: plan.has_state_machines,
+                lag_entries_max: plan.lag_entries_max,
             };
             Node { address: *own, config, folder, process: None, used: NodeUsage::default() }
         });

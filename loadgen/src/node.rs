@@ -5,14 +5,19 @@
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use iroh_raft::kv::KeyValue;
 use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::{
-    EndpointId, Engine, LeaseReads, LogOnly, NodeId, Pinning, RaftCluster, RaftClusterBuilder, Rights, Role,
+    EndpointId, Engine, GroupStatus, LeaseReads, LogOnly, NodeId, Pinning, RaftCluster, RaftClusterBuilder,
+    RequestError, Rights, Role,
 };
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
+
+/// Pause before a shard that was too busy to say how its groups stand is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a node needs to know, written by the parent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +44,8 @@ pub(crate) struct NodeConfig {
     pub(crate) record_bytes_max: usize,
     /// Whether each group has a key-value store, read also by lease.
     pub(crate) has_state_machines: bool,
+    /// Entries before a snapshot that a group keeps for those that lag; `None` for the default.
+    pub(crate) lag_entries_max: Option<u64>,
 }
 
 /// Another node.
@@ -161,6 +168,8 @@ enum NodeError {
     Endpoint { text: String },
     #[error("{line} is not a request: {source}")]
     Request { line: String, source: serde_json::Error },
+    #[error("the groups do not say how they stand: {0}")]
+    Statuses(#[from] RequestError),
     #[error(transparent)]
     Peers(#[from] iroh_raft::NodeError),
     #[error("cannot start a runtime: {0}")]
@@ -210,8 +219,8 @@ fn answer<S>(runtime: &tokio::runtime::Runtime, cluster: RaftCluster<S>) -> Resu
         let engine = cluster.engine();
         let request = serde_json::from_str(&line).map_err(|source| NodeError::Request { line, source })?;
         say(&match request {
-            NodeRequest::Status => NodeLine::Status(runtime.block_on(status(engine))),
-            NodeRequest::Summary => NodeLine::Summary(runtime.block_on(summary(engine))),
+            NodeRequest::Status => NodeLine::Status(runtime.block_on(status(engine))?),
+            NodeRequest::Summary => NodeLine::Summary(runtime.block_on(summary(engine))?),
             NodeRequest::Add(peer) => {
                 engine.add_node(peer.address()?)?;
                 NodeLine::Done
@@ -239,7 +248,7 @@ fn runtime_thread(engine: Engine) -> Result<std::thread::JoinHandle<()>, NodeErr
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, NodeError> {
-    tokio::runtime::Builder::new_current_thread().build().map_err(NodeError::Runtime)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(NodeError::Runtime)
 }
 
 fn endpoint(text: &str) -> Result<EndpointId, NodeError> {
@@ -257,7 +266,11 @@ fn builder(config: &NodeConfig) -> Result<RaftClusterBuilder<LogOnly>, NodeError
         .shards(config.shards)
         // All nodes share the CPUs here; each pinning shard 0 to the same one would leave the rest idle.
         .pinning(Pinning::Unpinned)
-        .tune(|engine| engine.record_bytes_max = engine.record_bytes_max.max(config.record_bytes_max));
+        .tune(|engine| {
+            engine.record_bytes_max = engine.record_bytes_max.max(config.record_bytes_max);
+            let snapshots = &mut engine.core.snapshots;
+            snapshots.lag_entries_max = config.lag_entries_max.unwrap_or(snapshots.lag_entries_max);
+        });
     for peer in &config.peers {
         builder = builder.peer(peer.node, endpoint(&peer.endpoint)?, peer.address);
     }
@@ -267,8 +280,18 @@ fn builder(config: &NodeConfig) -> Result<RaftClusterBuilder<LogOnly>, NodeError
     Ok(builder)
 }
 
-async fn status(engine: &Engine) -> NodeStatus {
-    let groups = engine.statuses().await.into_iter().map(|status| ReplicaStatus {
+/// All groups of the node; asked again while a shard is too busy for that.
+async fn statuses(engine: &Engine) -> Result<Vec<GroupStatus>, RequestError> {
+    loop {
+        match engine.statuses().await {
+            Err(RequestError::Busy { .. } | RequestError::Timeout) => tokio::time::sleep(BUSY_PAUSE).await,
+            result => return result,
+        }
+    }
+}
+
+async fn status(engine: &Engine) -> Result<NodeStatus, RequestError> {
+    let groups = statuses(engine).await?.into_iter().map(|status| ReplicaStatus {
         group: status.group.0,
         is_leader: status.role == Role::Leader,
         leader: status.leader.map(|node| node.0),
@@ -287,16 +310,16 @@ async fn status(engine: &Engine) -> NodeStatus {
         sum.snapshots_taken += shard.snapshots_taken;
         sum.snapshot_chunks_received += shard.snapshot_chunks_received;
     }
-    sum
+    Ok(sum)
 }
 
-async fn summary(engine: &Engine) -> NodeSummary {
+async fn summary(engine: &Engine) -> Result<NodeSummary, RequestError> {
     let mut summary = NodeSummary::default();
-    for status in engine.statuses().await {
+    for status in statuses(engine).await? {
         summary.led += u64::from(status.leader.is_some());
         summary.quiet += u64::from(status.is_quiet);
     }
-    summary
+    Ok(summary)
 }
 
 fn say(line: &NodeLine) {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use iroh_raft::kv::{KvAnswer, KvCommand, KvQuery};
-use iroh_raft::net::client::{Client, ClientConfig, ClientError};
+use iroh_raft::net::client::{Client, ClientConfig, ClientError, StateComparison};
 use iroh_raft::{Consistency, GroupId, MemberChange, MemberRole, Message, NodeId, RequestError, cluster_id};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -33,6 +33,9 @@ const TRANSFER_DEADLINE_PER_MIB: Duration = Duration::from_millis(500);
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Time without snapshots after which those of the fill are over.
 const REST: Duration = Duration::from_secs(3);
+/// Entries that a leader to be keeps before its snapshot, when the leader is killed: so few that it has to send the
+/// snapshot as well, and not its log.
+const LAG_ENTRIES: u64 = 16;
 /// Writers of the load, each with one command at a time, of a group of its own.
 const WRITERS: u64 = 8;
 
@@ -66,6 +69,7 @@ impl SnapshotPlan {
             record_bytes: 2 * VALUE_BYTES,
             has_state_machines: true,
             spares: 1,
+            lag_entries_max: (self.kill == Some(Side::Leader)).then_some(LAG_ENTRIES),
         }
     }
 
@@ -82,7 +86,11 @@ struct SnapshotReport {
     /// Chunks that the learner took, over all its processes, and those that its snapshot has.
     chunks_received: u64,
     chunks: u64,
-    killed: Option<Side>,
+    /// Which side was killed, and chunks that the learner had taken by then.
+    killed: Option<(Side, u64)>,
+    /// Replicas whose state was the same after the transfer, byte for byte by their digests, and those there are.
+    replicas_equal: u64,
+    replicas: u64,
     /// Most memory of the node that led as the transfer began, beyond what it had before.
     leader_growth_bytes: u64,
     /// Most memory of the learner.
@@ -99,7 +107,15 @@ struct SnapshotReport {
     machine: Machine,
 }
 
-/// Runs everything and prints the report. Returns true: what was transferred is compared by the replicas themselves.
+impl SnapshotReport {
+    /// Whether all replicas have the same state, and whoever was to be killed was.
+    fn is_success(&self, plan: &SnapshotPlan) -> bool {
+        self.replicas_equal == self.replicas && self.killed.map(|(side, _)| side) == plan.kill
+    }
+}
+
+/// Runs everything and prints the report. Returns whether the learner came to the same state as the others, as the replicas
+/// themselves compare it, and the side that was to be killed was.
 ///
 /// # Errors
 /// [`QuickError`] when there is nothing to report; processes are gone then, too.
@@ -117,7 +133,7 @@ pub(crate) fn run(plan: &SnapshotPlan, stop: &Arc<AtomicBool>) -> Result<bool, Q
         let text = serde_json::to_vec_pretty(&report).expect("a report serializes");
         fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
     }
-    Ok(true)
+    Ok(report.is_success(plan))
 }
 
 fn late(what: &'static str, deadline: Duration, folder: &Path) -> QuickError {
@@ -173,7 +189,7 @@ fn measure(
     let changes = [MemberChange { node: learner, role: MemberRole::Learner }];
     interruptible(&runtime, change_members(config.clone(), changes), stop)??;
     let deadline = plan.deadline(TRANSFER_DEADLINE_PER_MIB);
-    let wait = has_all(config, learner, plan.state_mib, begin + deadline);
+    let wait = has_all(config.clone(), learner, plan.state_mib, begin + deadline);
     let arrival = std::thread::Builder::new()
         .name("arrival".into())
         .spawn(move || Ok::<_, QuickError>(self::runtime()?.block_on(wait)?));
@@ -181,7 +197,7 @@ fn measure(
     let no_end = late("the learner did not get all of it", deadline, folder);
     let chunks = plan.state_mib * 4;
     let (mut of_killed, mut last) = (0, 0);
-    let mut kill = plan.kill;
+    let (mut kill, mut killed) = (plan.kill, None);
     wait_for(deadline, LOOK, no_end, stop, || {
         of_leader.look(cluster);
         of_learner.look(cluster);
@@ -194,6 +210,7 @@ fn measure(
             let node = if side == Side::Leader { leader } else { learner };
             eprintln!("killed node {node} after {last} of about {chunks} chunks, and start it again");
             cluster.restart_node(node)?;
+            killed = Some((side, last));
             if side == Side::Learner {
                 of_killed = std::mem::take(&mut last);
             }
@@ -208,6 +225,7 @@ fn measure(
     let follower_bytes =
         bystander.and_then(|node| cluster.pid(node)).and_then(machine::rss_bytes).unwrap_or(0);
     load.stop()?;
+    let comparison = interruptible(&runtime, compare(config, Instant::now() + deadline), stop)??;
     let state_bytes = plan.state_mib << 20;
     let [calm, transfer] = [calm, transfer].map(|interval| Latency::of(&interval.latencies));
     Ok(SnapshotReport {
@@ -215,7 +233,11 @@ fn measure(
         transfer_s,
         chunks_received: of_killed + last,
         chunks,
-        killed: plan.kill,
+        killed,
+        replicas_equal: comparison
+            .majority()
+            .map_or(0, |of| comparison.digests().filter(|(_, digest)| *digest == of).count() as u64),
+        replicas: comparison.members.len() as u64,
         leader_growth_bytes: of_leader.bytes(),
         learner_peak_bytes: of_learner.most,
         follower_bytes,
@@ -237,9 +259,13 @@ fn print(report: &SnapshotReport) {
         report.chunks_received,
         report.chunks
     );
-    if let Some(side) = report.killed {
-        println!("killed           the {side:?} in the middle");
+    if let Some((side, chunks)) = report.killed {
+        println!("killed           the {side:?}, when {chunks} chunks had been taken");
     }
+    println!(
+        "compared         {} of {} replicas have the same state",
+        report.replicas_equal, report.replicas
+    );
     println!(
         "memory           leader {:.1} MiB more than before; learner {:.1} MiB at most, {:.1} MiB more than a follower's {:.1}",
         mib(report.leader_growth_bytes),
@@ -368,7 +394,8 @@ async fn change_members(config: ClientConfig, changes: [MemberChange; 1]) -> Res
 /// Returns once a node's own replica has the state, the value that was written last included.
 async fn has_all(config: ClientConfig, node: NodeId, mib: u64, until: Instant) -> Result<(), ClientError> {
     let client = Client::connect(config).await?;
-    let last = keys(mib) - 1;
+    // Written when all others are there.
+    let last = keys(mib);
     let question = KvQuery::Value { key: last.to_string() }.encode();
     loop {
         // Refused as long as the group is not there, or its state is not.
@@ -386,6 +413,25 @@ async fn has_all(config: ClientConfig, node: NodeId, mib: u64, until: Instant) -
     client.close();
     client.closed().await;
     Ok(())
+}
+
+/// Has the replicas compare their state.
+async fn compare(mut config: ClientConfig, until: Instant) -> Result<StateComparison, ClientError> {
+    // Each reads all of it, a piece in a turn.
+    config.limits.deadline = until.saturating_duration_since(Instant::now());
+    let client = Client::connect(config).await?;
+    let comparison = loop {
+        match client.compare_state(LARGE).await {
+            Err(error) if Instant::now() < until => {
+                tracing::debug!(%error, "not compared yet");
+                tokio::time::sleep(LOOK * 5).await;
+            }
+            result => break result?,
+        }
+    };
+    client.close();
+    client.closed().await;
+    Ok(comparison)
 }
 
 /// Writers on a thread of their own, and the latencies that they see.

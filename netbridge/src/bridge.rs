@@ -8,6 +8,7 @@
 mod config;
 mod error;
 mod hub;
+mod peer_list;
 mod stats;
 
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ pub use crate::allow::{AllowError, ClientGrant, PeerAddress};
 pub use crate::port::Rights;
 pub use config::{BridgeConfig, BridgeLimits};
 pub use error::BridgeError;
+pub use peer_list::PeerList;
 pub use stats::BridgeStats;
 
 pub(crate) use hub::Hub;
@@ -51,7 +53,8 @@ pub enum EpochRefusal {
 /// runs on a restored copy of its data, and has forgotten votes and entries that it promised.
 pub trait PeerEpochs {
     /// A node says that it runs its start `epoch`, whose random number is `boot_id`. Called once
-    /// per new connection, on the bridge thread: a short blocking write is fine.
+    /// per new connection, one at a time, on a thread where it may block. A connection for which that takes longer than
+    /// the deadline of its handshake does not come about.
     ///
     /// # Errors
     /// [`EpochRefusal`] when a later start was seen, or this start with another number; or when it
@@ -66,8 +69,7 @@ pub struct Bridge {
     local_addr: SocketAddr,
     counters: Arc<Counters>,
     stop: Arc<Stop>,
-    allow: Arc<Mutex<AllowList>>,
-    changed: Arc<Notify>,
+    peers: Arc<PeerList>,
     thread: Option<JoinHandle<()>>,
     ended: mpsc::Receiver<()>,
 }
@@ -136,8 +138,7 @@ impl Bridge {
         let own = (config.node, endpoint_id);
         let mut allow = AllowList::new(own, &config.peers, &config.clients)?;
         config.removed.iter().for_each(|(node, endpoint)| allow.bury(*node, *endpoint));
-        let allow = Arc::new(Mutex::new(allow));
-        let changed = Arc::new(Notify::new());
+        let peers = Arc::new(PeerList::new(allow));
         let (started_tx, started) = mpsc::sync_channel(1);
         let (ended_tx, ended) = mpsc::sync_channel(1);
         let seed = hub::Seed {
@@ -148,8 +149,7 @@ impl Bridge {
             counters: counters.clone(),
             stop: stop.clone(),
             fatal: Arc::new(Fatal(Mutex::new(Some(on_fatal)))),
-            allow: allow.clone(),
-            changed: changed.clone(),
+            peers: peers.clone(),
         };
         let thread = std::thread::Builder::new().name("bridge".to_owned()).spawn(move || {
             hub::run_thread(seed, &started_tx);
@@ -158,7 +158,7 @@ impl Bridge {
         })?;
         let died = || BridgeError::Panicked { part: "start", message: "see the log".to_owned() };
         let local_addr = started.recv().map_err(|_| died())??;
-        Ok(Bridge { endpoint_id, local_addr, counters, stop, allow, changed, thread: Some(thread), ended })
+        Ok(Bridge { endpoint_id, local_addr, counters, stop, peers, thread: Some(thread), ended })
     }
 
     /// This node's identity.
@@ -179,40 +179,10 @@ impl Bridge {
         self.counters.snapshot()
     }
 
-    /// Lets a node in from now on, and dials it. One that is known with this key may get another address.
-    /// `remember` is called before that takes effect, unless the node is refused: what it returns stands.
-    ///
-    /// # Errors
-    /// [`AllowError`] as `E` when its number or key is another node's, or was removed; what `remember` says.
-    pub fn add_peer<E: From<AllowError>>(
-        &self,
-        peer: PeerAddress,
-        remember: impl FnOnce() -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut allow = self.allow.lock().unwrap_or_else(PoisonError::into_inner);
-        allow.check(&peer)?;
-        remember()?;
-        allow.add(&peer);
-        self.changed.notify_one();
-        Ok(())
-    }
-
-    /// Keeps a node out for good: its connection ends, and neither its number nor its key comes back. `remember` is
-    /// called with its key before that takes effect. Whether it was a peer.
-    ///
-    /// # Errors
-    /// What `remember` says.
-    pub fn remove_peer<E>(
-        &self,
-        node: NodeId,
-        remember: impl FnOnce(EndpointId) -> Result<(), E>,
-    ) -> Result<bool, E> {
-        let mut allow = self.allow.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(key) = allow.key_of_peer(node) else { return Ok(false) };
-        remember(key)?;
-        allow.remove(node);
-        self.changed.notify_one();
-        Ok(true)
+    /// The nodes that may connect, to be changed.
+    #[must_use]
+    pub fn peers(&self) -> Arc<PeerList> {
+        self.peers.clone()
     }
 
     /// Writes what is queued, closes every connection with a code that says why, and joins the

@@ -11,6 +11,9 @@ use crate::lane::{ReadFailure, read_frame};
 use crate::wire::handshake::{Handshake, Introduction, Refusal};
 use crate::wire::{FrameError, FrameLimits};
 
+/// Before the handshake nothing else may come: no memory is taken for it.
+const HANDSHAKES_ONLY: FrameLimits = FrameLimits { archive_bytes_max: 0, payload_bytes_max: 0 };
+
 /// Why a handshake did not come about.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum HandshakeFailure {
@@ -124,7 +127,7 @@ async fn write(
 }
 
 async fn read(connection: &Connection, recv: &mut RecvStream) -> Result<Handshake, HandshakeFailure> {
-    match read_frame(recv, &FrameLimits::PEER).await {
+    match read_frame(recv, &HANDSHAKES_ONLY).await {
         Ok((header, body)) => Handshake::decode(&header, &body).map_err(|error| bad_frame(connection, error)),
         Err(ReadFailure::Frame(error)) => Err(bad_frame(connection, error)),
         Err(ReadFailure::Stream(error)) => Err(lost(connection, &error)),

@@ -144,6 +144,10 @@ impl Peer {
         }
         let replaced = match &state.link {
             Some(old) => {
+                if old.boot.0 > link.boot.0 {
+                    // A later start of the node was let in while this one was being remembered.
+                    return false;
+                }
                 let is_same_start = old.boot == link.boot;
                 let is_old_better = old.is_dialed_by_lower && !link.is_dialed_by_lower;
                 if is_same_start && is_old_better && old.connection.close_reason().is_none() {
@@ -266,9 +270,12 @@ async fn dial(hub: &Arc<Hub>, peer: &Arc<Peer>) -> Result<(), HandshakeFailure> 
         return Err(HandshakeFailure::Duplicate);
     }
     let own = hub.introduction();
-    let exchange = timeout(limits.handshake_deadline, introduce::hello(&connection, own)).await;
-    let (other, _, _) = exchange.map_err(|_| deadline(&connection))??;
-    let admitted = admit(hub, peer, &connection, other)?;
+    let exchange = async {
+        let (other, _, _) = introduce::hello(&connection, own).await?;
+        admit(hub, peer, &connection, other).await
+    };
+    let exchange = timeout(limits.handshake_deadline, exchange).await;
+    let admitted = exchange.map_err(|_| deadline(&connection))??;
     let link = peer.new_link(hub, connection, admitted, true);
     if !peer.adopt(hub, &link) {
         CloseCode::Duplicate.close(&link.connection, "there is a connection already");
@@ -309,7 +316,7 @@ async fn accept_handshake(
     connection: &Connection,
 ) -> Result<Arc<Link>, HandshakeFailure> {
     let (other, mut send, _recv) = introduce::await_hello(connection).await?;
-    let admitted = admit(hub, peer, connection, other)?;
+    let admitted = admit(hub, peer, connection, other).await?;
     let link = peer.new_link(hub, connection.clone(), admitted, false);
     if !peer.adopt(hub, &link) {
         CloseCode::Duplicate.close(connection, "there is a connection already");
@@ -325,7 +332,7 @@ async fn accept_handshake(
 
 /// Checks everything about the other node's introduction that its key does not prove. Returns which start of it that is,
 /// and how it places its groups.
-fn admit(
+async fn admit(
     hub: &Hub,
     peer: &Peer,
     connection: &Connection,
@@ -334,14 +341,17 @@ fn admit(
     let node = peer.address.node;
     let refusal = judge(&hub.introduction(), &other)
         .or((other.node != node || other.placement.is_none())
-            .then_some(Refusal::WrongNode { node: other.node }))
-        .or_else(|| {
-            let observed = hub.epochs().observe(node, other.boot_epoch, other.boot_id);
-            observed.err().map(|refused| match refused {
-                EpochRefusal::RolledBack { seen } => Refusal::RolledBack { seen, offered: other.boot_epoch },
-                EpochRefusal::NotStored => Refusal::Busy,
-            })
-        });
+            .then_some(Refusal::WrongNode { node: other.node }));
+    let refusal = match refusal {
+        Some(refusal) => Some(refusal),
+        None => match hub.observe(node, other.boot_epoch, other.boot_id).await {
+            Ok(()) => None,
+            Err(EpochRefusal::RolledBack { seen }) => {
+                Some(Refusal::RolledBack { seen, offered: other.boot_epoch })
+            }
+            Err(EpochRefusal::NotStored) => Some(Refusal::Busy),
+        },
+    };
     match (refusal, other.placement) {
         (None, Some(placement)) => Ok(((other.boot_epoch, other.boot_id), placement)),
         (refusal, _) => {

@@ -82,7 +82,8 @@ impl CheckReport {
 /// [`StorageError`] when the folder itself cannot be looked at. What is wrong inside is in the report.
 pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
     let folder = OfflineFolder::open(path)?;
-    let problems = [folder.boot_epoch().err(), folder.peers().err()].into_iter().flatten().collect();
+    let problems = [folder.boot_epoch().err(), folder.peers().err(), folder.known_nodes().err()];
+    let problems = problems.into_iter().flatten().collect();
     let identity = folder.identity().clone();
     let shards = identity.placement.shards();
     let shards = shards.map(|shard| (shard, folder.open_shard(shard).and_then(check_shard))).collect();

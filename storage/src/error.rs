@@ -9,6 +9,7 @@ use iroh_raft_core::{
 };
 
 use crate::block::BlockError;
+use crate::scrub::Damage;
 use crate::snapshot::SnapshotError;
 
 /// Why a group cannot be copied to another shard.
@@ -27,6 +28,9 @@ pub enum Unmovable {
     /// What was read back is not what was written.
     #[error("the copy is not the same")]
     Differs,
+    /// Entries or the snapshot were written to the new files, and are not there as they were written.
+    #[error("in the copy, {0}")]
+    DamagedCopy(Box<Damage>),
 }
 
 /// Why the durable log refuses. Nothing stored is changed by any of these, except that a failed
@@ -145,6 +149,28 @@ pub enum StorageError {
         /// Why.
         #[source]
         cause: Unmovable,
+    },
+    /// The new files of a shard that is to have other groups cannot be read back.
+    #[error(
+        "the groups that move to shard {shard} cannot be read back from its new files ({source}); nothing was changed: \
+         mend the disk, or start with the shards that the folder had"
+    )]
+    CopyUnreadable {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        source: Box<StorageError>,
+    },
+    /// The new files of a shard that is to have other groups are damaged, in what holds no entries of a group.
+    #[error(
+        "the new files of shard {shard}, to which groups move, are damaged ({damage}); nothing was changed: mend the disk, \
+         or start with the shards that the folder had"
+    )]
+    CopyDamaged {
+        /// The shard.
+        shard: ShardId,
+        /// What is wrong with them.
+        damage: Box<Damage>,
     },
     /// There is no room for groups that are to move to other shards.
     #[error(

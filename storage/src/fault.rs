@@ -50,16 +50,21 @@ pub enum Event {
         /// The file.
         path: PathBuf,
     },
-    /// A file was replaced as a whole, or made; durable at once.
+    /// A file was replaced as a whole, or made. What it holds is durable, its name with the next [`Event::SyncFolder`].
     Replace {
         /// The file.
         path: PathBuf,
         /// What it holds now.
         bytes: Vec<u8>,
     },
-    /// A file was removed; durable at once.
+    /// A file was removed; durably with the next [`Event::SyncFolder`].
     Remove {
         /// The file.
+        path: PathBuf,
+    },
+    /// The names in a folder are durable as they are now, and what is in folders that were removed from it is gone.
+    SyncFolder {
+        /// The folder.
         path: PathBuf,
     },
     /// A mark of the test's, of no meaning here.
@@ -75,13 +80,25 @@ impl Event {
             }
             Event::Replace { path, bytes } => drop(files.insert(path.clone(), bytes.clone())),
             Event::Remove { path } => drop(files.remove(path)),
-            Event::Sync { .. } | Event::Note(_) => {}
+            Event::Sync { .. } | Event::SyncFolder { .. } | Event::Note(_) => {}
+        }
+    }
+
+    /// The file that gets another content or name by it.
+    fn changed(&self) -> Option<&Path> {
+        match self {
+            Event::Write { path, .. }
+            | Event::SetLen { path, .. }
+            | Event::Replace { path, .. }
+            | Event::Remove { path } => Some(path),
+            Event::Sync { .. } | Event::SyncFolder { .. } | Event::Note(_) => None,
         }
     }
 }
 
 /// What a disk may hold after a power cut that came when these events had happened: everything that was
-/// synced, and of the rest any part, in any order, torn between sectors.
+/// synced, and of the rest any part, in any order, torn between sectors. Files that were made, replaced or removed since
+/// their folder was synced may be as before, each for itself.
 #[must_use]
 pub fn after_power_cut(before: &Files, events: &[Event], seed: u64) -> Files {
     let mut random = SmallRng::seed_from_u64(seed);
@@ -93,9 +110,15 @@ pub fn after_power_cut(before: &Files, events: &[Event], seed: u64) -> Files {
         }
     }
     let is_synced = |path: &PathBuf, at| synced.get(path.as_path()).is_some_and(|sync| at < *sync);
+    let undone = undone_names(events, &mut random);
+    let is_undone = |event: &Event, at| {
+        let from = event.changed().and_then(|path| undone.get(path));
+        from.is_some_and(|from| at >= *from)
+    };
     let mut loose = Vec::new();
     for (at, event) in events.iter().enumerate() {
         match event {
+            _ if is_undone(event, at) => {}
             Event::Write { path, .. } | Event::SetLen { path, .. } if !is_synced(path, at) => {
                 loose.push(event);
             }
@@ -132,6 +155,37 @@ pub fn after_power_cut(before: &Files, events: &[Event], seed: u64) -> Files {
     files
 }
 
+/// Draws what a power cut undoes of files that were made, replaced or removed: by file, the event from which on all that was
+/// done to it never happened.
+fn undone_names<'a>(events: &'a [Event], random: &mut SmallRng) -> BTreeMap<&'a Path, usize> {
+    let mut open: BTreeMap<&Path, Vec<usize>> = BTreeMap::new();
+    for (at, event) in events.iter().enumerate() {
+        match event {
+            Event::Replace { path, .. } | Event::Remove { path } => {
+                open.entry(path).or_default().push(at);
+            }
+            Event::SyncFolder { path: folder } => open.retain(|path, of_file| {
+                let is_inside = path.parent() == Some(folder.as_path());
+                if !is_inside {
+                    // What lies deeper stays as loose as it was, unless it went with its folder.
+                    let is_removed =
+                        |at: &usize| path.starts_with(folder) && matches!(events[*at], Event::Remove { .. });
+                    let durable = of_file.iter().rposition(is_removed).map_or(0, |last| last + 1);
+                    of_file.drain(..durable);
+                }
+                !is_inside && !of_file.is_empty()
+            }),
+            _ => {}
+        }
+    }
+    let mut undone = BTreeMap::new();
+    for (path, of_file) in open {
+        let kept = random.random_range(0..=of_file.len());
+        undone.extend(of_file.get(kept).map(|at| (path, *at)));
+    }
+    undone
+}
+
 /// What a fault strikes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation {
@@ -162,6 +216,8 @@ pub enum Trouble {
     Lost,
     /// A write lands on another page of the file.
     Misdirected,
+    /// A write is done, with a bit in its middle turned over.
+    Flipped,
     /// The power goes in the middle of it: it may be done, in part or not at all, and nothing is ever done
     /// or answered after it. See [`FaultDisk::restart`].
     Cut,
@@ -418,6 +474,7 @@ impl FaultDisk {
         state.check_alive().expect("a disk that works");
         let capacity = state.capacity.take();
         state.replace(path, bytes).expect("room without a limit");
+        state.sync_folder_of(path);
         state.capacity = capacity;
     }
 
@@ -525,6 +582,12 @@ impl State {
                 Err(io::Error::from_raw_os_error(EIO))
             }
             (Some(Trouble::Short), _) => Err(io::Error::from_raw_os_error(EIO)),
+            (Some(Trouble::Flipped), Event::Write { path, offset, mut data }) if !data.is_empty() => {
+                let middle = data.len() / 2;
+                data[middle] ^= 1;
+                self.done(at, Event::Write { path, offset, data });
+                Ok(())
+            }
             (Some(Trouble::Misdirected), Event::Write { path, offset, data }) => {
                 let len = self.files[at].bytes.len() as u64;
                 let pages = (len.saturating_sub(data.len() as u64) / PAGE_BYTES).max(1);
@@ -558,9 +621,29 @@ impl State {
         file.bytes = bytes.to_vec();
         file.durable = bytes.to_vec();
         file.loose.clear();
+        self.tell(Event::Replace { path: path.to_owned(), bytes: bytes.to_vec() });
+        Ok(())
+    }
+
+    /// Adds what was done to names. On a lasting disk that is durable at once.
+    fn tell(&mut self, event: Event) {
         if !self.is_lasting {
-            self.events.push(Event::Replace { path: path.to_owned(), bytes: bytes.to_vec() });
+            self.events.push(event);
         }
+    }
+
+    fn sync_folder(&mut self, path: &Path) {
+        self.tell(Event::SyncFolder { path: path.to_owned() });
+    }
+
+    fn sync_folder_of(&mut self, path: &Path) {
+        self.sync_folder(path.parent().unwrap_or(Path::new("/")));
+    }
+
+    fn remove(&mut self, path: &Path) -> io::Result<()> {
+        let at = self.by_path.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        self.files[at] = Stored::default();
+        self.tell(Event::Remove { path: path.to_owned() });
         Ok(())
     }
 }
@@ -579,7 +662,7 @@ impl Disk for FaultDisk {
                 file.make_durable();
                 file.bytes.clone_from(&file.durable);
             }
-            (Some(_), false) => {}
+            (Some(_), false) => state.tell(Event::Sync { path: path.to_owned() }),
         }
         let at = state.by_path[path];
         Ok(Box::new(FaultFile { disk: self.clone(), at, kind }))
@@ -607,17 +690,16 @@ impl Disk for FaultDisk {
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.state();
         state.check_alive()?;
-        state.replace(path, bytes)
+        state.replace(path, bytes)?;
+        state.sync_folder_of(path);
+        Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
         state.check_alive()?;
-        let at = state.by_path.remove(path).ok_or(io::ErrorKind::NotFound)?;
-        state.files[at] = Stored::default();
-        if !state.is_lasting {
-            state.events.push(Event::Remove { path: path.to_owned() });
-        }
+        state.remove(path)?;
+        state.sync_folder_of(path);
         Ok(())
     }
 
@@ -625,10 +707,12 @@ impl Disk for FaultDisk {
         if !self.state().folders.contains(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        for name in self.names(path)? {
-            self.remove(&path.join(name))?;
-        }
-        self.state().folders.remove(path);
+        let names = self.names(path)?;
+        let mut state = self.state();
+        state.check_alive()?;
+        names.iter().try_for_each(|name| state.remove(&path.join(name)))?;
+        state.folders.remove(path);
+        state.sync_folder_of(path);
         Ok(())
     }
 
@@ -647,7 +731,10 @@ impl Disk for FaultDisk {
         Ok(())
     }
 
-    fn sync_folder(&self, _: &Path) -> io::Result<()> {
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.check_alive()?;
+        state.sync_folder(path);
         Ok(())
     }
 

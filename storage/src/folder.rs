@@ -108,6 +108,14 @@ impl OfflineFolder {
         Ok(PeerEpochs::load(self.disk.clone(), self.path.join(PEERS), self.lock.clone())?.count())
     }
 
+    /// Number of nodes that were made known while a node ran on it, those that are gone included.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the file that says so is damaged.
+    pub fn known_nodes(&self) -> Result<usize> {
+        Ok(KnownNodes::load(self.disk.clone(), self.path.join(NODES), self.lock.clone())?.iter().count())
+    }
+
     /// Opens a shard to read it.
     ///
     /// # Errors
@@ -127,10 +135,12 @@ impl DataFolder {
         path.as_ref().join(MANIFEST).exists()
     }
 
-    /// The placement that the groups of a folder have; `None` if it is no data folder so far. Changes nothing.
+    /// The placement that the groups of a folder have; `None` if it is no data folder so far. Changes nothing. For the
+    /// simulation, which looks before a move.
     ///
     /// # Errors
     /// [`StorageError`] when the folder is not readable, or not a data folder.
+    #[doc(hidden)]
     pub fn stored_placement(path: impl AsRef<Path>, disk: &dyn Disk) -> Result<Option<Placement>> {
         let path = path.as_ref();
         match disk.names(path) {
@@ -187,6 +197,8 @@ impl DataFolder {
             create(disk.as_ref(), &path, &identity, &lock)?;
         }
         let mut manifest = check_manifest(disk.as_ref(), &path, &identity)?;
+        // Whoever put it there may have been killed before its name was durable. What it makes needless goes next.
+        disk.sync_folder(&path).map_err(io_error("sync", &path))?;
         finish_creation(disk.as_ref(), &path)?;
         check_files(disk.as_ref(), &path, &manifest)?;
         remove_strays(disk.as_ref(), &path, &manifest)?;

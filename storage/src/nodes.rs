@@ -35,6 +35,8 @@ pub struct KnownNodes {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     nodes: BTreeMap<NodeId, KnownNode>,
+    /// Whether the file may say something else: a change failed, and may be there after all.
+    is_in_doubt: bool,
     _lock: FolderLock,
 }
 
@@ -46,7 +48,7 @@ impl KnownNodes {
             // Made when the first is to be remembered.
             None => BTreeMap::new(),
         };
-        Ok(KnownNodes { disk, path, nodes, _lock: lock })
+        Ok(KnownNodes { disk, path, nodes, is_in_doubt: false, _lock: lock })
     }
 
     /// All of them, in order of their numbers.
@@ -57,18 +59,33 @@ impl KnownNodes {
     /// Remembers a node, in place of what was known of it. It is on stable storage when this returns.
     ///
     /// # Errors
-    /// [`StorageError::PeersFull`]; [`StorageError::Io`], after which all is as before.
+    /// [`StorageError::PeersFull`]; [`StorageError::Io`], after which all is as before until the next start, which may find
+    /// it as it was to be. The same call may be repeated, and [`settle`](KnownNodes::settle) takes it back.
     pub fn set(&mut self, id: NodeId, node: KnownNode) -> Result<()> {
         if self.nodes.len() >= NODES_MAX && !self.nodes.contains_key(&id) {
             return Err(StorageError::PeersFull { max: NODES_MAX });
         }
         let before = self.nodes.insert(id, node);
-        small_file::replace(self.disk.as_ref(), &self.path, KIND, &encode(&self.nodes)).inspect_err(|_| {
+        self.write().inspect_err(|_| {
             match before {
                 Some(before) => self.nodes.insert(id, before),
                 None => self.nodes.remove(&id),
             };
         })
+    }
+
+    /// Takes back on the disk what a [`set`](KnownNodes::set) that failed may have left there. Does nothing if none has.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`]: it may still be there.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.is_in_doubt { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let written = small_file::replace(self.disk.as_ref(), &self.path, KIND, &encode(&self.nodes));
+        self.is_in_doubt = written.is_err();
+        written
     }
 }
 

@@ -1,8 +1,8 @@
 //! Groups get other places: a node starts with another number of shards, or a group has one for itself.
 //!
 //! The groups of each shard that loses or gains one are written anew, by the parts that always write, into files of a new
-//! generation beside the old ones; shards that keep their groups keep their files. When all of it is durable, and was
-//! read back and found the same, the manifest is replaced and names the new files. So a crash, damage or a full disk
+//! generation beside the old ones; shards that keep their groups keep their files. When all of it is durable, was read
+//! through from the medium and found sound, and says the same of every group, the manifest is replaced and names the new files. So a crash, damage or a full disk
 //! before that moment changes nothing, and the folder opens with its old placement, or the move begins anew; after it the old
 //! files are nobody's, and go. The price is to write shards that are concerned once more, whole: for that
 //! no state in between exists, on the disk or in the mind.
@@ -15,14 +15,15 @@ use std::sync::Arc;
 
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
-    Append, Fetch, FetchFrom, FetchId, FlushSeq, GroupAppend, GroupId, GroupState, LogChange, NodeId,
-    Placement, ShardId,
+    Append, Fetch, FetchError, FetchFrom, FetchId, FlushSeq, GroupAppend, GroupId, GroupState, LogChange,
+    NodeId, Placement, ShardId,
 };
 
 use crate::disk::{Disk, FileKind, FolderLock, ShardLock};
 use crate::error::{Result, StorageError, Unmovable};
 use crate::manifest::{FolderIdentity, Manifest};
 use crate::redb_file::open_existing;
+use crate::scrub::{Damage, DamagePlace};
 use crate::shard::{self, JOURNAL, LOG, OpenShard, ReadShard, ShardOptions};
 use crate::small_file::io_error;
 use crate::snapshot::{SnapshotError, SnapshotMeta};
@@ -220,7 +221,7 @@ fn build(
     shard::create(disk.as_ref(), &folder, identity, &lock)?;
     disk.sync_folder(&folder).map_err(io_error("sync", &folder))?;
     let mut copier = Copier {
-        target: shard::open(disk, &folder, identity, &OPTIONS, &lock)?,
+        target: shard::open(disk, &folder, identity, &OPTIONS, &lock).map_err(unreadable(shard))?,
         batch: Vec::new(),
         bytes: 0,
     };
@@ -255,8 +256,9 @@ impl Copier {
             let fetch = Fetch { id: FetchId(0), group, from, to: last, bytes_max: FLUSH_BYTES };
             let entries = source.stored.reader.read(&fetch);
             let entries = entries.map_err(|error| source.unmovable(group, Unmovable::Unreadable(error)))?;
-            // A read gives one entry at least.
-            next = entries.last().map_or(last, |entry| entry.index).next();
+            // A read gives one entry at least: to go on without would leave a hole.
+            let read = entries.last().ok_or(FetchError::Missing);
+            next = read.map_err(|error| source.unmovable(group, Unmovable::Unreadable(error)))?.index.next();
             self.push(GroupAppend { entries, ..nothing_of(group) })?;
         }
         self.copy_snapshot(source, group)
@@ -327,7 +329,8 @@ fn first_part(state: &GroupState) -> GroupAppend {
     }
 }
 
-/// Reads a new shard as a start does, and compares its groups with those that were there.
+/// Reads a new shard as a start does, compares its groups with those that were there, and reads all that they have: an
+/// index may be right whose entries or snapshots never reached the medium, and the originals are about to go.
 fn verify(
     disk: &dyn Disk,
     path: &Path,
@@ -337,7 +340,7 @@ fn verify(
     lock: &FolderLock,
 ) -> Result<()> {
     let placement = &manifest.identity.placement;
-    let copy = open_source(disk, path, manifest, shard, lock)?;
+    let mut copy = open_source(disk, path, manifest, shard, lock).map_err(unreadable(shard))?;
     for source in sources {
         for state in source.groups_for(placement, shard) {
             let group = state.group;
@@ -349,5 +352,31 @@ fn verify(
             }
         }
     }
-    Ok(())
+    loop {
+        let step = copy.stored.scrubber.step(FLUSH_BYTES as u64).map_err(unreadable(shard))?;
+        if let Some(damage) = step.damage.into_iter().next() {
+            return Err(damaged_copy(damage, shard, sources));
+        }
+        if step.is_round_done {
+            return Ok(());
+        }
+    }
+}
+
+/// New files that cannot be read are no reason to give up the folder: its old ones are as they were.
+fn unreadable(shard: ShardId) -> impl Fn(StorageError) -> StorageError {
+    move |source| StorageError::CopyUnreadable { shard, source: Box::new(source) }
+}
+
+/// Damage to a new shard, as that of the group which it concerns.
+fn damaged_copy(damage: Damage, shard: ShardId, sources: &[Source]) -> StorageError {
+    let group = match damage.place {
+        DamagePlace::Snapshot { group } => Some(group),
+        DamagePlace::Journal { .. } | DamagePlace::Log => damage.affected.first().map(|range| range.group),
+    };
+    let has_it = |source: &&Source| source.stored.groups.iter().any(|state| Some(state.group) == group);
+    match (group, sources.iter().find(has_it)) {
+        (Some(group), Some(source)) => source.unmovable(group, Unmovable::DamagedCopy(Box::new(damage))),
+        _ => StorageError::CopyDamaged { shard, damage: Box::new(damage) },
+    }
 }

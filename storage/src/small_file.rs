@@ -19,7 +19,7 @@ const FILE_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
     pub(crate) magic: [u8; 8],
-    /// Newest version of the payload, and so far the only one of each kind.
+    /// Newest version of the payload. Older ones are read too, told apart by what they hold.
     pub(crate) version: u16,
 }
 

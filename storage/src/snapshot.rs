@@ -5,8 +5,8 @@
 //! place of the group's snapshot before, whose chunks are then collected bit by bit.
 //!
 //! Invariants: a group has at most one published and one staged snapshot; a published one is complete and
-//! never changes; chunks of different snapshots are never mixed (each snapshot has a number that is
-//! never used again). Memory: one writer or reader holds a few chunks, whatever the size of the body.
+//! never changes; chunks of different snapshots are never mixed (each snapshot has a number of its own;
+//! one whose chunks are all removed may be given again after a start). Memory: one writer or reader holds a few chunks, whatever the size of the body.
 
 mod row;
 mod stream;
@@ -118,7 +118,7 @@ pub struct SnapshotStore {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Never used before.
+    /// Not used since the shard was opened, and no chunk has it.
     next_number: u64,
     /// Numbers whose chunks nobody needs.
     garbage: VecDeque<u64>,

@@ -1,4 +1,4 @@
-//! The file system, with journals that stop writing when they are told to: nothing fails, nothing returns.
+//! The file system, with journals or small files that stop writing when they are told to: nothing fails, nothing returns.
 
 use std::io;
 use std::ops::Bound;
@@ -10,35 +10,61 @@ use redb::{BackendError, StorageBackend};
 
 /// A disk that hangs and comes back. Clones are handles to the same one.
 ///
-/// A node on it cannot be shut down while it hangs.
+/// A node on it cannot be shut down while its journals hang.
 #[derive(Clone, Default, Debug)]
-pub struct HangingDisk(Arc<Gate>);
+pub struct HangingDisk {
+    journals: Arc<Gate>,
+    small_files: Arc<Gate>,
+}
 
 #[derive(Default, Debug)]
 struct Gate {
-    is_hung: Mutex<bool>,
+    state: Mutex<GateState>,
     changed: Condvar,
 }
 
+#[derive(Default, Debug)]
+struct GateState {
+    is_hung: bool,
+    waiting: usize,
+}
+
 impl Gate {
-    /// A poisoned lock guards a flag here, which is always whole.
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.is_hung.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A poisoned lock guards plain data here, which is always whole.
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hang(&self, is_hung: bool) {
+        self.lock().is_hung = is_hung;
+        self.changed.notify_all();
     }
 
     fn pass(&self) {
-        let mut is_hung = self.lock();
-        while *is_hung {
-            is_hung = self.changed.wait(is_hung).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        state.waiting += 1;
+        while state.is_hung {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.waiting -= 1;
     }
 }
 
 impl HangingDisk {
     /// From now on no write to a journal and no sync of one returns, until told otherwise.
     pub fn hang(&self, is_hung: bool) {
-        *self.0.lock() = is_hung;
-        self.0.changed.notify_all();
+        self.journals.hang(is_hung);
+    }
+
+    /// From now on no replacement of a small file returns, until told otherwise.
+    pub fn hang_small_files(&self, is_hung: bool) {
+        self.small_files.hang(is_hung);
+    }
+
+    /// Replacements of small files that wait.
+    #[must_use]
+    pub fn small_files_waiting(&self) -> usize {
+        self.small_files.lock().waiting
     }
 }
 
@@ -46,7 +72,7 @@ impl Disk for HangingDisk {
     fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
         let file = FileDisk.open(path, kind, is_new)?;
         Ok(match kind {
-            FileKind::Journal => Box::new(HangingFile { file, gate: self.0.clone() }),
+            FileKind::Journal => Box::new(HangingFile { file, gate: self.journals.clone() }),
             FileKind::Log | FileKind::Mark => file,
         })
     }
@@ -64,6 +90,7 @@ impl Disk for HangingDisk {
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.small_files.pass();
         FileDisk.replace(path, bytes)
     }
 

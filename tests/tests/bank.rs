@@ -57,7 +57,7 @@ async fn tell(client: Client, seed: u64, done: Arc<AtomicU64>, is_over: Arc<Atom
 async fn leader(nodes: &BTreeMap<u64, RaftCluster<Bank>>) -> u64 {
     until("a leader", async || {
         for (id, node) in nodes {
-            let statuses = node.engine().statuses().await;
+            let statuses = node.engine().statuses().await.unwrap();
             if statuses.iter().any(|status| status.group == GROUP && status.role == Role::Leader) {
                 return Some(*id);
             }

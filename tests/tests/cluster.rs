@@ -76,7 +76,7 @@ async fn a_leader_that_shuts_down_hands_over_first() {
     client.append(GroupId(1), iroh_raft::Message::encode(&put("a", "1"))).await.unwrap();
     let leader = until("a leader", async || {
         for (at, node) in nodes.iter().enumerate() {
-            let statuses = node.engine().statuses().await;
+            let statuses = node.engine().statuses().await.unwrap();
             if statuses.iter().any(|status| status.group == GroupId(1) && status.role == Role::Leader) {
                 return Some(at);
             }

@@ -1,9 +1,13 @@
 //! Groups and nodes that come and go while a real cluster runs.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use iroh_raft::net::allow::{AllowError, PeerAddress};
 use iroh_raft::net::client::{Client, ClientError};
 use iroh_raft::prelude::*;
-use iroh_raft::{EndpointId, MemberChange, MemberRole, NodeError, RequestError};
+use iroh_raft::{EndpointId, EngineError, MemberChange, MemberRole, NodeError, RequestError};
+use iroh_raft_tests::hanging_disk::HangingDisk;
 use iroh_raft_tests::{Plan, free_addresses, until};
 
 const GROUP: GroupId = GroupId(40);
@@ -25,7 +29,7 @@ async fn has(node: &RaftCluster<KeyValue>, number: u64) -> Option<()> {
 }
 
 async fn is_here(node: &RaftCluster<KeyValue>) -> bool {
-    node.engine().statuses().await.iter().any(|status| status.group == GROUP)
+    node.engine().statuses().await.unwrap().iter().any(|status| status.group == GROUP)
 }
 
 fn request_error(error: ClientError) -> RequestError {
@@ -143,4 +147,35 @@ async fn a_new_node_takes_the_place_of_one_that_is_gone() {
     for node in [first, joining, cluster.remove(0)] {
         node.shutdown().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_remembered_yet_holds_up_nothing_else() {
+    let (plan, disk) = (Plan::new(1), HangingDisk::default());
+    let of_node = Arc::new(disk.clone());
+    let node = plan.start_tuned(1, |config| config.disk = Some(of_node)).await;
+    let engine = node.engine().clone();
+    let endpoint = Identity::generate().endpoint_id();
+    let other = PeerAddress { node: NodeId(2), endpoint, addr: free_addresses(1)[0] };
+    disk.hang_small_files(true);
+    let of_thread = engine.clone();
+    let change = std::thread::spawn(move || of_thread.add_node(other));
+    until("a change that hangs", async || (disk.small_files_waiting() > 0).then_some(())).await;
+    assert_eq!(engine.stats().shards.len(), 1);
+    assert_eq!(engine.statuses().await.unwrap().len(), 3);
+    match engine.clone().shutdown(Duration::from_secs(1)).await {
+        Err(EngineError::ShutdownTimeout { threads, .. }) => {
+            assert_eq!(threads, "a change of the known nodes");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(engine.statuses().await, Err(RequestError::ShuttingDown));
+    disk.hang_small_files(false);
+    change.join().unwrap().unwrap();
+    assert!(matches!(engine.add_node(other), Err(NodeError::Stopped)));
+    drop((node, engine));
+    // It was remembered.
+    let node = plan.start(1).await;
+    assert!(node.engine().remove_node(other.node).unwrap());
+    node.shutdown().await.unwrap();
 }

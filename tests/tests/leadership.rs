@@ -26,7 +26,7 @@ fn record(number: u64) -> Vec<u8> {
 }
 
 async fn status(node: &Node) -> Option<GroupStatus> {
-    node.engine().statuses().await.into_iter().find(|status| status.group == GROUP)
+    node.engine().statuses().await.unwrap().into_iter().find(|status| status.group == GROUP)
 }
 
 async fn leader(nodes: &[Node]) -> usize {

@@ -20,7 +20,7 @@ fn record(number: u64) -> Vec<u8> {
 async fn statuses(nodes: &[Node]) -> Vec<GroupStatus> {
     let mut all = Vec::new();
     for node in nodes {
-        all.extend(node.engine().statuses().await);
+        all.extend(node.engine().statuses().await.unwrap());
     }
     all
 }
@@ -63,7 +63,7 @@ async fn idle_groups_are_quiet_until_they_are_needed() {
     let is_leader = |status: &GroupStatus| status.group == GroupId(1) && status.role == Role::Leader;
     let mut leader = None;
     for (at, node) in nodes.iter().enumerate() {
-        leader = node.engine().statuses().await.iter().any(is_leader).then_some(at).or(leader);
+        leader = node.engine().statuses().await.unwrap().iter().any(is_leader).then_some(at).or(leader);
     }
     drop(nodes.remove(leader.expect("a quiet group has a leader")));
     let died = Instant::now();

@@ -77,7 +77,7 @@ async fn a_node_without_a_leader_answers_local_reads_alone_and_says_how_old_they
     }
     let node = &nodes[0];
     until("it follows nobody", async || {
-        let statuses = node.engine().statuses().await;
+        let statuses = node.engine().statuses().await.unwrap();
         statuses.iter().all(|status| status.leader.is_none() && status.role != Role::Leader).then_some(())
     })
     .await;

@@ -12,7 +12,7 @@ use iroh_raft_tests::{Plan, until};
 const GROUP: GroupId = GroupId(1);
 
 async fn leads(node: &RaftCluster<KeyValue>) -> bool {
-    let statuses = node.engine().statuses().await;
+    let statuses = node.engine().statuses().await.unwrap();
     statuses.iter().any(|status| status.group == GROUP && status.role == Role::Leader)
 }
 

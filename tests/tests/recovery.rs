@@ -18,7 +18,7 @@ fn put(number: u64) -> Vec<u8> {
 }
 
 async fn status(node: &Node) -> GroupStatus {
-    let statuses = node.engine().statuses().await;
+    let statuses = node.engine().statuses().await.unwrap();
     statuses.into_iter().find(|status| status.group == GROUP).unwrap()
 }
 

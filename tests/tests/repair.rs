@@ -30,7 +30,7 @@ fn stats(node: &Node) -> ShardStats {
 }
 
 async fn status(node: &Node) -> GroupStatus {
-    let statuses = node.engine().statuses().await;
+    let statuses = node.engine().statuses().await.unwrap();
     statuses.into_iter().find(|status| status.group == GROUP).unwrap()
 }
 

@@ -26,7 +26,7 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> SessionRefusal
 async fn leader(nodes: &[RaftCluster<KeyValue>], group: GroupId) -> usize {
     until("a leader", async || {
         for (at, node) in nodes.iter().enumerate() {
-            let statuses = node.engine().statuses().await;
+            let statuses = node.engine().statuses().await.unwrap();
             if statuses.iter().any(|status| status.group == group && status.role == Role::Leader) {
                 return Some(at);
             }

@@ -65,7 +65,7 @@ async fn all_quiet(nodes: &[Option<Node>]) {
     until("quiet groups", async || {
         let mut count = 0;
         for node in nodes.iter().flatten() {
-            count += node.engine().statuses().await.iter().filter(|status| status.is_quiet).count();
+            count += node.engine().statuses().await.unwrap().iter().filter(|status| status.is_quiet).count();
         }
         (count == nodes.len() * GROUPS as usize).then_some(())
     })

@@ -187,7 +187,7 @@ async fn a_leader_trims_what_its_group_does_not_keep() {
         engine.append(GROUP, &[[7; 8 << 10]]).await.unwrap();
     }
     let status = until("records are let go of", async || {
-        let statuses = engine.statuses().await;
+        let statuses = engine.statuses().await.unwrap();
         let status = statuses.into_iter().find(|status| status.group == GROUP).unwrap();
         (status.first > Offset(60)).then_some(status)
     })

@@ -14,11 +14,11 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use iroh::Endpoint;
 use iroh::endpoint::{Connection, Incoming, Side, VarInt};
-use iroh_raft_core::{NodeId, ShardId};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use iroh_raft_core::{BootEpoch, NodeId, ShardId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{BridgeConfig, BridgeError, Counters, Fatal, PeerEpochs, Stop};
+use super::{BridgeConfig, BridgeError, Counters, EpochRefusal, Fatal, PeerEpochs, PeerList, Stop};
 use crate::allow::{AllowList, PeerAddress};
 use crate::client_server::{self, ClientLink};
 use crate::close::{CloseCode, refusal_close};
@@ -43,23 +43,22 @@ pub(super) struct Seed {
     pub(super) counters: Arc<Counters>,
     pub(super) stop: Arc<Stop>,
     pub(super) fatal: Arc<Fatal>,
-    pub(super) allow: Arc<Mutex<AllowList>>,
-    /// Rung when the peers in the allow-list have changed.
-    pub(super) changed: Arc<Notify>,
+    pub(super) peers: Arc<PeerList>,
 }
 
 /// What the tasks of the bridge share. All of them run on the bridge thread: its locks are hardly
 /// ever contended, and never held across an await.
 pub(crate) struct Hub {
     pub(crate) config: BridgeConfig,
-    allow: Arc<Mutex<AllowList>>,
+    list: Arc<PeerList>,
     pub(crate) endpoint: Endpoint,
     pub(crate) counters: Arc<Counters>,
     ports: Vec<Producer<ToShard>>,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     clients: Mutex<HashMap<u64, Arc<ClientLink>>>,
     connection_last: AtomicU64,
-    epochs: Mutex<Box<dyn PeerEpochs + Send>>,
+    /// Waited for by tasks, one of which at a time has a thread to block on.
+    epochs: Arc<tokio::sync::Mutex<Box<dyn PeerEpochs + Send>>>,
     handshakes: Arc<Semaphore>,
     stop: Arc<Stop>,
     fatal: Arc<Fatal>,
@@ -85,10 +84,12 @@ pub(super) fn run_thread(seed: Seed, started: &SyncSender<Result<SocketAddr, Bri
     if let Err(panic) = std::panic::catch_unwind(run) {
         fatal.report(BridgeError::Panicked { part: "main loop", message: panic_message(panic.as_ref()) });
     }
+    // A start of a peer that a disk which hangs is to remember must not hold up the end of the bridge.
+    runtime.shutdown_timeout(CLOSE_DEADLINE);
 }
 
 async fn run(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) {
-    let (hub, consumers, doorbell, changed) = match open(seed).await {
+    let (hub, consumers, doorbell) = match open(seed).await {
         Ok(opened) => opened,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -100,17 +101,17 @@ async fn run(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) 
     let _ = started.send(Ok(addr));
     tracing::info!(node = %hub.config.node, %addr, id = %hub.endpoint.id(), "bridge listens");
     hub.spawn("accept loop", accept(hub.clone()));
-    hub.spawn("keeper of peers", keep_peers(hub.clone(), changed));
+    hub.spawn("keeper of peers", keep_peers(hub.clone()));
     route(&hub, &consumers, &doorbell).await;
     close(&hub).await;
 }
 
-type Opened = (Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Doorbell>, Arc<Notify>);
+type Opened = (Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Doorbell>);
 
 async fn open(seed: Seed) -> Result<Opened, BridgeError> {
-    let Seed { config, ports, doorbell, epochs, counters, stop, fatal, allow, changed } = seed;
+    let Seed { config, ports, doorbell, epochs, counters, stop, fatal, peers } = seed;
     let limits = &config.limits;
-    let gate = Gate { allow: allow.clone(), counters: counters.clone() };
+    let gate = Gate { list: peers.clone(), counters: counters.clone() };
     let alpns = [ALPN_PEER, ALPN_CLIENT];
     let endpoint =
         endpoint::bind(&config.identity, config.bind, &alpns, limits.idle_timeout, limits.keep_alive, gate)
@@ -123,24 +124,24 @@ async fn open(seed: Seed) -> Result<Opened, BridgeError> {
     let (producers, consumers) = ports.into_iter().map(|port| (port.to_shard, port.from_shard)).unzip();
     let hub = Hub {
         config,
-        allow,
+        list: peers,
         endpoint,
         counters,
         ports: producers,
         peers: Mutex::default(),
         clients: Mutex::default(),
         connection_last: AtomicU64::new(0),
-        epochs: Mutex::new(epochs),
+        epochs: Arc::new(tokio::sync::Mutex::new(epochs)),
         handshakes,
         stop,
         fatal,
     };
-    Ok((Arc::new(hub), consumers, doorbell, changed))
+    Ok((Arc::new(hub), consumers, doorbell))
 }
 
-async fn keep_peers(hub: Arc<Hub>, changed: Arc<Notify>) {
+async fn keep_peers(hub: Arc<Hub>) {
     loop {
-        changed.notified().await;
+        hub.list.changed().await;
         update_peers(&hub);
     }
 }
@@ -165,7 +166,7 @@ fn update_peers(hub: &Arc<Hub>) {
 /// The allow-list, asked right after the TLS handshake.
 #[derive(Debug)]
 struct Gate {
-    allow: Arc<Mutex<AllowList>>,
+    list: Arc<PeerList>,
     counters: Arc<Counters>,
 }
 
@@ -176,7 +177,7 @@ impl Admission for Gate {
         }
         let remote = connection.remote_id();
         let is_known = {
-            let allow = self.allow.lock().unwrap_or_else(PoisonError::into_inner);
+            let allow = self.list.allow();
             match connection.alpn() {
                 ALPN_PEER => allow.peer(&remote).is_some(),
                 ALPN_CLIENT => allow.client(&remote).is_some(),
@@ -345,7 +346,7 @@ impl Hub {
 
     /// Who may connect.
     pub(crate) fn allow(&self) -> MutexGuard<'_, AllowList> {
-        self.allow.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.allow()
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Peer>>> {
@@ -360,8 +361,20 @@ impl Hub {
         self.peers().get(&node).cloned()
     }
 
-    pub(crate) fn epochs(&self) -> MutexGuard<'_, Box<dyn PeerEpochs + Send>> {
-        self.epochs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Remembers a peer's start, beside everything else: a disk that hangs holds up handshakes only.
+    pub(crate) async fn observe(
+        &self,
+        node: NodeId,
+        epoch: BootEpoch,
+        boot_id: [u8; 16],
+    ) -> Result<(), EpochRefusal> {
+        let mut epochs = self.epochs.clone().lock_owned().await;
+        let observed = tokio::task::spawn_blocking(move || epochs.observe(node, epoch, boot_id)).await;
+        observed.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The bridge ends.
+            Err(_) => Err(EpochRefusal::NotStored),
+        })
     }
 
     pub(crate) fn clients(&self) -> MutexGuard<'_, HashMap<u64, Arc<ClientLink>>> {

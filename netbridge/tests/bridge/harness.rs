@@ -152,6 +152,11 @@ impl Shard {
         }
     }
 
+    /// Has the bridge call this when it next puts something into the shard's ring.
+    pub(crate) fn arm(&self, waker: &Waker) {
+        self.doorbell.arm(waker);
+    }
+
     /// The messages of the next peer frame; other items are passed over.
     pub(crate) fn next_messages(&self) -> (NodeId, Vec<PeerMessage>) {
         loop {

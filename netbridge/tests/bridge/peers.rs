@@ -1,17 +1,23 @@
 //! Frames between nodes, and connections that are lost and made again.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Wake, Waker};
 use std::time::Instant;
 
 use iroh_raft_core::{BootEpoch, MessageKind, NodeId, Placement, ShardId};
 use iroh_raft_netbridge::bridge::{
-    BridgeConfig, BridgeError, BridgeLimits, BridgeStats, EpochRefusal, PeerEpochs,
+    AllowError, BridgeConfig, BridgeError, BridgeLimits, BridgeStats, ClientGrant, EpochRefusal, PeerAddress,
+    PeerEpochs,
 };
+use iroh_raft_netbridge::client::ClientLimits;
 use iroh_raft_netbridge::port::ToShard;
 use iroh_raft_netbridge::wire::{Lane, PeerFrameBuilder};
 
-use crate::harness::{DEADLINE, Epochs, Member, TestNode, append, frame_of, fresh_addr, message, pair};
+use crate::harness::{
+    ALL_RIGHTS, DEADLINE, Epochs, Member, TestNode, append, connect, frame_of, fresh_addr, message, pair,
+    runtime,
+};
 
 /// One kind of message for each lane.
 const KINDS: [MessageKind; 4] =
@@ -184,6 +190,87 @@ fn an_orderly_stop_is_noticed_at_once_and_the_node_welcomed_back() {
     two.shutdown();
 }
 
+/// Blocks until the test lets it go, and says that it does.
+struct Hanging {
+    begun: mpsc::Sender<NodeId>,
+    go_on: mpsc::Receiver<()>,
+}
+
+impl PeerEpochs for Hanging {
+    fn observe(&mut self, node: NodeId, _: BootEpoch, _: [u8; 16]) -> Result<(), EpochRefusal> {
+        let _ = self.begun.send(node);
+        // The test has ended, or lets it go.
+        let _ = self.go_on.recv();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_start_that_is_being_remembered_holds_up_no_other_connection() {
+    let (one, two, client) = (Member::new(1), Member::new(2), Member::new(3));
+    let mut config = one.config(&[&two.elsewhere()]);
+    config.clients = vec![ClientGrant { endpoint: client.identity.endpoint_id(), rights: ALL_RIGHTS }];
+    config.limits.handshake_deadline = DEADLINE;
+    let ((begun_sender, begun), (go_on, go_on_receiver)) = (mpsc::channel(), mpsc::channel());
+    let node = TestNode::start_with(config, Hanging { begun: begun_sender, go_on: go_on_receiver }, 64);
+    let mut config = two.config(&[&one]);
+    config.limits.handshake_deadline = DEADLINE;
+    let peer = TestNode::start(config);
+    assert_eq!(begun.recv_timeout(DEADLINE), Ok(NodeId(2)));
+    let runtime = runtime();
+    let connected = connect(&runtime, &client.identity, &[&one], ClientLimits::default()).unwrap();
+    assert_eq!(node.bridge.stats().peers_connected, 0);
+    go_on.send(()).unwrap();
+    node.until_connected();
+    connected.close();
+    peer.shutdown();
+    node.shutdown();
+}
+
+#[test]
+fn a_bridge_ends_while_a_start_is_being_remembered() {
+    let (one, two) = (Member::new(1), Member::new(2));
+    let ((begun_sender, begun), (go_on, go_on_receiver)) = (mpsc::channel(), mpsc::channel());
+    let hanging = Hanging { begun: begun_sender, go_on: go_on_receiver };
+    let node = TestNode::start_with(one.config(&[&two.elsewhere()]), hanging, 64);
+    let peer = TestNode::start(two.config(&[&one]));
+    assert_eq!(begun.recv_timeout(DEADLINE), Ok(NodeId(2)));
+    node.shutdown();
+    drop(go_on);
+    peer.shutdown();
+}
+
+#[test]
+fn a_change_of_the_peers_that_is_being_remembered_holds_up_no_connection() {
+    let (one, two, client) = (Member::new(1), Member::new(2), Member::new(3));
+    let mut config = one.config(&[&two.elsewhere()]);
+    config.clients = vec![ClientGrant { endpoint: client.identity.endpoint_id(), rights: ALL_RIGHTS }];
+    let node = TestNode::start(config);
+    let peers = node.bridge.peers();
+    let ((begun_sender, begun), (go_on, go_on_receiver)) = (mpsc::channel(), mpsc::channel::<()>());
+    let four = Member::new(4).address();
+    let change = std::thread::spawn(move || {
+        peers.add::<AllowError>(four, || {
+            begun_sender.send(()).unwrap();
+            go_on_receiver.recv().unwrap();
+            Ok(())
+        })
+    });
+    begun.recv_timeout(DEADLINE).unwrap();
+    let peer = TestNode::start(two.config(&[&one]));
+    node.until_connected();
+    let runtime = runtime();
+    let connected = connect(&runtime, &client.identity, &[&one], ClientLimits::default()).unwrap();
+    go_on.send(()).unwrap();
+    assert_eq!(change.join().unwrap(), Ok(()));
+    let same_key = PeerAddress { node: NodeId(5), ..four };
+    let refused = node.bridge.peers().add(same_key, || Ok::<_, AllowError>(()));
+    assert_eq!(refused, Err(AllowError::KeyTwice { first: NodeId(4), second: NodeId(5) }));
+    connected.close();
+    peer.shutdown();
+    node.shutdown();
+}
+
 #[test]
 fn a_newer_start_takes_over_and_the_older_process_is_told_to_stop() {
     let (member_one, member_two, one, old) = pair();
@@ -210,42 +297,34 @@ fn a_newer_start_takes_over_and_the_older_process_is_told_to_stop() {
     old.shutdown();
 }
 
-/// Hangs on the bridge thread when a certain node introduces itself, until released: to everybody
-/// else the node is then as silent as a dead one.
-struct Hanging {
-    at: NodeId,
+/// Hangs on the bridge thread when that rings at a shard, until released: to everybody else the node is then as silent as
+/// a dead one.
+struct HangingWake {
     hanging: mpsc::Sender<()>,
-    release: mpsc::Receiver<()>,
+    release: Mutex<mpsc::Receiver<()>>,
 }
 
-impl PeerEpochs for Hanging {
-    fn observe(&mut self, node: NodeId, _: BootEpoch, _: [u8; 16]) -> Result<(), EpochRefusal> {
-        if node == self.at {
-            let _ = self.hanging.send(());
-            let _ = self.release.recv_timeout(DEADLINE);
-        }
-        Ok(())
+impl Wake for HangingWake {
+    fn wake(self: Arc<Self>) {
+        let _ = self.hanging.send(());
+        let _ = self.release.lock().unwrap().recv_timeout(DEADLINE);
     }
 }
 
 #[test]
 fn a_peer_that_falls_silent_is_noticed_and_taken_back() {
-    let [member_one, member_two, member_three] = [1, 2, 3].map(Member::new);
-    let one = TestNode::start(member_one.config(&[&member_two]));
+    let (_, _, one, two) = pair();
     let ((hanging, hangs), (let_go, release)) = (mpsc::channel(), mpsc::channel());
-    let epochs = Hanging { at: NodeId(3), hanging, release };
-    let two = TestNode::start_with(
-        member_two.config(&[&member_one.elsewhere(), &member_three.elsewhere()]),
-        epochs,
-        64,
-    );
-    one.until_connected();
-    let three = TestNode::start(member_three.config(&[&member_two]));
-    hangs.recv_timeout(DEADLINE).expect("the third node introduces itself");
+    // What comes with a connection.
+    while !matches!(two.shard().next(), ToShard::Placement { .. }) {}
+    let wake = HangingWake { hanging, release: Mutex::new(release) };
+    two.shard().arm(&Waker::from(Arc::new(wake)));
+    one.shard().send_message(message(MessageKind::Heartbeat, 1, 2, 4));
+    hangs.recv_timeout(DEADLINE).expect("the frame arrives");
     one.shard().await_unreachable(NodeId(2));
     assert_eq!(one.bridge.stats().peers_connected, 0);
-    // Each further introduction of the third node would hang again.
     drop(let_go);
+    assert_eq!(two.shard().next_messages().1[0].group.0, 4);
     one.until_connected();
     // What is written to a connection that is just being replaced is lost: again until one arrives.
     let is_arrived = || two.bridge.stats().frames_in[2] > 0;
@@ -258,8 +337,6 @@ fn a_peer_that_falls_silent_is_noticed_and_taken_back() {
         one.until_stats("the frame sent or dropped", |stats| handled(stats) > before);
     }
     assert_eq!(two.shard().next_messages().1[0].group.0, 5);
-    three.until_connected();
     one.shutdown();
-    three.shutdown();
     two.shutdown();
 }

@@ -297,6 +297,32 @@ fn a_frame_over_the_limit_is_refused_by_its_header_alone() {
     assert!(reason.contains("limit"), "{reason}");
 }
 
+/// Whoever has only a key makes nobody take memory for what it announces.
+#[test]
+fn before_the_handshake_any_other_frame_is_refused_by_its_header_alone() {
+    for kind in [FrameKind::Peer(Lane::Append), FrameKind::Request, FrameKind::Reply] {
+        for alpn in [ALPN_PEER, ALPN_CLIENT] {
+            let (archive_bytes, payload_bytes) = (1 << 20, 1 << 20);
+            let (source_shard, destination_shard) = (ShardId(0), ShardId(0));
+            let header =
+                FrameHeader { kind, source_shard, destination_shard, archive_bytes, payload_bytes }.encode();
+            let (one, node, key) = node_and_imposter();
+            let (code, reason) = runtime().block_on(async {
+                let raw = Raw::dial(&key, SECRET, &one, alpn).await.unwrap();
+                let (mut send, recv) = raw.connection.open_bi().await.unwrap();
+                send.write_all(&header).await.unwrap();
+                let closed = raw.closed().await;
+                drop((send, recv));
+                closed
+            });
+            let reason = String::from_utf8(reason).unwrap();
+            assert_eq!(code, BAD_FRAME, "{kind:?}: {reason}");
+            assert!(reason.contains("limit"), "{kind:?}: {reason}");
+            node.shutdown();
+        }
+    }
+}
+
 #[test]
 fn bytes_that_are_no_frame_or_no_lanes_frame_close_the_connection() {
     assert_eq!(send_on_lane(&[0; HEADER_BYTES]).0, BAD_FRAME);

@@ -91,7 +91,10 @@ impl SnapshotWriter {
         after.chunks = chunks;
         after.body_bytes += bytes as u64;
         after.checksum = now.iter().fold(after.checksum, |crc, chunk| crc32c::crc32c_append(crc, chunk));
-        debug_assert!(!later.is_empty() || after.checksum == self.checksum);
+        assert!(
+            !later.is_empty() || after.checksum == self.checksum,
+            "chunks are committed as they were written"
+        );
         self.store.add(&self.durable, &after, now)?;
         self.durable = after;
         self.waiting.drain(..count);

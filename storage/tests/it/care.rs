@@ -145,6 +145,11 @@ fn check_says_in_words_what_is_wrong_and_changes_nothing() {
     assert!(text.contains("2 groups with 10 entries") && !text.contains("PROBLEM"), "{text}");
     assert_eq!(bytes_of(&path), before);
 
+    fs::write(path.join("nodes"), b"nonsense").unwrap();
+    let report = check(&path).unwrap();
+    assert!(!report.is_sound() && report.to_string().contains("nodes is damaged"), "{report}");
+    fs::remove_file(path.join("nodes")).unwrap();
+
     flip_in_log(&path, 2, 1);
     flip_in_journal(&path, 5);
     let before = bytes_of(&path);

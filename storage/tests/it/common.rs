@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
@@ -11,7 +13,11 @@ use iroh_raft_core::{
     GroupState, HardState, Index, LogChange, LogEntry, LogStart, NodeId, Offset, Placement, ShardId, Term,
     TermRun, WallTime,
 };
-use iroh_raft_storage::{DataFolder, FolderIdentity, LogReader, OpenShard, ShardOptions, StorageError};
+use iroh_raft_storage::{
+    DataFolder, Disk, FileDisk, FileKind, FolderIdentity, FolderLock, LogReader, OpenShard, ShardOptions,
+    StorageError,
+};
+use redb::StorageBackend;
 
 /// The rest of a `Disk` whose folders are those of the file system.
 #[macro_export]
@@ -49,6 +55,71 @@ macro_rules! folder_of_files {
             iroh_raft_storage::FileDisk.lock(path)
         }
     };
+}
+
+/// The file system, which says that a file of this name could not be replaced after it was, until it is mended.
+#[derive(Debug)]
+pub(crate) struct LateError {
+    name: &'static str,
+    is_mended: AtomicBool,
+}
+
+impl LateError {
+    pub(crate) fn of(name: &'static str) -> LateError {
+        LateError { name, is_mended: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn mend(&self) {
+        self.is_mended.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Disk for LateError {
+    fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
+        FileDisk.open(path, kind, is_new)
+    }
+
+    fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        FileDisk.reserve(path, bytes)
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        FileDisk.free_bytes(folder)
+    }
+
+    fn read(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+        FileDisk.read(path, bytes_max)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        FileDisk.replace(path, bytes)?;
+        let is_late = path.ends_with(self.name) && !self.is_mended.load(Ordering::Relaxed);
+        if is_late { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        FileDisk.remove(path)
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.remove_folder(path)
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        FileDisk.names(folder)
+    }
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.create_folder(path)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        FileDisk.sync_folder(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<FolderLock> {
+        FileDisk.lock(path)
+    }
 }
 
 pub(crate) const IDENTITY: FolderIdentity =

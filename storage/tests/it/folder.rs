@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use iroh_raft_core::{BootEpoch, ClusterId, NodeId, Placement, ShardId};
 use iroh_raft_storage::{DataFolder, FolderIdentity, KnownNode, StorageError};
@@ -121,6 +122,40 @@ fn each_flipped_byte_and_each_cut_of_a_small_file_is_refused() {
         fs::write(&file, &whole).unwrap();
     }
     open(temporary.path()).unwrap();
+}
+
+#[test]
+fn a_known_node_whose_change_failed_is_as_it_was_once_that_is_settled() {
+    let temporary = tempfile::tempdir().unwrap();
+    let four = KnownNode { key: [4; 32], addr: ([127, 0, 0, 1], 4).into(), is_removed: false };
+    let known = |is_to_settle: bool| {
+        let disk = Arc::new(LateError::of("nodes"));
+        let mut folder = DataFolder::open_on(temporary.path(), IDENTITY, disk.clone()).unwrap();
+        let mut nodes = folder.take_known_nodes();
+        let before: Vec<_> = nodes.iter().collect();
+        let moved = KnownNode { addr: ([127, 0, 0, 1], 5).into(), ..four };
+        assert!(matches!(nodes.set(NodeId(4), moved).unwrap_err(), StorageError::Io { .. }));
+        assert_eq!(nodes.iter().collect::<Vec<_>>(), before);
+        if is_to_settle {
+            assert!(nodes.settle().is_err());
+            disk.mend();
+            nodes.settle().unwrap();
+        }
+        drop((folder, nodes));
+        let mut folder = DataFolder::open(temporary.path(), IDENTITY).unwrap();
+        (before, folder.take_known_nodes().iter().collect::<Vec<_>>())
+    };
+    let (before, after) = known(true);
+    assert_eq!(before, after);
+    let (before, after) = known(false);
+    assert_ne!(before, after, "it was there after all");
+    // It may be repeated.
+    let mut folder = DataFolder::open(temporary.path(), IDENTITY).unwrap();
+    let mut nodes = folder.take_known_nodes();
+    nodes.set(NodeId(4), four).unwrap();
+    drop((folder, nodes));
+    let mut folder = DataFolder::open(temporary.path(), IDENTITY).unwrap();
+    assert_eq!(folder.take_known_nodes().iter().collect::<Vec<_>>(), [(NodeId(4), four)]);
 }
 
 #[test]

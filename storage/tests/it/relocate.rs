@@ -1,19 +1,16 @@
 //! Groups that get other shards: nothing of them changes, whatever happens meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use iroh_raft_core::{FetchFrom, GroupId, GroupState, LogEntry, Placement, ShardId, Snapshot};
+use iroh_raft_core::{FetchFrom, GroupAppend, GroupId, GroupState, LogEntry, Placement, ShardId, Snapshot};
 use iroh_raft_storage::fault::{Event, Fault, FaultDisk, Files, Operation, Trouble, after_power_cut};
 use iroh_raft_storage::snapshot::SNAPSHOT_CHUNK_BYTES;
-use iroh_raft_storage::{
-    DataFolder, Disk, FileDisk, FileKind, FolderIdentity, FolderLock, SnapshotHead, StorageError, Unmovable,
-};
+use iroh_raft_storage::{DataFolder, FileKind, FolderIdentity, SnapshotHead, StorageError, Unmovable};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use redb::StorageBackend;
 
 use crate::common::*;
 use crate::model::{ChangePlan, PartPlan, make_batch};
@@ -238,6 +235,101 @@ fn a_failing_or_full_disk_leaves_the_folder_as_it_was() {
     }
 }
 
+/// A folder of one shard and two groups, whose entries and snapshots are most of its bytes.
+fn filled(disk: &FaultDisk) {
+    let mut folder = open_as(disk, &even(1)).unwrap();
+    let mut shard = folder.open_shard(ShardId(0), OPTIONS).unwrap();
+    for (seq, first) in (1..).zip([1, 11, 21, 31]) {
+        let last = first + 9;
+        let part = |group| GroupAppend {
+            hard_state: Some(hard_state(1, last)),
+            ..entries_only(group, (first..=last).map(|index| large_entry(index, 3000)).collect())
+        };
+        shard.writer.run_once(&[append(seq, vec![part(1), part(2)])]).unwrap();
+    }
+    for group in [1, 2] {
+        let head = snapshot_head(&mut SmallRng::seed_from_u64(group));
+        let mut writer = shard.snapshots.begin(GroupId(group), head).unwrap();
+        writer.write(&vec![group as u8; SNAPSHOT_CHUNK_BYTES + 1000]).unwrap();
+        writer.publish().unwrap();
+    }
+}
+
+/// What the disk says it wrote, and did not, or not like that, is noticed before the originals go.
+#[test]
+fn a_copy_that_did_not_reach_the_medium_leaves_the_folder_as_it_was() {
+    let (first, second) = (even(1), even(2));
+    let original = FaultDisk::with(Files::new(), 5);
+    filled(&original);
+    let before = contents(&original, &first).unwrap();
+    let files = original.files();
+    let (mut moved, mut damaged, mut refused) = (0, 0, 0);
+    for kind in [FileKind::Log, FileKind::Journal] {
+        for (trouble, step) in [(Trouble::Lost, 3), (Trouble::Misdirected, 3), (Trouble::Flipped, 1)] {
+            for after in (0..).step_by(step) {
+                let disk = FaultDisk::with(files.clone(), after);
+                let operation = Operation::Write;
+                disk.plant(Fault { kind: Some(kind), operation, after, times: 1, trouble });
+                let opened = open_as(&disk, &second).map(drop);
+                let has_struck = disk.struck() > 0;
+                disk.heal();
+                let placement = match opened {
+                    Ok(()) => &second,
+                    Err(error) => {
+                        let is_of_copy =
+                            matches!(error, StorageError::NotMoved { cause: Unmovable::DamagedCopy(_), .. });
+                        damaged += u64::from(is_of_copy);
+                        refused += u64::from(!is_of_copy);
+                        &first
+                    }
+                };
+                moved += u64::from(placement == &second);
+                let at = format!("{kind:?} {trouble:?} at write {after}");
+                let found = contents(&disk, placement).unwrap_or_else(|error| panic!("{at}: {error}"));
+                assert!(found == before, "{at}");
+                if !has_struck {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(moved > 4 && damaged > 4 && refused > 4, "{moved} {damaged} {refused}");
+}
+
+/// A start that was killed may have put the manifest there without its name being durable; the next one removes the files
+/// that it does not name, and then the power goes.
+#[test]
+fn the_old_files_stay_until_the_manifest_is_durable() {
+    let (first, second) = (even(2), even(3));
+    let disk = FaultDisk::with(Files::new(), 10);
+    worked_on(&disk, &first, 10);
+    let before = contents(&disk, &first).unwrap();
+    drop(disk.take_events());
+    let files = disk.files();
+    drop(open_as(&disk, &second).unwrap());
+    let mut events = disk.take_events();
+    let is_manifest =
+        |event: &Event| matches!(event, Event::Replace { path, .. } if path.ends_with("manifest"));
+    events.truncate(events.iter().position(is_manifest).unwrap() + 1);
+    let mut killed = files.clone();
+    events.iter().for_each(|event| event.apply(&mut killed));
+    let disk = FaultDisk::with(killed, 0);
+    drop(open_as(&disk, &second).unwrap());
+    let known = events.len();
+    events.extend(disk.take_events());
+    assert!(events[known..].iter().any(|event| matches!(event, Event::Remove { .. })));
+    for end in known..=events.len() {
+        for seed in 0..8 {
+            let image = after_power_cut(&files, &events[..end], seed);
+            for placement in [&first, &second] {
+                let found = contents(&FaultDisk::with(image.clone(), 0), placement);
+                let found = found.unwrap_or_else(|error| panic!("change {end}, seed {seed}: {error}"));
+                assert!(found == before, "change {end}, seed {seed}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_move_for_which_there_is_plainly_no_room_is_not_begun() {
     let disk = FaultDisk::lasting(6);
@@ -314,57 +406,6 @@ fn files_of_an_older_generation_are_foreign() {
     assert!(matches!(error, StorageError::ForeignJournal { .. }), "{error}");
 }
 
-/// Says that the manifest could not be replaced after it was.
-#[derive(Debug)]
-struct LateError;
-
-impl Disk for LateError {
-    fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
-        FileDisk.open(path, kind, is_new)
-    }
-
-    fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()> {
-        FileDisk.reserve(path, bytes)
-    }
-
-    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
-        FileDisk.free_bytes(folder)
-    }
-
-    fn read(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
-        FileDisk.read(path, bytes_max)
-    }
-
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        FileDisk.replace(path, bytes)?;
-        if path.ends_with("manifest") { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        FileDisk.remove(path)
-    }
-
-    fn remove_folder(&self, path: &Path) -> io::Result<()> {
-        FileDisk.remove_folder(path)
-    }
-
-    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
-        FileDisk.names(folder)
-    }
-
-    fn create_folder(&self, path: &Path) -> io::Result<()> {
-        FileDisk.create_folder(path)
-    }
-
-    fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        FileDisk.sync_folder(path)
-    }
-
-    fn lock(&self, path: &Path) -> io::Result<FolderLock> {
-        FileDisk.lock(path)
-    }
-}
-
 /// Whether a manifest counts whose replacement failed is for the next start to see: until then both sets of files stay.
 #[test]
 fn a_manifest_that_failed_late_leaves_what_it_names() {
@@ -373,7 +414,8 @@ fn a_manifest_that_failed_late_leaves_what_it_names() {
     shard.writer.run_once(&[append(1, vec![entries_only(1, vec![entry(1, 1, 0, 2)])])]).unwrap();
     drop((folder, shard));
     let identity = FolderIdentity { placement: even(2), ..IDENTITY };
-    let error = DataFolder::open_on(temporary.path(), identity.clone(), Arc::new(LateError)).unwrap_err();
+    let error = DataFolder::open_on(temporary.path(), identity.clone(), Arc::new(LateError::of("manifest")))
+        .unwrap_err();
     assert!(matches!(error, StorageError::Io { .. }), "{error}");
     let mut folder = DataFolder::open(temporary.path(), identity).unwrap();
     let shard = folder.open_shard(ShardId(1), OPTIONS).unwrap();

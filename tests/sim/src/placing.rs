@@ -64,7 +64,12 @@ pub(crate) fn open_folder(
             sim.checks.borrow_mut().moved(id, &wanted);
             Ok((folder, wanted))
         }
-        Err(error @ (StorageError::NotMoved { .. } | StorageError::NoSpaceToMove { .. })) => {
+        Err(
+            error @ (StorageError::NotMoved { .. }
+            | StorageError::CopyUnreadable { .. }
+            | StorageError::CopyDamaged { .. }
+            | StorageError::NoSpaceToMove { .. }),
+        ) if !disk.is_dead() => {
             sim.tell(|| format!("node {id} keeps its shards: {error}"));
             sim.mark("groups not moved");
             Ok((open(id, disk, &stored)?, stored))
