@@ -251,6 +251,11 @@ impl ModelGroup {
         self.start.index.0 + self.entries.len() as u64
     }
 
+    /// Whether this is what stays of a replica that left.
+    pub(crate) fn has_left(&self) -> bool {
+        self.conf_state == Default::default() && self.entries.is_empty()
+    }
+
     /// Offset at which an entry begins.
     pub(crate) fn offset_at(&self, index: u64) -> u64 {
         match (index - 1).checked_sub(self.start.index.0 + 1) {

@@ -207,7 +207,8 @@ impl Checks {
         let is_unrestored = self.unrestored.remove(&(node, state.group));
         let covered = state.snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.head.index);
         let has_machine = self.plan.group(state.group).has_machine;
-        if has_machine && state.start.index > Index(0) && (is_unrestored || covered < state.start.index) {
+        let needs_snapshot = has_machine && state.start.index > Index(0) && !state.has_left();
+        if needs_snapshot && (is_unrestored || covered < state.start.index) {
             self.marks.add("replica begins anew without its snapshot", 1);
             self.durable.lose_all(node, state.group);
             self.repairs.lost_all(node, state.group, &self.durable);
