@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 
 /// Time between two times at least: it walks through all that is free.
 const PAUSE: Duration = Duration::from_secs(60);
-/// The first of these times: what a start needed is let go of bit by bit. Each one is twice as long as the one before.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// A shard that has not come to rest by then has started all the same.
 const START_TIME: Duration = Duration::from_secs(10);
 
@@ -26,25 +24,21 @@ struct RestState {
     running: usize,
     resting: usize,
     given_back: Option<Instant>,
-    /// Until the next time.
-    pause: Duration,
 }
 
 impl NodeRest {
     /// Of a node whose shards are all at work.
     pub(crate) fn new(shards: u16) -> Arc<NodeRest> {
-        let (resting, given_back, pause) = (0, None, FIRST_PAUSE);
-        Arc::new(NodeRest(Mutex::new(RestState { running: shards.into(), resting, given_back, pause })))
+        Arc::new(NodeRest(Mutex::new(RestState { running: shards.into(), resting: 0, given_back: None })))
     }
 
     /// A shard that did or did not rest does or does not from now on. Returns whether memory is to be given back now.
     fn change(&self, did_rest: bool, does_rest: bool, now: Instant) -> bool {
         let mut state = self.state();
         state.resting = state.resting + usize::from(does_rest) - usize::from(did_rest);
-        let is_due = state.given_back.is_none_or(|at| now.saturating_duration_since(at) >= state.pause);
+        let is_due = state.given_back.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE);
         let is_now = does_rest && state.resting == state.running && is_due;
         if is_now {
-            state.pause = if state.given_back.is_none() { FIRST_PAUSE } else { (state.pause * 2).min(PAUSE) };
             state.given_back = Some(now);
         }
         is_now
@@ -176,16 +170,10 @@ mod tests {
         assert!(!node.change(false, true, now), "the other one is at work");
         assert!(!node.change(true, true, now));
         assert!(node.change(false, true, now));
-        assert!(!node.change(true, true, now + FIRST_PAUSE / 2), "a while ago only");
-        let now = now + FIRST_PAUSE;
-        assert!(!node.change(true, false, now));
-        assert!(!node.change(true, true, now), "the other one is at work again");
-        assert!(node.change(false, true, now));
-        assert!(!node.change(true, true, now + FIRST_PAUSE), "longer each time");
-        assert!(node.change(true, true, now + FIRST_PAUSE * 2));
-        // In the end once in every `PAUSE`.
-        assert!((1..9).filter(|at| node.change(true, true, now + PAUSE * *at)).count() == 8);
-        assert!(!node.change(true, true, now + PAUSE * 9 - FIRST_PAUSE));
+        assert!(!node.change(true, true, now + PAUSE / 2), "a while ago only");
+        assert!(!node.change(true, false, now + PAUSE));
+        assert!(!node.change(true, true, now + PAUSE), "the other one is at work again");
+        assert!(node.change(false, true, now + PAUSE));
     }
 
     #[test]
