@@ -6,8 +6,8 @@ use std::process::Command;
 
 use crate::step;
 
-/// Seeds that are run twice in `cargo xtask test`: two minutes on two cores, three on slow ones.
-const TEST_SEEDS: &str = "60";
+/// Seeds that are run twice in `cargo xtask test`: about two minutes on two cores.
+const TEST_SEEDS: &str = "100";
 /// Seeds within which each mutant must be found.
 const MUTANT_SEEDS: &str = "300";
 
