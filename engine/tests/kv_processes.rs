@@ -156,6 +156,7 @@ async fn a_session_appends_once_while_its_leaders_are_killed() {
     let client = cluster.client().await;
     let mut session = client.open_session(GROUP, Duration::from_secs(600)).await.unwrap();
     let (stop, mut stopped) = tokio::sync::oneshot::channel();
+    let (count, mut counted) = tokio::sync::watch::channel(0);
     let writer = tokio::spawn(async move {
         let mut answered = Vec::new();
         while stopped.try_recv().is_err() {
@@ -163,6 +164,7 @@ async fn a_session_appends_once_while_its_leaders_are_killed() {
             let put = KvCommand::Put { key: format!("key-{number}"), value: vec![number as u8] };
             let record = Message::encode(&put);
             answered.push((session.append(&[&record]).await.unwrap().offset, record));
+            count.send_replace(answered.len());
         }
         (session, answered)
     });
@@ -172,6 +174,9 @@ async fn a_session_appends_once_while_its_leaders_are_killed() {
         let command = KvCommand::Put { key: "probe".into(), value: Vec::new() };
         // It may be done twice: it is there to see that another one leads.
         while client.propose(GROUP, Message::encode(&command)).await.is_err() {}
+        // The writer's attempt may wait to be made again: without this the next kill could come before it.
+        let killed_at = *counted.borrow();
+        counted.wait_for(|count| *count > killed_at).await.unwrap();
         cluster.nodes[before].start(&cluster.members);
     }
     stop.send(()).unwrap();
