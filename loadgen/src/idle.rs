@@ -60,6 +60,7 @@ struct IdleReport {
     bytes_per_replica: f64,
     rss_bytes: Vec<u64>,
     rss_bytes_of_one_group: Vec<u64>,
+    leaders: Vec<u64>,
     append_p50_us: u64,
     append_p99_us: u64,
     appends: usize,
@@ -72,6 +73,8 @@ struct Rest {
     quiet: Duration,
     core_percent: f64,
     rss_bytes: Vec<u64>,
+    /// Of each node, once all were quiet.
+    leaders: Vec<u64>,
 }
 
 /// Runs everything and prints the report. Returns true: there is nothing to audit.
@@ -105,6 +108,7 @@ pub(crate) fn run(plan: &IdlePlan, stop: &Arc<AtomicBool>) -> Result<bool, Quick
         bytes_per_replica: (mean(&many.rss_bytes) - mean(&alone.rss_bytes)) / more,
         rss_bytes: many.rss_bytes,
         rss_bytes_of_one_group: alone.rss_bytes,
+        leaders: many.leaders,
         append_p50_us: quantile(50),
         append_p99_us: quantile(99),
         appends: latencies_us.len(),
@@ -112,6 +116,8 @@ pub(crate) fn run(plan: &IdlePlan, stop: &Arc<AtomicBool>) -> Result<bool, Quick
     };
     println!("groups           {} on {} nodes", report.groups, report.nodes);
     println!("started          {:.1} s; all quiet after {:.1} s", report.started_s, report.quiet_s);
+    let leaders: Vec<String> = report.leaders.iter().map(u64::to_string).collect();
+    println!("leaders          {} on the nodes", leaders.join(", "));
     println!(
         "idle             {:.2} % of a core per node; with one group {:.2} %",
         report.core_percent_per_node, report.core_percent_per_node_of_one_group
@@ -147,6 +153,7 @@ fn rest(
     wait_for(deadline, LOOK, late("not every group went quiet"), stop, || all(cluster, |node| node.quiet))?;
     let quiet = begin.elapsed();
     eprintln!("led after {:.1} s, quiet after {:.1} s", started.as_secs_f64(), quiet.as_secs_f64());
+    let leaders = cluster.summaries()?.iter().flatten().map(|node| node.leading).collect();
     pause(REST, stop)?;
     let cpu = |cluster: &Cluster| -> Duration { cluster.pids().filter_map(machine::cpu_time).sum() };
     let (from, before) = (Instant::now(), cpu(cluster));
@@ -154,7 +161,7 @@ fn rest(
     let used = cpu(cluster).saturating_sub(before);
     let core_percent = used.as_secs_f64() / from.elapsed().as_secs_f64() / f64::from(of.nodes) * 100.0;
     let rss_bytes = cluster.pids().filter_map(machine::rss_bytes).collect();
-    Ok(Rest { started, quiet, core_percent, rss_bytes })
+    Ok(Rest { started, quiet, core_percent, rss_bytes, leaders })
 }
 
 fn pause(time: Duration, stop: &AtomicBool) -> Result<(), QuickError> {

@@ -140,6 +140,8 @@ pub(crate) struct NodeStatus {
 pub(crate) struct NodeSummary {
     /// With a leader.
     pub(crate) led: u64,
+    /// Leading.
+    pub(crate) leading: u64,
     /// Quiet.
     pub(crate) quiet: u64,
 }
@@ -317,6 +319,7 @@ async fn summary(engine: &Engine) -> Result<NodeSummary, RequestError> {
     let mut summary = NodeSummary::default();
     for status in statuses(engine).await? {
         summary.led += u64::from(status.leader.is_some());
+        summary.leading += u64::from(status.role == Role::Leader);
         summary.quiet += u64::from(status.is_quiet);
     }
     Ok(summary)

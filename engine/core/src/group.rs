@@ -186,6 +186,10 @@ impl Replica {
         let mut raw = RawNode::new(&raft_config, window, &SILENT).map_err(|error| error.to_string())?;
         raw.raft.maybe_free_inflight_buffers();
         raw.mut_store().forget_start();
+        // raft-rs keeps a table of what it has handed out. It is made here, beside the rest of the replica: made between the
+        // messages of a start, it would keep the holes that they leave.
+        let nothing = raw.ready();
+        raw.advance_append(nothing);
         let members = Members::new(&state.conf_state, state.start.index);
         let first_conf_state: Option<ConfState> = (!state.is_durable).then(|| state.conf_state.clone());
         let mut replica = Replica {
@@ -293,6 +297,10 @@ impl Replica {
         log.store.evict(up_to, bytes_max);
     }
 
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        to_node(self.raw.raft.leader_id)
+    }
+
     pub(crate) fn status(&self) -> GroupStatus {
         let raft = &self.raw.raft;
         GroupStatus {
@@ -355,7 +363,7 @@ impl Replica {
 
     /// The leader to send a client to: nobody, if it is us.
     fn leader_hint(&self) -> Option<NodeId> {
-        to_node(self.raw.raft.leader_id).filter(|leader| *leader != self.node)
+        self.leader().filter(|leader| *leader != self.node)
     }
 
     fn is_leader(&self) -> bool {

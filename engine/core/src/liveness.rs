@@ -1,6 +1,6 @@
 //! Whether the shards of other nodes live: what replicas of quiet groups rely on instead of heartbeats.
 //!
-//! Each shard sends one beat every two fifths of a lease to every shard of another node that it shares a group with,
+//! Each shard sends one beat a little more than twice a lease to every shard of another node that it shares a group with,
 //! however many groups that are: where all nodes place their groups alike, to the shard of its own number. A beat names
 //! the two shards and the sender's incarnation, which changes with a restart,
 //! and whenever the sender can no longer vouch for what its replicas agreed to (one was taken out). A shard is
@@ -101,7 +101,7 @@ impl Liveness {
         if is_due {
             // Whoever answers waits a little longer, so that the same one goes first again: the others' beats then carry
             // what acknowledges it, and come together.
-            let slack = if std::mem::take(&mut self.is_answering) { config.tick / 2 } else { Duration::ZERO };
+            let slack = if std::mem::take(&mut self.is_answering) { config.tick / 4 } else { Duration::ZERO };
             self.next_beat = now.after(interval(config) + slack);
         }
         is_due
@@ -184,10 +184,11 @@ impl Liveness {
     }
 }
 
-/// Two fifths of a lease: one beat may be late before a node counts as silent, and each wakes a thread or two on both
-/// sides, which is nearly all that an idle node does.
+/// Half a lease, less half a tick: one beat may be lost before a node counts as silent, and each wakes a thread or two on
+/// both sides, which is nearly all that an idle node does.
 fn interval(config: &ShardConfig) -> Duration {
-    config.tick * config.heartbeat_ticks.max(config.lease_ticks * 2 / 5)
+    let half = (config.tick * config.lease_ticks).saturating_sub(config.tick) / 2;
+    half.max(config.tick * config.heartbeat_ticks)
 }
 
 /// A beat's term says which shard it is from, and which one it is for: it is of no group, which would say it.
@@ -316,10 +317,10 @@ mod tests {
     fn beats_are_due_once_an_interval() {
         let config = ShardConfig::new(NodeId(1), 0);
         let mut here = Liveness::new(&config, at(0));
-        assert!(here.is_due(at(0), &config) && !here.is_due(at(199), &config));
-        assert_eq!(here.next_wakeup(), Some(at(200)));
+        assert!(here.is_due(at(0), &config) && !here.is_due(at(224), &config));
+        assert_eq!(here.next_wakeup(), Some(at(225)));
         assert!(here.is_due(at(230), &config));
-        assert_eq!(here.next_wakeup(), Some(at(430)));
+        assert_eq!(here.next_wakeup(), Some(at(455)));
         let never = ShardConfig { quiet_after: None, ..config };
         let mut never_quiet = Liveness::new(&never, at(0));
         assert!(!never_quiet.is_due(at(500), &never) && never_quiet.next_wakeup().is_none());

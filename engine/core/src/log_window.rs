@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
+use smallvec::SmallVec;
 
 use crate::batch::BatchHeader;
 use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state, to_raft_snapshot};
@@ -76,7 +77,8 @@ pub(crate) struct LogWindow {
     start_state: Option<Box<RaftState>>,
     /// Where the log begins.
     base: LogStart,
-    runs: Vec<TermRun>,
+    /// In place while they are few: a little buffer for each quiet group would keep a page each.
+    runs: SmallVec<[TermRun; 2]>,
     last: Index,
     slots: VecDeque<Slot>,
     /// Offset before the first slot.
@@ -117,7 +119,7 @@ impl LogWindow {
                 to_raft_conf_state(&state.conf_state),
             ))),
             base: state.start,
-            runs: state.term_runs.clone(),
+            runs: SmallVec::from_slice(&state.term_runs),
             last: state.last,
             slots: VecDeque::with_capacity(state.tail.len()),
             start: Offset(0),

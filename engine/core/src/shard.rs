@@ -34,7 +34,7 @@ use crate::placement::Placements;
 use crate::read_index::Read;
 use crate::records::{ReadKind, RecordRead};
 use crate::sessions::RunOutcome;
-use crate::spread::Spread;
+use crate::spread::{Candidates, Spread};
 use crate::tombstone::{Tombstone, are_first_members};
 use crate::validate;
 use revive::{Kept, Quarantined, taken_out};
@@ -618,15 +618,24 @@ impl Shard {
         }
     }
 
-    /// Gives one leadership away, if this node has more than its share of them.
+    /// Gives leaderships away, if this node has more than its share of them.
     fn spread(&mut self, now: Timestamp, out: &mut Outputs) {
         let seats: Vec<_> = self.members.iter().filter_map(Member::live).map(Replica::seat).collect();
-        for (group, to) in self.spread.candidates(&self.config, &seats) {
+        let Candidates { moves, count_max } = self.spread.candidates(&self.config, &seats);
+        let mut given = BTreeSet::new();
+        for (group, to) in moves {
+            if given.len() == count_max {
+                return;
+            }
+            if given.contains(&group) {
+                continue;
+            }
             let Some(at) = self.position(group) else { continue };
             let mut is_taken = false;
             self.call(now, at, out, |replica, turn| is_taken = replica.handle_spread(turn, to));
             if is_taken {
-                return self.spread.handle_taken(group, to);
+                given.insert(group);
+                self.spread.handle_taken(group, to);
             }
         }
     }
@@ -679,7 +688,7 @@ impl Shard {
     ) {
         let Member::Live(replica) = &mut self.members[at] else { return };
         let bytes_before = replica.window_bytes();
-        let open_before = replica.snapshots_open();
+        let (open_before, leader_before) = (replica.snapshots_open(), replica.leader());
         let open_others = self.snapshots_open.after(open_before, SnapshotsOpen::default());
         let said_before = Said::of(out);
         let mut turn = Turn {
@@ -709,7 +718,11 @@ impl Shard {
             return self.quarantine(now, at, reason, damage, out);
         }
         let (is_dirty, is_awake) = (replica.is_dirty(), !replica.is_quiet());
-        self.have_members_changed |= replica.take_members_changed();
+        let have_members_changed = replica.take_members_changed();
+        self.have_members_changed |= have_members_changed;
+        if have_members_changed || replica.leader() != leader_before {
+            self.spread.handle_change();
+        }
         if replica.take_member_removed() {
             // It may have missed that, and must not rest on what it agreed to. Whoever is still a member is told by its leader
             // of all that it misses.

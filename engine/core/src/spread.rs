@@ -2,56 +2,75 @@
 //!
 //! Every group has a home among its voters of the highest priority: a function of its number and of who they
 //! are, that all of them compute alike and that spreads groups evenly. A node's fair share is the number of
-//! groups that are at home there. A node that leads more than its share by more than the band gives a group
-//! that it leads, and that is not at home there, to its home; a group that a node of higher priority could
+//! groups that are at home there. A node that leads more than its share by more than the band, or a twentieth of
+//! the share, gives a group that it leads, and that is not at home there, to its home; a group that a node of higher priority could
 //! lead goes there without counting.
 //!
 //! It comes to rest: with each move one group more is at home, or led with a higher priority, and no move goes
 //! the other way. Comparing the numbers of leaders instead would not: where groups live on some of the nodes
 //! only, no node knows all numbers, and groups were seen to go round for ever.
 //!
-//! One move at a time, not before the next round, and rounds are drawn apart from the seed, so that nodes
-//! rarely give to the same one at once. A node that did not take over is not asked again for a while. What a
-//! node that is down should lead, the others keep as it falls to them.
+//! Moves are made in rounds, some in each: groups that are awake together cost little more than one. Rounds are drawn apart from
+//! the seed, so that nodes rarely give to the same one at once. A node that took over none of them is not asked again for a
+//! while. What a node that is down should lead, the others keep as it falls to them. Where nothing could move, and
+//! nobody's leader or voters have changed since, a round costs nothing.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::group::Seat;
 use crate::ids::{GroupId, NodeId, Timestamp};
 use crate::io::ShardConfig;
-use crate::jitter::mix;
+use crate::jitter::{home_rank, mix};
 use crate::mutants::{self, Mutant};
 
+/// What part of its share a node may have too much of: less is not worth that a group wakes for it.
+const BAND_SHARE: usize = 20;
 /// Rounds for which a node is left out that did not take over.
 const AVOID_ROUNDS: u64 = 5;
+/// Leaderships that are given away in a round, at most.
+const MOVES_MAX: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct Spread {
     next_at: Timestamp,
     rounds: u64,
-    /// The last move: it has failed if this node still leads the group in the next round.
-    last: Option<(GroupId, NodeId)>,
+    /// The moves of the last round: those have failed of which this node still leads the group in the next one.
+    last: BTreeMap<GroupId, NodeId>,
     /// Nodes that did not take over, each with the last round for which it is left out.
     avoided: BTreeMap<NodeId, u64>,
+    /// Nothing could be moved when this was last looked at, and nothing that it rests on has changed since.
+    is_settled: bool,
 }
 
 impl Spread {
     pub(crate) fn new(config: &ShardConfig, now: Timestamp) -> Spread {
-        let mut spread = Spread { next_at: now, rounds: 0, last: None, avoided: BTreeMap::new() };
+        let mut spread = Spread {
+            next_at: now,
+            rounds: 0,
+            last: BTreeMap::new(),
+            avoided: BTreeMap::new(),
+            is_settled: false,
+        };
         spread.put_off(config, now);
         spread
     }
 
-    /// Whether the time of a round has come; then it is the next one's time that is waited for.
+    /// A group of the shard has another leader or other voters than before, or is gone.
+    pub(crate) fn handle_change(&mut self) {
+        self.is_settled = false;
+    }
+
+    /// Whether there is something to look at, and the time of a round has come; then it is the next one's time that is
+    /// waited for.
     pub(crate) fn is_due(&mut self, now: Timestamp, config: &ShardConfig) -> bool {
         let is_due = config.spread.is_some() && now >= self.next_at;
         if is_due {
             self.rounds += 1;
             self.put_off(config, now);
         }
-        is_due
+        is_due && !self.is_settled
     }
 
     /// When the next round is.
@@ -65,62 +84,81 @@ impl Spread {
         self.next_at = now.after(interval + Duration::from_nanos(jitter_ns));
     }
 
-    /// Moves of this round, the best first: it is for the caller to find one whose replica can lead.
-    pub(crate) fn candidates(&mut self, config: &ShardConfig, seats: &[Seat]) -> Vec<(GroupId, NodeId)> {
-        let Some(settings) = config.spread else { return Vec::new() };
-        let is_led =
-            |group: GroupId| seats.iter().any(|seat| seat.group == group && seat.leader == Some(config.node));
-        if let Some((group, to)) = self.last.take()
-            && is_led(group)
-        {
-            self.avoided.insert(to, self.rounds + AVOID_ROUNDS);
+    /// Moves of this round, the best first: it is for the caller to find those whose replicas can lead.
+    pub(crate) fn candidates(&mut self, config: &ShardConfig, seats: &[Seat]) -> Candidates {
+        let Some(settings) = config.spread else { return Candidates::default() };
+        self.avoid(config, seats);
+        let mut candidates = candidates(config, settings.band, seats);
+        self.is_settled = candidates.moves.is_empty();
+        candidates.moves.retain(|(_, to)| !self.avoided.contains_key(to));
+        candidates
+    }
+
+    /// Whom all moves of the last round to it have failed.
+    fn avoid(&mut self, config: &ShardConfig, seats: &[Seat]) {
+        let last = std::mem::take(&mut self.last);
+        let is_led = |seat: &&Seat| seat.leader == Some(config.node) && last.contains_key(&seat.group);
+        let failed: BTreeSet<GroupId> = seats.iter().filter(is_led).map(|seat| seat.group).collect();
+        let (stayed, gone): (Vec<_>, Vec<_>) = last.iter().partition(|(group, _)| failed.contains(group));
+        for (_, to) in stayed {
+            if gone.iter().all(|(_, taken_by)| *taken_by != to) {
+                self.avoided.insert(*to, self.rounds + AVOID_ROUNDS);
+            }
         }
         self.avoided.retain(|_, until| *until >= self.rounds);
-        let mut moves = moves(config, settings.band, seats);
-        moves.retain(|(_, to)| !self.avoided.contains_key(to));
-        moves
     }
 
     pub(crate) fn handle_taken(&mut self, group: GroupId, to: NodeId) {
-        self.last = Some((group, to));
+        self.last.insert(group, to);
     }
 }
 
-fn moves(config: &ShardConfig, band: u32, seats: &[Seat]) -> Vec<(GroupId, NodeId)> {
+/// What a round may do.
+#[derive(Default, Debug)]
+pub(crate) struct Candidates {
+    pub(crate) moves: Vec<(GroupId, NodeId)>,
+    /// How many of them are enough.
+    pub(crate) count_max: usize,
+}
+
+fn candidates(config: &ShardConfig, band: u32, seats: &[Seat]) -> Candidates {
     let (here, ours) = (config.node, config.priority_of(config.node));
     // A replica that was removed and has not heard of it takes itself for a voter, but knows no leader.
     let seats = seats.iter().filter(|seat| seat.voters.contains(&here) && seat.leader.is_some());
     let homes: Vec<(&Seat, NodeId)> = seats.map(|seat| (seat, home(config, seat))).collect();
     let share = homes.iter().filter(|(_, home)| *home == here).count();
     let led = homes.iter().filter(|(seat, _)| seat.leader == Some(here));
-    let is_over = led.clone().count() > share + band as usize;
+    let over = led.clone().count().saturating_sub(share + (band as usize).max(share / BAND_SHARE));
+    let mut count_max = over;
     let mut moves: Vec<(GroupId, NodeId, bool)> = Vec::new();
     for (seat, home) in led {
         let higher = seat.voters.iter().filter(|node| config.priority_of(**node) > ours);
+        let before = moves.len();
         moves.extend(higher.map(|node| (seat.group, *node, node == home)));
-        if is_over && *home != here && config.priority_of(*home) == ours {
+        count_max += usize::from(moves.len() > before);
+        if over > 0 && *home != here && config.priority_of(*home) == ours {
             moves.push((seat.group, *home, true));
         }
         if mutants::is(Mutant::SpreadRestless) {
             let next = seat.voters.iter().find(|node| **node > here).unwrap_or(&seat.voters[0]);
             moves.push((seat.group, *next, true));
+            count_max += 1;
         }
     }
     // Which group goes is drawn by a hash, so that not all nodes give to the same one.
     moves.sort_by_key(|(group, node, is_home)| {
         Reverse((config.priority_of(*node), *is_home, mix(mix(group.0) ^ node.0)))
     });
-    moves.into_iter().map(|(group, node, _)| (group, node)).collect()
+    let moves = moves.into_iter().map(|(group, node, _)| (group, node)).collect();
+    Candidates { moves, count_max: count_max.min(MOVES_MAX) }
 }
 
-/// Fibonacci hashing (Knuth, volume 3, 6.4): numbers in a row fall evenly on the voters, and so do those of one
-/// shard, which are so many apart as there are shards.
 fn home(config: &ShardConfig, seat: &Seat) -> NodeId {
     let priority = |node: &NodeId| config.priority_of(*node);
     let highest = seat.voters.iter().map(priority).max().unwrap_or_default();
     let wanted: Vec<NodeId> = seat.voters.iter().filter(|node| priority(node) == highest).copied().collect();
-    let point = u128::from(seat.group.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    wanted[usize::try_from((point * wanted.len() as u128) >> 64).expect("below the number of voters")]
+    let rank = home_rank(seat.group, wanted.len() as u64);
+    wanted[usize::try_from(rank).expect("below the number of voters")]
 }
 
 #[cfg(test)]
@@ -164,15 +202,24 @@ mod tests {
                 if now >= until {
                     return moved;
                 }
-                assert!(spread.is_due(now, config));
+                if !spread.is_due(now, config) {
+                    continue;
+                }
                 let node = config.node;
                 let seen: Vec<Seat> =
                     self.seats.iter().filter(|seat| seat.voters.contains(&node)).cloned().collect();
-                if let Some((group, to)) = spread.candidates(config, &seen).first().copied() {
-                    spread.handle_taken(group, to);
+                let Candidates { moves, count_max } = spread.candidates(config, &seen);
+                let mut given = 0;
+                for (group, to) in moves {
                     let seat = self.seats.iter_mut().find(|seat| seat.group == group).unwrap();
-                    assert!(seat.voters.contains(&to) && seat.leader == Some(node));
+                    assert!(seat.voters.contains(&to));
+                    if given == count_max || seat.leader != Some(node) {
+                        continue;
+                    }
                     seat.leader = Some(to);
+                    given += 1;
+                    self.spreads[next].handle_taken(group, to);
+                    self.spreads.iter_mut().for_each(Spread::handle_change);
                     moved += 1;
                 }
             }
@@ -238,14 +285,30 @@ mod tests {
     }
 
     #[test]
+    fn it_looks_again_only_after_a_change() {
+        let mut cluster = Nodes::new(3, 12, 3, 1, 9);
+        at_rest(&mut cluster, 1, "three nodes");
+        let (config, spread, seats) = (&cluster.configs[0], &mut cluster.spreads[0], &mut cluster.seats);
+        let is_due = |spread: &mut Spread| spread.is_due(spread.next_at, config);
+        assert!(!is_due(spread));
+        seats.iter_mut().for_each(|seat| seat.leader = Some(config.node));
+        spread.handle_change();
+        assert!(is_due(spread));
+        assert!(
+            !spread.candidates(config, seats).moves.is_empty() && is_due(spread),
+            "until nothing is left to move"
+        );
+    }
+
+    #[test]
     fn a_node_that_did_not_take_over_is_left_out_for_some_rounds() {
         let mut cluster = Nodes::new(3, 12, 3, 1, 9);
         let (config, spread, seats) = (&cluster.configs[0], &mut cluster.spreads[0], &cluster.seats);
-        let (group, to) = spread.candidates(config, seats)[0];
+        let (group, to) = spread.candidates(config, seats).moves[0];
         spread.handle_taken(group, to);
         let targets = |spread: &mut Spread| {
             spread.rounds += 1;
-            spread.candidates(config, seats).iter().map(|(_, to)| *to).collect::<Vec<_>>()
+            spread.candidates(config, seats).moves.iter().map(|(_, to)| *to).collect::<Vec<_>>()
         };
         for _ in 0..AVOID_ROUNDS {
             assert!(!targets(spread).contains(&to));

@@ -186,7 +186,7 @@ impl Replica {
     pub(crate) fn seat(&self) -> Seat {
         let mut voters: Vec<NodeId> = self.raw.raft.prs().conf().voters().ids().iter().map(NodeId).collect();
         voters.sort_unstable();
-        Seat { group: self.group, leader: to_node(self.raw.raft.leader_id), voters }
+        Seat { group: self.group, leader: self.leader(), voters }
     }
 
     fn check_successor(&self, turn: &Turn<'_>, to: NodeId) -> Result<(), TransferError> {

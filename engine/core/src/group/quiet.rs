@@ -44,6 +44,10 @@ use crate::io::{Send, ShardConfig};
 use crate::liveness::Change;
 use crate::mutants::{self, Mutant};
 
+/// Bytes of entries that a quiet replica does not keep in memory: the disk has them, and each little buffer that stays among
+/// those that go keeps a page.
+const KEPT_BYTES_MIN: usize = 4 << 10;
+
 #[derive(Default, Debug)]
 pub(super) struct Quiet {
     is_quiet: bool,
@@ -275,7 +279,10 @@ impl Replica {
         let raft = &mut self.raw.raft;
         raft.maybe_free_inflight_buffers();
         raft.raft_log.unstable.entries.shrink_to_fit();
-        raft.raft_log.store.shrink();
+        if raft.raft_log.store.bytes() < KEPT_BYTES_MIN {
+            self.evict(0);
+        }
+        self.raw.raft.raft_log.store.shrink();
     }
 
     /// What goes out may ask, or nod.

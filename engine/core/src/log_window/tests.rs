@@ -193,7 +193,7 @@ fn a_compacted_log_is_the_one_that_recovery_would_find() {
             assert!(window.term(to - 1).is_err());
             let mut state = state(tail.min(5 - to as usize));
             (state.start, state.hard_state.commit) = (place, Index(5));
-            state.term_runs.clone_from(&window.runs);
+            state.term_runs = window.runs.to_vec();
             let found = LogWindow::new(&state, WallTime(0)).unwrap();
             assert_eq!(
                 (found.base(), found.first(), found.bytes()),

@@ -123,6 +123,7 @@ impl Shard {
     /// A replica is about to go: it counts no more.
     pub(super) fn discount(&mut self, at: usize) {
         if let Some(replica) = self.members[at].live() {
+            self.spread.handle_change();
             self.snapshots_open =
                 self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());
             self.window_bytes -= replica.window_bytes();
@@ -156,6 +157,7 @@ impl Shard {
         out: &mut Outputs,
     ) {
         let group = self.groups[at];
+        self.spread.handle_change();
         self.liveness.withdraw(now);
         // A replica that has just panicked may panic again.
         let status = catch_unwind(AssertUnwindSafe(|| self.members[at].status()));
