@@ -6,8 +6,8 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -77,16 +77,22 @@ struct Found {
     stale: u64,
 }
 
+/// Readers share it: with a histogram for each, none would stay in a cache, and recording an answer cost more than many a part of it.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Found>>);
+
+impl Shared {
+    fn new() -> Shared {
+        let found = Found { took: Duration::ZERO, interval: Interval::new(true), stale: 0 };
+        Shared(Arc::new(Mutex::new(found)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Found {
-    fn new() -> Found {
-        Found { took: Duration::ZERO, interval: Interval::new(true), stale: 0 }
-    }
-
-    fn merge(&mut self, other: &Found) {
-        self.interval.merge(&other.interval);
-        self.stale += other.stale;
-    }
-
     fn report(&self) -> KindReport {
         let reads = self.interval.acked();
         KindReport {
@@ -138,16 +144,18 @@ impl Registers {
         number: usize,
         consistency: Consistency,
         until: Instant,
-    ) -> Result<Found, ClientError> {
-        let mut found = Found::new();
+        found: Shared,
+    ) -> Result<(), ClientError> {
         let mut now = Instant::now();
         while now < until {
-            found.stale += u64::from(self.read(number, consistency).await?);
+            let is_stale = self.read(number, consistency).await?;
             let end = Instant::now();
+            let mut found = found.lock();
+            found.stale += u64::from(is_stale);
             found.interval.record(end - now, 1);
             now = end;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// So many readers at a time.
@@ -156,30 +164,30 @@ impl Registers {
         readers: u32,
         consistency: Consistency,
         time: Duration,
-    ) -> Result<Found, ClientError> {
+    ) -> Result<Shared, ClientError> {
+        let found = Shared::new();
         let begin = Instant::now();
         let mut tasks = JoinSet::new();
         for number in 0..readers as usize {
-            tasks.spawn(self.clone().read_until(number, consistency, begin + time));
+            let reader = self.clone();
+            tasks.spawn(reader.read_until(number, consistency, begin + time, found.clone()));
         }
-        let mut found = Found::new();
         while let Some(done) = tasks.join_next().await {
-            found.merge(&done.map_err(|_| ClientError::Closed)??);
+            done.map_err(|_| ClientError::Closed)??;
         }
-        found.took = begin.elapsed();
+        found.lock().took = begin.elapsed();
         Ok(found)
     }
 
     /// One reader, that asks by the one kind for a while and then by the other, in turn.
-    async fn read_alone(&self, time: Duration) -> Result<[Found; 2], ClientError> {
-        let mut found = [Found::new(), Found::new()];
+    async fn read_alone(&self, time: Duration) -> Result<[Shared; 2], ClientError> {
+        let found = [Shared::new(), Shared::new()];
         let until = Instant::now() + time;
         while Instant::now() < until {
-            for (found, kind) in found.iter_mut().zip([Consistency::Linearizable, Consistency::Lease]) {
+            for (found, kind) in found.iter().zip([Consistency::Linearizable, Consistency::Lease]) {
                 let until_turn = Instant::now() + TURN;
-                let more = self.clone().read_until(0, kind, until_turn).await?;
-                found.took += TURN;
-                found.merge(&more);
+                self.clone().read_until(0, kind, until_turn, found.clone()).await?;
+                found.lock().took += TURN;
             }
         }
         Ok(found)
@@ -260,10 +268,10 @@ async fn measure(
         shards: plan.cluster.shards,
         in_flight: many,
         measured_s: time.as_secs_f64(),
-        linearizable: linearizable.report(),
-        lease: lease.report(),
-        linearizable_alone: linearizable_alone.report(),
-        lease_alone: lease_alone.report(),
+        linearizable: linearizable.lock().report(),
+        lease: lease.lock().report(),
+        linearizable_alone: linearizable_alone.lock().report(),
+        lease_alone: lease_alone.lock().report(),
         writes: registers.acked.iter().map(|acked| acked.load(Ordering::Relaxed)).sum(),
         machine,
     })
