@@ -245,6 +245,8 @@ pub struct Fault {
 
 /// Changes of a lasting disk's file that wait for a sync at most; beyond, the oldest go to the medium without one.
 const LOOSE_MAX: usize = 16_384;
+/// That of the commit which a lie was about, and that of the next one.
+const LIED_SYNCS: u8 = 2;
 
 /// A file, as whoever has it open sees it, and what of it a power cut cannot take.
 #[derive(Default, Debug)]
@@ -256,6 +258,8 @@ struct Stored {
     /// On a lasting disk: what is on the medium for good, and the changes that are not.
     durable: Vec<u8>,
     loose: Vec<Event>,
+    /// Syncs until no lie concerns the newest commit any more.
+    lied_syncs: u8,
 }
 
 impl Stored {
@@ -336,7 +340,7 @@ impl FaultDisk {
         let by_path = files.keys().cloned().zip(0..).collect();
         let stored = |(path, bytes): (PathBuf, Vec<u8>)| {
             let pages = pages_of(0, bytes.len() as u64).collect();
-            Stored { path, durable: bytes.clone(), bytes, pages, loose: Vec::new() }
+            Stored { path, durable: bytes.clone(), bytes, pages, loose: Vec::new(), lied_syncs: 0 }
         };
         FaultDisk(Arc::new(Mutex::new(State {
             files: files.into_iter().map(stored).collect(),
@@ -366,6 +370,12 @@ impl FaultDisk {
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.state().is_dead
+    }
+
+    /// Whether a write was lost or went elsewhere that may belong to a file's newest commit.
+    #[must_use]
+    pub fn has_lied_lately(&self) -> bool {
+        self.state().files.iter().any(|file| file.lied_syncs > 0)
     }
 
     /// The same medium after its machine stopped; faults are gone, and this handle is dead. `power_cut`
@@ -545,7 +555,10 @@ impl State {
         file.apply(&event);
         match (self.is_lasting, &event) {
             (false, _) => self.events.push(event),
-            (true, Event::Sync { .. }) => file.make_durable(),
+            (true, Event::Sync { .. }) => {
+                file.make_durable();
+                file.lied_syncs = file.lied_syncs.saturating_sub(1);
+            }
             (true, _) => {
                 file.loose.push(event);
                 // Systems do not wait for a sync for ever either.
@@ -568,7 +581,10 @@ impl State {
             (Some(Trouble::Eio), _) => Err(io::Error::from_raw_os_error(EIO)),
             (Some(Trouble::NoSpace), _) => Err(io::Error::from_raw_os_error(ENOSPC)),
             (Some(Trouble::Panic), _) => panic!("a fault of the test's disk"),
-            (Some(Trouble::Lost), _) => Ok(()),
+            (Some(Trouble::Lost), _) => {
+                self.files[at].lied_syncs = LIED_SYNCS;
+                Ok(())
+            }
             (Some(Trouble::Cut), event) => {
                 if self.is_lasting && !matches!(event, Event::Sync { .. }) {
                     self.files[at].loose.push(event);
@@ -589,6 +605,7 @@ impl State {
                 Ok(())
             }
             (Some(Trouble::Misdirected), Event::Write { path, offset, data }) => {
+                self.files[at].lied_syncs = LIED_SYNCS;
                 let len = self.files[at].bytes.len() as u64;
                 let pages = (len.saturating_sub(data.len() as u64) / PAGE_BYTES).max(1);
                 let page = self.random.random_range(0..pages);

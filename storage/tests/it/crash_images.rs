@@ -190,9 +190,10 @@ fn reopen(image: Files, recording: &Recording, end: usize, at: &str) -> Reopened
     let (published, staged) = (last_note(events, SNAPSHOT_PUBLISHED), last_note(events, SNAPSHOT_BEGUN));
     let meta = shard.snapshots.latest(GroupId(1)).unwrap();
     let snapshot = meta.as_ref().map_or(0, |meta| meta.head.index.0);
-    // A start drops those of a replica that has left.
-    let mut models = recording.models.range(..=found).filter_map(|(_, model)| model.groups.get(&GroupId(1)));
-    let is_dropped = snapshot == 0 && models.any(ModelGroup::has_left);
+    // A start drops those of a replica that has left: the one that the recording began with, or this one.
+    let starts = [recording.models.values().next(), recording.models.get(&found)];
+    let mut groups = starts.into_iter().flatten().filter_map(|model| model.groups.get(&GroupId(1)));
+    let is_dropped = snapshot == 0 && groups.any(ModelGroup::has_left);
     assert!(
         snapshot == published || snapshot == staged || is_dropped,
         "{at}: snapshot {snapshot} of {published}..{staged}"

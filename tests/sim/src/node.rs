@@ -467,6 +467,9 @@ fn stop(sim: &Shared, id: NodeId, power_cut: Option<u64>) {
     let process = {
         let mut nodes = sim.nodes.borrow_mut();
         let node = nodes.0.get_mut(&id).expect("a node of the plan");
+        // With the power would go the mark of the newest commit, which may be damaged by a lie: both together are what the files do
+        // not cover (FORMAT.md, What recovery trusts).
+        let power_cut = power_cut.filter(|_| !node.disk.has_lied_lately());
         // First, so that nothing of what the tasks do when they are dropped reaches the disk.
         node.disk = node.disk.restart(power_cut);
         node.process.take()
