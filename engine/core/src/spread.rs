@@ -316,4 +316,18 @@ mod tests {
         targets(spread);
         assert!(targets(spread).contains(&to));
     }
+
+    #[test]
+    fn a_node_that_took_over_some_is_asked_again() {
+        let mut cluster = Nodes::new(3, 12, 3, 1, 9);
+        let (config, spread, seats) = (&cluster.configs[0], &mut cluster.spreads[0], &mut cluster.seats);
+        let moves = spread.candidates(config, seats).moves;
+        let to = moves[0].1;
+        let taken: Vec<GroupId> = moves.iter().filter(|(_, of)| *of == to).map(|(group, _)| *group).collect();
+        assert!(taken.len() > 2);
+        taken[..2].iter().for_each(|group| spread.handle_taken(*group, to));
+        seats.iter_mut().find(|seat| seat.group == taken[0]).unwrap().leader = Some(to);
+        let again = spread.candidates(config, seats).moves;
+        assert!(again.contains(&(taken[1], to)));
+    }
 }
