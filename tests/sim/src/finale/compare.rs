@@ -10,8 +10,13 @@ use crate::sim::Shared;
 /// Marks places until all that take part have come to something at one of them: shards are at work on one state at a time.
 pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
     let mut random = sim.random();
-    let deadline = elapsed() + PATIENCE;
+    let (mut deadline, mut mended) = (elapsed() + PATIENCE, 0);
     while !sim.is_broken() {
+        // A log that is repaired may come entry by entry, a round trip each: as long as it comes.
+        let mended_before = std::mem::replace(&mut mended, entries_under_repair(sim, group));
+        if mended > mended_before {
+            deadline = elapsed() + PATIENCE;
+        }
         if let Ok(index) = operator::mark(sim, &mut random, group).await {
             let mut is_complete = true;
             for node in healthy(sim, group) {
@@ -28,4 +33,12 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
         sleep(LOOK_EVERY).await;
     }
     Ok(())
+}
+
+/// Entries that replicas under repair have by now.
+fn entries_under_repair(sim: &Shared, group: &GroupPlan) -> u64 {
+    let checks = sim.checks.borrow();
+    let nodes = healthy(sim, group);
+    let statuses = nodes.iter().filter_map(|node| checks.status_of(*node, group.id));
+    statuses.filter(|status| status.is_under_repair).map(|status| status.last.0).sum()
 }
