@@ -166,7 +166,7 @@ struct Reads {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     groups: u32,
     /// Questions in flight, spread over the groups.
-    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16_384))]
     in_flight: u32,
     /// Time for each of the three measurements, such as 10s or 500ms.
     #[arg(long, default_value = "10s", value_parser = duration)]
