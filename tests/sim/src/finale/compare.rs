@@ -17,6 +17,9 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
         if mended > mended_before {
             deadline = elapsed() + PATIENCE;
         }
+        // Where hardly a host has a replica, asking one by chance may take longer than the patience.
+        let leader = sim.checks.borrow().leader_of(group.id);
+        sim.clients.borrow_mut().leaders.extend(leader.map(|leader| (group.id, leader)));
         if let Ok(index) = operator::mark(sim, &mut random, group).await {
             let mut is_complete = true;
             for node in healthy(sim, group) {
