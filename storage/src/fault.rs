@@ -245,8 +245,8 @@ pub struct Fault {
 
 /// Changes of a lasting disk's file that wait for a sync at most; beyond, the oldest go to the medium without one.
 const LOOSE_MAX: usize = 16_384;
-/// That of the commit which a lie was about, and that of the next one.
-const LIED_SYNCS: u8 = 2;
+/// Those of the commit which a lie was about, and of the next one: two each at most.
+const LIED_SYNCS: u8 = 4;
 
 /// A file, as whoever has it open sees it, and what of it a power cut cannot take.
 #[derive(Default, Debug)]
@@ -372,7 +372,8 @@ impl FaultDisk {
         self.state().is_dead
     }
 
-    /// Whether a write was lost or went elsewhere that may belong to a file's newest commit.
+    /// Whether a write was lost or went elsewhere that may belong to the newest commit of a journal or log file. Of a
+    /// [`lasting`](FaultDisk::lasting) disk.
     #[must_use]
     pub fn has_lied_lately(&self) -> bool {
         self.state().files.iter().any(|file| file.lied_syncs > 0)
@@ -569,6 +570,13 @@ impl State {
         }
     }
 
+    /// Files that are not synced with each commit would be told to lie for ever.
+    fn note_lie(&mut self, at: usize, kind: FileKind) {
+        if matches!(kind, FileKind::Journal | FileKind::Log) {
+            self.files[at].lied_syncs = LIED_SYNCS;
+        }
+    }
+
     /// Makes a change of an open file, or what a fault makes of it.
     fn change(&mut self, at: usize, kind: FileKind, operation: Operation, event: Event) -> io::Result<()> {
         let trouble = self.trouble(kind, operation);
@@ -582,7 +590,7 @@ impl State {
             (Some(Trouble::NoSpace), _) => Err(io::Error::from_raw_os_error(ENOSPC)),
             (Some(Trouble::Panic), _) => panic!("a fault of the test's disk"),
             (Some(Trouble::Lost), _) => {
-                self.files[at].lied_syncs = LIED_SYNCS;
+                self.note_lie(at, kind);
                 Ok(())
             }
             (Some(Trouble::Cut), event) => {
@@ -605,7 +613,7 @@ impl State {
                 Ok(())
             }
             (Some(Trouble::Misdirected), Event::Write { path, offset, data }) => {
-                self.files[at].lied_syncs = LIED_SYNCS;
+                self.note_lie(at, kind);
                 let len = self.files[at].bytes.len() as u64;
                 let pages = (len.saturating_sub(data.len() as u64) / PAGE_BYTES).max(1);
                 let page = self.random.random_range(0..pages);

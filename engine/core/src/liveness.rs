@@ -1,6 +1,6 @@
 //! Whether the shards of other nodes live: what replicas of quiet groups rely on instead of heartbeats.
 //!
-//! Each shard sends one beat a little more than twice a lease to every shard of another node that it shares a group with,
+//! Each shard sends one beat in a little less than half a lease to every shard of another node that it shares a group with,
 //! however many groups that are: where all nodes place their groups alike, to the shard of its own number. A beat names
 //! the two shards and the sender's incarnation, which changes with a restart,
 //! and whenever the sender can no longer vouch for what its replicas agreed to (one was taken out). A shard is
@@ -184,8 +184,9 @@ impl Liveness {
     }
 }
 
-/// Half a lease, less half a tick: one beat may be lost before a node counts as silent, and each wakes a thread or two on
-/// both sides, which is nearly all that an idle node does.
+/// Half a lease, less half a tick: of a shard that sleeps in between, one beat may be lost before it counts as silent (one that is
+/// awake sends them with its ticks, and its groups are spoken of otherwise). Each wakes a thread or two on both sides, which
+/// is nearly all that an idle node does.
 fn interval(config: &ShardConfig) -> Duration {
     let half = (config.tick * config.lease_ticks).saturating_sub(config.tick) / 2;
     half.max(config.tick * config.heartbeat_ticks)

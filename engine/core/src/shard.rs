@@ -34,7 +34,7 @@ use crate::placement::Placements;
 use crate::read_index::Read;
 use crate::records::{ReadKind, RecordRead};
 use crate::sessions::RunOutcome;
-use crate::spread::{Candidates, Spread};
+use crate::spread::Spread;
 use crate::tombstone::{Tombstone, are_first_members};
 use crate::validate;
 use revive::{Kept, Quarantined, taken_out};
@@ -621,23 +621,16 @@ impl Shard {
     /// Gives leaderships away, if this node has more than its share of them.
     fn spread(&mut self, now: Timestamp, out: &mut Outputs) {
         let seats: Vec<_> = self.members.iter().filter_map(Member::live).map(Replica::seat).collect();
-        let Candidates { moves, count_max } = self.spread.candidates(&self.config, &seats);
-        let mut given = BTreeSet::new();
-        for (group, to) in moves {
-            if given.len() == count_max {
-                return;
-            }
-            if given.contains(&group) {
-                continue;
-            }
-            let Some(at) = self.position(group) else { continue };
+        let candidates = self.spread.candidates(&self.config, &seats);
+        candidates.make(|group, to| {
+            let Some(at) = self.position(group) else { return false };
             let mut is_taken = false;
             self.call(now, at, out, |replica, turn| is_taken = replica.handle_spread(turn, to));
             if is_taken {
-                given.insert(group);
                 self.spread.handle_taken(group, to);
             }
-        }
+            is_taken
+        });
     }
 
     fn number_flush(&mut self, now: Timestamp, out: &Outputs) {

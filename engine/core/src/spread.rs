@@ -3,8 +3,8 @@
 //! Every group has a home among its voters of the highest priority: a function of its number and of who they
 //! are, that all of them compute alike and that spreads groups evenly. A node's fair share is the number of
 //! groups that are at home there. A node that leads more than its share by more than the band, or a twentieth of
-//! the share, gives a group that it leads, and that is not at home there, to its home; a group that a node of higher priority could
-//! lead goes there without counting.
+//! the share, gives groups that it leads, and that are not at home there, to their homes; a group that a node of
+//! higher priority could lead goes there without counting.
 //!
 //! It comes to rest: with each move one group more is at home, or led with a higher priority, and no move goes
 //! the other way. Comparing the numbers of leaders instead would not: where groups live on some of the nodes
@@ -13,7 +13,7 @@
 //! Moves are made in rounds, some in each: groups that are awake together cost little more than one. Rounds are drawn apart from
 //! the seed, so that nodes rarely give to the same one at once. A node that took over none of them is not asked again for a
 //! while. What a node that is down should lead, the others keep as it falls to them. Where nothing could move, and
-//! nobody's leader or voters have changed since, a round costs nothing.
+//! nobody's leader or voters have changed since, a round costs a wake-up.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::group::Seat;
 use crate::ids::{GroupId, NodeId, Timestamp};
 use crate::io::ShardConfig;
-use crate::jitter::{home_rank, mix};
+use crate::jitter::mix;
 use crate::mutants::{self, Mutant};
 
 /// What part of its share a node may have too much of: less is not worth that a group wakes for it.
@@ -90,7 +90,9 @@ impl Spread {
         self.avoid(config, seats);
         let mut candidates = candidates(config, settings.band, seats);
         self.is_settled = candidates.moves.is_empty();
-        candidates.moves.retain(|(_, to)| !self.avoided.contains_key(to));
+        let is_avoided = |(_, to): &(GroupId, NodeId)| self.avoided.contains_key(to);
+        candidates.higher -= candidates.moves[..candidates.higher].iter().filter(|to| is_avoided(to)).count();
+        candidates.moves.retain(|to| !is_avoided(to));
         candidates
     }
 
@@ -116,9 +118,29 @@ impl Spread {
 /// What a round may do.
 #[derive(Default, Debug)]
 pub(crate) struct Candidates {
+    /// The best first. Those of a group that a node of higher priority could lead come before the others.
     pub(crate) moves: Vec<(GroupId, NodeId)>,
-    /// How many of them are enough.
-    pub(crate) count_max: usize,
+    /// How many of them go to a higher priority; the others go home.
+    higher: usize,
+    /// Groups that this node leads beyond its share and the band: so many may go home.
+    over: usize,
+}
+
+impl Candidates {
+    /// Makes the moves of a round: `is_taken` says whether a group's leadership goes there.
+    pub(crate) fn make(self, mut is_taken: impl FnMut(GroupId, NodeId) -> bool) {
+        let (mut given, mut over) = (BTreeSet::new(), self.over);
+        for (at, (group, to)) in self.moves.into_iter().enumerate() {
+            let is_homeward = at >= self.higher;
+            if given.len() == MOVES_MAX || is_homeward && over == 0 {
+                return;
+            }
+            if !given.contains(&group) && is_taken(group, to) {
+                given.insert(group);
+                over -= usize::from(is_homeward);
+            }
+        }
+    }
 }
 
 fn candidates(config: &ShardConfig, band: u32, seats: &[Seat]) -> Candidates {
@@ -128,37 +150,38 @@ fn candidates(config: &ShardConfig, band: u32, seats: &[Seat]) -> Candidates {
     let homes: Vec<(&Seat, NodeId)> = seats.map(|seat| (seat, home(config, seat))).collect();
     let share = homes.iter().filter(|(_, home)| *home == here).count();
     let led = homes.iter().filter(|(seat, _)| seat.leader == Some(here));
-    let over = led.clone().count().saturating_sub(share + (band as usize).max(share / BAND_SHARE));
-    let mut count_max = over;
+    let led_count = led.clone().count();
+    let mut over = led_count.saturating_sub(share + (band as usize).max(share / BAND_SHARE));
     let mut moves: Vec<(GroupId, NodeId, bool)> = Vec::new();
     for (seat, home) in led {
         let higher = seat.voters.iter().filter(|node| config.priority_of(**node) > ours);
-        let before = moves.len();
         moves.extend(higher.map(|node| (seat.group, *node, node == home)));
-        count_max += usize::from(moves.len() > before);
         if over > 0 && *home != here && config.priority_of(*home) == ours {
             moves.push((seat.group, *home, true));
         }
         if mutants::is(Mutant::SpreadRestless) {
             let next = seat.voters.iter().find(|node| **node > here).unwrap_or(&seat.voters[0]);
             moves.push((seat.group, *next, true));
-            count_max += 1;
+            over = led_count;
         }
     }
     // Which group goes is drawn by a hash, so that not all nodes give to the same one.
     moves.sort_by_key(|(group, node, is_home)| {
         Reverse((config.priority_of(*node), *is_home, mix(mix(group.0) ^ node.0)))
     });
+    let higher = moves.iter().filter(|(_, node, _)| config.priority_of(*node) > ours).count();
     let moves = moves.into_iter().map(|(group, node, _)| (group, node)).collect();
-    Candidates { moves, count_max: count_max.min(MOVES_MAX) }
+    Candidates { moves, higher, over }
 }
 
+/// Fibonacci hashing (Knuth, volume 3, 6.4): numbers in a row fall evenly on the voters, and so do those of one
+/// shard, which are so many apart as there are shards.
 fn home(config: &ShardConfig, seat: &Seat) -> NodeId {
     let priority = |node: &NodeId| config.priority_of(*node);
     let highest = seat.voters.iter().map(priority).max().unwrap_or_default();
     let wanted: Vec<NodeId> = seat.voters.iter().filter(|node| priority(node) == highest).copied().collect();
-    let rank = home_rank(seat.group, wanted.len() as u64);
-    wanted[usize::try_from(rank).expect("below the number of voters")]
+    let point = u128::from(seat.group.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    wanted[usize::try_from((point * wanted.len() as u128) >> 64).expect("below the number of voters")]
 }
 
 #[cfg(test)]
@@ -208,19 +231,18 @@ mod tests {
                 let node = config.node;
                 let seen: Vec<Seat> =
                     self.seats.iter().filter(|seat| seat.voters.contains(&node)).cloned().collect();
-                let Candidates { moves, count_max } = spread.candidates(config, &seen);
-                let mut given = 0;
-                for (group, to) in moves {
+                let mut taken = Vec::new();
+                spread.candidates(config, &seen).make(|group, to| {
                     let seat = self.seats.iter_mut().find(|seat| seat.group == group).unwrap();
-                    assert!(seat.voters.contains(&to));
-                    if given == count_max || seat.leader != Some(node) {
-                        continue;
-                    }
+                    assert!(seat.voters.contains(&to) && seat.leader == Some(node));
                     seat.leader = Some(to);
-                    given += 1;
-                    self.spreads[next].handle_taken(group, to);
+                    taken.push((group, to));
+                    true
+                });
+                moved += taken.len() as u64;
+                taken.iter().for_each(|(group, to)| self.spreads[next].handle_taken(*group, *to));
+                if !taken.is_empty() {
                     self.spreads.iter_mut().for_each(Spread::handle_change);
-                    moved += 1;
                 }
             }
         }

@@ -44,8 +44,8 @@ use crate::io::{Send, ShardConfig};
 use crate::liveness::Change;
 use crate::mutants::{self, Mutant};
 
-/// Bytes of entries that a quiet replica does not keep in memory: the disk has them, and each little buffer that stays among
-/// those that go keeps a page.
+/// Below so many bytes a quiet replica keeps no entries in memory: the disk has them, and a little buffer that outlives
+/// those around it keeps its whole page.
 const KEPT_BYTES_MIN: usize = 4 << 10;
 
 #[derive(Default, Debug)]

@@ -27,6 +27,8 @@ pub(super) struct Quiets {
     beats: BTreeMap<(NodeId, ShardId, NodeId, u64), Timestamp>,
     /// How groups are placed on other nodes, as a shard was told.
     told: BTreeMap<(NodeId, ShardId, NodeId), Placement>,
+    /// Since when a replica knows whom as a member: beats before that were of nobody that it shares a group with.
+    known: BTreeMap<(NodeId, GroupId), BTreeMap<NodeId, Timestamp>>,
 }
 
 impl Quiets {
@@ -34,6 +36,7 @@ impl Quiets {
     pub(super) fn booted(&mut self, node: NodeId, shard: ShardId) {
         self.beats.retain(|(of, on, ..), _| (*of, *on) != (node, shard));
         self.told.retain(|(of, on, _), _| (*of, *on) != (node, shard));
+        self.known.retain(|(of, _), _| *of != node);
     }
 
     pub(super) fn input(&mut self, node: NodeId, shard: ShardId, now: Timestamp, input: &Input) {
@@ -63,10 +66,16 @@ impl Quiets {
         status: &GroupStatus,
         before: Option<&GroupStatus>,
     ) -> Checked {
+        let group = status.group;
+        let members = || status.members.voters.iter().chain(&status.members.learners).copied();
+        let known = self.known.entry((node, group)).or_default();
+        known.retain(|member, _| members().any(|of| of == *member));
+        members().for_each(|member| {
+            known.entry(member).or_insert(now);
+        });
         if !status.is_quiet {
             return Ok(());
         }
-        let group = status.group;
         ensure(status.commit == status.last, "nobody is quiet with work to do", || {
             format!("node {node} is quiet: {status:?}")
         })?;
@@ -80,12 +89,12 @@ impl Quiets {
         let is_heard = |member: NodeId| {
             let placement = self.told.get(&(node, shard, member)).unwrap_or(own);
             let of = u64::from(placement.shard_of(group).0);
-            self.beats.get(&(node, shard, member, of)).is_some_and(|beat| now.since(*beat) < lease)
+            let beat = self.beats.get(&(node, shard, member, of));
+            beat.is_some_and(|beat| *beat > known[&member] && now.since(*beat) < lease)
         };
         let has_nodded = |member: NodeId| nods.contains(&(member, status.term, status.last));
-        let members = status.members.voters.iter().chain(&status.members.learners).copied();
         let asleep: Vec<NodeId> =
-            members.filter(|member| *member != node && is_heard(*member) && !has_nodded(*member)).collect();
+            members().filter(|member| *member != node && is_heard(*member) && !has_nodded(*member)).collect();
         ensure(asleep.is_empty(), "groups go quiet together", || {
             format!("node {node} is quiet without {asleep:?}: {status:?}")
         })

@@ -13,8 +13,9 @@ pub(super) async fn check(sim: &Shared, group: &GroupPlan) -> Checked {
     let (mut deadline, mut mended) = (elapsed() + PATIENCE, 0);
     while !sim.is_broken() {
         // A log that is repaired may come entry by entry, a round trip each: as long as it comes.
-        let mended_before = std::mem::replace(&mut mended, entries_under_repair(sim, group));
-        if mended > mended_before {
+        let mended_now = entries_under_repair(sim, group);
+        if mended_now > mended {
+            mended = mended_now;
             deadline = elapsed() + PATIENCE;
         }
         // Where hardly a host has a replica, asking one by chance may take longer than the patience.
