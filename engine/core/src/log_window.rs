@@ -101,6 +101,11 @@ impl LogWindow {
         self.start_state = None;
     }
 
+    /// Whether raft-rs has asked for entries that are not here.
+    pub(crate) fn is_wanting(&self) -> bool {
+        !self.wanted.borrow().is_empty()
+    }
+
     /// Gives back memory that it has room for and no entries.
     pub(crate) fn shrink(&mut self) {
         self.slots.shrink_to_fit();

@@ -202,6 +202,8 @@ impl Replica {
             && !self.is_snapshot_due(turn)
             && self.quiet_until(turn.config).is_none_or(|at| turn.now < at)
             && self.fetches.is_empty()
+            // What raft-rs has asked for in this turn is fetched at its end.
+            && !log.store.is_wanting()
             && !self.is_paused_by_missing
             && !self.members.is_changing()
             && !self.leadership.is_transferring()
