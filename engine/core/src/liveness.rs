@@ -1,6 +1,6 @@
 //! Whether the shards of other nodes live: what replicas of quiet groups rely on instead of heartbeats.
 //!
-//! Each shard sends one beat in a little less than half a lease to every shard of another node that it shares a group with,
+//! Each shard sends one beat in a little less than half a lease to each shard of another node that it shares a group with,
 //! however many groups that are: where all nodes place their groups alike, to the shard of its own number. A beat names
 //! the two shards and the sender's incarnation, which changes with a restart,
 //! and whenever the sender can no longer vouch for what its replicas agreed to (one was taken out). A shard is
