@@ -1,7 +1,7 @@
 //! `loadgen idle`: what many groups cost that nobody uses, and how soon one of them answers.
 //!
 //! First a cluster of one group, for what a node takes by itself; then the one of many. Once all of its groups
-//! have leaders and are quiet it is left alone: no question is asked of the nodes while CPU time is measured.
+//! have leaders that stay, and are quiet, it is left alone: no question is asked of the nodes while CPU time is measured.
 //! Then records are appended to groups at random, one at a time, each of which wakes its group.
 
 use std::fs;
@@ -25,7 +25,8 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 const START_DEADLINE_PER_GROUP: Duration = Duration::from_millis(2);
 /// How often the nodes are asked how far they are.
 const LOOK: Duration = Duration::from_millis(200);
-/// Time for what was freed at the start to be given back to the kernel, and for ticks to end.
+/// Time for what was freed at the start to be given back to the kernel, and for ticks to end; and longer than from one round
+/// of moves to the next while leaders are spread.
 const REST: Duration = Duration::from_secs(3);
 /// Appends measured.
 const APPENDS: usize = 500;
@@ -52,6 +53,8 @@ struct IdleReport {
     started_s: f64,
     /// Until every replica was quiet.
     quiet_s: f64,
+    /// Until leaders moved no more, and all were quiet again.
+    spread_s: f64,
     measured_s: f64,
     core_percent_per_node: f64,
     /// Of a cluster with one group, to compare.
@@ -71,6 +74,7 @@ struct IdleReport {
 struct Rest {
     started: Duration,
     quiet: Duration,
+    spread: Duration,
     core_percent: f64,
     rss_bytes: Vec<u64>,
     /// Of each node, once all were quiet.
@@ -102,6 +106,7 @@ pub(crate) fn run(plan: &IdlePlan, stop: &Arc<AtomicBool>) -> Result<bool, Quick
         shards: plan.cluster.shards,
         started_s: many.started.as_secs_f64(),
         quiet_s: many.quiet.as_secs_f64(),
+        spread_s: many.spread.as_secs_f64(),
         measured_s: plan.duration.as_secs_f64(),
         core_percent_per_node: many.core_percent,
         core_percent_per_node_of_one_group: alone.core_percent,
@@ -115,7 +120,10 @@ pub(crate) fn run(plan: &IdlePlan, stop: &Arc<AtomicBool>) -> Result<bool, Quick
         machine: Machine::look(folder.path()),
     };
     println!("groups           {} on {} nodes", report.groups, report.nodes);
-    println!("started          {:.1} s; all quiet after {:.1} s", report.started_s, report.quiet_s);
+    let (started, quiet, spread) = (report.started_s, report.quiet_s, report.spread_s);
+    println!(
+        "started          {started:.1} s; all quiet after {quiet:.1} s, leaders spread after {spread:.1} s"
+    );
     let leaders: Vec<String> = report.leaders.iter().map(u64::to_string).collect();
     println!("leaders          {} on the nodes", leaders.join(", "));
     println!(
@@ -150,18 +158,33 @@ fn rest(
     cluster.start()?;
     wait_for(deadline, LOOK, late("not every group had a leader"), stop, || all(cluster, |node| node.led))?;
     let started = begin.elapsed();
-    wait_for(deadline, LOOK, late("not every group went quiet"), stop, || all(cluster, |node| node.quiet))?;
+    let are_quiet = |cluster: &mut Cluster| {
+        wait_for(deadline, LOOK, late("not every group went quiet"), stop, || all(cluster, |node| node.quiet))
+    };
+    are_quiet(cluster)?;
     let quiet = begin.elapsed();
     eprintln!("led after {:.1} s, quiet after {:.1} s", started.as_secs_f64(), quiet.as_secs_f64());
-    let leaders = cluster.summaries()?.iter().flatten().map(|node| node.leading).collect();
-    pause(REST, stop)?;
+    let (mut leaders, mut spread) = (Vec::new(), quiet);
+    loop {
+        let leading: Vec<u64> = cluster.summaries()?.iter().flatten().map(|node| node.leading).collect();
+        if leading == leaders {
+            break;
+        }
+        if begin.elapsed() > deadline {
+            return Err(late("leaders did not come to rest"));
+        }
+        are_quiet(cluster)?;
+        (leaders, spread) = (leading, begin.elapsed());
+        pause(REST, stop)?;
+    }
+    eprintln!("leaders spread after {:.1} s: {leaders:?}", spread.as_secs_f64());
     let cpu = |cluster: &Cluster| -> Duration { cluster.pids().filter_map(machine::cpu_time).sum() };
     let (from, before) = (Instant::now(), cpu(cluster));
     pause(plan.duration, stop)?;
     let used = cpu(cluster).saturating_sub(before);
     let core_percent = used.as_secs_f64() / from.elapsed().as_secs_f64() / f64::from(of.nodes) * 100.0;
     let rss_bytes = cluster.pids().filter_map(machine::rss_bytes).collect();
-    Ok(Rest { started, quiet, core_percent, rss_bytes, leaders })
+    Ok(Rest { started, quiet, spread, core_percent, rss_bytes, leaders })
 }
 
 fn pause(time: Duration, stop: &AtomicBool) -> Result<(), QuickError> {

@@ -579,7 +579,7 @@ impl Shard {
             }
         });
         let Some(tombstone) = left else { return };
-        self.discount(at);
+        self.discount(now, at);
         let seq = FlushSeq(self.last_seq.0 + 1);
         let append = out.append.get_or_insert_with(|| Append { seq, groups: Vec::new() });
         append.groups.push(tombstone.append());
@@ -613,7 +613,7 @@ impl Shard {
         self.tick_awake(now, ticks, out);
         self.ring_alarms(now, out);
         self.handle_silence(now, out);
-        if self.spread.is_due(now, &self.config) {
+        if self.spread.next_at(&self.config).is_some_and(|at| now >= at) {
             self.spread(now, out);
         }
     }
@@ -621,7 +621,7 @@ impl Shard {
     /// Gives leaderships away, if this node has more than its share of them.
     fn spread(&mut self, now: Timestamp, out: &mut Outputs) {
         let seats: Vec<_> = self.members.iter().filter_map(Member::live).map(Replica::seat).collect();
-        let candidates = self.spread.candidates(&self.config, &seats);
+        let candidates = self.spread.candidates(&self.config, now, &seats);
         candidates.make(|group, to| {
             let Some(at) = self.position(group) else { return false };
             let mut is_taken = false;
@@ -631,6 +631,7 @@ impl Shard {
             }
             is_taken
         });
+        self.spread.put_off(&self.config, now);
     }
 
     fn number_flush(&mut self, now: Timestamp, out: &Outputs) {
@@ -714,7 +715,7 @@ impl Shard {
         let have_members_changed = replica.take_members_changed();
         self.have_members_changed |= have_members_changed;
         if have_members_changed || replica.leader() != leader_before {
-            self.spread.handle_change();
+            self.spread.handle_change(now, &self.config);
         }
         if replica.take_member_removed() {
             // It may have missed that, and must not rest on what it agreed to. Whoever is still a member is told by its leader

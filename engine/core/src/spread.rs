@@ -11,9 +11,11 @@
 //! only, no node knows all numbers, and groups were seen to go round for ever.
 //!
 //! Moves are made in rounds, some in each: groups that are awake together cost little more than one. Rounds are drawn apart from
-//! the seed, so that nodes rarely give to the same one at once. A node that took over none of them is not asked again for a
-//! while. What a node that is down should lead, the others keep as it falls to them. Where nothing could move, and
-//! nobody's leader or voters have changed since, a round costs a wake-up.
+//! the seed, so that nodes rarely give to the same one at once. A round that moved something is soon followed by another, so
+//! that a cluster that has just started, or has a node back, is even within seconds; otherwise there is time for what is
+//! changing to come to an end. A node that took over none of them is not asked again for a
+//! while. What a node that is down should lead, the others keep as it falls to them. Where nothing could move, there is no
+//! round until somebody's leader or voters change.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,19 +29,21 @@ use crate::mutants::{self, Mutant};
 
 /// What part of its share a node may have too much of: less is not worth that a group wakes for it.
 const BAND_SHARE: usize = 20;
-/// Rounds for which a node is left out that did not take over.
-const AVOID_ROUNDS: u64 = 5;
-/// Leaderships that are given away in a round, at most.
-const MOVES_MAX: usize = 32;
+/// Intervals for which a node is left out that did not take over.
+const AVOID_INTERVALS: u32 = 5;
+/// Leaderships that are given away in a round, at most: a turn's work for them is a few milliseconds.
+const MOVES_MAX: usize = 128;
 
 #[derive(Debug)]
 pub(crate) struct Spread {
+    /// Rounds are close until then: groups find their first leaders, on whichever nodes came up first.
+    started_until: Timestamp,
     next_at: Timestamp,
     rounds: u64,
     /// The moves of the last round: those have failed of which this node still leads the group in the next one.
     last: BTreeMap<GroupId, NodeId>,
-    /// Nodes that did not take over, each with the last round for which it is left out.
-    avoided: BTreeMap<NodeId, u64>,
+    /// Nodes that did not take over, each with the time for which it is left out.
+    avoided: BTreeMap<NodeId, Timestamp>,
     /// Nothing could be moved when this was last looked at, and nothing that it rests on has changed since.
     is_settled: bool,
 }
@@ -47,6 +51,7 @@ pub(crate) struct Spread {
 impl Spread {
     pub(crate) fn new(config: &ShardConfig, now: Timestamp) -> Spread {
         let mut spread = Spread {
+            started_until: now.after(interval(config)),
             next_at: now,
             rounds: 0,
             last: BTreeMap::new(),
@@ -58,36 +63,31 @@ impl Spread {
     }
 
     /// A group of the shard has another leader or other voters than before, or is gone.
-    pub(crate) fn handle_change(&mut self) {
-        self.is_settled = false;
-    }
-
-    /// Whether there is something to look at, and the time of a round has come; then it is the next one's time that is
-    /// waited for.
-    pub(crate) fn is_due(&mut self, now: Timestamp, config: &ShardConfig) -> bool {
-        let is_due = config.spread.is_some() && now >= self.next_at;
-        if is_due {
-            self.rounds += 1;
+    pub(crate) fn handle_change(&mut self, now: Timestamp, config: &ShardConfig) {
+        if std::mem::take(&mut self.is_settled) {
             self.put_off(config, now);
         }
-        is_due && !self.is_settled
     }
 
-    /// When the next round is.
-    pub(crate) fn next_at(&self) -> Timestamp {
-        self.next_at
+    /// When the next round is, if there is something to look at.
+    pub(crate) fn next_at(&self, config: &ShardConfig) -> Option<Timestamp> {
+        (config.spread.is_some() && !self.is_settled).then_some(self.next_at)
     }
 
-    fn put_off(&mut self, config: &ShardConfig, now: Timestamp) {
-        let interval = config.spread.map_or(Duration::ZERO, |spread| spread.interval);
-        let jitter_ns = mix(mix(config.seed) ^ self.rounds) % (interval.as_nanos() as u64).max(1);
-        self.next_at = now.after(interval + Duration::from_nanos(jitter_ns));
+    /// After a round, and before the first: when the next one is.
+    pub(crate) fn put_off(&mut self, config: &ShardConfig, now: Timestamp) {
+        let is_soon = !self.last.is_empty() || now < self.started_until;
+        // What was moved is then led from there, or will not be.
+        let wait = if is_soon { config.tick * config.election_ticks.1 } else { interval(config) };
+        let jitter_ns = mix(mix(config.seed) ^ self.rounds) % (wait.as_nanos() as u64).max(1);
+        self.rounds += 1;
+        self.next_at = now.after(wait + Duration::from_nanos(jitter_ns));
     }
 
     /// Moves of this round, the best first: it is for the caller to find those whose replicas can lead.
-    pub(crate) fn candidates(&mut self, config: &ShardConfig, seats: &[Seat]) -> Candidates {
+    pub(crate) fn candidates(&mut self, config: &ShardConfig, now: Timestamp, seats: &[Seat]) -> Candidates {
         let Some(settings) = config.spread else { return Candidates::default() };
-        self.avoid(config, seats);
+        self.avoid(config, now, seats);
         let mut candidates = candidates(config, settings.band, seats);
         self.is_settled = candidates.moves.is_empty();
         let is_avoided = |(_, to): &(GroupId, NodeId)| self.avoided.contains_key(to);
@@ -97,22 +97,26 @@ impl Spread {
     }
 
     /// Whom all moves of the last round to it have failed.
-    fn avoid(&mut self, config: &ShardConfig, seats: &[Seat]) {
+    fn avoid(&mut self, config: &ShardConfig, now: Timestamp, seats: &[Seat]) {
         let last = std::mem::take(&mut self.last);
         let is_led = |seat: &&Seat| seat.leader == Some(config.node) && last.contains_key(&seat.group);
         let failed: BTreeSet<GroupId> = seats.iter().filter(is_led).map(|seat| seat.group).collect();
         let (stayed, gone): (Vec<_>, Vec<_>) = last.iter().partition(|(group, _)| failed.contains(group));
         for (_, to) in stayed {
             if gone.iter().all(|(_, taken_by)| *taken_by != to) {
-                self.avoided.insert(*to, self.rounds + AVOID_ROUNDS);
+                self.avoided.insert(*to, now.after(interval(config) * AVOID_INTERVALS));
             }
         }
-        self.avoided.retain(|_, until| *until >= self.rounds);
+        self.avoided.retain(|_, until| *until > now);
     }
 
     pub(crate) fn handle_taken(&mut self, group: GroupId, to: NodeId) {
         self.last.insert(group, to);
     }
+}
+
+fn interval(config: &ShardConfig) -> Duration {
+    config.spread.map_or(Duration::ZERO, |spread| spread.interval)
 }
 
 /// What a round may do.
@@ -219,20 +223,15 @@ mod tests {
         fn run(&mut self, until: Timestamp) -> u64 {
             let mut moved = 0;
             loop {
-                let next = (0..self.spreads.len()).min_by_key(|at| self.spreads[*at].next_at).unwrap();
+                let times = (0..self.spreads.len())
+                    .filter_map(|at| Some((self.spreads[at].next_at(&self.configs[at])?, at)));
+                let Some((now, next)) = times.min().filter(|(now, _)| *now < until) else { return moved };
                 let (config, spread) = (&self.configs[next], &mut self.spreads[next]);
-                let now = spread.next_at;
-                if now >= until {
-                    return moved;
-                }
-                if !spread.is_due(now, config) {
-                    continue;
-                }
                 let node = config.node;
                 let seen: Vec<Seat> =
                     self.seats.iter().filter(|seat| seat.voters.contains(&node)).cloned().collect();
                 let mut taken = Vec::new();
-                spread.candidates(config, &seen).make(|group, to| {
+                spread.candidates(config, now, &seen).make(|group, to| {
                     let seat = self.seats.iter_mut().find(|seat| seat.group == group).unwrap();
                     assert!(seat.voters.contains(&to) && seat.leader == Some(node));
                     seat.leader = Some(to);
@@ -241,8 +240,10 @@ mod tests {
                 });
                 moved += taken.len() as u64;
                 taken.iter().for_each(|(group, to)| self.spreads[next].handle_taken(*group, *to));
+                self.spreads[next].put_off(&self.configs[next], now);
                 if !taken.is_empty() {
-                    self.spreads.iter_mut().for_each(Spread::handle_change);
+                    let both = self.spreads.iter_mut().zip(&self.configs);
+                    both.for_each(|(spread, config)| spread.handle_change(now, config));
                 }
             }
         }
@@ -311,45 +312,56 @@ mod tests {
         let mut cluster = Nodes::new(3, 12, 3, 1, 9);
         at_rest(&mut cluster, 1, "three nodes");
         let (config, spread, seats) = (&cluster.configs[0], &mut cluster.spreads[0], &mut cluster.seats);
-        let is_due = |spread: &mut Spread| spread.is_due(spread.next_at, config);
-        assert!(!is_due(spread));
+        assert_eq!(spread.next_at(config), None);
         seats.iter_mut().for_each(|seat| seat.leader = Some(config.node));
-        spread.handle_change();
-        assert!(is_due(spread));
-        assert!(
-            !spread.candidates(config, seats).moves.is_empty() && is_due(spread),
-            "until nothing is left to move"
-        );
+        spread.handle_change(hours(3), config);
+        let (from, to) = (hours(3).after(interval(config)), hours(3).after(interval(config) * 2));
+        let now = spread.next_at(config).unwrap();
+        assert!((from..to).contains(&now), "there is time for more changes: {now:?}");
+        let (group, home) = spread.candidates(config, now, seats).moves[0];
+        spread.put_off(config, now);
+        assert!(spread.next_at(config) >= Some(now.after(interval(config))), "nothing could be moved");
+        spread.handle_taken(group, home);
+        spread.put_off(config, now);
+        assert!(spread.next_at(config) < Some(now.after(interval(config))), "until nothing is left to move");
     }
 
     #[test]
-    fn a_node_that_did_not_take_over_is_left_out_for_some_rounds() {
+    fn a_start_is_even_within_seconds() {
+        let mut cluster = Nodes::new(3, 600, 3, 2, 5);
+        assert!(cluster.run(Timestamp(10_000_000_000)) > 300);
+        assert_eq!(cluster.run(hours(1)), 0);
+    }
+
+    #[test]
+    fn a_node_that_did_not_take_over_is_left_out_for_some_time() {
         let mut cluster = Nodes::new(3, 12, 3, 1, 9);
         let (config, spread, seats) = (&cluster.configs[0], &mut cluster.spreads[0], &cluster.seats);
-        let (group, to) = spread.candidates(config, seats).moves[0];
+        let now = hours(1);
+        let (group, to) = spread.candidates(config, now, seats).moves[0];
         spread.handle_taken(group, to);
-        let targets = |spread: &mut Spread| {
-            spread.rounds += 1;
-            spread.candidates(config, seats).moves.iter().map(|(_, to)| *to).collect::<Vec<_>>()
+        let mut targets = |now| {
+            let moves = spread.candidates(config, now, seats).moves;
+            moves.into_iter().map(|(_, to)| to).collect::<Vec<_>>()
         };
-        for _ in 0..AVOID_ROUNDS {
-            assert!(!targets(spread).contains(&to));
+        let interval = interval(config);
+        for at in 0..AVOID_INTERVALS {
+            assert!(!targets(now.after(interval * at)).contains(&to));
         }
-        targets(spread);
-        assert!(targets(spread).contains(&to));
+        assert!(targets(now.after(interval * AVOID_INTERVALS)).contains(&to));
     }
 
     #[test]
     fn a_node_that_took_over_some_is_asked_again() {
         let mut cluster = Nodes::new(3, 12, 3, 1, 9);
         let (config, spread, seats) = (&cluster.configs[0], &mut cluster.spreads[0], &mut cluster.seats);
-        let moves = spread.candidates(config, seats).moves;
+        let moves = spread.candidates(config, hours(1), seats).moves;
         let to = moves[0].1;
         let taken: Vec<GroupId> = moves.iter().filter(|(_, of)| *of == to).map(|(group, _)| *group).collect();
         assert!(taken.len() > 2);
         taken[..2].iter().for_each(|group| spread.handle_taken(*group, to));
         seats.iter_mut().find(|seat| seat.group == taken[0]).unwrap().leader = Some(to);
-        let again = spread.candidates(config, seats).moves;
+        let again = spread.candidates(config, hours(1), seats).moves;
         assert!(again.contains(&(taken[1], to)));
     }
 }

@@ -188,8 +188,9 @@ pub struct ShardConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SpreadConfig {
-    /// Shortest time between two rounds of moves, of at most 32 each; the longest is twice that. At least the longest
-    /// election timeout. Shorter: sooner even after a restart, and more moves under changing faults.
+    /// Shortest time from a change of leaders to the first round of moves; the longest is twice that. At least the longest
+    /// election timeout, which is the time between rounds, of at most 128 moves each, that follow while there is something to
+    /// move, and just after a start. Shorter: sooner even after a node has come back, and more moves under changing faults.
     pub interval: Duration,
     /// Leaderships that a node may have beyond its share, which is the groups at home there, in each shard, before it
     /// gives one away; or a twentieth of the share, where that is more. At least 1: one too many cannot always be mended.

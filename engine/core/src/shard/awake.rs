@@ -40,7 +40,7 @@ impl Shard {
 
     /// When time is the next input while all groups are quiet.
     pub(super) fn next_wakeup_when_quiet(&self) -> Option<Timestamp> {
-        let spread = self.config.spread.map(|_| self.spread.next_at());
+        let spread = self.spread.next_at(&self.config);
         let disk = self.disk.next_wakeup(&self.config);
         let alarm = self.alarms.first().map(|(at, _)| *at);
         [self.liveness.next_wakeup(), spread, disk, alarm].into_iter().flatten().min()

@@ -108,7 +108,7 @@ impl Shard {
         if is_known {
             return;
         }
-        self.discount(at);
+        self.discount(now, at);
         let LogDamage { first, last } = damage;
         self.quarantine(now, at, Inconsistent::Damaged { first, last }.to_string(), Some(damage), out);
     }
@@ -116,14 +116,14 @@ impl Shard {
     /// A replica without its state machine could lead, and answer nobody.
     pub(super) fn handle_machine_panicked(&mut self, now: Timestamp, group: GroupId, out: &mut Outputs) {
         let Some(at) = self.position(group).filter(|at| self.members[*at].live().is_some()) else { return };
-        self.discount(at);
+        self.discount(now, at);
         self.quarantine(now, at, "its state machine panicked".to_owned(), None, out);
     }
 
     /// A replica is about to go: it counts no more.
-    pub(super) fn discount(&mut self, at: usize) {
+    pub(super) fn discount(&mut self, now: Timestamp, at: usize) {
         if let Some(replica) = self.members[at].live() {
-            self.spread.handle_change();
+            self.spread.handle_change(now, &self.config);
             self.snapshots_open =
                 self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());
             self.window_bytes -= replica.window_bytes();
@@ -132,7 +132,7 @@ impl Shard {
 
     /// A replica has said in this turn how it begins again: from its disk, once that is durable.
     pub(super) fn begin_again(&mut self, now: Timestamp, at: usize, token: Token, recovered: Recovered) {
-        self.discount(at);
+        self.discount(now, at);
         self.liveness.withdraw(now);
         let Member::Live(replica) = &self.members[at] else { return };
         let mut member = taken_out(replica.status(), String::new(), replica.kept());
@@ -157,7 +157,7 @@ impl Shard {
         out: &mut Outputs,
     ) {
         let group = self.groups[at];
-        self.spread.handle_change();
+        self.spread.handle_change(now, &self.config);
         self.liveness.withdraw(now);
         // A replica that has just panicked may panic again.
         let status = catch_unwind(AssertUnwindSafe(|| self.members[at].status()));
