@@ -164,27 +164,34 @@ fn rest(
     are_quiet(cluster)?;
     let quiet = begin.elapsed();
     eprintln!("led after {:.1} s, quiet after {:.1} s", started.as_secs_f64(), quiet.as_secs_f64());
+    let leading = |cluster: &mut Cluster| -> Result<Vec<u64>, QuickError> {
+        Ok(cluster.summaries()?.iter().flatten().map(|node| node.leading).collect())
+    };
     let (mut leaders, mut spread) = (Vec::new(), quiet);
     loop {
-        let leading: Vec<u64> = cluster.summaries()?.iter().flatten().map(|node| node.leading).collect();
-        if leading == leaders {
-            break;
+        let seen = leading(cluster)?;
+        if seen != leaders {
+            if begin.elapsed() > deadline {
+                return Err(late("leaders did not come to rest"));
+            }
+            are_quiet(cluster)?;
+            (leaders, spread) = (seen, begin.elapsed());
+            pause(REST, stop)?;
+            continue;
         }
-        if begin.elapsed() > deadline {
-            return Err(late("leaders did not come to rest"));
+        eprintln!("leaders spread after {:.1} s: {leaders:?}", spread.as_secs_f64());
+        let cpu = |cluster: &Cluster| -> Duration { cluster.pids().filter_map(machine::cpu_time).sum() };
+        let (from, before) = (Instant::now(), cpu(cluster));
+        pause(plan.duration, stop)?;
+        let used = cpu(cluster).saturating_sub(before);
+        let core_percent = used.as_secs_f64() / from.elapsed().as_secs_f64() / f64::from(of.nodes) * 100.0;
+        let rss_bytes = cluster.pids().filter_map(machine::rss_bytes).collect();
+        // Rounds may be further apart than that rest: what was measured with one in it is no rest.
+        if leading(cluster)? == leaders {
+            return Ok(Rest { started, quiet, spread, core_percent, rss_bytes, leaders });
         }
-        are_quiet(cluster)?;
-        (leaders, spread) = (leading, begin.elapsed());
-        pause(REST, stop)?;
+        eprintln!("leaders moved once more: measuring again");
     }
-    eprintln!("leaders spread after {:.1} s: {leaders:?}", spread.as_secs_f64());
-    let cpu = |cluster: &Cluster| -> Duration { cluster.pids().filter_map(machine::cpu_time).sum() };
-    let (from, before) = (Instant::now(), cpu(cluster));
-    pause(plan.duration, stop)?;
-    let used = cpu(cluster).saturating_sub(before);
-    let core_percent = used.as_secs_f64() / from.elapsed().as_secs_f64() / f64::from(of.nodes) * 100.0;
-    let rss_bytes = cluster.pids().filter_map(machine::rss_bytes).collect();
-    Ok(Rest { started, quiet, spread, core_percent, rss_bytes, leaders })
 }
 
 fn pause(time: Duration, stop: &AtomicBool) -> Result<(), QuickError> {

@@ -95,9 +95,9 @@ impl Liveness {
         heard.map(|peer| peer.last_beat.after(silence)).chain([self.next_beat]).min()
     }
 
-    /// Whether beats are due; the next ones are then waited for.
-    pub(crate) fn is_due(&mut self, now: Timestamp, config: &ShardConfig) -> bool {
-        let is_due = self.silence.is_some() && now >= self.next_beat;
+    /// Whether beats are due by `until`, when the shard looks again at the latest; the next ones are then waited for.
+    pub(crate) fn is_due(&mut self, now: Timestamp, until: Timestamp, config: &ShardConfig) -> bool {
+        let is_due = self.silence.is_some() && (now >= self.next_beat || until > self.next_beat);
         if is_due {
             // Whoever answers waits a little longer, so that the same one goes first again: the others' beats then carry
             // what acknowledges it, and come together.
@@ -158,8 +158,9 @@ impl Liveness {
     }
 
     /// The shard itself stood still for so long: that says nothing about the others.
-    pub(crate) fn handle_pause(&mut self, pause: Duration) {
-        self.peers.values_mut().for_each(|peer| peer.last_beat = peer.last_beat.after(pause));
+    pub(crate) fn handle_pause(&mut self, now: Timestamp, pause: Duration) {
+        // Of this turn, some were taken already.
+        self.peers.values_mut().for_each(|peer| peer.last_beat = peer.last_beat.after(pause).min(now));
     }
 
     /// Shards that have fallen silent by now, each told once.
@@ -184,9 +185,9 @@ impl Liveness {
     }
 }
 
-/// Half a lease, less half a tick: of a shard that sleeps in between, one beat may be lost before it counts as silent (one that is
-/// awake sends them with its ticks, and its groups are spoken of otherwise). Each wakes a thread or two on both sides, which
-/// is nearly all that an idle node does.
+/// Half a lease, less half a tick: one beat may be lost before a shard counts as silent. One that is awake looks at every tick, and
+/// sends a beat that is due before the next one. Each wakes a thread or two on both sides, which is nearly all that an idle
+/// node does.
 fn interval(config: &ShardConfig) -> Duration {
     let half = (config.tick * config.lease_ticks).saturating_sub(config.tick) / 2;
     half.max(config.tick * config.heartbeat_ticks)
@@ -288,7 +289,7 @@ mod tests {
     fn a_pause_of_the_shard_is_no_silence_of_the_others() {
         let (mut here, there) = pair();
         beat(&there, &mut here, 0);
-        here.handle_pause(Duration::from_secs(30));
+        here.handle_pause(at(30_000), Duration::from_secs(30));
         assert_eq!(here.take_silent(at(30_499)), []);
         assert_eq!(here.take_silent(at(30_500)), [Change::Silent(TWO)]);
     }
@@ -318,12 +319,15 @@ mod tests {
     fn beats_are_due_once_an_interval() {
         let config = ShardConfig::new(NodeId(1), 0);
         let mut here = Liveness::new(&config, at(0));
-        assert!(here.is_due(at(0), &config) && !here.is_due(at(224), &config));
+        assert!(here.is_due(at(0), at(0), &config) && !here.is_due(at(224), at(224), &config));
         assert_eq!(here.next_wakeup(), Some(at(225)));
-        assert!(here.is_due(at(230), &config));
+        assert!(here.is_due(at(230), at(230), &config));
         assert_eq!(here.next_wakeup(), Some(at(455)));
+        assert!(!here.is_due(at(400), at(450), &config));
+        assert!(here.is_due(at(410), at(460), &config), "before the next tick");
+        assert_eq!(here.next_wakeup(), Some(at(635)));
         let never = ShardConfig { quiet_after: None, ..config };
         let mut never_quiet = Liveness::new(&never, at(0));
-        assert!(!never_quiet.is_due(at(500), &never) && never_quiet.next_wakeup().is_none());
+        assert!(!never_quiet.is_due(at(500), at(550), &never) && never_quiet.next_wakeup().is_none());
     }
 }

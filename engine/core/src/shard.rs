@@ -603,7 +603,7 @@ impl Shard {
         let ticks_max = u64::from(self.config.heartbeat_ticks);
         let pause = self.pause_before(now);
         self.disk.handle_pause(pause);
-        self.liveness.handle_pause(pause);
+        self.liveness.handle_pause(now, pause);
         let disk = self.disk.handle_tick(now, &self.config);
         self.ticked = if due > ticks_max { now } else { Timestamp(self.ticked.0 + due * tick) };
         let ticks = u32::try_from(due.min(ticks_max)).expect("at most heartbeat_ticks");

@@ -13,10 +13,10 @@
 //!
 //! Moves are made in rounds, some in each: groups that are awake together cost little more than one. Rounds are drawn apart from
 //! the seed, so that nodes rarely give to the same one at once. A round that moved something is soon followed by another, so
-//! that a cluster that has just started, or has a node back, is even within seconds; otherwise there is time for what is
-//! changing to come to an end. A node that took over none of them is not asked again for a
-//! while. What a node that is down should lead, the others keep as it falls to them. Where nothing could move, there is no
-//! round until somebody's leader or voters change.
+//! that a cluster that has just started is even within seconds, and one that has a node back a few seconds after the first
+//! round; otherwise there is time for what is changing to come to an end. A node that took over none of them is not asked
+//! again for a while. What a node that is down should lead, the others keep as it falls to them, and look every now and
+//! then whether it is back. Where nothing could be moved to anybody, there is no round until somebody's leader or voters change.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

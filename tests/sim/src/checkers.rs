@@ -85,7 +85,7 @@ pub(crate) struct Checks {
     pub(crate) violation: Option<Violation>,
     pub(crate) marks: Marks,
     pub(crate) elected: u64,
-    /// Requests of members for votes, and for pre-votes where no frame gets lost.
+    /// Requests of members for votes, and for pre-votes.
     pub(crate) campaigns: u64,
     pub(crate) trace: Trace,
     durable: Durable,
@@ -578,12 +578,7 @@ impl Checks {
                 let (count, no) = (message.entries.len(), if *reject { ", no" } else { "" });
                 format!("{from} -> {to}: {kind:?} of group {group}, term {term}: {index} of {log_term}, {count} entries, commit {commit}{no}")
             });
-            let is_campaign = match message.kind {
-                MessageKind::RequestVote => true,
-                // Where frames get lost, a beat and what wakes the leader may be late: it is asked whether there is one still.
-                MessageKind::RequestPreVote => self.plan.loss + self.plan.corruption == 0,
-                _ => false,
-            };
+            let is_campaign = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
             // One that was removed and has not heard of it asks on, in vain.
             let is_member = self.commits.members.latest(message.group).is_member(message.from);
             self.campaigns += u64::from(is_campaign && is_member);

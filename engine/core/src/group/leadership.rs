@@ -92,10 +92,14 @@ impl Leadership {
     }
 
     fn is_alive(&self, node: NodeId, now: Timestamp, config: &ShardConfig) -> bool {
-        let time = config.tick * config.heartbeat_ticks * ALIVE_HEARTBEATS;
         let mut heard = self.answered.iter().filter(|(of, _)| *of == node);
-        heard.any(|(_, at)| now < at.after(time)) || mutants::is(Mutant::TransferToTheDead)
+        heard.any(|(_, at)| is_lately(*at, now, config)) || mutants::is(Mutant::TransferToTheDead)
     }
+}
+
+/// Whether who was heard then can be taken for alive.
+fn is_lately(at: Timestamp, now: Timestamp, config: &ShardConfig) -> bool {
+    now < at.after(config.tick * config.heartbeat_ticks * ALIVE_HEARTBEATS)
 }
 
 impl Replica {
@@ -156,8 +160,9 @@ impl Replica {
     /// that is committed. Says whether it does.
     pub(crate) fn handle_spread(&mut self, turn: &mut Turn<'_>, to: NodeId) -> bool {
         if self.is_quiet() && self.is_leader() {
-            // A late nod is an answer, too, but nothing wakes for it.
-            if self.heard(turn, to).is_none() {
+            // Nothing wakes for nothing: a late nod is an answer, too, and a beat may be too old for a transfer.
+            let config = turn.config;
+            if !self.heard(turn, to).is_some_and(|at| is_lately(at, turn.now, config)) {
                 return false;
             }
             self.wake(turn);

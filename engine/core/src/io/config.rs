@@ -175,7 +175,7 @@ pub struct ShardConfig {
     /// tick, and each at once when it is spoken to. Default 8,192; at least 1. Higher: many groups are there sooner, if
     /// the processors can follow; too high: elections are late, and begin anew.
     pub waking_max: usize,
-    /// Whether and how leaders are spread over the nodes by themselves. Default: every 10 s, band 2.
+    /// Whether and how leaders are spread over the nodes by themselves. Default: 10 s after a change, band 2.
     pub spread: Option<SpreadConfig>,
     /// How much leaders are wanted on a node, 0 where it is not named; the higher wins. It chooses among
     /// replicas that can lead, and never keeps one from being elected. All nodes should agree. Default: none.
@@ -188,9 +188,10 @@ pub struct ShardConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SpreadConfig {
-    /// Shortest time from a change of leaders to the first round of moves; the longest is twice that. At least the longest
-    /// election timeout, which is the time between rounds, of at most 128 moves each, that follow while there is something to
-    /// move, and just after a start. Shorter: sooner even after a node has come back, and more moves under changing faults.
+    /// Shortest time from a change of leaders to the first round of moves, and from one that could move nothing to the next;
+    /// the longest is twice that. At least the longest election timeout: that, up to twice, is the time between rounds, of at most
+    /// 128 moves each, for so long after a start and while something moves. Shorter: sooner even after a node has come back, and
+    /// more moves under changing faults.
     pub interval: Duration,
     /// Leaderships that a node may have beyond its share, which is the groups at home there, in each shard, before it
     /// gives one away; or a twentieth of the share, where that is more. At least 1: one too many cannot always be mended.

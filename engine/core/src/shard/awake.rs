@@ -154,7 +154,8 @@ impl Shard {
     }
 
     pub(super) fn send_beats(&mut self, now: Timestamp, out: &mut Outputs) {
-        if self.liveness.is_due(now, &self.config) {
+        let until = if self.has_ticks() { now.after(self.config.tick) } else { now };
+        if self.liveness.is_due(now, until, &self.config) {
             self.tell_liveness();
             let beats = self.liveness.beats(self.config.node);
             out.sends.extend(beats.map(|message| Send { message, after: None }));
