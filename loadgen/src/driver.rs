@@ -1,8 +1,8 @@
-//! Closed-loop clients: each keeps a number of records in flight, and sends the next as one is
-//! answered. One thread drives many of them.
+//! Clients: one thread drives many of them.
 //!
 //! A client's records in flight are spread evenly over the groups; the share of one client in one
-//! group is a *lane*, a closed loop of its own. What is free in a lane goes out as one append.
+//! group is a *lane*. In the closed loop what is free in a lane goes out as one append, as soon as records before it are
+//! answered. In the open loop (`schedule.rs`) it is what is due in the lane, while there is room for it; latency counts from when it was due.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,11 +17,14 @@ use iroh_raft::{GroupId, Retry};
 use crate::ledger::{AckRun, Ledger, SentRun};
 use crate::record::RecordId;
 use crate::recorder::{Interval, Timeline};
+use crate::schedule::{Pacer, Schedule};
 
 /// How long a lane rests after the client has given up on its records: long enough not to spin.
 const REST: Duration = Duration::from_millis(10);
 /// What is printed and cut apart: one interval a second.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// A record that leaves later than this after it was due did not keep to its schedule.
+const LATE: Duration = Duration::from_millis(10);
 /// How much longer than its deadline an answer is waited for.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -36,6 +39,8 @@ pub(crate) struct DriverPlan {
     pub(crate) groups: u32,
     /// Records in flight of each client.
     pub(crate) in_flight: u32,
+    /// Records a second that are due, in the open loop; `None` for the closed one.
+    pub(crate) per_s: Option<f64>,
     /// Bytes of a record.
     pub(crate) record_bytes: usize,
     /// When the load begins; all times count from here.
@@ -93,6 +98,7 @@ pub(crate) struct DriverResult {
 /// [`ClientError`] that no other record would escape: refused by the cluster, too large.
 pub(crate) async fn drive(
     plan: DriverPlan,
+    pacer: Option<Pacer>,
     client: ClientConfig,
     progress: SyncSender<Progress>,
     stop: Arc<AtomicBool>,
@@ -101,7 +107,7 @@ pub(crate) async fn drive(
     let client = Client::connect(client).await?;
     let (appender, ends) = client.appender();
     let mut driver = Driver::new(plan, appender, ends, progress);
-    let result = driver.run(drain, &stop).await;
+    let result = driver.run(pacer.as_ref(), drain, &stop).await;
     client.close();
     client.closed().await;
     result.map(|()| DriverResult {
@@ -119,6 +125,8 @@ struct Lane {
     /// Records that may be in flight.
     window: u32,
     in_flight: u32,
+    /// Records sent.
+    sent: u64,
     /// Offset after the highest one acknowledged to this client.
     floor: u64,
     /// Whether it waits in `ready` or rests.
@@ -130,12 +138,15 @@ struct Lane {
 struct Flight {
     lane: usize,
     run: SentRun,
+    /// Which of its lane's records is its first.
+    number: u64,
     floor: u64,
     sent: Instant,
 }
 
 struct Driver {
     plan: DriverPlan,
+    schedule: Option<Schedule>,
     appender: Appender,
     ends: Completions,
     progress: SyncSender<Progress>,
@@ -164,7 +175,9 @@ impl Driver {
         progress: SyncSender<Progress>,
     ) -> Driver {
         let lanes = lanes(&plan);
+        let schedule = plan.per_s.map(|per_s| Schedule { per_s, lanes: lanes.len() as u64 });
         Driver {
+            schedule,
             appender,
             ends,
             progress,
@@ -183,7 +196,12 @@ impl Driver {
         }
     }
 
-    async fn run(&mut self, drain: Duration, stop: &AtomicBool) -> Result<(), ClientError> {
+    async fn run(
+        &mut self,
+        pacer: Option<&Pacer>,
+        drain: Duration,
+        stop: &AtomicBool,
+    ) -> Result<(), ClientError> {
         let mut completions = Vec::new();
         let end = self.plan.start + self.plan.end();
         loop {
@@ -199,7 +217,14 @@ impl Driver {
             }
             let wake = self.next_wake(now, end, drain);
             // A timeout is no error here: something else is due.
-            let _ = tokio::time::timeout_at(wake.into(), self.ends.recv(&mut completions)).await;
+            let answers = tokio::time::timeout_at(wake.into(), self.ends.recv(&mut completions));
+            match pacer.filter(|_| !is_ended) {
+                None => drop(answers.await),
+                Some(pacer) => tokio::select! {
+                    _ = answers => {}
+                    () = pacer.tick() => {}
+                },
+            }
             self.take(&mut completions)?;
         }
         // What is still open now will never be answered.
@@ -248,8 +273,22 @@ impl Driver {
         let record_bytes = self.plan.record_bytes;
         for at in std::mem::take(&mut self.ready) {
             let lane = &mut self.lanes[at];
-            lane.is_queued = false;
-            let count = lane.window - lane.in_flight;
+            let room = lane.window - lane.in_flight;
+            let count = match self.schedule {
+                None => {
+                    lane.is_queued = false;
+                    room
+                }
+                // Each lane is looked at every time.
+                Some(schedule) => {
+                    self.ready.push(at);
+                    let due = schedule.due(at as u64, now.saturating_duration_since(self.plan.start));
+                    u32::try_from(due - lane.sent).unwrap_or(u32::MAX).min(room)
+                }
+            };
+            if count == 0 {
+                continue;
+            }
             let (client, group) = (lane.client, lane.group);
             let sequence = self.ledger.send(group, client, count);
             self.bytes.clear();
@@ -258,7 +297,8 @@ impl Driver {
             }
             lane.in_flight += count;
             let run = SentRun { client, sequence, count };
-            let flight = Flight { lane: at, run, floor: lane.floor, sent: now };
+            let flight = Flight { lane: at, run, number: lane.sent, floor: lane.floor, sent: now };
+            lane.sent += u64::from(count);
             let tag = self.free_tags.pop().unwrap_or(self.flights.len());
             if tag == self.flights.len() {
                 self.flights.push(None);
@@ -295,7 +335,18 @@ impl Driver {
                 lane.floor = lane.floor.max(first + u64::from(run.count));
                 let ack = AckRun { first, client: run.client, count: run.count, sequence: run.sequence };
                 self.ledger.acked(group, ack, flight.floor);
-                self.interval.record(now - flight.sent, run.count.into());
+                match self.schedule {
+                    None => self.interval.record(now - flight.sent, run.count.into()),
+                    Some(schedule) => {
+                        self.interval.serve(now - flight.sent, run.count.into());
+                        for number in flight.number..flight.number + u64::from(run.count) {
+                            let due = self.plan.start + schedule.due_at(flight.lane as u64, number);
+                            self.interval.record(now.saturating_duration_since(due), 1);
+                            let is_late = flight.sent.saturating_duration_since(due) > LATE;
+                            self.interval.late += u64::from(is_late);
+                        }
+                    }
+                }
                 self.timeline.note(group, now.saturating_duration_since(self.plan.start));
                 if !lane.is_queued {
                     lane.is_queued = true;
@@ -335,7 +386,7 @@ fn lanes(plan: &DriverPlan) -> Vec<Lane> {
         for share in 0..groups {
             let group = ((first + u64::from(share)) % u64::from(plan.groups)) as u32 + 1;
             let window = plan.in_flight / groups + u32::from(share < plan.in_flight % groups);
-            lanes.push(Lane { client, group, window, in_flight: 0, floor: 0, is_queued: true });
+            lanes.push(Lane { client, group, window, in_flight: 0, sent: 0, floor: 0, is_queued: true });
         }
     }
     lanes
@@ -351,6 +402,7 @@ mod tests {
             clients_total: clients,
             groups,
             in_flight,
+            per_s: None,
             record_bytes: 64,
             start: Instant::now(),
             warmup: Duration::from_millis(1500),

@@ -29,6 +29,7 @@ mod reads;
 mod record;
 mod recorder;
 mod report;
+mod schedule;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -105,6 +106,10 @@ struct Quick {
     /// Threads for the clients; those of one thread share its connections.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     client_threads: u32,
+    /// Open loop: records a second that are due, whatever became of those before; latency counts from when they were
+    /// due. Without it a record is sent as another one is answered.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    rate: Option<u32>,
     /// Measured time, such as 10s or 500ms.
     #[arg(long, default_value = "10s", value_parser = duration)]
     duration: Duration,
@@ -288,6 +293,7 @@ impl Quick {
             clients: self.clients,
             in_flight: self.in_flight,
             client_threads: self.client_threads,
+            per_s: self.rate,
             duration: self.duration,
             warmup: self.warmup,
             data_dir: self.data_dir,

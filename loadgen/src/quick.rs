@@ -17,7 +17,8 @@ use crate::fault::{Faults, Signal};
 use crate::ledger::Ledger;
 use crate::machine::{self, Device, Machine};
 use crate::recorder::{Interval, Timeline};
-use crate::report::{Config, Killed, Latency, Replaced, Report, core_us, count, ratio};
+use crate::report::{Config, Killed, Latency, OpenLoop, Replaced, Report, core_us, count, ratio};
+use crate::schedule::Pacer;
 use crate::{plot, readback};
 
 /// Time for a cluster to start and elect its leaders.
@@ -38,6 +39,8 @@ pub(crate) struct QuickPlan {
     pub(crate) clients: u32,
     pub(crate) in_flight: u32,
     pub(crate) client_threads: u32,
+    /// Records a second in the open loop; `None` for the closed one.
+    pub(crate) per_s: Option<u32>,
     pub(crate) duration: Duration,
     pub(crate) warmup: Duration,
     pub(crate) data_dir: Option<PathBuf>,
@@ -319,6 +322,7 @@ fn start_drivers(
         clients_total: plan.clients,
         groups: plan.cluster.groups,
         in_flight: plan.in_flight,
+        per_s: plan.per_s.map(|per_s| f64::from(per_s) / f64::from(threads)),
         record_bytes: plan.cluster.record_bytes,
         start,
         warmup: plan.warmup,
@@ -345,9 +349,12 @@ fn spawn_driver(
 ) -> Result<DriverThread, QuickError> {
     let run = move || {
         let runtime = runtime()?;
-        let result = runtime.block_on(driver::drive(plan, client, progress, stop));
+        let result = runtime.block_on(async {
+            let pacer = plan.per_s.map(|_| Pacer::start()).transpose().map_err(QuickError::Thread)?;
+            Ok(driver::drive(plan, pacer, client, progress, stop).await?)
+        });
         finish(&runtime);
-        Ok(result?)
+        result
     };
     std::thread::Builder::new().name(format!("clients-{thread}")).spawn(run).map_err(QuickError::Thread)
 }
@@ -505,6 +512,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         failed_records: totals.refused,
         unknown_records: totals.unknown,
         latency_us: Latency::of(&load.measured.latencies),
+        open_loop: plan.per_s.map(|per_s| OpenLoop::of(per_s, plan.duration, &load.measured)),
         flushes,
         records_per_flush: ratio(measured_records as f64 * f64::from(plan.cluster.nodes), flushes as f64),
         flush_us_mean: ratio(flush_us as f64, flushes as f64),
@@ -531,7 +539,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
             replacements: plan.replacements,
             kill_leader_at_s: outage_at_s(Signal::Kill),
             stop_leader_at_s: outage_at_s(Signal::Stop),
-            loop_kind: "closed",
+            loop_kind: if plan.per_s.is_some() { "open" } else { "closed" },
         },
         machine: Machine::look(folder),
         versions: machine::versions(),

@@ -19,8 +19,12 @@ pub(crate) fn latencies() -> Histogram<u64> {
 pub(crate) struct Interval {
     /// Whether it lies in the measured window.
     pub(crate) is_measured: bool,
-    /// Of acknowledged records, in microseconds.
+    /// Of acknowledged records, in microseconds: from when they were sent, or due in the open loop.
     pub(crate) latencies: Histogram<u64>,
+    /// In the open loop: the same from when they were sent.
+    pub(crate) services: Histogram<u64>,
+    /// In the open loop: acknowledged records that were not sent when they were due.
+    pub(crate) late: u64,
     /// Records that were certainly not done.
     pub(crate) refused: u64,
     /// Records that may have been done.
@@ -30,7 +34,14 @@ pub(crate) struct Interval {
 impl Interval {
     /// An empty one.
     pub(crate) fn new(is_measured: bool) -> Interval {
-        Interval { is_measured, latencies: latencies(), refused: 0, unknown: 0 }
+        Interval {
+            is_measured,
+            latencies: latencies(),
+            services: latencies(),
+            late: 0,
+            refused: 0,
+            unknown: 0,
+        }
     }
 
     /// Notes `records` acknowledged after `latency`.
@@ -39,9 +50,17 @@ impl Interval {
         self.latencies.saturating_record_n(us.max(1), records);
     }
 
+    /// In the open loop: notes that `records` were answered so long after they were sent.
+    pub(crate) fn serve(&mut self, service: Duration, records: u64) {
+        let us = u64::try_from(service.as_micros()).unwrap_or(u64::MAX);
+        self.services.saturating_record_n(us.max(1), records);
+    }
+
     /// Adds another thread's.
     pub(crate) fn merge(&mut self, other: &Interval) {
         self.latencies.add(&other.latencies).expect("all histograms have the same bounds");
+        self.services.add(&other.services).expect("all histograms have the same bounds");
+        self.late += other.late;
         self.refused += other.refused;
         self.unknown += other.unknown;
     }

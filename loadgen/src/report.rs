@@ -13,6 +13,7 @@ use crate::audit::AuditCounts;
 use crate::fault::Signal;
 use crate::machine::Machine;
 use crate::plot;
+use crate::recorder::Interval;
 
 /// The settings of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -64,6 +65,32 @@ impl Latency {
     }
 }
 
+/// What the open loop says beside its latencies, which count from when records were due.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct OpenLoop {
+    /// Records a second that were due.
+    pub(crate) rate_per_s: u32,
+    /// Latencies from when records were sent.
+    pub(crate) service_us: Latency,
+    /// Records that were sent more than 10 ms after they were due.
+    pub(crate) late_records: u64,
+    /// Whether as many records were answered as were due, but for one in a thousand, and sent in time for the load to be what
+    /// was asked for, but for one in a hundred.
+    pub(crate) is_schedule_kept: bool,
+}
+
+impl OpenLoop {
+    pub(crate) fn of(rate_per_s: u32, duration: Duration, measured: &Interval) -> OpenLoop {
+        let due = f64::from(rate_per_s) * duration.as_secs_f64();
+        OpenLoop {
+            rate_per_s,
+            service_us: Latency::of(&measured.services),
+            late_records: measured.late,
+            is_schedule_kept: measured.acked() as f64 >= 0.999 * due && measured.late as f64 <= 0.01 * due,
+        }
+    }
+}
+
 /// Everything that a run has measured.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
@@ -80,6 +107,8 @@ pub(crate) struct Report {
     /// Records that may have been done: their answer never came.
     pub(crate) unknown_records: u64,
     pub(crate) latency_us: Latency,
+    /// Of an open loop; null otherwise.
+    pub(crate) open_loop: Option<OpenLoop>,
     /// Journal commits of all nodes in the measured window, each one fsync.
     pub(crate) flushes: u64,
     /// Records that one commit of one node made durable, on average.
@@ -204,6 +233,19 @@ impl Report {
             ),
             ("leader changes", self.leader_changes.to_string()),
         ];
+        if let Some(open) = &self.open_loop {
+            let verdict =
+                if open.is_schedule_kept { "kept" } else { "NOT KEPT: these latencies are of another load" };
+            let text = format!(
+                "{} records/s, {verdict}; {} sent late; from when they were sent: p50 {}, p99 {}, p99.9 {}",
+                count(open.rate_per_s.into()),
+                open.late_records,
+                time(open.service_us.p50),
+                time(open.service_us.p99),
+                time(open.service_us.p99_9)
+            );
+            rows.push(("schedule", text));
+        }
         if let (Some(killed), Some(unavailable_ms)) = (self.killed, self.unavailable_ms) {
             let text = format!(
                 "{:?} to node {} at {:.1} s, which led {} groups; longest gap {unavailable_ms} ms",
@@ -273,6 +315,7 @@ mod tests {
             failed_records: 0,
             unknown_records: 0,
             latency_us: Latency::of(&histogram),
+            open_loop: None,
             flushes: 30,
             records_per_flush: 10.0,
             flush_us_mean: 200.0,
@@ -315,6 +358,7 @@ mod tests {
             "failed_records",
             "unknown_records",
             "latency_us",
+            "open_loop",
             "flushes",
             "records_per_flush",
             "core_us_per_record",
@@ -337,6 +381,20 @@ mod tests {
         for key in ["checked", "lost", "duplicated", "reordered", "diverged"] {
             assert!(object["audit"][key].is_u64(), "{key}");
         }
+    }
+
+    #[test]
+    fn a_schedule_is_kept_when_what_was_due_was_answered_and_sent_in_time() {
+        let of = |answered, late| {
+            let mut measured = Interval::new(true);
+            measured.record(Duration::from_millis(2), answered);
+            measured.serve(Duration::from_millis(1), answered);
+            measured.late = late;
+            OpenLoop::of(1000, Duration::from_secs(10), &measured)
+        };
+        let kept = of(9_995, 50);
+        assert!(kept.is_schedule_kept && kept.service_us.p50.abs_diff(1000) < 10);
+        assert!(!of(9_900, 50).is_schedule_kept && !of(10_000, 200).is_schedule_kept);
     }
 
     #[test]
