@@ -7,5 +7,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bare;
+#[cfg(feature = "network")]
+pub mod bridges;
 pub mod load;
+pub mod memory;
 pub mod store;

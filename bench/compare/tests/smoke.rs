@@ -61,3 +61,20 @@ fn a_line_that_does_not_exist_is_refused() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("depth1, groups"));
 }
+
+#[test]
+fn the_core_is_compared_at_every_number_of_clients() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let json = folder.path().join("figures.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_core"))
+        .args(["--rounds", "1", "--round-ms", "1", "--json"])
+        .arg(&json)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let figures: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    for clients in ["1", "64", "4096"] {
+        let ratio = figures[clients]["ratio"].as_f64();
+        assert!(ratio.is_some_and(|ratio| ratio > 0.0), "no ratio for {clients} clients in {figures:#}");
+    }
+}
