@@ -220,7 +220,8 @@ fn a_start_that_is_being_remembered_holds_up_no_other_connection() {
     let runtime = runtime();
     let connected = connect(&runtime, &client.identity, &[&one], ClientLimits::default()).unwrap();
     assert_eq!(node.bridge.stats().peers_connected, 0);
-    go_on.send(()).unwrap();
+    // This one, and those of dials that a busy machine may have made necessary.
+    drop(go_on);
     node.until_connected();
     connected.close();
     peer.shutdown();

@@ -1,14 +1,14 @@
 //! A leader brings its snapshot to followers that need entries which are gone.
 //!
 //! It offers the snapshot until the follower says how much of it is durable there, then sends the chunks from
-//! that on, a few ahead of what the follower has confirmed and no faster than the shard's rate. What gets lost
+//! that on, a few ahead of what the follower has confirmed, as the disk gives them, and no faster than the shard's rate. What gets lost
 //! is sent again from the last confirmed chunk; without any progress for long the transfer is given up, and
 //! Raft asks for it anew, which goes on where the follower stands. The snapshot stays while it is sent.
 
 use bytes::Bytes;
 use raft::{ProgressState, SnapshotStatus};
 
-use super::snapshots::CHUNKS_IN_FLIGHT_MAX;
+use super::snapshots::{CHUNKS_IN_FLIGHT_MAX, Snapshots};
 use super::{Index, MessageKind, NodeId, PeerMessage, Replica, Term, Timestamp, Turn};
 use crate::io::{Event, Send, Snapshot, SnapshotStep};
 use crate::snapshot_wire::{parse_ack, put_chunk, put_offer};
@@ -83,16 +83,26 @@ impl Replica {
     /// The end of a turn: reads the chunks that may follow now.
     pub(super) fn send_chunks(&mut self, turn: &mut Turn<'_>) {
         let group = self.group;
-        for outgoing in &mut self.snapshots.outgoing {
+        let Snapshots { outgoing, reading, .. } = &mut self.snapshots;
+        for outgoing in outgoing {
             let Some(confirmed) = outgoing.confirmed else { continue };
             let limit = (confirmed + CHUNKS_IN_FLIGHT_MAX).min(outgoing.snapshot.body.chunks());
             while outgoing.next < limit {
+                let open = reading.iter().find(|(to, _)| *to == outgoing.to).map_or(0, |(_, count)| *count);
+                if open >= CHUNKS_IN_FLIGHT_MAX {
+                    // The disk does not keep up: the next chunk that comes goes on.
+                    break;
+                }
                 let bytes = outgoing.snapshot.body.chunk_bytes(outgoing.next).unwrap_or_default();
                 if !turn.send_budget.take(bytes) {
                     // The next tick brings more.
                     return;
                 }
                 let (index, chunk, to) = (outgoing.snapshot.head.index, outgoing.next, outgoing.to);
+                match reading.iter_mut().find(|(of, _)| *of == to) {
+                    Some((_, count)) => *count += 1,
+                    None => reading.push((to, 1)),
+                }
                 let step = SnapshotStep::Read { index, chunk, to };
                 turn.out.snapshots.push(crate::io::SnapshotTask { group, step });
                 (outgoing.next, outgoing.asked_at) = (outgoing.next + 1, turn.now);
@@ -109,6 +119,11 @@ impl Replica {
         to: NodeId,
         data: Option<Bytes>,
     ) {
+        if let Some((_, count)) = self.snapshots.reading.iter_mut().find(|(of, _)| *of == to) {
+            *count -= 1;
+            self.is_dirty = true;
+        }
+        self.snapshots.reading.retain(|(_, count)| *count > 0);
         let is_of = |outgoing: &&Outgoing| outgoing.to == to && outgoing.snapshot.head.index == index;
         let Some(outgoing) = self.snapshots.outgoing.iter().find(is_of) else { return };
         let Some(data) = data else {

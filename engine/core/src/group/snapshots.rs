@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use super::snapshot_receive::Incoming;
 use super::snapshot_send::Outgoing;
-use super::{Again, EntryKind, Index, LogEntry, Offset, Replica, Timestamp, Turn};
+use super::{Again, EntryKind, Index, LogEntry, NodeId, Offset, Replica, Timestamp, Turn};
 use crate::io::{
     Event, FetchError, LogStart, RestoreProblem, Snapshot, SnapshotBody, SnapshotConfig, SnapshotEvent,
     SnapshotHead, SnapshotStep, SnapshotTask,
@@ -97,6 +97,9 @@ pub(super) struct Snapshots {
     taken_at: Timestamp,
     pub(super) incoming: Option<Box<Incoming>>,
     pub(super) outgoing: Vec<Outgoing>,
+    /// Chunks that were asked for and have not come, by whom they are for: those of transfers that were given up as well, for
+    /// whoever reads has them all in a queue. Without zeros.
+    pub(super) reading: Vec<(NodeId, u32)>,
 }
 
 impl Snapshots {
@@ -115,6 +118,7 @@ impl Snapshots {
             taken_at: now,
             incoming: None,
             outgoing: Vec::new(),
+            reading: Vec::new(),
         }
     }
 
