@@ -55,9 +55,11 @@ async fn a_tail_goes_on_when_its_node_and_leader_is_gone() {
     slow.next().await.unwrap();
     nodes[node.0 as usize - 1].take().unwrap().shutdown().await.unwrap();
     let mut all = client.tail(GROUP, Offset(0), TailOptions::default()).unwrap();
-    // What the two took before is there again for the third.
-    let taken = take_all(&mut all, 500).await;
     writer.await.unwrap();
+    // One that only another node can send: all others may have come before their node was gone.
+    until("an append", async || client.append(GROUP, record(500)).await.ok()).await;
+    // What the two took before is there again for the third.
+    let taken = take_all(&mut all, 501).await;
     for tail in [&mut tail, &mut slow] {
         let mut due = tail.offset().0 as usize;
         while due < taken.len() {
