@@ -266,21 +266,10 @@ fn message(kind: MessageKind, number: u64, batch: Option<&Bytes>) -> PeerMessage
         data: data.clone(),
     };
     PeerMessage {
-        kind,
-        group: GroupId(1),
-        from: NODES[0],
-        to: NODES[1],
-        term: Term(1),
         log_term: Term(1),
         index: Index(number),
-        commit: Index(0),
-        commit_term: Term(0),
-        reject: false,
-        reject_hint: Index(0),
-        request_snapshot: Index(0),
-        priority: 0,
-        context: Bytes::new(),
         entries: batch.map(entry).into_iter().collect(),
+        ..PeerMessage::bare(kind, GroupId(1), (NODES[0], NODES[1]), Term(1))
     }
 }
 

@@ -114,21 +114,14 @@ impl Liveness {
 
     fn beat(&self, from: NodeId, to: PeerShard) -> PeerMessage {
         PeerMessage {
-            kind: MessageKind::Beat,
-            group: GroupId(0),
-            from,
-            to: to.node,
-            term: shards_in_term(self.here, to.shard),
-            log_term: Term(0),
             index: Index(self.own.boot),
             commit: Index(self.own.withdrawals),
-            commit_term: Term(0),
-            reject: false,
-            reject_hint: Index(0),
-            request_snapshot: Index(0),
-            priority: 0,
-            context: Bytes::new(),
-            entries: Vec::new(),
+            ..PeerMessage::bare(
+                MessageKind::Beat,
+                GroupId(0),
+                (from, to.node),
+                shards_in_term(self.here, to.shard),
+            )
         }
     }
 

@@ -22,7 +22,7 @@ use crate::clients;
 use crate::clock::{elapsed, sleep};
 use crate::machine;
 use crate::node;
-use crate::plan::{GroupPlan, Plan};
+use crate::plan::GroupPlan;
 use crate::sim::Shared;
 
 const ALIVE: &str = "alive after the faults";
@@ -119,7 +119,7 @@ async fn settle(sim: &Shared) -> Checked {
 
 /// Nobody campaigns against a leader who does its work.
 async fn quiet(sim: &Shared) -> Checked {
-    if sim.plan.ring < QUIET_RING_MIN || !sim.plan.liars.is_empty() || are_beats_late(&sim.plan) {
+    if sim.plan.ring < QUIET_RING_MIN || !sim.plan.liars.is_empty() {
         // Heartbeats are lost there even when nothing fails; what a disk did may come to light at any time.
         return Ok(());
     }
@@ -129,18 +129,6 @@ async fn quiet(sim: &Shared) -> Checked {
     sleep(sim.plan.election() * QUIET_ELECTIONS).await;
     let more = sim.checks.borrow().campaigns - before;
     ensure(more == 0, "nobody campaigns when nothing fails", || format!("{more} requests for votes"))
-}
-
-/// Whether one beat may come a lease after the one before it, though all come: by a slow clock, on a way that takes longer at times.
-fn are_beats_late(plan: &Plan) -> bool {
-    let (tick, lease) = (plan.core.tick.as_secs_f64(), plan.core.lease_ticks);
-    let drift = plan.drift_ppm as f64 / 1e6;
-    // With what an answer waits longer (`liveness.rs`).
-    let beat =
-        tick * ((f64::from(lease) - 1.0) / 2.0 + 0.25).max(f64::from(plan.core.heartbeat_ticks) + 0.25);
-    let jitter = (plan.delay.1 - plan.delay.0) as f64 / 1e6;
-    plan.core.quiet_after.is_some()
-        && beat / (1.0 - drift) + jitter >= tick * f64::from(lease) / (1.0 + drift)
 }
 
 fn patience(sim: &Shared) -> Duration {

@@ -133,13 +133,9 @@ pub struct PeerMessage {
 }
 
 impl PeerMessage {
-    /// A message that says nothing but what it is.
-    pub(crate) fn bare(
-        kind: MessageKind,
-        group: GroupId,
-        (from, to): (NodeId, NodeId),
-        term: Term,
-    ) -> PeerMessage {
+    /// A message that says nothing but what it is: numbers 0, no context, no entries.
+    #[must_use]
+    pub fn bare(kind: MessageKind, group: GroupId, (from, to): (NodeId, NodeId), term: Term) -> PeerMessage {
         PeerMessage {
             kind,
             group,
