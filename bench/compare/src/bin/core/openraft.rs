@@ -74,6 +74,10 @@ impl Openraft {
             let first = switch.member(0);
             first.initialize(ids).await?;
             first.wait(Some(DEADLINE)).current_leader(0, "a leader").await?;
+            // On a busy machine a member could wait longer than its election timeout, and the clients have no other leader.
+            for member in lock(&switch.members).values() {
+                member.runtime_config().elect(false);
+            }
             Ok::<_, Failure>(first)
         })?;
         Ok(Openraft { servers, clients, leader, switch })
