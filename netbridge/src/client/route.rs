@@ -259,6 +259,11 @@ impl Shared {
     }
 
     pub(super) async fn take_room(&self, charge: usize, deadline: Instant) -> Result<(), ClientError> {
+        // With room, which is the rule, no timer is made. It passes nobody: who waits is served first.
+        match self.try_take_room(charge) {
+            Err(ClientError::Full) => {}
+            end => return end,
+        }
         let permits = u32::try_from(charge).unwrap_or(u32::MAX);
         match timeout_at(deadline, self.room.acquire_many(permits)).await {
             Ok(Ok(room)) => {
