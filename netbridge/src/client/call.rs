@@ -4,12 +4,13 @@ use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, ConfState, DigestState, GroupCommand, GroupId, GroupStatus, Index, NodeId, Offset, Recovered,
     Retry, RunOutcome, Term,
 };
+use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -208,7 +209,8 @@ pub(super) enum Ask {
 pub(super) struct Work {
     pub(super) group: GroupId,
     pub(super) ask: Ask,
-    pub(super) parts: Vec<Part>,
+    /// Mostly one.
+    pub(super) parts: SmallVec<[Part; 1]>,
     pub(super) deadline: Instant,
     pub(super) target: Target,
     /// How often it came back.
@@ -235,7 +237,7 @@ impl Work {
         Work {
             group,
             ask,
-            parts: Vec::new(),
+            parts: SmallVec::new(),
             deadline,
             target,
             attempts: 0,
@@ -367,7 +369,7 @@ impl Work {
     /// One piece of work per call, with the same fate as this one so far.
     pub(super) fn split(mut self) -> Vec<Work> {
         let ClientBody::Append { block, answer, run: None } = self.seal().clone() else { return vec![self] };
-        let mut records = records_of(&block);
+        let mut records = BlockRecords::of(&block);
         let parts = mem::take(&mut self.parts);
         parts
             .into_iter()
@@ -391,102 +393,122 @@ impl Work {
     }
 
     /// Ends every call with its share of the answer. Returns the bytes of room that are free again.
-    pub(super) fn succeed(mut self, reply: ReplyBody, node: NodeId) -> usize {
-        let protocol = ClientError::Protocol { node };
-        let Ask::Sealed(body) = &self.ask else { return self.fail(&protocol, node) };
-        let sent: u32 = self.parts.iter().map(|part| part.records).sum();
-        let mut outcomes: Box<dyn Iterator<Item = Outcome>> = match (body, reply) {
-            (
-                ClientBody::Append { answer: AnswerOn::Commit, .. },
-                ReplyBody::Appended { first, count, index, term },
-            ) if count == sent => {
-                let starts: Vec<u64> = self
-                    .parts
-                    .iter()
-                    .scan(first.0, |at, part| Some(mem::replace(at, at.wrapping_add(part.records.into()))))
-                    .collect();
-                Box::new(
-                    starts
-                        .into_iter()
-                        .map(move |start| Outcome::Appended(Appended { offset: Offset(start), index, term })),
-                )
-            }
-            (ClientBody::Append { answer: AnswerOn::Apply, .. }, ReplyBody::Responses { responses, .. })
-                if responses.count() == sent =>
-            {
-                Box::new(records_of(&responses).map(Outcome::Response))
-            }
-            (ClientBody::Outcome { .. }, ReplyBody::Outcome(outcome)) => {
-                Box::new([Outcome::Run(outcome)].into_iter())
-            }
-            (ClientBody::Query { .. }, ReplyBody::Answer(answer)) => {
-                Box::new([Outcome::Answer(answer)].into_iter())
-            }
-            (
-                ClientBody::ReadRecords { from, .. },
-                ReplyBody::Records { from: answered, end, batches, .. },
-            ) if *from == answered => match Records::new(answered, end, batches) {
-                Some(records) => Box::new([Outcome::Records(records)].into_iter()),
-                None => return self.fail(&protocol, node),
-            },
-            (ClientBody::Tail { .. }, ReplyBody::Records { from, end, batches, .. }) => {
-                match Records::new(from, end, batches) {
-                    Some(records) => Box::new([Outcome::Records(records)].into_iter()),
-                    None => return self.fail(&protocol, node),
-                }
-            }
-            (ClientBody::Find { .. }, ReplyBody::Found { offset, end }) => {
-                Box::new([Outcome::Found(Found { offset, end })].into_iter())
-            }
-            (ClientBody::Command(GroupCommand::Compare), ReplyBody::CommandDone { index, .. }) => {
-                Box::new([Outcome::Marked(index)].into_iter())
-            }
-            (ClientBody::StateDigest { index: asked, .. }, ReplyBody::StateDigest { index, state })
-                if *asked == index =>
-            {
-                Box::new([Outcome::Digest(state)].into_iter())
-            }
-            (ClientBody::Command(_), ReplyBody::CommandDone { offset, .. })
-            | (ClientBody::FetchCursor { .. }, ReplyBody::Cursor(offset)) => {
-                Box::new([Outcome::Offset(offset)].into_iter())
-            }
-            (ClientBody::GrantTail { .. } | ClientBody::EndTail { .. }, ReplyBody::Granted) => {
-                Box::new([Outcome::Granted].into_iter())
-            }
-            (ClientBody::ChangeMembers { .. }, ReplyBody::MembersChanged { members, .. }) => {
-                Box::new([Outcome::Members(members)].into_iter())
-            }
-            (
-                ClientBody::CreateGroup { .. } | ClientBody::RemoveGroup | ClientBody::Revive,
-                ReplyBody::Done,
-            ) => Box::new([Outcome::Done].into_iter()),
-            (ClientBody::Recover { .. }, ReplyBody::Recovered(recovered)) => {
-                Box::new([Outcome::Recovered(recovered)].into_iter())
-            }
-            (ClientBody::Status, ReplyBody::Status(status)) if status.group == self.group => {
-                Box::new([Outcome::Status(status)].into_iter())
-            }
-            _ => return self.fail(&protocol, node),
+    pub(super) fn succeed(self, reply: ReplyBody, node: NodeId) -> usize {
+        let Some(mut shares) = self.shares(reply) else {
+            return self.fail(&ClientError::Protocol { node }, node);
         };
-        let parts = mem::take(&mut self.parts);
         let mut freed = 0;
-        for part in parts {
-            let result = outcomes.next().ok_or(ClientError::Protocol { node });
+        for part in self.parts {
+            let result = shares.next(part.records).ok_or(ClientError::Protocol { node });
             freed += part.end(result, node);
         }
         freed
     }
+
+    /// `None`: the reply is no answer to what was asked.
+    fn shares(&self, reply: ReplyBody) -> Option<Shares> {
+        let Ask::Sealed(body) = &self.ask else { return None };
+        let sent = || self.parts.iter().map(|part| part.records).sum::<u32>();
+        let outcome = match (body, reply) {
+            (
+                ClientBody::Append { answer: AnswerOn::Commit, .. },
+                ReplyBody::Appended { first, count, index, term },
+            ) if count == sent() => {
+                return Some(Shares::Appended(Appended { offset: first, index, term }));
+            }
+            (ClientBody::Append { answer: AnswerOn::Apply, .. }, ReplyBody::Responses { responses, .. })
+                if responses.count() == sent() =>
+            {
+                return Some(Shares::Responses(BlockRecords::of(&responses)));
+            }
+            (ClientBody::Outcome { .. }, ReplyBody::Outcome(outcome)) => Outcome::Run(outcome),
+            (ClientBody::Query { .. }, ReplyBody::Answer(answer)) => Outcome::Answer(answer),
+            (
+                ClientBody::ReadRecords { from, .. },
+                ReplyBody::Records { from: answered, end, batches, .. },
+            ) if *from == answered => Outcome::Records(Records::new(answered, end, batches)?),
+            (ClientBody::Tail { .. }, ReplyBody::Records { from, end, batches, .. }) => {
+                Outcome::Records(Records::new(from, end, batches)?)
+            }
+            (ClientBody::Find { .. }, ReplyBody::Found { offset, end }) => {
+                Outcome::Found(Found { offset, end })
+            }
+            (ClientBody::Command(GroupCommand::Compare), ReplyBody::CommandDone { index, .. }) => {
+                Outcome::Marked(index)
+            }
+            (ClientBody::StateDigest { index: asked, .. }, ReplyBody::StateDigest { index, state })
+                if *asked == index =>
+            {
+                Outcome::Digest(state)
+            }
+            (ClientBody::Command(_), ReplyBody::CommandDone { offset, .. })
+            | (ClientBody::FetchCursor { .. }, ReplyBody::Cursor(offset)) => Outcome::Offset(offset),
+            (ClientBody::GrantTail { .. } | ClientBody::EndTail { .. }, ReplyBody::Granted) => {
+                Outcome::Granted
+            }
+            (ClientBody::ChangeMembers { .. }, ReplyBody::MembersChanged { members, .. }) => {
+                Outcome::Members(members)
+            }
+            (
+                ClientBody::CreateGroup { .. } | ClientBody::RemoveGroup | ClientBody::Revive,
+                ReplyBody::Done,
+            ) => Outcome::Done,
+            (ClientBody::Recover { .. }, ReplyBody::Recovered(recovered)) => Outcome::Recovered(recovered),
+            (ClientBody::Status, ReplyBody::Status(status)) if status.group == self.group => {
+                Outcome::Status(status)
+            }
+            _ => return None,
+        };
+        Some(Shares::Whole(Some(outcome)))
+    }
+}
+
+/// What an answer has for each of a request's calls, in their order.
+enum Shares {
+    /// All of it is for the one call that there is.
+    Whole(Option<Outcome>),
+    /// The next call's records begin here.
+    Appended(Appended),
+    Responses(BlockRecords),
+}
+
+impl Shares {
+    /// The share of the next call, which has so many records.
+    fn next(&mut self, records: u32) -> Option<Outcome> {
+        match self {
+            Shares::Whole(outcome) => outcome.take(),
+            Shares::Appended(next) => {
+                let appended = *next;
+                next.offset.0 = appended.offset.0.wrapping_add(records.into());
+                Some(Outcome::Appended(appended))
+            }
+            Shares::Responses(responses) => responses.next().map(Outcome::Response),
+        }
+    }
 }
 
 /// The records of a block, as slices of it.
-fn records_of(block: &RecordBlock) -> impl Iterator<Item = Bytes> + use<> {
-    let mut lengths = block.as_bytes().clone();
-    let mut payload = lengths.split_off(block.count() as usize * LENGTH_BYTES);
-    (0..block.count()).map(move |_| {
-        let length = lengths.split_to(LENGTH_BYTES);
-        let length = length.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
-        payload.split_to(length)
-    })
+struct BlockRecords {
+    lengths: Bytes,
+    payload: Bytes,
+}
+
+impl BlockRecords {
+    fn of(block: &RecordBlock) -> BlockRecords {
+        let mut lengths = block.as_bytes().clone();
+        let payload = lengths.split_off(block.count() as usize * LENGTH_BYTES);
+        BlockRecords { lengths, payload }
+    }
+}
+
+impl Iterator for BlockRecords {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let length = u32::from_le_bytes(*self.lengths.first_chunk()?);
+        self.lengths.advance(LENGTH_BYTES);
+        Some(self.payload.split_to(length as usize))
+    }
 }
 
 #[cfg(test)]
@@ -537,7 +559,7 @@ mod tests {
             .split()
             .iter_mut()
             .map(|work| match work.seal() {
-                ClientBody::Append { block, .. } => records_of(block).collect(),
+                ClientBody::Append { block, .. } => BlockRecords::of(block).collect(),
                 other => panic!("{other:?}"),
             })
             .collect();

@@ -13,9 +13,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::call::Work;
 use super::error::ClientError;
-use super::lines::Lines;
+use super::lines::NoSuchRequest;
 use super::route::{Shared, Standing};
 use super::stream::BeyondCredit;
 use crate::close::CloseCode;
@@ -24,7 +23,7 @@ use crate::introduce::{self, HandshakeFailure, close_for, judge, refuse};
 use crate::lane::{ReadFailure, read_frame};
 use crate::peer::connect_failure;
 use crate::wire::handshake::{FORMAT_FINGERPRINT, Introduction, PROTOCOL_VERSION, Refusal};
-use crate::wire::{ClientBody, ClientReply, ClientRequest, ReplyFrame, RequestFrameBuilder};
+use crate::wire::{ClientBody, ClientRequest, ReplyFrame, RequestFrameBuilder};
 
 /// A connection that lived this long was a good one: the pause between dials starts over.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
@@ -32,6 +31,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(1);
 const WRITE_BYTES: usize = 1 << 20;
 /// What a request takes in a frame's archive, at most.
 const DESCRIPTOR_BYTES: usize = 64;
+const UNASKED: &str = "an answer to a request that is not open";
 
 /// Runs a task of the client; if it panics, the client closes instead of hanging.
 pub(super) fn spawn(shared: &Arc<Shared>, task: impl Future<Output = ()> + Send + 'static) {
@@ -241,17 +241,10 @@ async fn read(shared: &Arc<Shared>, at: usize, connection: &Connection, stream: 
                 return error.to_string();
             }
         };
-        let Taken { done, overrun, broken } = take_answers(&mut node.lines(), &frame, node.address.node);
+        let taken = take_answers(shared, at, &frame);
         // Lines may send what gathered behind the answered requests.
         node.changed.notify_one();
-        let mut freed: usize =
-            done.into_iter().map(|(work, reply)| shared.handle_reply(at, work, reply)).sum();
-        if let Some(work) = overrun {
-            let node = node.address.node;
-            freed += work.fail(&ClientError::Protocol { node }, node);
-        }
-        shared.give_room(freed);
-        if let Some(reason) = broken {
+        if let Err(reason) = taken {
             tracing::error!(node = %node.address.node, reason, "the node breaks the protocol");
             CloseCode::BadFrame.close(connection, reason);
             return reason.to_owned();
@@ -259,37 +252,42 @@ async fn read(shared: &Arc<Shared>, at: usize, connection: &Connection, stream: 
     }
 }
 
-/// What a frame of answers comes to.
-#[derive(Default)]
-struct Taken {
-    /// Work that is answered.
-    done: Vec<(Work, ClientReply)>,
-    /// A tail whose node sent more than it was granted.
-    overrun: Option<Work>,
-    /// Why the rest of the frame was not taken.
-    broken: Option<&'static str>,
-}
-
-fn take_answers(lines: &mut Lines, frame: &ReplyFrame, node: NodeId) -> Taken {
-    let mut taken = Taken { done: Vec::with_capacity(frame.len()), ..Taken::default() };
+/// Hands out what a node answered. `Err` says why the rest of the frame was not taken.
+fn take_answers(shared: &Shared, at: usize, frame: &ReplyFrame) -> Result<(), &'static str> {
+    let node = &shared.nodes[at];
+    let id = node.address.node;
+    let mut freed = 0;
+    let mut taken = Ok(());
     for reply in frame.replies() {
+        // Not held while calls end: one that fails may be put in line again.
+        let mut lines = node.lines();
         let request = reply.request;
-        let answered = if reply.body.is_last() {
-            lines.answered(request).map(|work| taken.done.extend(work.map(|work| (work, reply))))
-        } else {
-            let delivered =
-                lines.streaming(request).map(|work| work.map(|work| work.deliver(reply.body, node)));
-            if let Ok(Some(Err(BeyondCredit))) = delivered {
-                taken.overrun = lines.answered(request).ok().flatten();
-                taken.broken = Some("more records than the tail was granted");
-                break;
+        if reply.body.is_last() {
+            let work = lines.answered(request);
+            drop(lines);
+            match work {
+                Ok(Some(work)) => freed += shared.handle_reply(at, work, reply),
+                Ok(None) => {}
+                Err(NoSuchRequest) => taken = Err(UNASKED),
             }
-            delivered.map(drop)
-        };
-        if answered.is_err() {
-            taken.broken = Some("an answer to a request that is not open");
+        } else {
+            match lines.streaming(request).map(|work| work.map(|work| work.deliver(reply.body, id))) {
+                Ok(Some(Err(BeyondCredit))) => {
+                    let work = lines.answered(request);
+                    drop(lines);
+                    if let Ok(Some(work)) = work {
+                        freed += work.fail(&ClientError::Protocol { node: id }, id);
+                    }
+                    taken = Err("more records than the tail was granted");
+                }
+                Ok(_) => {}
+                Err(NoSuchRequest) => taken = Err(UNASKED),
+            }
+        }
+        if taken.is_err() {
             break;
         }
     }
+    shared.give_room(freed);
     taken
 }
