@@ -351,6 +351,7 @@ impl Checks {
         let is_quiet = |group| was_quiet(group) && shard.status(group).is_some_and(|status| status.is_quiet);
         let checked = self.quiets.turn(node, outputs, is_quiet);
         self.note(checked);
+        let is_fenced = outputs.events.contains(&Event::Fenced);
         for status in shard.statuses() {
             if self.recoveries.is_void(node, status.group) {
                 self.status_of_void(node, status);
@@ -367,12 +368,12 @@ impl Checks {
             self.note(checked);
             if let Some(meta) = shard.meta(status.group).filter(|_| self.violation.is_none()) {
                 let (group, commit) = (status.group, status.commit);
-                self.status(node, status);
+                self.status(node, status, is_fenced);
                 let checked = self.commits.reading.stands(node, group, commit, meta);
                 let checked = checked.and_then(|()| self.commits.sessions.stands(node, group, commit, meta));
                 self.note(checked);
             } else {
-                self.status(node, status);
+                self.status(node, status, is_fenced);
             }
         }
         self.replies(node, outputs);
@@ -454,7 +455,7 @@ impl Checks {
         }
     }
 
-    fn status(&mut self, node: NodeId, status: GroupStatus) {
+    fn status(&mut self, node: NodeId, status: GroupStatus, is_fenced: bool) {
         let group = status.group;
         let before = self.statuses.get(&(node, group)).cloned();
         if status.is_quarantined {
@@ -471,8 +472,11 @@ impl Checks {
             let entry = self.commits.of(group).get(at);
             entry.is_some_and(|entry| self.durable.has(node, group, index, entry.term))
         };
-        let checked = self.commits.members.check(node, &status, is_durable);
-        self.note(checked);
+        // A shard that is fenced in the turn in which it hears of a flush acts on it no more, nor on anything after.
+        if !is_fenced {
+            let checked = self.commits.members.check(node, &status, is_durable);
+            self.note(checked);
+        }
         let was_leader =
             before.as_ref().filter(|status| status.role == Role::Leader).map(|status| status.term);
         let is_leader = (status.role == Role::Leader).then_some(status.term);
