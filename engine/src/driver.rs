@@ -22,10 +22,11 @@ pub(crate) async fn run(
     doorbell: Arc<Doorbell>,
     is_resting: Rc<Cell<bool>>,
     rest: Option<Arc<NodeRest>>,
+    group_count: usize,
 ) {
     let origin = Instant::now();
     let now = || Timestamp(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
-    let mut spare_memory = SpareMemory::new(rest);
+    let mut spare_memory = SpareMemory::new(rest, group_count);
     loop {
         match driver.turn(now, wall_clock()) {
             Next::Over => return,

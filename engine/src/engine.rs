@@ -215,7 +215,14 @@ impl Engine {
         if records.is_empty() {
             return Err(RequestError::Invalid { what: "no records" });
         }
-        let block = RecordBlock::from_records(records);
+        self.append_block(group, RecordBlock::from_records(records)).await
+    }
+
+    /// As [`append`](Engine::append), of records that are packed already: whoever gathers them for a while saves a copy.
+    ///
+    /// # Errors
+    /// As [`append`](Engine::append).
+    pub async fn append_block(&self, group: GroupId, block: RecordBlock) -> Result<Appended, RequestError> {
         match self.request(group, ClientBody::Append { block, answer: AnswerOn::Commit, run: None }).await? {
             ReplyBody::Appended { first, count, index, term } => Ok(Appended { first, count, index, term }),
             _ => Err(RequestError::Invalid { what: "the shard answered something else" }),

@@ -35,7 +35,7 @@ pub use config::{EngineConfig, Pinning, Preset, RecordingConfig};
 pub use engine::{Appended, Engine, EngineStats, Records};
 pub use error::{EngineError, NodeError};
 pub use iroh_raft_core as core;
-pub use iroh_raft_core::batch::Record;
+pub use iroh_raft_core::batch::{Record, RecordBlock};
 pub use iroh_raft_core::{
     ConfState, Consistency, CursorName, Freshness, GroupCommand, GroupId, GroupStatus, LeaseReads,
     MemberChange, MemberRole, MembersRefusal, NodeId, Offset, Placement, Recovered, RecoveryRefusal,

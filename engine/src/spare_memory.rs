@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 /// Time between two times at least: it walks through all that is free.
 const PAUSE: Duration = Duration::from_secs(60);
-/// A shard that has not come to rest by then has started all the same.
-const START_TIME: Duration = Duration::from_secs(10);
+/// A shard that has not come to rest after this and a millisecond for each group has started all the same.
+const START_TIME_MIN: Duration = Duration::from_secs(1);
+const START_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// How many shards of a node rest, and when memory was given back last.
 #[derive(Debug)]
@@ -59,6 +60,7 @@ impl NodeRest {
 /// A shard's part in it.
 pub(crate) struct SpareMemory {
     started: Instant,
+    start_time: Duration,
     starting: Option<LargeApart>,
     /// `None` where the allocator is left alone.
     node: Option<Arc<NodeRest>>,
@@ -66,15 +68,17 @@ pub(crate) struct SpareMemory {
 }
 
 impl SpareMemory {
-    /// The shard starts.
-    pub(crate) fn new(node: Option<Arc<NodeRest>>) -> SpareMemory {
+    /// A shard of so many groups starts.
+    pub(crate) fn new(node: Option<Arc<NodeRest>>, groups: usize) -> SpareMemory {
         let starting = node.as_ref().map(|_| LargeApart::hold());
-        SpareMemory { started: Instant::now(), starting, node, is_resting: false }
+        let start_time = START_TIME_MIN + Duration::from_millis(groups as u64);
+        let start_time = start_time.min(START_TIME_MAX);
+        SpareMemory { started: Instant::now(), start_time, starting, node, is_resting: false }
     }
 
     /// The shard sleeps, and rests from now on perhaps.
     pub(crate) fn handle_sleep(&mut self, is_rest: bool) {
-        if self.starting.is_some() && (is_rest || self.started.elapsed() >= START_TIME) {
+        if self.starting.is_some() && (is_rest || self.started.elapsed() >= self.start_time) {
             self.starting = None;
         }
         if is_rest && self.set(true) {
@@ -179,7 +183,7 @@ mod tests {
     #[test]
     fn a_shard_that_has_ended_holds_nothing_up() {
         let node = NodeRest::new(2);
-        let mut shards = [(), ()].map(|()| SpareMemory::new(Some(node.clone())));
+        let mut shards = [(), ()].map(|()| SpareMemory::new(Some(node.clone()), 1));
         shards[0].handle_sleep(true);
         shards[0].handle_wake();
         let [one, other] = shards;

@@ -328,6 +328,7 @@ impl Starting<'_> {
             record::start(recording, epoch, origin)
         });
         let recorder = recorder.transpose()?;
+        let group_count = groups.len();
         let shard = Shard::new(core, last_seq, groups, now)
             .map_err(|error| EngineError::Config { setting: "core", problem: error.to_string() })?;
         let (failure, lost) = (self.failure.clone(), self.failure.clone());
@@ -373,7 +374,7 @@ impl Starting<'_> {
                 let is_resting = Rc::<Cell<bool>>::default();
                 glommio::spawn_local(awake::keep_awake(is_resting.clone())).detach();
                 // A panic here is a bug of ours; the shard is lost, and the node says so.
-                if AssertUnwindSafe(driver::run(driver, doorbell, is_resting, rest))
+                if AssertUnwindSafe(driver::run(driver, doorbell, is_resting, rest, group_count))
                     .catch_unwind()
                     .await
                     .is_err()
