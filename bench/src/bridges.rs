@@ -221,7 +221,10 @@ impl Pair {
                 }
                 if let Some(kind) = due.pop_front() {
                     push(from, builder, message(kind, 0, Some(batch)));
-                } else if let Ok(kind) = credit.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                } else if let Ok(kind) = credit.recv_timeout(next.saturating_duration_since(Instant::now()))
+                    && is_saturated
+                {
+                    // What an earlier measurement left on its way is not sent on by one without load.
                     due.push_back(kind);
                 }
             }

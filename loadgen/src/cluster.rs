@@ -11,11 +11,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use iroh_raft::net::allow::PeerAddress;
+use iroh_raft::storage::BackendChoice;
 use iroh_raft::{Identity, NodeId};
 use rustix::process::{Pid, Signal};
 
 use crate::machine;
-use crate::node::{NodeConfig, NodeLine, NodeRequest, NodeStatus, NodeSummary, Peer};
+use crate::node::{Embedded, EmbeddedPlan, NodeConfig, NodeLine, NodeRequest, NodeStatus, NodeSummary, Peer};
 
 /// Lines of a node that wait for us. Full: the node waits; it says a line only when asked.
 const LINES_WAITING_MAX: usize = 16;
@@ -96,6 +97,8 @@ pub(crate) struct ClusterPlan {
     pub(crate) spares: u16,
     /// Entries before a snapshot that a group keeps for those that lag; `None` for the default.
     pub(crate) lag_entries_max: Option<u64>,
+    /// How the nodes' files are written.
+    pub(crate) backend: BackendChoice,
 }
 
 /// Counters of a node over all its processes, with those of the nodes whose place it took.
@@ -109,6 +112,14 @@ pub(crate) struct NodeUsage {
     pub(crate) flushes: u64,
     /// Microseconds spent in them.
     pub(crate) flush_us_total: u64,
+    /// Turns of shards.
+    pub(crate) turns: u64,
+    /// Times that a shard slept.
+    pub(crate) sleeps: u64,
+    /// Requests taken.
+    pub(crate) requests: u64,
+    /// Frames sent to other nodes.
+    pub(crate) frames_sent: u64,
     /// Times a replica became leader.
     pub(crate) leaderships_gained: u64,
 }
@@ -122,6 +133,8 @@ struct Node {
     process: Option<Process>,
     /// Of processes that were killed.
     used: NodeUsage,
+    /// Whether clients in its process append.
+    is_loaded: bool,
 }
 
 #[derive(Debug)]
@@ -180,8 +193,16 @@ impl Cluster {
                 record_bytes_max: plan.record_bytes,
                 has_state_machines: plan.has_state_machines,
                 lag_entries_max: plan.lag_entries_max,
+                backend: plan.backend.to_string(),
             };
-            Node { address: *own, config, folder, process: None, used: NodeUsage::default() }
+            Node {
+                address: *own,
+                config,
+                folder,
+                process: None,
+                used: NodeUsage::default(),
+                is_loaded: false,
+            }
         });
         let mut nodes: Vec<Node> = nodes.collect();
         let spares = nodes.split_off(plan.nodes.into()).into();
@@ -267,6 +288,35 @@ impl Cluster {
         let is_led = expected.iter().all(|(_, leader)| leader.is_some());
         let is_agreed = statuses.iter().flatten().all(|status| leaders(status) == expected);
         Ok(is_led && is_agreed && expected.len() == self.groups as usize)
+    }
+
+    /// Begins to append in the processes of all nodes, to the groups that each leads.
+    pub(crate) fn begin_load(&mut self, plan: &EmbeddedPlan) -> Result<(), ClusterError> {
+        let mut first_client = 0;
+        for node in &mut self.nodes {
+            let replicas = node.status()?.unwrap_or_default().groups;
+            let led = replicas.iter().filter(|replica| replica.is_leader).map(|replica| replica.group as u32);
+            let load = EmbeddedPlan { first_client, targets: led.collect(), ..plan.clone() };
+            if load.targets.is_empty() {
+                continue;
+            }
+            first_client += plan.clients;
+            node.ask(&NodeRequest::Load(load))?;
+            node.is_loaded = true;
+        }
+        Ok(())
+    }
+
+    /// What has become of that, once it is over.
+    pub(crate) fn end_load(&mut self) -> Result<Vec<Embedded>, ClusterError> {
+        let mut all = Vec::new();
+        for node in self.nodes.iter_mut().filter(|node| node.is_loaded) {
+            node.is_loaded = false;
+            if let Some(NodeLine::Loaded(embedded)) = node.ask(&NodeRequest::Loaded)? {
+                all.push(*embedded);
+            }
+        }
+        Ok(all)
     }
 
     /// What each node has used so far, over all its processes.
@@ -426,7 +476,7 @@ impl Node {
         match process.lines.try_recv() {
             Ok(NodeLine::Ready) => process.is_ready = true,
             Ok(NodeLine::Failed { error }) => return Err(self.failed(error)),
-            Ok(NodeLine::Status(_) | NodeLine::Summary(_) | NodeLine::Done) | Err(TryRecvError::Empty) => {}
+            Ok(_) | Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Err(self.ended()),
         }
         Ok(self.process.as_ref().is_some_and(|process| process.is_ready))
@@ -460,11 +510,9 @@ impl Node {
         let until = Instant::now() + STATUS_DEADLINE;
         loop {
             match process.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(line @ (NodeLine::Status(_) | NodeLine::Summary(_) | NodeLine::Done)) => {
-                    return Ok(Some(line));
-                }
                 Ok(NodeLine::Ready) => {}
                 Ok(NodeLine::Failed { error }) => return Err(self.failed(error)),
+                Ok(line) => return Ok(Some(line)),
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
                 Err(RecvTimeoutError::Timeout) => {
                     let (node, log) = (self.config.node, self.log_end());
@@ -490,6 +538,10 @@ impl Node {
             peak_rss_bytes: used.peak_rss_bytes.max(rss),
             flushes: used.flushes + status.flushes,
             flush_us_total: used.flush_us_total + status.flush_us_total,
+            turns: used.turns + status.turns,
+            sleeps: used.sleeps + status.sleeps,
+            requests: used.requests + status.requests,
+            frames_sent: used.frames_sent + status.frames_sent,
             leaderships_gained: used.leaderships_gained + status.leaderships_gained,
         })
     }

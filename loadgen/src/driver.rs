@@ -1,4 +1,4 @@
-//! Clients: one thread drives many of them.
+//! Clients, on the network or in the process of a node: one thread drives many of them.
 //!
 //! A client's records in flight are spread evenly over the groups; the share of one client in one
 //! group is a *lane*. In the closed loop what is free in a lane goes out as one append, as soon as records before it are
@@ -6,13 +6,16 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use iroh_raft::net::client::{Appender, Client, ClientConfig, ClientError, Completion, Completions};
-use iroh_raft::{GroupId, Retry};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use iroh_raft::net::client::{self, Appender, Client, ClientConfig, ClientError, Completion, Completions};
+use iroh_raft::{Appended, Engine, GroupId, RecordBlock, Retry};
 
 use crate::ledger::{AckRun, Ledger, SentRun};
 use crate::record::RecordId;
@@ -37,6 +40,8 @@ pub(crate) struct DriverPlan {
     pub(crate) clients_total: u32,
     /// Number of groups.
     pub(crate) groups: u32,
+    /// Those that these clients send to.
+    pub(crate) targets: Vec<u32>,
     /// Records in flight of each client.
     pub(crate) in_flight: u32,
     /// Records a second that are due, in the open loop; `None` for the closed one.
@@ -92,6 +97,77 @@ pub(crate) struct DriverResult {
     pub(crate) last_error: Option<ClientError>,
 }
 
+/// Where records go, and where their ends come from.
+pub(crate) trait Target {
+    /// Puts records in line that are appended all or none.
+    fn try_append(&mut self, group: GroupId, records: &[&[u8]], tag: u64) -> Result<(), ClientError>;
+
+    /// Waits for ends and adds all there are to `out`. Cancel safe.
+    async fn recv(&mut self, out: &mut Vec<Completion>);
+}
+
+/// Clients on the network.
+struct Networked {
+    appender: Appender,
+    ends: Completions,
+}
+
+impl Target for Networked {
+    fn try_append(&mut self, group: GroupId, records: &[&[u8]], tag: u64) -> Result<(), ClientError> {
+        self.appender.try_append_batch(group, records, tag)
+    }
+
+    async fn recv(&mut self, out: &mut Vec<Completion>) {
+        self.ends.recv(out).await;
+    }
+}
+
+/// Clients in the process of a node.
+struct Embedded {
+    engine: Engine,
+    open: FuturesUnordered<Pin<Box<dyn Future<Output = Completion> + Send>>>,
+}
+
+impl Target for Embedded {
+    fn try_append(&mut self, group: GroupId, records: &[&[u8]], tag: u64) -> Result<(), ClientError> {
+        let (engine, block) = (self.engine.clone(), RecordBlock::from_records(records));
+        self.open.push(Box::pin(async move {
+            let appended = engine.append_block(group, block).await;
+            let result = appended
+                .map(|Appended { first, index, term, .. }| client::Appended { offset: first, index, term })
+                .map_err(ClientError::Request);
+            Completion { tag, result }
+        }));
+        Ok(())
+    }
+
+    async fn recv(&mut self, out: &mut Vec<Completion>) {
+        match self.open.next().await {
+            Some(end) => out.push(end),
+            None => std::future::pending().await,
+        }
+        while let Some(Some(end)) = self.open.next().now_or_never() {
+            out.push(end);
+        }
+    }
+}
+
+/// Runs clients in the process of a node to the end, or until `stop` is set. `drain`: how long answers are awaited after it.
+///
+/// # Errors
+/// [`ClientError`] that no other record would escape.
+pub(crate) async fn drive_embedded(
+    plan: DriverPlan,
+    engine: Engine,
+    drain: Duration,
+    progress: SyncSender<Progress>,
+    stop: &AtomicBool,
+) -> Result<DriverResult, ClientError> {
+    let mut driver = Driver::new(plan, Embedded { engine, open: FuturesUnordered::new() }, progress);
+    driver.run(None, drain + SLACK, stop).await?;
+    Ok(driver.into_result())
+}
+
 /// Runs a thread's clients to the end, or until `stop` is set.
 ///
 /// # Errors
@@ -106,15 +182,11 @@ pub(crate) async fn drive(
     let drain = client.limits.deadline + SLACK;
     let client = Client::connect(client).await?;
     let (appender, ends) = client.appender();
-    let mut driver = Driver::new(plan, appender, ends, progress);
+    let mut driver = Driver::new(plan, Networked { appender, ends }, progress);
     let result = driver.run(pacer.as_ref(), drain, &stop).await;
     client.close();
     client.closed().await;
-    result.map(|()| DriverResult {
-        ledger: driver.ledger,
-        timeline: driver.timeline,
-        last_error: driver.last_error,
-    })
+    result.map(|()| driver.into_result())
 }
 
 /// The share of one client in one group.
@@ -144,11 +216,10 @@ struct Flight {
     sent: Instant,
 }
 
-struct Driver {
+struct Driver<T> {
     plan: DriverPlan,
     schedule: Option<Schedule>,
-    appender: Appender,
-    ends: Completions,
+    target: T,
     progress: SyncSender<Progress>,
     lanes: Vec<Lane>,
     /// Lanes with room.
@@ -167,19 +238,13 @@ struct Driver {
     bytes: Vec<u8>,
 }
 
-impl Driver {
-    fn new(
-        plan: DriverPlan,
-        appender: Appender,
-        ends: Completions,
-        progress: SyncSender<Progress>,
-    ) -> Driver {
+impl<T: Target> Driver<T> {
+    fn new(plan: DriverPlan, target: T, progress: SyncSender<Progress>) -> Driver<T> {
         let lanes = lanes(&plan);
         let schedule = plan.per_s.map(|per_s| Schedule { per_s, lanes: lanes.len() as u64 });
         Driver {
             schedule,
-            appender,
-            ends,
+            target,
             progress,
             ready: (0..lanes.len()).collect(),
             lanes,
@@ -217,7 +282,7 @@ impl Driver {
             }
             let wake = self.next_wake(now, end, drain);
             // A timeout is no error here: something else is due.
-            let answers = tokio::time::timeout_at(wake.into(), self.ends.recv(&mut completions));
+            let answers = tokio::time::timeout_at(wake.into(), self.target.recv(&mut completions));
             match pacer.filter(|_| !is_ended) {
                 None => drop(answers.await),
                 Some(pacer) => tokio::select! {
@@ -232,6 +297,10 @@ impl Driver {
             self.ledger.unknown(self.lanes[flight.lane].group, flight.run);
         }
         Ok(())
+    }
+
+    fn into_result(self) -> DriverResult {
+        DriverResult { ledger: self.ledger, timeline: self.timeline, last_error: self.last_error }
     }
 
     fn is_idle(&self) -> bool {
@@ -305,7 +374,7 @@ impl Driver {
             }
             self.flights[tag] = Some(flight);
             let records: Vec<&[u8]> = self.bytes.chunks_exact(record_bytes).collect();
-            if let Err(error) = self.appender.try_append_batch(GroupId(group.into()), &records, tag as u64) {
+            if let Err(error) = self.target.try_append(GroupId(group.into()), &records, tag as u64) {
                 self.complete(Completion { tag: tag as u64, result: Err(error) }, now)?;
             }
         }
@@ -377,14 +446,15 @@ impl Driver {
     }
 }
 
-/// Spreads the records in flight over the groups: record `i` of all belongs to group `i mod groups`.
+/// Spreads the records in flight over the targets: record `i` of all belongs to target `i` modulo their number.
 fn lanes(plan: &DriverPlan) -> Vec<Lane> {
     let mut lanes = Vec::new();
     for client in plan.clients.clone() {
         let first = u64::from(client) * u64::from(plan.in_flight);
-        let groups = plan.groups.min(plan.in_flight);
+        let targets = plan.targets.len() as u64;
+        let groups = (plan.targets.len() as u32).min(plan.in_flight);
         for share in 0..groups {
-            let group = ((first + u64::from(share)) % u64::from(plan.groups)) as u32 + 1;
+            let group = plan.targets[((first + u64::from(share)) % targets) as usize];
             let window = plan.in_flight / groups + u32::from(share < plan.in_flight % groups);
             lanes.push(Lane { client, group, window, in_flight: 0, sent: 0, floor: 0, is_queued: true });
         }
@@ -401,6 +471,7 @@ mod tests {
             clients: 0..clients,
             clients_total: clients,
             groups,
+            targets: (1..=groups).collect(),
             in_flight,
             per_s: None,
             record_bytes: 64,

@@ -3,8 +3,10 @@
 //!
 //! Invariant: of every record sent, exactly one of acknowledged, refused and unknown is noted.
 
+use serde::{Deserialize, Serialize};
+
 /// Consecutive acknowledged records of one client at consecutive offsets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct AckRun {
     /// Offset of the first record.
     pub(crate) first: u64,
@@ -24,7 +26,7 @@ impl AckRun {
 }
 
 /// Consecutive sequences of one client (`count` of them).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(crate) struct SentRun {
     pub(crate) client: u32,
     pub(crate) sequence: u64,
@@ -32,7 +34,7 @@ pub(crate) struct SentRun {
 }
 
 /// What is known of one group.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct GroupLedger {
     /// Acknowledged, in order of arrival until [`Ledger::seal`] sorts them by offset.
     acked: Vec<AckRun>,
@@ -100,7 +102,7 @@ pub(crate) struct LedgerTotals {
 }
 
 /// What is known of every record sent. Groups are numbered from 1.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Ledger {
     groups: Vec<GroupLedger>,
 }

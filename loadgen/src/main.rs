@@ -39,6 +39,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use iroh_raft::storage::BackendChoice;
 use tracing_subscriber::EnvFilter;
 
 use cluster::ClusterPlan;
@@ -106,6 +107,10 @@ struct Quick {
     /// Threads for the clients; those of one thread share its connections.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     client_threads: u32,
+    /// Clients in the processes of the nodes, each for the groups that its node leads: no network between them. `--clients`
+    /// and `--in-flight` are then those of each node.
+    #[arg(long, conflicts_with_all = ["client_threads", "rate", "kill_leader_at", "stop_leader_at", "replace_nodes"])]
+    embedded: bool,
     /// Open loop: records a second that are due, whatever became of those before; latency counts from when they were
     /// due. Without it a record is sent as another one is answered.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
@@ -116,6 +121,10 @@ struct Quick {
     /// Time before it that is not measured.
     #[arg(long, default_value = "2s", value_parser = duration)]
     warmup: Duration,
+    /// How the nodes' files are written: through the page cache (buffered), past it (direct), or as each node finds best
+    /// at its first start (auto).
+    #[arg(long, default_value = "auto")]
+    backend: BackendChoice,
     /// New or empty folder for the nodes' data, on a disk; it stays. Default: a temporary one that
     /// is removed when the audit is clean.
     #[arg(long)]
@@ -226,6 +235,7 @@ impl Reads {
                 has_state_machines: true,
                 spares: 0,
                 lag_entries_max: None,
+                backend: BackendChoice::Auto,
             },
             in_flight: self.in_flight,
             duration: self.duration,
@@ -246,6 +256,7 @@ impl Idle {
                 has_state_machines: false,
                 spares: 0,
                 lag_entries_max: None,
+                backend: BackendChoice::Auto,
             },
             duration: self.duration,
             data_dir: self.data_dir,
@@ -289,10 +300,12 @@ impl Quick {
                 has_state_machines: false,
                 spares,
                 lag_entries_max: None,
+                backend: self.backend,
             },
             clients: self.clients,
             in_flight: self.in_flight,
             client_threads: self.client_threads,
+            is_embedded: self.embedded,
             per_s: self.rate,
             duration: self.duration,
             warmup: self.warmup,

@@ -5,10 +5,15 @@
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use iroh_raft::kv::KeyValue;
 use iroh_raft::net::allow::PeerAddress;
+use iroh_raft::net::client::ClientError;
+use iroh_raft::storage::{BackendChoice, UnknownBackend};
 use iroh_raft::{
     EndpointId, Engine, GroupStatus, LeaseReads, LogOnly, NodeId, Pinning, RaftCluster, RaftClusterBuilder,
     RequestError, Rights, Role,
@@ -16,8 +21,14 @@ use iroh_raft::{
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::driver::{self, DriverPlan};
+use crate::ledger::Ledger;
+use crate::recorder::{Interval, IntervalParts, Timeline};
+
 /// Pause before a shard that was too busy to say how its groups stand is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
+/// How long answers to the clients in this process are awaited once the load is over.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// What a node needs to know, written by the parent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +57,8 @@ pub(crate) struct NodeConfig {
     pub(crate) has_state_machines: bool,
     /// Entries before a snapshot that a group keeps for those that lag; `None` for the default.
     pub(crate) lag_entries_max: Option<u64>,
+    /// Name of how its files are written.
+    pub(crate) backend: String,
 }
 
 /// Another node.
@@ -87,6 +100,46 @@ pub(crate) enum NodeRequest {
         /// Its number.
         node: u64,
     },
+    /// Begin to append in this process.
+    Load(EmbeddedPlan),
+    /// What became of that? Asked once it is over.
+    Loaded,
+}
+
+/// What the clients in a node's process do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct EmbeddedPlan {
+    /// Number of the first client.
+    pub(crate) first_client: u32,
+    /// Number of clients here.
+    pub(crate) clients: u32,
+    /// Number of all clients, of all nodes.
+    pub(crate) clients_total: u32,
+    /// Number of groups.
+    pub(crate) groups: u32,
+    /// Those that this node leads.
+    pub(crate) targets: Vec<u32>,
+    /// Records in flight of each client.
+    pub(crate) in_flight: u32,
+    /// Bytes of a record.
+    pub(crate) record_bytes: usize,
+    /// What is not measured.
+    pub(crate) warmup: Duration,
+    /// What is measured.
+    pub(crate) duration: Duration,
+}
+
+/// What clients in a node's process have seen.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Embedded {
+    /// In the measured time.
+    pub(crate) measured: IntervalParts,
+    /// Every record sent.
+    pub(crate) ledger: Ledger,
+    /// When each group acknowledged.
+    pub(crate) timeline: Timeline,
+    /// The last error that a record met, if any did.
+    pub(crate) last_error: Option<String>,
 }
 
 /// A line from a node to its parent.
@@ -101,6 +154,8 @@ pub(crate) enum NodeLine {
     Summary(NodeSummary),
     /// It did what it was asked to.
     Done,
+    /// The answer to `loaded`.
+    Loaded(Box<Embedded>),
     /// It could not start, or broke.
     Failed {
         /// Why.
@@ -119,6 +174,14 @@ pub(crate) struct NodeStatus {
     pub(crate) flush_us_total: u64,
     /// Bytes written by them.
     pub(crate) flush_bytes: u64,
+    /// Turns of its shards since start.
+    pub(crate) turns: u64,
+    /// Times that a shard slept since start.
+    pub(crate) sleeps: u64,
+    /// Requests taken since start.
+    pub(crate) requests: u64,
+    /// Frames sent to other nodes since start.
+    pub(crate) frames_sent: u64,
     /// Times a replica became leader since start.
     pub(crate) leaderships_gained: u64,
     /// Requests refused as busy since start.
@@ -170,8 +233,14 @@ enum NodeError {
     Endpoint { text: String },
     #[error("{line} is not a request: {source}")]
     Request { line: String, source: serde_json::Error },
+    #[error("no load was begun, or its thread died")]
+    NoLoad,
+    #[error("the clients cannot go on: {0}")]
+    Load(#[from] ClientError),
     #[error("the groups do not say how they stand: {0}")]
     Statuses(#[from] RequestError),
+    #[error(transparent)]
+    Backend(#[from] UnknownBackend),
     #[error(transparent)]
     Peers(#[from] iroh_raft::NodeError),
     #[error("cannot start a runtime: {0}")]
@@ -215,6 +284,7 @@ fn serve(path: &Path) -> Result<(), NodeError> {
 fn answer<S>(runtime: &tokio::runtime::Runtime, cluster: RaftCluster<S>) -> Result<(), NodeError> {
     let engine = cluster.engine().clone();
     let watcher = runtime_thread(engine)?;
+    let mut load = None;
     say(&NodeLine::Ready);
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };
@@ -231,11 +301,56 @@ fn answer<S>(runtime: &tokio::runtime::Runtime, cluster: RaftCluster<S>) -> Resu
                 engine.remove_node(NodeId(node))?;
                 NodeLine::Done
             }
+            NodeRequest::Load(plan) => {
+                load = Some(start_load(engine.clone(), plan)?);
+                NodeLine::Done
+            }
+            NodeRequest::Loaded => match load.take().map(JoinHandle::join) {
+                Some(Ok(Ok(embedded))) => NodeLine::Loaded(Box::new(embedded)),
+                Some(Ok(Err(error))) => return Err(error),
+                None | Some(Err(_)) => return Err(NodeError::NoLoad),
+            },
         });
     }
     runtime.block_on(cluster.shutdown())?;
     drop(watcher);
     Ok(())
+}
+
+/// Starts the clients of this process, on a thread of their own.
+fn start_load(
+    engine: Engine,
+    plan: EmbeddedPlan,
+) -> Result<JoinHandle<Result<Embedded, NodeError>>, NodeError> {
+    let work = move || {
+        let driver = DriverPlan {
+            clients: plan.first_client..plan.first_client + plan.clients,
+            clients_total: plan.clients_total,
+            groups: plan.groups,
+            targets: plan.targets,
+            in_flight: plan.in_flight,
+            per_s: None,
+            record_bytes: plan.record_bytes,
+            start: Instant::now(),
+            warmup: plan.warmup,
+            duration: plan.duration,
+        };
+        let (sender, progress) = sync_channel(driver.intervals_max());
+        let never = AtomicBool::new(false);
+        let drive = driver::drive_embedded(driver, engine, DRAIN, sender, &never);
+        let done = runtime()?.block_on(drive)?;
+        let mut measured = Interval::new(true);
+        for progress in progress.try_iter().filter(|progress| progress.interval.is_measured) {
+            measured.merge(&progress.interval);
+        }
+        Ok(Embedded {
+            measured: measured.parts(),
+            ledger: done.ledger,
+            timeline: done.timeline,
+            last_error: done.last_error.map(|error| error.to_string()),
+        })
+    };
+    std::thread::Builder::new().name("clients".into()).spawn(work).map_err(NodeError::Runtime)
 }
 
 /// Ends the process as soon as the engine breaks: a node that acknowledges nothing is no node.
@@ -258,6 +373,7 @@ fn endpoint(text: &str) -> Result<EndpointId, NodeError> {
 }
 
 fn builder(config: &NodeConfig) -> Result<RaftClusterBuilder<LogOnly>, NodeError> {
+    let backend: BackendChoice = config.backend.parse()?;
     let mut builder = RaftCluster::builder()
         .cluster(&config.cluster)
         .node_id(config.node)
@@ -270,6 +386,7 @@ fn builder(config: &NodeConfig) -> Result<RaftClusterBuilder<LogOnly>, NodeError
         .pinning(Pinning::Unpinned)
         .tune(|engine| {
             engine.record_bytes_max = engine.record_bytes_max.max(config.record_bytes_max);
+            engine.backend = backend;
             let snapshots = &mut engine.core.snapshots;
             snapshots.lag_entries_max = config.lag_entries_max.unwrap_or(snapshots.lag_entries_max);
         });
@@ -304,6 +421,10 @@ async fn status(engine: &Engine) -> Result<NodeStatus, RequestError> {
         sum.flushes += shard.flushes;
         sum.flush_us_total += shard.flush_us_total;
         sum.flush_bytes += shard.flush_bytes;
+        sum.turns += shard.turns;
+        sum.sleeps += shard.sleeps;
+        sum.requests += shard.requests;
+        sum.frames_sent += shard.frames_sent;
         sum.leaderships_gained += shard.leaderships_gained;
         sum.busy += shard.busy;
         sum.frames_dropped += shard.frames_dropped;

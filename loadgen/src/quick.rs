@@ -16,6 +16,7 @@ use crate::driver::{self, DriverPlan, DriverResult, Progress};
 use crate::fault::{Faults, Signal};
 use crate::ledger::Ledger;
 use crate::machine::{self, Device, Machine};
+use crate::node::EmbeddedPlan;
 use crate::recorder::{Interval, Timeline};
 use crate::report::{Config, Killed, Latency, OpenLoop, Replaced, Report, core_us, count, ratio};
 use crate::schedule::Pacer;
@@ -39,6 +40,9 @@ pub(crate) struct QuickPlan {
     pub(crate) clients: u32,
     pub(crate) in_flight: u32,
     pub(crate) client_threads: u32,
+    /// Whether clients are in the processes of the nodes, each with the groups that its node leads; `clients` and
+    /// `in_flight` are then those of each node.
+    pub(crate) is_embedded: bool,
     /// Records a second in the open loop; `None` for the closed one.
     pub(crate) per_s: Option<u32>,
     pub(crate) duration: Duration,
@@ -148,7 +152,7 @@ struct Load {
     killed: Option<(Killed, Vec<u32>)>,
     replaced: Vec<Replaced>,
     leader_changes: u64,
-    last_error: Option<ClientError>,
+    last_error: Option<String>,
 }
 
 /// Runs everything and prints the report. Returns whether the audit is clean.
@@ -183,7 +187,11 @@ fn measure(
     cluster.start()?;
     let no_leaders = late("not every group had a leader", LEADERS_DEADLINE, folder);
     wait_for(LEADERS_DEADLINE, LOOK, no_leaders, stop, || cluster.has_leaders())?;
-    let load = load(plan, cluster, folder, stop)?;
+    let load = if plan.is_embedded {
+        load_embedded(plan, cluster, folder, stop)?
+    } else {
+        load(plan, cluster, folder, stop)?
+    };
 
     eprintln!("audit: SIGKILL to all nodes, restart, read everything back");
     cluster.kill();
@@ -321,6 +329,7 @@ fn start_drivers(
         clients: 0..plan.clients,
         clients_total: plan.clients,
         groups: plan.cluster.groups,
+        targets: (1..=plan.cluster.groups).collect(),
         in_flight: plan.in_flight,
         per_s: plan.per_s.map(|per_s| f64::from(per_s) / f64::from(threads)),
         record_bytes: plan.cluster.record_bytes,
@@ -417,7 +426,7 @@ fn load(
         let result = thread.join().map_err(|_| QuickError::Panicked)??;
         ledger.merge(result.ledger);
         timeline.merge(result.timeline);
-        last_error = last_error.or(result.last_error);
+        last_error = last_error.or(result.last_error.map(|error| error.to_string()));
     }
     progress.try_iter().for_each(|progress| watch.handle(progress));
     while !faults.are_over() && !stop.load(Ordering::Relaxed) {
@@ -441,6 +450,64 @@ fn load(
         leader_changes: led_after.saturating_sub(led_before),
         last_error,
     })
+}
+
+/// As [`load`], with the clients in the nodes' processes.
+fn load_embedded(
+    plan: &QuickPlan,
+    cluster: &mut Cluster,
+    folder: &Path,
+    stop: &Arc<AtomicBool>,
+) -> Result<Load, QuickError> {
+    let device = Device::under(folder);
+    let clients_total = plan.clients * u32::from(plan.cluster.nodes);
+    let led_before: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
+    let start = Instant::now();
+    cluster.begin_load(&EmbeddedPlan {
+        first_client: 0,
+        clients: plan.clients,
+        clients_total,
+        groups: plan.cluster.groups,
+        targets: Vec::new(),
+        in_flight: plan.in_flight,
+        record_bytes: plan.cluster.record_bytes,
+        warmup: plan.warmup,
+        duration: plan.duration,
+    })?;
+    let wait_until = |at: Duration| {
+        while start.elapsed() < at {
+            if stop.load(Ordering::Relaxed) {
+                return Err(QuickError::Interrupted);
+            }
+            std::thread::sleep(LOOK.min(at.saturating_sub(start.elapsed())));
+        }
+        Ok(())
+    };
+    wait_until(plan.warmup)?;
+    let before = Sample::take(cluster, device.as_ref())?;
+    wait_until(plan.warmup + plan.duration)?;
+    let after = Sample::take(cluster, device.as_ref())?;
+    let mut load = Load {
+        measured: Interval::new(true),
+        ledger: Ledger::new(plan.cluster.groups, clients_total),
+        timeline: Timeline::new(plan.cluster.groups),
+        before,
+        after,
+        killed: None,
+        replaced: Vec::new(),
+        leader_changes: 0,
+        last_error: None,
+    };
+    for embedded in cluster.end_load()? {
+        load.measured.merge_parts(&embedded.measured);
+        load.ledger.merge(embedded.ledger);
+        load.timeline.merge(embedded.timeline);
+        load.last_error = load.last_error.or(embedded.last_error);
+    }
+    load.ledger.seal();
+    let led_after: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
+    load.leader_changes = led_after.saturating_sub(led_before);
+    Ok(load)
 }
 
 /// Merges what the threads hand over, and shows it.
@@ -490,9 +557,8 @@ impl Watch {
 fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::AuditCounts) -> Report {
     let measured_records = load.measured.acked();
     let (before, after) = (&load.before, &load.after);
-    let flushes = after.sum(|node| node.flushes).saturating_sub(before.sum(|node| node.flushes));
-    let flush_us =
-        after.sum(|node| node.flush_us_total).saturating_sub(before.sum(|node| node.flush_us_total));
+    let more = |of: fn(&NodeUsage) -> u64| after.sum(of).saturating_sub(before.sum(of));
+    let (flushes, flush_us) = (more(|node| node.flushes), more(|node| node.flush_us_total));
     let client_cpu = after.client_cpu.saturating_sub(before.client_cpu);
     let cpu = after.node_cpu().saturating_sub(before.node_cpu()) + client_cpu;
     let device_flushes = after.device_flushes.zip(before.device_flushes);
@@ -516,6 +582,10 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         flushes,
         records_per_flush: ratio(measured_records as f64 * f64::from(plan.cluster.nodes), flushes as f64),
         flush_us_mean: ratio(flush_us as f64, flushes as f64),
+        turns: more(|node| node.turns),
+        wake_ups: more(|node| node.sleeps),
+        requests: more(|node| node.requests),
+        peer_frames: more(|node| node.frames_sent),
         core_us_per_record: core_us(cpu, measured_records),
         client_core_us_per_record: core_us(client_cpu, measured_records),
         peak_rss_bytes: after.nodes.iter().map(|node| node.peak_rss_bytes).collect(),
@@ -534,6 +604,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
             clients: plan.clients,
             in_flight: plan.in_flight,
             client_threads: plan.client_threads.min(plan.clients),
+            is_embedded: plan.is_embedded,
             duration_s: plan.duration.as_secs_f64(),
             warmup_s: plan.warmup.as_secs_f64(),
             replacements: plan.replacements,

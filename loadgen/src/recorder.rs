@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 /// Longest latency that is told apart, in microseconds; longer ones count as this.
 const LATENCY_US_MAX: u64 = 120_000_000;
@@ -65,14 +66,42 @@ impl Interval {
         self.unknown += other.unknown;
     }
 
+    /// What of a closed loop crosses from a process to another.
+    pub(crate) fn parts(&self) -> IntervalParts {
+        let latencies = self.latencies.iter_recorded();
+        IntervalParts {
+            latencies: latencies.map(|at| (at.value_iterated_to(), at.count_at_value())).collect(),
+            refused: self.refused,
+            unknown: self.unknown,
+        }
+    }
+
+    /// Adds another process's.
+    pub(crate) fn merge_parts(&mut self, other: &IntervalParts) {
+        for &(us, records) in &other.latencies {
+            self.latencies.saturating_record_n(us, records);
+        }
+        self.refused += other.refused;
+        self.unknown += other.unknown;
+    }
+
     /// Acknowledged records.
     pub(crate) fn acked(&self) -> u64 {
         self.latencies.len()
     }
 }
 
+/// An interval, as text can have it.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct IntervalParts {
+    /// Microseconds, and how many records took so long.
+    latencies: Vec<(u64, u64)>,
+    refused: u64,
+    unknown: u64,
+}
+
 /// When each group acknowledged something: whole milliseconds since the start, each once.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Timeline {
     groups: Vec<Vec<u32>>,
 }

@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) clients: u32,
     pub(crate) in_flight: u32,
     pub(crate) client_threads: u32,
+    /// Whether clients are in the processes of the nodes; `clients` and `in_flight` are then those of each node.
+    pub(crate) is_embedded: bool,
     pub(crate) duration_s: f64,
     pub(crate) warmup_s: f64,
     pub(crate) kill_leader_at_s: Option<f64>,
@@ -115,6 +117,14 @@ pub(crate) struct Report {
     pub(crate) records_per_flush: f64,
     /// Mean time of a commit in microseconds.
     pub(crate) flush_us_mean: f64,
+    /// Turns of the shards of all nodes in the measured window.
+    pub(crate) turns: u64,
+    /// Times that a shard slept, and was woken.
+    pub(crate) wake_ups: u64,
+    /// Requests that the nodes took from clients.
+    pub(crate) requests: u64,
+    /// Frames that nodes sent each other.
+    pub(crate) peer_frames: u64,
     /// CPU time of all nodes and of this client, in microseconds, per acknowledged record.
     pub(crate) core_us_per_record: f64,
     /// The client's part of it.
@@ -180,8 +190,9 @@ impl Report {
             (
                 "load",
                 format!(
-                    "{} clients x {} in flight, {} groups, {} nodes x {} shards, {} B records",
+                    "{} clients{} x {} in flight, {} groups, {} nodes x {} shards, {} B records",
                     config.clients,
+                    if config.is_embedded { " in each node" } else { "" },
                     config.in_flight,
                     config.groups,
                     config.nodes,
@@ -214,6 +225,13 @@ impl Report {
                     self.records_per_flush,
                     plot::duration(self.flush_us_mean),
                     self.device_flushes.map_or_else(|| "?".to_owned(), |flushes| flushes.to_string())
+                ),
+            ),
+            (
+                "work",
+                format!(
+                    "{} turns, {} wake-ups, {} requests, {} frames between nodes",
+                    self.turns, self.wake_ups, self.requests, self.peer_frames
                 ),
             ),
             (
@@ -319,6 +337,10 @@ mod tests {
             flushes: 30,
             records_per_flush: 10.0,
             flush_us_mean: 200.0,
+            turns: 90,
+            wake_ups: 60,
+            requests: 20,
+            peer_frames: 120,
             core_us_per_record: 1.0,
             client_core_us_per_record: 0.1,
             peak_rss_bytes: vec![1 << 20; 3],
@@ -337,6 +359,7 @@ mod tests {
                 clients: 8,
                 in_flight: 256,
                 client_threads: 1,
+                is_embedded: false,
                 duration_s: 1.0,
                 warmup_s: 0.0,
                 kill_leader_at_s: None,
@@ -361,6 +384,10 @@ mod tests {
             "open_loop",
             "flushes",
             "records_per_flush",
+            "turns",
+            "wake_ups",
+            "requests",
+            "peer_frames",
             "core_us_per_record",
             "peak_rss_bytes",
             "device_flushes",

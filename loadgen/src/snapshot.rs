@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use iroh_raft::kv::{KvAnswer, KvCommand, KvQuery};
 use iroh_raft::net::client::{Client, ClientConfig, ClientError, StateComparison};
+use iroh_raft::storage::BackendChoice;
 use iroh_raft::{Consistency, GroupId, MemberChange, MemberRole, Message, NodeId, RequestError, cluster_id};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -69,6 +70,7 @@ impl SnapshotPlan {
             record_bytes: 2 * VALUE_BYTES,
             has_state_machines: true,
             spares: 1,
+            backend: BackendChoice::Auto,
             lag_entries_max: (self.kill == Some(Side::Leader)).then_some(LAG_ENTRIES),
         }
     }

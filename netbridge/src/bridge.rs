@@ -218,8 +218,8 @@ fn check(config: &BridgeConfig, ports: &[BridgePort]) -> Result<(), BridgeError>
     let is_dense = ports.iter().enumerate().all(|(at, port)| usize::from(port.shard.0) == at);
     let what = if ports.len() != usize::from(config.placement.shard_count()) || !is_dense {
         "there must be one port for each shard, in order"
-    } else if limits.keep_alive.is_zero() || limits.idle_timeout < limits.keep_alive * 2 {
-        "idle_timeout is at least twice keep_alive, and neither is zero"
+    } else if let Some(problem) = limits.behavior().problem() {
+        problem
     } else if limits.dial_pause_min.is_zero() || limits.dial_pause_max < limits.dial_pause_min {
         "dial_pause_max is at least dial_pause_min, and neither is zero"
     } else if limits.ring_budget == 0 || limits.lane_frames_max == 0 || limits.handshakes_max == 0 {

@@ -92,14 +92,16 @@ impl Client {
         if limits.requests_per_group_max == 0 || limits.requests_per_node_max == 0 {
             return Err(unusable("requests_per_group_max and requests_per_node_max are at least 1"));
         }
+        if let Some(problem) = limits.behavior().problem() {
+            return Err(unusable(problem));
+        }
         let addr = config.bind.unwrap_or_else(|| bind_for(&config));
-        let endpoint =
-            endpoint::bind(&config.identity, addr, &[], limits.idle_timeout, limits.keep_alive, DialedOnly)
-                .await
-                .map_err(|failure| match failure {
-                    BindFailure::InUse => unusable(&format!("UDP address {addr} is in use")),
-                    BindFailure::Other(reason) => unusable(&reason),
-                })?;
+        let endpoint = endpoint::bind(&config.identity, addr, &[], limits.behavior(), DialedOnly)
+            .await
+            .map_err(|failure| match failure {
+                BindFailure::InUse => unusable(&format!("UDP address {addr} is in use")),
+                BindFailure::Other(reason) => unusable(&reason),
+            })?;
         let deadline = limits.deadline;
         let until = Instant::now() + limits.connect_deadline;
         let shared = Shared::start(config, endpoint);

@@ -57,6 +57,15 @@ impl fmt::Display for BackendKind {
     }
 }
 
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BackendChoice::Auto => f.write_str("auto"),
+            BackendChoice::Fixed(kind) => kind.fmt(f),
+        }
+    }
+}
+
 impl FromStr for BackendChoice {
     type Err = UnknownBackend;
 

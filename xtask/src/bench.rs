@@ -22,6 +22,22 @@ pub(crate) fn core(json: &str) -> bool {
     step::run("core comparison", compare.arg("--json").arg(json))
 }
 
+/// Measures the whole engine and has the figures written to `json`. Returns whether it succeeded.
+pub(crate) fn speed(json: &str) -> bool {
+    let release = step::target_folder().join("release");
+    let mut load =
+        step::cargo(&["build", "--locked", "--release", "-p", "iroh-raft-loadgen", "--bin", "loadgen"]);
+    let mut speed =
+        step::cargo(&["build", "--locked", "--release", "-p", "iroh-raft-bench", "--bin", "speed"]);
+    if !step::run("build of the load generator", &mut load) || !step::run("build of the bench", &mut speed) {
+        return false;
+    }
+    let Some(core) = comparison("core") else { return false };
+    let mut speed = Command::new(release.join("speed"));
+    speed.arg("--loadgen").arg(release.join("loadgen")).arg("--core").arg(core.get_program());
+    step::run("the whole engine", speed.arg("--json").arg(json))
+}
+
 fn comparison(name: &str) -> Option<Command> {
     let mut build = step::comparison(&["build", "--release", "--bin", name]);
     let is_built = step::run("build of the comparison", &mut build);

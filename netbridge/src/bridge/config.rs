@@ -6,6 +6,7 @@ use std::time::Duration;
 use iroh_raft_core::{BootEpoch, ClusterId, NodeId, Placement};
 
 use crate::allow::{ClientGrant, PeerAddress};
+use crate::endpoint::{Behavior, STREAM_WINDOW_BYTES};
 use crate::identity::{EndpointId, Identity};
 use crate::wire::FrameLimits;
 
@@ -69,6 +70,10 @@ pub struct BridgeLimits {
     pub idle_timeout: Duration,
     /// Signs of life on a quiet connection. Default 250 ms.
     pub keep_alive: Duration,
+    /// Bytes of a lane, or of a client's stream, that may be on their way to this node ahead of its reader: 65,536 to
+    /// 1,048,576. Default 262,144. Higher: more throughput over long ways (a lane has at most so much in a round trip);
+    /// lower: votes and heartbeats wait less behind full lanes.
+    pub stream_window_bytes: u32,
     /// Pause after the first failed dial. Default 20 ms; doubles up to `dial_pause_max`, jittered.
     pub dial_pause_min: Duration,
     /// Longest pause between dials. Default 300 ms.
@@ -80,6 +85,16 @@ pub struct BridgeLimits {
     pub dial_deadline: Duration,
     /// Time for a new connection to say who it is. Default 2 s.
     pub handshake_deadline: Duration,
+}
+
+impl BridgeLimits {
+    pub(crate) fn behavior(&self) -> Behavior {
+        Behavior {
+            idle_timeout: self.idle_timeout,
+            keep_alive: self.keep_alive,
+            stream_window_bytes: self.stream_window_bytes,
+        }
+    }
 }
 
 impl Default for BridgeLimits {
@@ -97,6 +112,7 @@ impl Default for BridgeLimits {
             handshakes_max: 256,
             idle_timeout: Duration::from_millis(1500),
             keep_alive: Duration::from_millis(250),
+            stream_window_bytes: STREAM_WINDOW_BYTES,
             dial_pause_min: Duration::from_millis(20),
             dial_pause_max: Duration::from_millis(300),
             refused_pause: Duration::from_secs(5),

@@ -113,13 +113,12 @@ async fn open(seed: Seed) -> Result<Opened, BridgeError> {
     let limits = &config.limits;
     let gate = Gate { list: peers.clone(), counters: counters.clone() };
     let alpns = [ALPN_PEER, ALPN_CLIENT];
-    let endpoint =
-        endpoint::bind(&config.identity, config.bind, &alpns, limits.idle_timeout, limits.keep_alive, gate)
-            .await
-            .map_err(|failure| match failure {
-                BindFailure::InUse => BridgeError::AddressInUse { addr: config.bind },
-                BindFailure::Other(reason) => BridgeError::Bind { addr: config.bind, reason },
-            })?;
+    let endpoint = endpoint::bind(&config.identity, config.bind, &alpns, limits.behavior(), gate)
+        .await
+        .map_err(|failure| match failure {
+            BindFailure::InUse => BridgeError::AddressInUse { addr: config.bind },
+            BindFailure::Other(reason) => BridgeError::Bind { addr: config.bind, reason },
+        })?;
     let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
     let (producers, consumers) = ports.into_iter().map(|port| (port.to_shard, port.from_shard)).unzip();
     let hub = Hub {

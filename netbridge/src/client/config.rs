@@ -6,6 +6,7 @@ use std::time::Duration;
 use iroh_raft_core::{ClusterId, NodeId};
 
 use crate::allow::PeerAddress;
+use crate::endpoint::{Behavior, STREAM_WINDOW_BYTES};
 use crate::identity::Identity;
 use crate::wire::FrameLimits;
 
@@ -63,6 +64,9 @@ pub struct ClientLimits {
     pub idle_timeout: Duration,
     /// Signs of life on a quiet connection. Default 100 ms.
     pub keep_alive: Duration,
+    /// Bytes of answers that a node may have on their way ahead of this client: 65,536 to 1,048,576. Default 262,144.
+    /// Higher: more throughput over long ways.
+    pub stream_window_bytes: u32,
     /// Time for one dial to reach a node. Default 500 ms.
     pub dial_deadline: Duration,
     /// Time for a node to welcome a new connection. Default 2 s.
@@ -89,6 +93,16 @@ impl Default for TailOptions {
     }
 }
 
+impl ClientLimits {
+    pub(super) fn behavior(&self) -> Behavior {
+        Behavior {
+            idle_timeout: self.idle_timeout,
+            keep_alive: self.keep_alive,
+            stream_window_bytes: self.stream_window_bytes,
+        }
+    }
+}
+
 impl Default for ClientLimits {
     fn default() -> ClientLimits {
         ClientLimits {
@@ -106,6 +120,7 @@ impl Default for ClientLimits {
             reply_frame: FrameLimits::REPLY,
             idle_timeout: Duration::from_millis(600),
             keep_alive: Duration::from_millis(100),
+            stream_window_bytes: STREAM_WINDOW_BYTES,
             dial_deadline: Duration::from_millis(500),
             handshake_deadline: Duration::from_secs(2),
             dial_pause_min: Duration::from_millis(10),
