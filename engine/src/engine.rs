@@ -218,7 +218,9 @@ impl Engine {
         self.append_block(group, RecordBlock::from_records(records)).await
     }
 
-    /// As [`append`](Engine::append), of records that are packed already: whoever gathers them for a while saves a copy.
+    /// As [`append`](Engine::append), of records that are packed already: whoever gathers them for a while saves a copy. A
+    /// block has at least one record; its records and itself are bounded as those of `append`
+    /// ([`TooLarge`](RequestError::TooLarge)).
     ///
     /// # Errors
     /// As [`append`](Engine::append).

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 /// Time between two times at least: it walks through all that is free.
 const PAUSE: Duration = Duration::from_secs(60);
-/// A shard that has not come to rest after this and a millisecond for each group has started all the same.
-const START_TIME_MIN: Duration = Duration::from_secs(1);
+/// A shard that has not come to rest after this, and [`START_TIME_OF_GROUP`] for each group, has started all the same.
+const START_TIME: Duration = Duration::from_secs(1);
+const START_TIME_OF_GROUP: Duration = Duration::from_millis(1);
+/// However many groups it has.
 const START_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// How many shards of a node rest, and when memory was given back last.
@@ -71,8 +73,8 @@ impl SpareMemory {
     /// A shard of so many groups starts.
     pub(crate) fn new(node: Option<Arc<NodeRest>>, groups: usize) -> SpareMemory {
         let starting = node.as_ref().map(|_| LargeApart::hold());
-        let start_time = START_TIME_MIN + Duration::from_millis(groups as u64);
-        let start_time = start_time.min(START_TIME_MAX);
+        let of_groups = START_TIME_OF_GROUP.saturating_mul(u32::try_from(groups).unwrap_or(u32::MAX));
+        let start_time = (START_TIME + of_groups).min(START_TIME_MAX);
         SpareMemory { started: Instant::now(), start_time, starting, node, is_resting: false }
     }
 

@@ -20,8 +20,10 @@ use crate::node::{Embedded, EmbeddedPlan, NodeConfig, NodeLine, NodeRequest, Nod
 
 /// Lines of a node that wait for us. Full: the node waits; it says a line only when asked.
 const LINES_WAITING_MAX: usize = 16;
-/// Time for a node to answer `status`.
+/// Time for a node to answer its parent.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
+/// Time for it to say what its clients have seen: the last of their records may be answered late.
+const LOADED_DEADLINE: Duration = Duration::from_secs(30);
 /// Lines of a node's log that an error shows.
 const LOG_LINES_SHOWN: usize = 12;
 
@@ -312,8 +314,9 @@ impl Cluster {
         let mut all = Vec::new();
         for node in self.nodes.iter_mut().filter(|node| node.is_loaded) {
             node.is_loaded = false;
-            if let Some(NodeLine::Loaded(embedded)) = node.ask(&NodeRequest::Loaded)? {
-                all.push(*embedded);
+            match node.ask_within(&NodeRequest::Loaded, LOADED_DEADLINE)? {
+                Some(NodeLine::Loaded(embedded)) => all.push(*embedded),
+                _ => return Err(node.failed("its clients do not say what they have seen".into())),
             }
         }
         Ok(all)
@@ -498,6 +501,14 @@ impl Node {
 
     /// What the node answers; `None` when it does not run or is not ready.
     fn ask(&mut self, request: &NodeRequest) -> Result<Option<NodeLine>, ClusterError> {
+        self.ask_within(request, STATUS_DEADLINE)
+    }
+
+    fn ask_within(
+        &mut self,
+        request: &NodeRequest,
+        deadline: Duration,
+    ) -> Result<Option<NodeLine>, ClusterError> {
         if !self.is_ready()? {
             return Ok(None);
         }
@@ -507,7 +518,7 @@ impl Node {
         if process.stdin.write_all(&request).is_err() {
             return Err(self.ended());
         }
-        let until = Instant::now() + STATUS_DEADLINE;
+        let until = Instant::now() + deadline;
         loop {
             match process.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(NodeLine::Ready) => {}
@@ -516,12 +527,7 @@ impl Node {
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
                 Err(RecvTimeoutError::Timeout) => {
                     let (node, log) = (self.config.node, self.log_end());
-                    return Err(ClusterError::Late {
-                        node,
-                        what: "answer its parent",
-                        deadline: STATUS_DEADLINE,
-                        log,
-                    });
+                    return Err(ClusterError::Late { node, what: "answer its parent", deadline, log });
                 }
             }
         }

@@ -27,7 +27,7 @@ use crate::recorder::{Interval, IntervalParts, Timeline};
 
 /// Pause before a shard that was too busy to say how its groups stand is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
-/// How long answers to the clients in this process are awaited once the load is over.
+/// How long answers to the clients in this process are awaited once the load is over, and a little longer.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// What a node needs to know, written by the parent.

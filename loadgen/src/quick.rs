@@ -507,6 +507,10 @@ fn load_embedded(
     load.ledger.seal();
     let led_after: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
     load.leader_changes = led_after.saturating_sub(led_before);
+    if load.leader_changes > 0 {
+        // Its clients stay where they are, and are refused there.
+        eprintln!("WARNING: {} groups got another leader and no load from then on", load.leader_changes);
+    }
     Ok(load)
 }
 
@@ -587,7 +591,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         requests: more(|node| node.requests),
         peer_frames: more(|node| node.frames_sent),
         core_us_per_record: core_us(cpu, measured_records),
-        client_core_us_per_record: core_us(client_cpu, measured_records),
+        client_core_us_per_record: (!plan.is_embedded).then(|| core_us(client_cpu, measured_records)),
         peak_rss_bytes: after.nodes.iter().map(|node| node.peak_rss_bytes).collect(),
         device_flushes: device_flushes.map(|(after, before)| after.saturating_sub(before)),
         leader_changes: load.leader_changes,

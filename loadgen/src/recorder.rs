@@ -154,6 +154,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_interval_of_another_process_counts_as_one_of_this() {
+        let mut there = Interval::new(true);
+        there.record(Duration::from_micros(750), 40);
+        there.record(Duration::from_secs(900), 2);
+        (there.refused, there.unknown) = (3, 5);
+        let line = serde_json::to_string(&there.parts()).unwrap();
+        let mut here = Interval::new(true);
+        here.record(Duration::from_micros(750), 1);
+        here.merge_parts(&serde_json::from_str(&line).unwrap());
+        assert_eq!((here.acked(), here.refused, here.unknown), (43, 3, 5));
+        assert_eq!(here.latencies.count_between(700, 800), 41);
+        assert_eq!(here.latencies.max(), there.latencies.max());
+    }
+
+    #[test]
     fn intervals_of_two_threads_merge_without_losing_a_record() {
         let mut one = Interval::new(true);
         let mut two = Interval::new(true);

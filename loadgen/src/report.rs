@@ -74,7 +74,7 @@ pub(crate) struct OpenLoop {
     pub(crate) rate_per_s: u32,
     /// Latencies from when records were sent.
     pub(crate) service_us: Latency,
-    /// Records that were sent more than 10 ms after they were due.
+    /// Acknowledged records that were sent more than 10 ms after they were due.
     pub(crate) late_records: u64,
     /// Whether as many records were answered as were due, but for one in a thousand, and sent in time for the load to be what
     /// was asked for, but for one in a hundred.
@@ -127,8 +127,8 @@ pub(crate) struct Report {
     pub(crate) peer_frames: u64,
     /// CPU time of all nodes and of this client, in microseconds, per acknowledged record.
     pub(crate) core_us_per_record: f64,
-    /// The client's part of it.
-    pub(crate) client_core_us_per_record: f64,
+    /// The client's part of it; null where the clients are in the processes of the nodes.
+    pub(crate) client_core_us_per_record: Option<f64>,
     /// Most memory resident at a time, in bytes, of each node.
     pub(crate) peak_rss_bytes: Vec<u64>,
     /// Flushes that the kernel sent to the block device meanwhile, for any process; null where the
@@ -236,10 +236,15 @@ impl Report {
             ),
             (
                 "CPU",
-                format!(
-                    "{:.2} core-us a record, {:.2} of it this client",
-                    self.core_us_per_record, self.client_core_us_per_record
-                ),
+                match self.client_core_us_per_record {
+                    Some(client) => {
+                        format!(
+                            "{:.2} core-us a record, {client:.2} of it this client",
+                            self.core_us_per_record
+                        )
+                    }
+                    None => format!("{:.2} core-us a record", self.core_us_per_record),
+                },
             ),
             (
                 "peak memory",
@@ -342,7 +347,7 @@ mod tests {
             requests: 20,
             peer_frames: 120,
             core_us_per_record: 1.0,
-            client_core_us_per_record: 0.1,
+            client_core_us_per_record: Some(0.1),
             peak_rss_bytes: vec![1 << 20; 3],
             device_flushes: Some(31),
             leader_changes: 0,

@@ -37,12 +37,13 @@ fn clients_on_the_network_are_audited() {
 fn a_schedule_is_a_part_of_the_report() {
     let report = report(&["--clients", "2", "--in-flight", "64", "--rate", "400"]);
     assert_eq!(report["open_loop"]["rate_per_s"], 400);
-    // 240 are due with those of the warm-up, one more perhaps in each of the eight lanes, and no more are sent.
-    assert!(report["acked_records"].as_u64() <= Some(248), "{report:#}");
+    // So many are due with those of the warm-up, and no more are sent, however fast they are answered.
+    assert!(report["acked_records"].as_u64() <= Some(240), "{report:#}");
 }
 
 #[test]
 fn clients_in_the_nodes_processes_are_audited() {
     let report = report(&["--embedded", "--clients", "2", "--in-flight", "64"]);
     assert_eq!(report["config"]["is_embedded"], true);
+    assert!(report["client_core_us_per_record"].is_null());
 }

@@ -26,7 +26,7 @@ const USAGE: &str =
                  The short form takes 3 minutes and 30 GB of disk, --long half an hour
   bench core     our core and openraft in memory, in turns; half a minute
   bench speed    the whole engine: loads of clusters (medians of five runs, audited), the bridge beside a bare iroh
-                 stream, the core beside openraft; a quarter of an hour
+                 stream, the core beside openraft; 20 minutes
   sim            simulated clusters with faults: --seeds N [--from S] [--minutes M] [--twice], or --seed S to be
                  told what happened; the last line has the totals, any violation is a failure
   mutants        switches known bugs on, one after the other, and counts the seeds until each is found";

@@ -122,8 +122,12 @@ fn run(args: &Args) -> Result<(), Failure> {
     if is_due(Part::Core) {
         let path = folder.path().join("core.json");
         let core = report(Command::new(&args.core).arg("--json").arg(&path), &path)?;
-        let ratios = ["1", "64", "4096"].map(|clients| (clients.to_owned(), core[clients]["ratio"].clone()));
-        figures.insert("core_vs_openraft".into(), Value::Object(ratios.into_iter().collect()));
+        let mut ratios = Map::new();
+        for clients in ["1", "64", "4096"] {
+            let ratio = core[clients]["ratio"].as_f64().ok_or("the comparison of cores gives no ratio")?;
+            ratios.insert(clients.to_owned(), json!(ratio));
+        }
+        figures.insert("core_vs_openraft".into(), Value::Object(ratios));
         figures.insert("core_and_openraft".into(), core);
     }
     std::fs::write(&args.json, format!("{:#}\n", Value::Object(figures)))?;
@@ -137,13 +141,26 @@ fn measure(args: &Args, load: &Load, folder: &Path, figures: &mut Map<String, Va
     for _ in 0..args.runs {
         let mut command = Command::new(&args.loadgen);
         command.arg("quick").args(load.args).arg("--json").arg(&path);
-        reports.push(report(&mut command, &path)?);
+        let report = report(&mut command, &path)?;
+        if report["leader_changes"] != json!(0) {
+            println!("{}: left out a run in which leaders changed", load.name);
+            continue;
+        }
+        reports.push(report);
+    }
+    if reports.is_empty() {
+        return Err(format!("{}: leaders changed in every run", load.name).into());
     }
     for (key, at) in load.figures {
         let values: Vec<&Value> = reports.iter().filter_map(|report| report.pointer(at)).collect();
-        let value = match values.iter().map(|value| value.as_f64()).collect::<Option<Vec<f64>>>() {
-            Some(numbers) => json!(median(numbers)),
-            None => json!(values.iter().all(|value| **value == json!(true))),
+        let numbers: Vec<f64> = values.iter().filter_map(|value| value.as_f64()).collect();
+        let flags: Vec<bool> = values.iter().filter_map(|value| value.as_bool()).collect();
+        let value = if numbers.len() == reports.len() {
+            json!(median(numbers))
+        } else if flags.len() == reports.len() {
+            json!(flags.iter().all(|flag| *flag))
+        } else {
+            return Err(format!("the load generator reports no {at} of {}", load.name).into());
         };
         println!("{}: {key} {value} of {values:?}", load.name);
         figures.insert((*key).to_owned(), value);

@@ -12,9 +12,9 @@
 //! comes first: the one that lacks most. Otherwise one that has enough would get more, and give it away in turn.
 //!
 //! Moves are made in rounds, some in each: groups that are awake together cost little more than one. Rounds are drawn apart from
-//! the seed, so that nodes rarely give to the same one at once. A round that moved something is soon followed by another, so
-//! that a cluster that has just started is even within seconds, and one that has a node back a few seconds after the first
-//! round; otherwise there is time for what is changing to come to an end. A node that took over none of them is not asked
+//! the seed, so that nodes rarely give to the same one at once. A round that moved something is followed by another within one to
+//! two election timeouts, about a hundred moves a second from each shard: a cluster of some hundred groups is even within seconds
+//! of its start or of a node's return, one of 100,000 within minutes; otherwise there is time for what is changing to come to an end. A node that took over none of them is not asked
 //! again for a while. What a node that is down should lead, the others keep as it falls to them, and look every now and
 //! then whether it is back. Where nothing could be moved to anybody, there is no round until somebody's leader or voters change.
 
@@ -32,7 +32,8 @@ use crate::mutants::{self, Mutant};
 const BAND_SHARE: usize = 20;
 /// Intervals for which a node is left out that did not take over.
 const AVOID_INTERVALS: u32 = 5;
-/// Leaderships that are given away in a round, at most: a turn's work for them is a few milliseconds.
+/// Leaderships that are given away in a round, at most: the work for them is a few milliseconds, beside a look at all
+/// replicas of the shard (70 ms with 100,000).
 const MOVES_MAX: usize = 128;
 
 #[derive(Debug)]

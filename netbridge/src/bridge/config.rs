@@ -71,8 +71,9 @@ pub struct BridgeLimits {
     /// Signs of life on a quiet connection. Default 250 ms.
     pub keep_alive: Duration,
     /// Bytes of a lane, or of a client's stream, that may be on their way to this node ahead of its reader: 65,536 to
-    /// 1,048,576. Default 262,144. Higher: more throughput over long ways (a lane has at most so much in a round trip);
-    /// lower: votes and heartbeats wait less behind full lanes.
+    /// 1,048,576. Default 262,144. Higher: more throughput over long ways (a lane has at most so much in a round trip:
+    /// 26 MB/s over 10 ms by default); lower: votes and heartbeats wait less behind full lanes. Each connection may take six
+    /// times as much memory each way: this node does not send more on one ahead of its receipts either.
     pub stream_window_bytes: u32,
     /// Pause after the first failed dial. Default 20 ms; doubles up to `dial_pause_max`, jittered.
     pub dial_pause_min: Duration,

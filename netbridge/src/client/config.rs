@@ -65,7 +65,8 @@ pub struct ClientLimits {
     /// Signs of life on a quiet connection. Default 100 ms.
     pub keep_alive: Duration,
     /// Bytes of answers that a node may have on their way ahead of this client: 65,536 to 1,048,576. Default 262,144.
-    /// Higher: more throughput over long ways.
+    /// Higher: more throughput over long ways, where a stream has at most so much in a round trip, and up to six times as
+    /// much memory a node, each way.
     pub stream_window_bytes: u32,
     /// Time for one dial to reach a node. Default 500 ms.
     pub dial_deadline: Duration,

@@ -32,6 +32,7 @@ const WRITE_BYTES: usize = 1 << 20;
 /// What a request takes in a frame's archive, at most.
 const DESCRIPTOR_BYTES: usize = 64;
 const UNASKED: &str = "an answer to a request that is not open";
+const BEYOND: &str = "more records than the tail was granted";
 
 /// Runs a task of the client; if it panics, the client closes instead of hanging.
 pub(super) fn spawn(shared: &Arc<Shared>, task: impl Future<Output = ()> + Send + 'static) {
@@ -278,7 +279,7 @@ fn take_answers(shared: &Shared, at: usize, frame: &ReplyFrame) -> Result<(), &'
                     if let Ok(Some(work)) = work {
                         freed += work.fail(&ClientError::Protocol { node: id }, id);
                     }
-                    taken = Err("more records than the tail was granted");
+                    taken = Err(BEYOND);
                 }
                 Ok(_) => {}
                 Err(NoSuchRequest) => taken = Err(UNASKED),
