@@ -26,6 +26,8 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const MEMBERS: u64 = 3;
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Pause before a new leader is tried again.
+const LOOK: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Nothing;
@@ -77,6 +79,14 @@ impl Openraft {
             // On a busy machine a member could wait longer than its election timeout, and the clients have no other leader.
             for member in lock(&switch.members).values() {
                 member.runtime_config().elect(false);
+            }
+            // It refuses writes until a quorum has answered it for the first time.
+            let until = Instant::now() + DEADLINE;
+            while let Err(error) = first.client_write(Nothing).await {
+                if Instant::now() >= until {
+                    return Err(error.into());
+                }
+                tokio::time::sleep(LOOK).await;
             }
             Ok::<_, Failure>(first)
         })?;
