@@ -197,7 +197,6 @@ fn bridge(figures: &mut Map<String, Value>) -> Result<(), Failure> {
         ("heartbeat_p99_us", MessageKind::Heartbeat, false),
         ("heartbeat_p99_us_under_load", MessageKind::Heartbeat, true),
         ("vote_p99_us_under_load", MessageKind::RequestVote, true),
-        ("vote_p99_us_after", MessageKind::RequestVote, false),
     ] {
         let mut found = pair.latencies(kind, SMALL, SMALL_PAUSE, is_saturated)?;
         found.sort_unstable();
