@@ -467,16 +467,16 @@ impl Checks {
         let log = self.logs.of(node, group);
         let checked = self.commits.advanced(node, &status, before.as_ref(), log, &self.logs);
         self.note(checked);
+        // A shard that is fenced in the turn in which it hears of a flush acts on it no more: what it has in force must
+        // still be what the log says, but no change is due for that flush.
         let is_durable = |index: Index| {
             let at = usize::try_from(index.0 - 1).expect("a short log");
             let entry = self.commits.of(group).get(at);
-            entry.is_some_and(|entry| self.durable.has(node, group, index, entry.term))
+            let is_durable = entry.is_some_and(|entry| self.durable.has(node, group, index, entry.term));
+            is_durable && !is_fenced
         };
-        // A shard that is fenced in the turn in which it hears of a flush acts on it no more, nor on anything after.
-        if !is_fenced {
-            let checked = self.commits.members.check(node, &status, is_durable);
-            self.note(checked);
-        }
+        let checked = self.commits.members.check(node, &status, is_durable);
+        self.note(checked);
         let was_leader =
             before.as_ref().filter(|status| status.role == Role::Leader).map(|status| status.term);
         let is_leader = (status.role == Role::Leader).then_some(status.term);
