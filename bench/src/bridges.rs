@@ -114,7 +114,8 @@ impl Pair {
                 placement: Placement::default(),
                 boot_epoch: BootEpoch(1),
                 boot_id: [1; 16],
-                cpu: None,
+                threads: 1,
+                cpus: Vec::new(),
                 limits: BridgeLimits::default(),
             };
             let (doorbell, bridge_doorbell) = (Doorbell::new(), Doorbell::new());

@@ -11,7 +11,7 @@ use iroh_raft_core::{
     ClusterId, FlushSeq, GroupId, NodeId, Placement, Retention, Shard, ShardConfig, ShardId, Timestamp,
 };
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
-use iroh_raft_netbridge::bridge::BridgeLimits;
+use iroh_raft_netbridge::bridge::{BRIDGE_THREADS_MAX, BridgeLimits};
 use iroh_raft_netbridge::wire::FrameLimits;
 use iroh_raft_storage::{BackendChoice, BackendKind, Disk, ShardOptions};
 
@@ -102,8 +102,11 @@ pub struct EngineConfig {
     pub voters: Vec<NodeId>,
     /// Where shards run.
     pub pinning: Pinning,
-    /// CPU of the bridge thread. Default: the scheduler decides.
-    pub bridge_cpu: Option<usize>,
+    /// Threads of the bridge, which encrypts, sends and receives: 1 to 64. Default 1. Higher, where one
+    /// core is not enough for that: connections are served side by side, and threads wake each other.
+    pub bridge_threads: u16,
+    /// CPUs of the bridge's threads, in turn. Default none: the scheduler decides.
+    pub bridge_cpus: Vec<usize>,
     /// Largest record in bytes. Default 1 MiB. Higher: longer turns for the other groups.
     pub record_bytes_max: usize,
     /// What a turn of a shard gives to the state machines of its groups.
@@ -185,7 +188,8 @@ impl EngineConfig {
             retention: Vec::new(),
             voters: Vec::new(),
             pinning,
-            bridge_cpu: None,
+            bridge_threads: 1,
+            bridge_cpus: Vec::new(),
             record_bytes_max: 1 << 20,
             apply_budget: ApplyBudget::default(),
             ring_items_max: 4096,
@@ -233,6 +237,10 @@ impl EngineConfig {
         }
         if self.shards == 0 {
             return refuse("shards", "a node has at least one shard".into());
+        }
+        if !(1..=BRIDGE_THREADS_MAX).contains(&self.bridge_threads) {
+            let problem = format!("{} is outside of 1 to {BRIDGE_THREADS_MAX}", self.bridge_threads);
+            return refuse("bridge_threads", problem);
         }
         self.placement()?;
         if self.groups.contains(&GroupId(0)) {

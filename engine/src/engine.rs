@@ -1,5 +1,7 @@
 //! A running node: its threads, and the handle through which a process uses it.
 
+mod numbers;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
@@ -13,19 +15,22 @@ use glommio::ExecutorJoinHandle;
 use iroh_raft_core::batch::{BatchHeader, Record, RecordBlock, records_of};
 use iroh_raft_core::{
     AnswerOn, BusyReason, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, Index,
-    MemberChange, NodeId, Offset, Placement, Recovered, RequestError, Term, WallTime,
+    MemberChange, NodeId, Offset, Placement, Recovered, RequestError, ShardId, Term, WallTime,
 };
 use iroh_raft_netbridge::allow::PeerAddress;
-use iroh_raft_netbridge::bridge::{Bridge, BridgeStats, PeerList};
+use iroh_raft_netbridge::bridge::{Bridge, PeerList};
 use iroh_raft_netbridge::identity::EndpointId;
-use iroh_raft_netbridge::ring::{Doorbell, Producer};
-use iroh_raft_netbridge::wire::{Answer, ClientBody, ReplyBody};
+use iroh_raft_netbridge::ring::{Doorbell, Producer, RingMeter};
+use iroh_raft_netbridge::wire::{Answer, ClientBody, ReplyBody, Stages};
 use iroh_raft_storage::{DataFolder, KnownNode, KnownNodes};
 
 use crate::error::{EngineError, NodeError};
 use crate::tail::Tail;
+use crate::thread_book::ThreadBook;
 use iroh_raft_driver::lines::{Command, HandedOver, LeadershipError, LeadershipReply};
-use iroh_raft_driver::stats::{ShardCounters, ShardStats};
+use iroh_raft_driver::stats::ShardCounters;
+
+pub use numbers::{EngineStats, RingReport};
 
 /// Time that a dropped engine takes to stop in order.
 const DROP_DEADLINE: Duration = Duration::from_secs(5);
@@ -86,15 +91,6 @@ impl Records {
     }
 }
 
-/// Counters of a node since start.
-#[derive(Clone, Debug)]
-pub struct EngineStats {
-    /// Per shard.
-    pub shards: Vec<ShardStats>,
-    /// Of the bridge.
-    pub bridge: BridgeStats,
-}
-
 /// A running node. Clones are handles to the same one; any thread and any async runtime may use it.
 ///
 /// When the last handle is dropped, the node stops in order within 5 seconds.
@@ -118,6 +114,8 @@ pub(crate) struct Inner {
     pub(crate) request_deadline: Duration,
     pub(crate) has_peers: bool,
     pub(crate) shards: Vec<ShardHandle>,
+    pub(crate) rings: Vec<(&'static str, ShardId, RingMeter)>,
+    pub(crate) book: Arc<ThreadBook>,
     pub(crate) bridge: Mutex<Option<Bridge>>,
     /// Held until all threads are gone: it holds the data folder's lock. Locked for as long as a write to the disk takes;
     /// neither `bridge` nor `threads` is meanwhile.
@@ -227,6 +225,23 @@ impl Engine {
     pub async fn append_block(&self, group: GroupId, block: RecordBlock) -> Result<Appended, RequestError> {
         match self.request(group, ClientBody::Append { block, answer: AnswerOn::Commit, run: None }).await? {
             ReplyBody::Appended { first, count, index, term } => Ok(Appended { first, count, index, term }),
+            _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
+        }
+    }
+
+    /// As [`append_block`](Engine::append_block), and says where the time went.
+    ///
+    /// # Errors
+    /// As [`append`](Engine::append).
+    pub async fn append_timed(
+        &self,
+        group: GroupId,
+        block: RecordBlock,
+    ) -> Result<(Appended, Stages), RequestError> {
+        match self.request(group, ClientBody::TimedAppend { block }).await? {
+            ReplyBody::TimedAppended { first, count, index, term, stages } => {
+                Ok((Appended { first, count, index, term }, stages))
+            }
             _ => Err(RequestError::Invalid { what: "the shard answered something else" }),
         }
     }
@@ -513,15 +528,6 @@ impl Engine {
         let mut statuses = statuses.concat();
         statuses.sort_unstable_by_key(|status| status.group);
         Ok(statuses)
-    }
-
-    /// Counters since start.
-    #[must_use]
-    pub fn stats(&self) -> EngineStats {
-        EngineStats {
-            shards: self.inner.shards.iter().map(|shard| shard.counters.snapshot()).collect(),
-            bridge: lock(&self.inner.bridge).as_ref().map(Bridge::stats).unwrap_or_default(),
-        }
     }
 
     /// What broke this node, if something did. It then acknowledges nothing more in the shard

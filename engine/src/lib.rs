@@ -28,11 +28,12 @@ mod snapshot_thread;
 mod spare_memory;
 mod start;
 mod tail;
+mod thread_book;
 mod writer_thread;
 
 pub use cluster::{ClusterError, LogOnly, RaftCluster, RaftClusterBuilder, cluster_id};
 pub use config::{EngineConfig, Pinning, Preset, RecordingConfig};
-pub use engine::{Appended, Engine, EngineStats, Records};
+pub use engine::{Appended, Engine, EngineStats, Records, RingReport};
 pub use error::{EngineError, NodeError};
 pub use iroh_raft_core as core;
 pub use iroh_raft_core::batch::{Record, RecordBlock};
@@ -42,6 +43,7 @@ pub use iroh_raft_core::{
     RequestError, Retention, Retry, Role, RunOutcome, Sequence, SessionId, SessionRefusal, ShardConfig,
     ShardId, SnapshotConfig, SpreadConfig, TransferError, WallTime,
 };
+pub use iroh_raft_driver::costs::GroupCost;
 pub use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 pub use iroh_raft_driver::recording;
 pub use iroh_raft_driver::state_machine::{
@@ -52,10 +54,11 @@ pub use iroh_raft_driver::{ApplyBudget, bank, kv};
 pub use iroh_raft_netbridge as net;
 pub use iroh_raft_netbridge::identity::{EndpointId, Identity};
 pub use iroh_raft_netbridge::port::Rights;
-pub use iroh_raft_netbridge::wire::Answer;
+pub use iroh_raft_netbridge::wire::{Answer, Stages};
 pub use iroh_raft_storage as storage;
 pub use session::{Session, SessionDone};
 pub use tail::Tail;
+pub use thread_book::ThreadCost;
 
 /// Everything a first program needs.
 pub mod prelude {

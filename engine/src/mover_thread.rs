@@ -11,9 +11,8 @@ use iroh_raft_driver::lines::Finding;
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::{Mover, Scrubber, StorageError};
 
-use crate::engine::Failure;
 use crate::error::EngineError;
-use crate::writer_thread::{park, spawn_helper, thread_waker};
+use crate::writer_thread::{Watch, park, spawn_helper, thread_waker};
 
 /// Bytes that are verified at a time: short enough for a move not to wait for it.
 const SCRUB_STEP_BYTES: u64 = 1 << 20;
@@ -126,9 +125,9 @@ pub(crate) fn spawn(
     ports: Vec<MoverPort>,
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
-    failure: Arc<Failure>,
+    watch: &Watch,
 ) -> Result<JoinHandle<()>, EngineError> {
-    spawn_helper("mover".into(), failure, move || run(ports, &doorbell, &stop))
+    spawn_helper("mover".into(), watch, move || run(ports, &doorbell, &stop))
 }
 
 fn run(mut ports: Vec<MoverPort>, doorbell: &Doorbell, stop: &AtomicBool) {

@@ -9,9 +9,8 @@ use iroh_raft_driver::lines::{Found, Wanted};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::LogReader;
 
-use crate::engine::Failure;
 use crate::error::EngineError;
-use crate::writer_thread::{spawn_helper, thread_waker};
+use crate::writer_thread::{Watch, spawn_helper, thread_waker};
 
 /// Pause before a full answer ring is tried again.
 const FULL_PAUSE: Duration = Duration::from_micros(100);
@@ -29,9 +28,9 @@ pub(crate) fn spawn(
     ports: Vec<ReaderPort>,
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
-    failure: Arc<Failure>,
+    watch: &Watch,
 ) -> Result<JoinHandle<()>, EngineError> {
-    spawn_helper("reader".into(), failure, move || run(&ports, &doorbell, &stop))
+    spawn_helper("reader".into(), watch, move || run(&ports, &doorbell, &stop))
 }
 
 fn run(ports: &[ReaderPort], doorbell: &Doorbell, stop: &AtomicBool) {

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use iroh_raft_driver::snapshots::{SnapshotDone, SnapshotJob, SnapshotWorker};
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 
-use crate::engine::Failure;
 use crate::error::EngineError;
 use crate::mover_thread::MoverFailure;
 use crate::spare_memory::LargeApart;
-use crate::writer_thread::{park, spawn_helper, thread_waker};
+use crate::writer_thread::{Watch, park, spawn_helper, thread_waker};
 
 /// Pause before a full answer ring is tried again.
 const FULL_PAUSE: Duration = Duration::from_micros(100);
@@ -38,10 +37,10 @@ pub(crate) fn spawn(
     ports: Vec<SnapshotPort>,
     doorbell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
-    failure: Arc<Failure>,
+    watch: &Watch,
     tunes_allocator: bool,
 ) -> Result<JoinHandle<()>, EngineError> {
-    spawn_helper("snapshots".into(), failure, move || run(ports, &doorbell, &stop, tunes_allocator))
+    spawn_helper("snapshots".into(), watch, move || run(ports, &doorbell, &stop, tunes_allocator))
 }
 
 fn run(mut ports: Vec<SnapshotPort>, doorbell: &Doorbell, stop: &AtomicBool, tunes_allocator: bool) {

@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use glommio::{LocalExecutorBuilder, Placement as CpuPlacement};
@@ -20,7 +21,7 @@ use iroh_raft_netbridge::allow::PeerAddress;
 use iroh_raft_netbridge::bridge::{Bridge, BridgeConfig, EpochRefusal, PeerEpochs};
 use iroh_raft_netbridge::identity::{EndpointId, Identity};
 use iroh_raft_netbridge::port::{ShardPort, port_pair};
-use iroh_raft_netbridge::ring::{Doorbell, ring};
+use iroh_raft_netbridge::ring::{Doorbell, RingMeter, ring};
 use iroh_raft_storage::{DataFolder, FolderIdentity, KnownNode, KnownNodes, OpenShard, ShardOptions};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -28,13 +29,13 @@ use rand::{RngCore, SeedableRng};
 use crate::config::{EngineConfig, Pinning};
 use crate::cpu::{self, CpuError};
 use crate::driver;
-use crate::engine::{Engine, Executor, Failure, Inner, ShardHandle, Threads};
+use crate::engine::{Engine, Executor, Inner, ShardHandle, Threads};
 use crate::error::EngineError;
 use crate::mover_thread::{MoverFailure, MoverLine, MoverPort, Scrub};
 use crate::reader_thread::{self, ReaderPort};
 use crate::snapshot_thread::{self, SnapshotPort};
 use crate::spare_memory::NodeRest;
-use crate::writer_thread::WriterPort;
+use crate::writer_thread::{Watch, WriterPort};
 use crate::{awake, membarrier, mover_thread, preflight, record, writer_thread};
 use iroh_raft_driver::state_machine::MachineFactory;
 use iroh_raft_driver::stats::ShardCounters;
@@ -76,7 +77,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         opened.push(folder.open_shard(ShardId(shard), options)?);
     }
 
-    let failure = Arc::new(Failure::default());
+    let watch = Watch::default();
     let bridge_doorbell = Doorbell::new();
     let shard_doorbells: Vec<_> = opened.iter().map(|_| Doorbell::new()).collect();
     let (shard_ports, bridge_ports): (Vec<_>, Vec<_>) = (0..config.shards)
@@ -98,11 +99,12 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         placement: placement.clone(),
         boot_epoch: boot.epoch,
         boot_id: boot.id,
-        cpu: config.bridge_cpu,
+        threads: config.bridge_threads,
+        cpus: config.bridge_cpus.clone(),
         limits: config.limits.clone(),
     };
     let epochs = Box::new(Epochs(folder.take_peer_epochs()));
-    let on_fatal = failure.clone();
+    let on_fatal = watch.failure.clone();
     let bridge = Bridge::start(
         bridge_config,
         bridge_ports,
@@ -116,7 +118,8 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         config: &config,
         placement: &placement,
         machines,
-        failure: &failure,
+        watch: &watch,
+        rings: Vec::new(),
         rest: config.tunes_allocator.then(|| NodeRest::new(config.shards)),
         threads: Threads {
             executors: Vec::new(),
@@ -140,7 +143,7 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
     }
     let started = started.and_then(|()| starting.start_reader());
     let started = started.and_then(|()| starting.start_mover()).and_then(|()| starting.start_snapshots());
-    let Starting { threads, handles, .. } = starting;
+    let Starting { threads, handles, rings, .. } = starting;
     let engine = Engine::new(Inner {
         node: config.node,
         placement,
@@ -149,10 +152,12 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
         request_deadline: config.request_deadline,
         has_peers: !config.peers.is_empty(),
         shards: handles,
+        rings,
+        book: watch.book,
         bridge: Mutex::new(Some(bridge)),
         nodes: Mutex::new(Some(nodes)),
         threads: Mutex::new(Some(threads)),
-        failure,
+        failure: watch.failure,
     });
     // On failure the handle goes, and with it the threads that did start.
     started.map(|()| engine)
@@ -169,6 +174,11 @@ fn open_folder(config: &EngineConfig, identity: FolderIdentity) -> Result<DataFo
         None => tracing::info!(%backend, "files are written as set"),
     }
     Ok(folder)
+}
+
+/// CPU time of the calling thread.
+fn thread_cpu_time() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 type Removed = Vec<(NodeId, EndpointId)>;
@@ -232,9 +242,7 @@ fn cpus(config: &EngineConfig) -> Result<Vec<CpuPlacement>, EngineError> {
             cpus.clone()
         }
     };
-    if let Some(cpu) = config.bridge_cpu {
-        cpu::check(&[cpu])?;
-    }
+    cpu::check(&config.bridge_cpus)?;
     let of_shard = |shard: usize| match fixed.get(shard % fixed.len().max(1)) {
         Some(&cpu) => CpuPlacement::Fixed(cpu),
         None => CpuPlacement::Unbound,
@@ -247,7 +255,9 @@ struct Starting<'a> {
     config: &'a EngineConfig,
     placement: &'a Placement,
     machines: &'a Arc<MachineFactory>,
-    failure: &'a Arc<Failure>,
+    watch: &'a Watch,
+    /// For its numbers.
+    rings: Vec<(&'static str, ShardId, RingMeter)>,
     /// `None` where the allocator is left alone.
     rest: Option<Arc<NodeRest>>,
     threads: Threads,
@@ -278,6 +288,15 @@ impl Starting<'_> {
         let (fetches, fetch_queue) = ring(FETCHES_OPEN_MAX, &self.reader_doorbell);
         let (answers, fetched) = ring(FETCHES_OPEN_MAX, doorbell);
         let (commands, command_queue) = ring(COMMANDS_WAITING_MAX, doorbell);
+        self.rings.extend([
+            ("bridge to shard", shard_id, port.from_bridge.meter()),
+            ("shard to bridge", shard_id, port.to_bridge.meter()),
+            ("process to shard", shard_id, command_queue.meter()),
+            ("shard to writer", shard_id, append_queue.meter()),
+            ("writer to shard", shard_id, written.meter()),
+            ("shard to reader", shard_id, fetch_queue.meter()),
+            ("reader to shard", shard_id, fetched.meter()),
+        ]);
 
         let is_closed = Arc::<AtomicBool>::default();
         self.handles.push(ShardHandle { commands, counters: counters.clone(), is_closed: is_closed.clone() });
@@ -312,7 +331,7 @@ impl Starting<'_> {
             mover: MoverLine { due, failure },
             counters: counters.clone(),
         };
-        let writer = writer_thread::spawn(port_of_writer, self.threads.stop.clone(), self.failure.clone())?;
+        let writer = writer_thread::spawn(port_of_writer, self.threads.stop.clone(), self.watch)?;
         self.threads.helpers.push((format!("writer-{shard_id}"), writer));
         self.threads.doorbells.push(writer_doorbell);
 
@@ -331,7 +350,7 @@ impl Starting<'_> {
         let group_count = groups.len();
         let shard = Shard::new(core, last_seq, groups, now)
             .map_err(|error| EngineError::Config { setting: "core", problem: error.to_string() })?;
-        let (failure, lost) = (self.failure.clone(), self.failure.clone());
+        let (failure, watch) = (self.watch.failure.clone(), self.watch.clone());
         let machines = self.machines.clone();
         let retention = self.config.retention.clone();
         let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
@@ -346,6 +365,7 @@ impl Starting<'_> {
             .io_memory(preflight::EXECUTOR_IO_BYTES)
             .preempt_timer(awake::PREEMPT_TIMER)
             .spawn(move || async move {
+                watch.book.enter(&lost_name);
                 let driver = Driver::new(DriverParts {
                     shard_id,
                     node,
@@ -364,6 +384,7 @@ impl Starting<'_> {
                     apply_budget,
                     retention,
                     counters,
+                    cpu_time: thread_cpu_time,
                     closing: Closing(is_closed),
                     on_fenced: Box::new(move |shard, source| {
                         failure.set(EngineError::Fenced { shard, source });
@@ -379,7 +400,7 @@ impl Starting<'_> {
                     .await
                     .is_err()
                 {
-                    lost.set(EngineError::Panicked { name: lost_name });
+                    watch.failure.set(EngineError::Panicked { name: lost_name });
                 }
                 drop(ready);
             })
@@ -396,12 +417,8 @@ impl Starting<'_> {
 
     fn start_reader(&mut self) -> Result<(), EngineError> {
         let ports = std::mem::take(&mut self.reader_ports);
-        let reader = reader_thread::spawn(
-            ports,
-            self.reader_doorbell.clone(),
-            self.threads.stop.clone(),
-            self.failure.clone(),
-        )?;
+        let reader =
+            reader_thread::spawn(ports, self.reader_doorbell.clone(), self.threads.stop.clone(), self.watch)?;
         self.threads.helpers.push(("reader".into(), reader));
         self.threads.doorbells.push(self.reader_doorbell.clone());
         Ok(())
@@ -409,12 +426,8 @@ impl Starting<'_> {
 
     fn start_mover(&mut self) -> Result<(), EngineError> {
         let ports = std::mem::take(&mut self.mover_ports);
-        let mover = mover_thread::spawn(
-            ports,
-            self.mover_doorbell.clone(),
-            self.threads.stop.clone(),
-            self.failure.clone(),
-        )?;
+        let mover =
+            mover_thread::spawn(ports, self.mover_doorbell.clone(), self.threads.stop.clone(), self.watch)?;
         self.threads.helpers.push(("mover".into(), mover));
         self.threads.doorbells.push(self.mover_doorbell.clone());
         Ok(())
@@ -426,7 +439,7 @@ impl Starting<'_> {
             ports,
             self.snapshot_doorbell.clone(),
             self.threads.stop.clone(),
-            self.failure.clone(),
+            self.watch,
             self.config.tunes_allocator,
         )?;
         self.threads.helpers.push(("snapshots".into(), snapshots));

@@ -8,13 +8,14 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use iroh_raft_core::{Append, ShardId};
-use iroh_raft_driver::lines::{Queued, Written};
+use iroh_raft_driver::lines::Written;
 use iroh_raft_netbridge::ring::{Consumer, Doorbell, Producer};
 use iroh_raft_storage::JournalWriter;
 
 use crate::engine::Failure;
 use crate::error::EngineError;
 use crate::mover_thread::MoverLine;
+use crate::thread_book::ThreadBook;
 use iroh_raft_driver::stats::ShardCounters;
 
 /// Pause between two looks at how much room is left, while there is little and nothing to write.
@@ -48,7 +49,7 @@ pub(crate) fn thread_waker() -> Waker {
 pub(crate) struct WriterPort {
     pub(crate) shard: ShardId,
     pub(crate) writer: JournalWriter,
-    pub(crate) queue: Consumer<Queued>,
+    pub(crate) queue: Consumer<Append>,
     /// Rung by the shard and by the mover.
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) results: Producer<Written>,
@@ -68,19 +69,28 @@ pub(crate) fn park(pause: Option<Duration>) {
 pub(crate) fn spawn(
     port: WriterPort,
     stop: Arc<AtomicBool>,
-    failure: Arc<Failure>,
+    watch: &Watch,
 ) -> Result<JoinHandle<()>, EngineError> {
-    spawn_helper(format!("writer-{}", port.shard), failure, move || run(port, &stop))
+    spawn_helper(format!("writer-{}", port.shard), watch, move || run(port, &stop))
+}
+
+/// What a node knows of its threads.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch {
+    pub(crate) failure: Arc<Failure>,
+    pub(crate) book: Arc<ThreadBook>,
 }
 
 /// Starts a thread whose panic is the node's failure: others would wait for it for ever.
 pub(crate) fn spawn_helper(
     name: String,
-    failure: Arc<Failure>,
+    watch: &Watch,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, EngineError> {
     let lost = name.clone();
+    let Watch { failure, book } = watch.clone();
     let guarded = move || {
+        book.enter(&lost);
         if catch_unwind(AssertUnwindSafe(body)).is_err() {
             failure.set(EngineError::Panicked { name: lost });
         }
@@ -117,10 +127,10 @@ fn run(port: WriterPort, stop: &AtomicBool) {
         let mut bytes = 0;
         while batch.len() < APPENDS_PER_COMMIT_MAX
             && bytes < COMMIT_BYTES
-            && let Some(Queued { append, at }) = queue.pop()
+            && let Some((append, waited)) = queue.pop_waited()
         {
             bytes += data_bytes(&append);
-            queue_us.record(at.elapsed().as_secs_f64() * 1e6);
+            queue_us.record(waited.as_secs_f64() * 1e6);
             batch.push(append);
         }
         if batch.is_empty() {

@@ -1,6 +1,6 @@
 //! A cluster of nodes as child processes on loopback, with fresh keys and data folders.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use iroh_raft::net::allow::PeerAddress;
+use iroh_raft::net::ring::Waits;
 use iroh_raft::storage::BackendChoice;
 use iroh_raft::{Identity, NodeId};
 use rustix::process::{Pid, Signal};
@@ -89,6 +90,8 @@ pub(crate) struct ClusterPlan {
     pub(crate) nodes: u16,
     /// Shards of each.
     pub(crate) shards: u16,
+    /// Threads of each node's bridge.
+    pub(crate) bridge_threads: u16,
     /// Number of groups, on all nodes.
     pub(crate) groups: u32,
     /// Largest record in bytes.
@@ -122,6 +125,14 @@ pub(crate) struct NodeUsage {
     pub(crate) requests: u64,
     /// Frames sent to other nodes.
     pub(crate) frames_sent: u64,
+    /// Bytes of journal blocks written.
+    pub(crate) flush_bytes: u64,
+    /// Bytes of frames sent.
+    pub(crate) sent_bytes: u64,
+    /// CPU time of threads in microseconds, by their kind.
+    pub(crate) thread_us: BTreeMap<String, u64>,
+    /// How long items were in rings, by the ring's name.
+    pub(crate) waits: BTreeMap<String, Waits>,
     /// Times a replica became leader.
     pub(crate) leaderships_gained: u64,
 }
@@ -192,6 +203,7 @@ impl Cluster {
                 clients: vec![client.endpoint_id().to_string()],
                 groups: if is_first(own.node) { plan.groups } else { 0 },
                 shards: plan.shards,
+                bridge_threads: plan.bridge_threads,
                 record_bytes_max: plan.record_bytes,
                 has_state_machines: plan.has_state_machines,
                 lag_entries_max: plan.lag_entries_max,
@@ -539,6 +551,14 @@ impl Node {
         let pid = self.process.as_ref().map(|process| process.child.id());
         let cpu = pid.and_then(machine::cpu_time).unwrap_or_default();
         let rss = pid.and_then(machine::peak_rss_bytes).unwrap_or_default();
+        let mut thread_us = used.thread_us.clone();
+        for (kind, us) in status.thread_us {
+            *thread_us.entry(kind).or_default() += us;
+        }
+        let mut waits = used.waits.clone();
+        for (ring, counts) in status.waits {
+            waits.entry(ring).or_default().add(&Waits::from_counts(counts));
+        }
         Ok(NodeUsage {
             cpu: used.cpu + cpu,
             peak_rss_bytes: used.peak_rss_bytes.max(rss),
@@ -548,6 +568,10 @@ impl Node {
             sleeps: used.sleeps + status.sleeps,
             requests: used.requests + status.requests,
             frames_sent: used.frames_sent + status.frames_sent,
+            flush_bytes: used.flush_bytes + status.flush_bytes,
+            sent_bytes: used.sent_bytes + status.sent_bytes,
+            thread_us,
+            waits,
             leaderships_gained: used.leaderships_gained + status.leaderships_gained,
         })
     }

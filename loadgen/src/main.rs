@@ -92,6 +92,9 @@ struct Quick {
     /// Shards of each node.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     shards: u16,
+    /// Threads of each node's bridge to the network.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    bridge_threads: u16,
     /// Raft groups, each on all nodes.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     groups: u32,
@@ -230,6 +233,7 @@ impl Reads {
             cluster: ClusterPlan {
                 nodes: self.nodes,
                 shards: self.shards,
+                bridge_threads: 1,
                 groups: self.groups,
                 record_bytes: RECORD_BYTES_MIN,
                 has_state_machines: true,
@@ -251,6 +255,7 @@ impl Idle {
             cluster: ClusterPlan {
                 nodes: self.nodes,
                 shards: self.shards,
+                bridge_threads: 1,
                 groups: self.groups,
                 record_bytes: RECORD_BYTES_MIN,
                 has_state_machines: false,
@@ -295,6 +300,7 @@ impl Quick {
             cluster: ClusterPlan {
                 nodes: self.nodes,
                 shards: self.shards,
+                bridge_threads: self.bridge_threads,
                 groups: self.groups,
                 record_bytes: self.record_bytes,
                 has_state_machines: false,

@@ -2,6 +2,7 @@
 //!
 //! It speaks with its parent in lines of JSON, answers on stdout, requests on stdin. The end of stdin ends it.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use iroh_raft::kv::KeyValue;
 use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::net::client::ClientError;
+use iroh_raft::net::ring::Waits;
 use iroh_raft::storage::{BackendChoice, UnknownBackend};
 use iroh_raft::{
     EndpointId, Engine, GroupStatus, LeaseReads, LogOnly, NodeId, Pinning, RaftCluster, RaftClusterBuilder,
@@ -51,6 +53,8 @@ pub(crate) struct NodeConfig {
     pub(crate) groups: u32,
     /// Number of shards.
     pub(crate) shards: u16,
+    /// Threads of its bridge.
+    pub(crate) bridge_threads: u16,
     /// Largest record in bytes.
     pub(crate) record_bytes_max: usize,
     /// Whether each group has a key-value store, read also by lease.
@@ -196,6 +200,12 @@ pub(crate) struct NodeStatus {
     pub(crate) snapshots_taken: u64,
     /// Chunks of other nodes' snapshots taken since start.
     pub(crate) snapshot_chunks_received: u64,
+    /// Bytes of frames sent to other nodes, and to clients, since start.
+    pub(crate) sent_bytes: u64,
+    /// CPU time of its threads since start, in microseconds, by their kind.
+    pub(crate) thread_us: BTreeMap<String, u64>,
+    /// How often items were how long in its rings since start, as [`Waits`] counts them, by the ring's name.
+    pub(crate) waits: BTreeMap<String, Vec<u64>>,
 }
 
 /// How many replicas of a node stand how.
@@ -387,6 +397,7 @@ fn builder(config: &NodeConfig) -> Result<RaftClusterBuilder<LogOnly>, NodeError
         .tune(|engine| {
             engine.record_bytes_max = engine.record_bytes_max.max(config.record_bytes_max);
             engine.backend = backend;
+            engine.bridge_threads = config.bridge_threads;
             let snapshots = &mut engine.core.snapshots;
             snapshots.lag_entries_max = config.lag_entries_max.unwrap_or(snapshots.lag_entries_max);
         });
@@ -417,7 +428,17 @@ async fn status(engine: &Engine) -> Result<NodeStatus, RequestError> {
         end: status.end.0,
     });
     let mut sum = NodeStatus { groups: groups.collect(), ..NodeStatus::default() };
-    for shard in engine.stats().shards {
+    let stats = engine.stats();
+    sum.sent_bytes = stats.bridge.bytes_out.iter().sum::<u64>() + stats.bridge.client_bytes_out;
+    for thread in stats.threads {
+        let kind = thread.name.split('-').next().unwrap_or_default().to_owned();
+        let us = u64::try_from(thread.cpu.as_micros()).unwrap_or(u64::MAX);
+        *sum.thread_us.entry(kind).or_default() += us;
+    }
+    let mut waits = BTreeMap::<_, Waits>::new();
+    stats.rings.iter().for_each(|ring| waits.entry(ring.name).or_default().add(&ring.waits));
+    sum.waits = waits.iter().map(|(name, waits)| ((*name).to_owned(), waits.counts().to_vec())).collect();
+    for shard in stats.shards {
         sum.flushes += shard.flushes;
         sum.flush_us_total += shard.flush_us_total;
         sum.flush_bytes += shard.flush_bytes;

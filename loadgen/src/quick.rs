@@ -1,5 +1,6 @@
 //! `loadgen quick`: a cluster, load, perhaps a fault, and the audit; in this order.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
+use iroh_raft::net::ring::Waits;
 use iroh_raft::{GroupId, NodeId, cluster_id};
 
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
@@ -18,7 +20,7 @@ use crate::ledger::Ledger;
 use crate::machine::{self, Device, Machine};
 use crate::node::EmbeddedPlan;
 use crate::recorder::{Interval, Timeline};
-use crate::report::{Config, Killed, Latency, OpenLoop, Replaced, Report, core_us, count, ratio};
+use crate::report::{Config, Killed, Latency, OpenLoop, Replaced, Report, Ring, core_us, count, ratio};
 use crate::schedule::Pacer;
 use crate::{plot, readback};
 
@@ -558,6 +560,31 @@ impl Watch {
     }
 }
 
+/// What the threads of the nodes used between two samples, for each record.
+fn core_us_by_thread(before: &Sample, after: &Sample, records: u64) -> BTreeMap<String, f64> {
+    let sum = |sample: &Sample, kind: &str| sample.sum(|node| node.thread_us.get(kind).copied().unwrap_or(0));
+    let kinds: BTreeSet<&String> = after.nodes.iter().flat_map(|node| node.thread_us.keys()).collect();
+    let more = |kind: &String| sum(after, kind).saturating_sub(sum(before, kind));
+    kinds.into_iter().map(|kind| (kind.clone(), ratio(more(kind) as f64, records as f64))).collect()
+}
+
+/// How long items were in the rings of all nodes between two samples.
+fn rings(before: &Sample, after: &Sample) -> BTreeMap<String, Ring> {
+    let sum = |sample: &Sample| {
+        let mut sum = BTreeMap::<String, Waits>::new();
+        for (ring, waits) in sample.nodes.iter().flat_map(|node| &node.waits) {
+            sum.entry(ring.clone()).or_default().add(waits);
+        }
+        sum
+    };
+    let earlier = sum(before);
+    let since = |(ring, waits): (String, Waits)| {
+        let waits = earlier.get(&ring).map_or_else(|| waits.clone(), |earlier| waits.since(earlier));
+        (ring, Ring::of(&waits))
+    };
+    sum(after).into_iter().map(since).filter(|(_, ring)| ring.items > 0).collect()
+}
+
 fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::AuditCounts) -> Report {
     let measured_records = load.measured.acked();
     let (before, after) = (&load.before, &load.after);
@@ -590,6 +617,10 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         wake_ups: more(|node| node.sleeps),
         requests: more(|node| node.requests),
         peer_frames: more(|node| node.frames_sent),
+        sent_bytes_per_record: ratio(more(|node| node.sent_bytes) as f64, measured_records as f64),
+        flushed_bytes_per_record: ratio(more(|node| node.flush_bytes) as f64, measured_records as f64),
+        core_us_by_thread: core_us_by_thread(before, after, measured_records),
+        rings: rings(before, after),
         core_us_per_record: core_us(cpu, measured_records),
         client_core_us_per_record: (!plan.is_embedded).then(|| core_us(client_cpu, measured_records)),
         peak_rss_bytes: after.nodes.iter().map(|node| node.peak_rss_bytes).collect(),
@@ -603,6 +634,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         config: Config {
             nodes: plan.cluster.nodes,
             shards: plan.cluster.shards,
+            bridge_threads: plan.cluster.bridge_threads,
             groups: plan.cluster.groups,
             record_bytes: plan.cluster.record_bytes,
             clients: plan.clients,

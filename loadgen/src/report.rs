@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use iroh_raft::net::ring::Waits;
 use serde::Serialize;
 
 use crate::audit::AuditCounts;
@@ -20,6 +21,7 @@ use crate::recorder::Interval;
 pub(crate) struct Config {
     pub(crate) nodes: u16,
     pub(crate) shards: u16,
+    pub(crate) bridge_threads: u16,
     pub(crate) groups: u32,
     pub(crate) record_bytes: usize,
     pub(crate) clients: u32,
@@ -93,6 +95,29 @@ impl OpenLoop {
     }
 }
 
+/// How long items were in a ring, right to an eighth.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Ring {
+    pub(crate) items: u64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p99_9_us: f64,
+    pub(crate) max_us: f64,
+}
+
+impl Ring {
+    pub(crate) fn of(waits: &Waits) -> Ring {
+        let us = |time: Duration| time.as_secs_f64() * 1e6;
+        Ring {
+            items: waits.count(),
+            p50_us: us(waits.percentile(50.0)),
+            p99_us: us(waits.percentile(99.0)),
+            p99_9_us: us(waits.percentile(99.9)),
+            max_us: us(waits.max()),
+        }
+    }
+}
+
 /// Everything that a run has measured.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
@@ -125,6 +150,14 @@ pub(crate) struct Report {
     pub(crate) requests: u64,
     /// Frames that nodes sent each other.
     pub(crate) peer_frames: u64,
+    /// Bytes of frames that nodes sent to each other and to clients, per acknowledged record.
+    pub(crate) sent_bytes_per_record: f64,
+    /// Bytes of journal blocks that all nodes wrote, per acknowledged record.
+    pub(crate) flushed_bytes_per_record: f64,
+    /// CPU time of the nodes' threads in microseconds per acknowledged record, by their kind.
+    pub(crate) core_us_by_thread: BTreeMap<String, f64>,
+    /// How long items were in the rings between the nodes' threads.
+    pub(crate) rings: BTreeMap<String, Ring>,
     /// CPU time of all nodes and of this client, in microseconds, per acknowledged record.
     pub(crate) core_us_per_record: f64,
     /// The client's part of it; null where the clients are in the processes of the nodes.
@@ -247,6 +280,36 @@ impl Report {
                 },
             ),
             (
+                "  by thread",
+                self.core_us_by_thread
+                    .iter()
+                    .filter(|(_, us)| **us >= 0.005)
+                    .map(|(kind, us)| format!("{kind} {us:.2}"))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            ),
+            (
+                "bytes a record",
+                format!(
+                    "{:.0} sent, {:.0} flushed, of all nodes",
+                    self.sent_bytes_per_record, self.flushed_bytes_per_record
+                ),
+            ),
+            (
+                "in rings",
+                self.rings
+                    .iter()
+                    .map(|(name, ring)| {
+                        format!(
+                            "{name} p50 {}, p99 {}",
+                            plot::duration(ring.p50_us),
+                            plot::duration(ring.p99_us)
+                        )
+                    })
+                    .collect::<Vec<_>>()
+                    .join("; "),
+            ),
+            (
                 "peak memory",
                 self.peak_rss_bytes
                     .iter()
@@ -346,6 +409,10 @@ mod tests {
             wake_ups: 60,
             requests: 20,
             peer_frames: 120,
+            sent_bytes_per_record: 150.0,
+            flushed_bytes_per_record: 210.0,
+            core_us_by_thread: [("bridge".to_owned(), 0.5)].into(),
+            rings: [("bridge to shard".to_owned(), Ring::of(&Waits::default()))].into(),
             core_us_per_record: 1.0,
             client_core_us_per_record: Some(0.1),
             peak_rss_bytes: vec![1 << 20; 3],
@@ -359,6 +426,7 @@ mod tests {
             config: Config {
                 nodes: 3,
                 shards: 1,
+                bridge_threads: 1,
                 groups: 8,
                 record_bytes: 64,
                 clients: 8,
@@ -394,6 +462,10 @@ mod tests {
             "requests",
             "peer_frames",
             "core_us_per_record",
+            "core_us_by_thread",
+            "sent_bytes_per_record",
+            "flushed_bytes_per_record",
+            "rings",
             "peak_rss_bytes",
             "device_flushes",
             "leader_changes",

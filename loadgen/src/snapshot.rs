@@ -66,6 +66,7 @@ impl SnapshotPlan {
         ClusterPlan {
             nodes: 3,
             shards: 1,
+            bridge_threads: 1,
             groups: 1 + WRITERS as u32,
             record_bytes: 2 * VALUE_BYTES,
             has_state_machines: true,

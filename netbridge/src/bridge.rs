@@ -1,5 +1,5 @@
-//! The bridge: one thread with a tokio runtime and the iroh endpoint, between the rings of the
-//! shards and the network.
+//! The bridge: a tokio runtime of one thread, or of as many as are set, with the iroh endpoint, between the
+//! rings of the shards and the network.
 //!
 //! It reads no message's meaning. Everything it holds is bounded ([`BridgeLimits`]); what does not
 //! fit is dropped and counted ([`BridgeStats`]), never waited for, so that one slow peer, client or
@@ -27,7 +27,7 @@ use crate::ring::Doorbell;
 
 pub use crate::allow::{AllowError, ClientGrant, PeerAddress};
 pub use crate::port::Rights;
-pub use config::{BridgeConfig, BridgeLimits};
+pub use config::{BRIDGE_THREADS_MAX, BridgeConfig, BridgeLimits};
 pub use error::BridgeError;
 pub use peer_list::PeerList;
 pub use stats::BridgeStats;
@@ -70,6 +70,7 @@ pub struct Bridge {
     counters: Arc<Counters>,
     stop: Arc<Stop>,
     peers: Arc<PeerList>,
+    threads: hub::ThreadIds,
     thread: Option<JoinHandle<()>>,
     ended: mpsc::Receiver<()>,
 }
@@ -139,6 +140,7 @@ impl Bridge {
         let mut allow = AllowList::new(own, &config.peers, &config.clients)?;
         config.removed.iter().for_each(|(node, endpoint)| allow.bury(*node, *endpoint));
         let peers = Arc::new(PeerList::new(allow));
+        let threads = hub::ThreadIds::default();
         let (started_tx, started) = mpsc::sync_channel(1);
         let (ended_tx, ended) = mpsc::sync_channel(1);
         let seed = hub::Seed {
@@ -149,16 +151,17 @@ impl Bridge {
             counters: counters.clone(),
             stop: stop.clone(),
             fatal: Arc::new(Fatal(Mutex::new(Some(on_fatal)))),
+            threads: threads.clone(),
             peers: peers.clone(),
         };
         let thread = std::thread::Builder::new().name("bridge".to_owned()).spawn(move || {
-            hub::run_thread(seed, &started_tx);
+            hub::run_thread(seed, started_tx);
             // The receiver is gone if nobody waits for the end.
             let _ = ended_tx.send(());
         })?;
         let died = || BridgeError::Panicked { part: "start", message: "see the log".to_owned() };
         let local_addr = started.recv().map_err(|_| died())??;
-        Ok(Bridge { endpoint_id, local_addr, counters, stop, peers, thread: Some(thread), ended })
+        Ok(Bridge { endpoint_id, local_addr, counters, stop, peers, threads, thread: Some(thread), ended })
     }
 
     /// This node's identity.
@@ -177,6 +180,12 @@ impl Bridge {
     #[must_use]
     pub fn stats(&self) -> BridgeStats {
         self.counters.snapshot()
+    }
+
+    /// The system's numbers of its threads so far.
+    #[must_use]
+    pub fn thread_ids(&self) -> Vec<i32> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The nodes that may connect, to be changed.
@@ -218,6 +227,8 @@ fn check(config: &BridgeConfig, ports: &[BridgePort]) -> Result<(), BridgeError>
     let is_dense = ports.iter().enumerate().all(|(at, port)| usize::from(port.shard.0) == at);
     let what = if ports.len() != usize::from(config.placement.shard_count()) || !is_dense {
         "there must be one port for each shard, in order"
+    } else if !(1..=BRIDGE_THREADS_MAX).contains(&config.threads) {
+        "threads is from 1 to 64"
     } else if let Some(problem) = limits.behavior().problem() {
         problem
     } else if limits.dial_pause_min.is_zero() || limits.dial_pause_max < limits.dial_pause_min {

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, ConfState, Consistency, CursorName, GroupCommand, GroupId, GroupStatus, Index, MemberChange,
     NodeId, Offset, Recovered, RequestError, Term, WallTime,
@@ -39,7 +40,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::endpoint::{self, BindFailure, DialedOnly};
-use crate::wire::ClientBody;
+use crate::wire::{ClientBody, Stages};
 
 pub use crate::allow::PeerAddress;
 pub use crate::wire::Answer;
@@ -150,6 +151,23 @@ impl Client {
         match self.send_records(group, records, AnswerOn::Commit).await? {
             Outcome::Appended(appended) => Ok(appended),
             _ => unreachable!("succeed() gives an append nothing else"),
+        }
+    }
+
+    /// Appends records as [`append_batch`](Client::append_batch) does, in a request of their own, and says where the time went
+    /// at the leader.
+    ///
+    /// # Errors
+    /// As [`append`](Client::append); [`Invalid`](iroh_raft_core::RequestError::Invalid) without records.
+    pub async fn append_timed<R: AsRef<[u8]>>(
+        &self,
+        group: GroupId,
+        records: &[R],
+    ) -> Result<(Appended, Stages), ClientError> {
+        let body = ClientBody::TimedAppend { block: RecordBlock::from_records(records) };
+        match self.ask(group, body, Target::Leader).await? {
+            Outcome::Timed(appended, stages) => Ok((appended, stages)),
+            _ => unreachable!("succeed() gives a timed append nothing else"),
         }
     }
 
@@ -471,7 +489,9 @@ impl Client {
         let deadline = Instant::now() + self.deadline;
         let (bytes, records) = match &body {
             ClientBody::Query { query, .. } => (query.len(), 0),
-            ClientBody::Append { block, .. } => (block.as_bytes().len(), block.count()),
+            ClientBody::Append { block, .. } | ClientBody::TimedAppend { block } => {
+                (block.as_bytes().len(), block.count())
+            }
             _ => (0, 0),
         };
         shared.check_size(bytes)?;

@@ -9,9 +9,11 @@
 //! by the wake (`ring/loom_tests.rs` tries every order of both). Full is the producer's business:
 //! `push` hands the item back.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
 
@@ -19,6 +21,9 @@ use sync::{ArrayQueue, AtomicBool, AtomicWaker, Ordering, fence};
 
 #[cfg(all(test, loom))]
 mod loom_tests;
+mod waits;
+
+pub use waits::Waits;
 
 #[cfg(not(all(test, loom)))]
 mod sync {
@@ -103,9 +108,12 @@ pub struct RingStats {
 
 #[derive(Debug)]
 struct Shared<T> {
-    queue: ArrayQueue<T>,
+    /// Each with when it was pushed.
+    queue: ArrayQueue<(Instant, T)>,
     /// Written by producers only, off the line that the consumer reads.
     counters: CachePadded<Counters>,
+    /// Written by the consumer only.
+    waits: CachePadded<waits::Counts>,
 }
 
 #[derive(Debug, Default)]
@@ -154,7 +162,7 @@ impl<T> Producer<T> {
     /// # Errors
     /// Hands the item back when the ring is full. What was pushed before still needs its ring.
     pub fn push_quietly(&self, item: T) -> Result<(), T> {
-        let pushed = self.shared.queue.push(item);
+        let pushed = self.shared.queue.push((Instant::now(), item)).map_err(|(_, item)| item);
         let counters = &self.shared.counters;
         let counter = if pushed.is_ok() { &counters.pushed } else { &counters.full };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -189,6 +197,48 @@ impl<T> Producer<T> {
     pub fn stats(&self) -> RingStats {
         self.shared.stats()
     }
+
+    /// What can be asked of the ring from elsewhere.
+    #[must_use]
+    pub fn meter(&self) -> RingMeter
+    where
+        T: Send + fmt::Debug + 'static,
+    {
+        RingMeter(self.shared.clone())
+    }
+}
+
+trait Meter: fmt::Debug + Send + Sync {
+    fn stats(&self) -> RingStats;
+    fn waits(&self) -> Waits;
+}
+
+impl<T: Send + fmt::Debug> Meter for Shared<T> {
+    fn stats(&self) -> RingStats {
+        Shared::stats(self)
+    }
+
+    fn waits(&self) -> Waits {
+        self.waits.snapshot()
+    }
+}
+
+/// What can be asked of a ring, whatever goes through it.
+#[derive(Clone, Debug)]
+pub struct RingMeter(Arc<dyn Meter>);
+
+impl RingMeter {
+    /// What the ring has seen.
+    #[must_use]
+    pub fn stats(&self) -> RingStats {
+        self.0.stats()
+    }
+
+    /// How long items were in it.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        self.0.waits()
+    }
 }
 
 /// The receiving end of a ring.
@@ -200,15 +250,33 @@ pub struct Consumer<T> {
 /// What nobody will take any more goes with its consumer: whoever waits on an item learns of it.
 impl<T> Drop for Consumer<T> {
     fn drop(&mut self) {
-        while self.pop().is_some() {}
+        while self.shared.queue.pop().is_some() {}
     }
 }
 
 impl<T> Consumer<T> {
+    /// What can be asked of the ring from elsewhere.
+    #[must_use]
+    pub fn meter(&self) -> RingMeter
+    where
+        T: Send + fmt::Debug + 'static,
+    {
+        RingMeter(self.shared.clone())
+    }
+
     /// The oldest item, if there is one.
     #[must_use]
     pub fn pop(&self) -> Option<T> {
-        self.shared.queue.pop()
+        Some(self.pop_waited()?.0)
+    }
+
+    /// The oldest item and how long it was here, if there is one.
+    #[must_use]
+    pub fn pop_waited(&self) -> Option<(T, Duration)> {
+        let (pushed, item) = self.shared.queue.pop()?;
+        let waited = pushed.elapsed();
+        self.shared.waits.record(waited);
+        Some((item, waited))
     }
 
     /// Whether the ring is empty now.
@@ -236,7 +304,8 @@ impl<T> Consumer<T> {
 /// If `bound` is 0.
 #[must_use]
 pub fn ring<T>(bound: usize, doorbell: &Arc<Doorbell>) -> (Producer<T>, Consumer<T>) {
-    let shared = Arc::new(Shared { queue: ArrayQueue::new(bound), counters: CachePadded::default() });
+    let queue = ArrayQueue::new(bound);
+    let shared = Arc::new(Shared { queue, counters: CachePadded::default(), waits: CachePadded::default() });
     (Producer { shared: shared.clone(), doorbell: doorbell.clone() }, Consumer { shared })
 }
 

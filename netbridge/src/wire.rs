@@ -23,10 +23,12 @@ mod members;
 mod payload;
 mod peer;
 mod reply;
+mod stages;
 
 pub use client::{ClientBody, ClientFrame, ClientRequest, RequestFrameBuilder};
 pub use peer::{PeerFrame, PeerFrameBuilder};
 pub use reply::{Answer, ClientReply, ReplyBody, ReplyFrame, ReplyFrameBuilder};
+pub use stages::Stages;
 
 /// Bytes of the header of every frame.
 pub const HEADER_BYTES: usize = 32;

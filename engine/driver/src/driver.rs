@@ -1,13 +1,14 @@
 //! The turn: feeds the core with what the rings hold, and carries out what it says.
 
 mod readers;
+mod replies;
 mod report;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_channel::{mpsc, oneshot};
@@ -26,9 +27,9 @@ use iroh_raft_storage::StorageError;
 
 use crate::applying::{ApplyBudget, Applying, Outcome};
 use crate::comparing::Comparing;
+use crate::costs::Costs;
 use crate::lines::{
-    Closing, Command, Fetched, Finding, Found, HandedOver, LeadershipError, LeadershipReply, Queued, Wanted,
-    Written,
+    Closing, Command, Fetched, Finding, Found, HandedOver, LeadershipError, LeadershipReply, Wanted, Written,
 };
 use crate::machines::Machines;
 use crate::outbox::{FRAME_BYTES_TARGET, Outbox};
@@ -36,6 +37,7 @@ use crate::snapshots::Snapshots;
 use crate::state_machine::MachineFactory;
 use crate::stats::ShardCounters;
 use crate::tails::Tails;
+use crate::timings::Timings;
 
 /// Items taken from the bridge in a turn, so that a turn stays short.
 const BRIDGE_ITEMS_PER_TURN: usize = 256;
@@ -77,7 +79,7 @@ pub struct DriverParts {
     /// Requests of this process.
     pub commands: Consumer<Command>,
     /// Flushes, to the writer.
-    pub appends: Producer<Queued>,
+    pub appends: Producer<Append>,
     /// What the writer says; it has a place for each flush that can be under way.
     pub written: Consumer<Written>,
     /// Fetches, to the reader.
@@ -96,6 +98,8 @@ pub struct DriverParts {
     pub retention: Vec<(GroupId, Retention)>,
     /// What is counted.
     pub counters: Arc<ShardCounters>,
+    /// CPU time that the calling thread has used.
+    pub cpu_time: fn() -> Duration,
     /// Called once when a write has failed.
     pub on_fenced: Box<dyn Fn(ShardId, StorageError) + Send>,
     /// Who watches, if anybody does.
@@ -131,6 +135,7 @@ struct Open {
     calls: slab::Slab<Call>,
     queries: HashMap<Token, Question>,
     tails: Tails,
+    timings: Timings,
 }
 
 /// What is looked up once a read may look.
@@ -154,7 +159,7 @@ pub struct Driver {
     open: Open,
     /// Flushes that found the writer's ring full, in order. While there is one, proposals are
     /// refused as busy; what peers send stays bounded by their windows.
-    appends_waiting: VecDeque<Queued>,
+    appends_waiting: VecDeque<Append>,
     /// Flushes handed to the writer and not yet known durable; at most the ring's bound.
     persisted: FlushSeq,
     /// Newest flush that the core asked for.
@@ -165,6 +170,7 @@ pub struct Driver {
     loopback: Vec<Input>,
     /// Replicas that others want here, for the next turn.
     invites: Vec<Invite>,
+    costs: Costs,
     wall: WallTime,
     hand_over: Option<oneshot::Sender<()>>,
     is_stopping: bool,
@@ -193,6 +199,7 @@ impl Driver {
             fetches_waiting: VecDeque::new(),
             loopback: Vec::new(),
             invites: Vec::new(),
+            costs: Costs::new(parts.cpu_time),
             wall: WallTime(0),
             hand_over: None,
             is_stopping: false,
@@ -234,6 +241,7 @@ impl Driver {
             observer.turn(now, &self.parts.shard, &self.outputs);
         }
         self.carry_out(&clock);
+        self.costs.end_turn(|group| self.parts.shard.status(group).is_some());
         if self.is_stopping && self.is_drained() {
             self.finish(&clock);
             return Next::Over;
@@ -257,6 +265,15 @@ impl Driver {
         if let Some(observer) = &mut self.parts.observer {
             observer.input(self.now, &input);
         }
+        match &input {
+            Input::Message(message) => self.costs.input(message.group),
+            Input::Propose(propose) => self.costs.input(propose.group),
+            Input::Read { group, .. } | Input::ReadRecords { group, .. } | Input::Applied { group, .. } => {
+                self.costs.input(*group);
+            }
+            // Rare, or of no group.
+            _ => {}
+        }
         self.parts.shard.step(self.now, input, &mut self.outputs);
     }
 
@@ -268,6 +285,7 @@ impl Driver {
                     self.step(Input::Persisted { seq });
                     self.parts.snapshots.handle_persisted(seq);
                     self.outbox.release(seq);
+                    self.open.timings.flushed(seq, self.now);
                 }
                 Written::SpaceLow(is_low) => {
                     self.is_space_low = is_low;
@@ -282,9 +300,9 @@ impl Driver {
                 }
             }
         }
-        while let Some(queued) = self.appends_waiting.pop_front() {
-            if let Err(queued) = self.parts.appends.push(queued) {
-                self.appends_waiting.push_front(queued);
+        while let Some(append) = self.appends_waiting.pop_front() {
+            if let Err(append) = self.parts.appends.push(append) {
+                self.appends_waiting.push_front(append);
                 break;
             }
         }
@@ -332,7 +350,7 @@ impl Driver {
 
     fn take_from_bridge(&mut self, clock: &impl Fn() -> Timestamp) {
         for _ in 0..BRIDGE_ITEMS_PER_TURN {
-            let Some(item) = self.parts.port.from_bridge.pop() else { break };
+            let Some((item, waited)) = self.parts.port.from_bridge.pop_waited() else { break };
             self.look(clock);
             match item {
                 // What comes now would be flushed and answered without end; to the peers this node is gone.
@@ -344,7 +362,7 @@ impl Driver {
                 }
                 ToShard::Client { connection, rights, owner, frame } => {
                     for request in frame.requests() {
-                        self.handle_client(connection, rights, owner, request);
+                        self.handle_client(connection, rights, owner, request, waited);
                     }
                 }
                 ToShard::ClientGone { connection } => {
@@ -361,20 +379,24 @@ impl Driver {
 
     fn take_commands(&mut self) {
         for _ in 0..COMMANDS_PER_TURN {
-            let Some(command) = self.parts.commands.pop() else { break };
+            let Some((command, waited)) = self.parts.commands.pop_waited() else { break };
             match command {
                 Command::Request { group, deadline, body, reply } => {
                     let token = self.open_call(Call::Request(reply));
-                    self.handle_request(token, EMBEDDED, group, deadline, body);
+                    self.handle_request(token, EMBEDDED, group, deadline, body, waited);
                 }
                 Command::Tail { group, deadline, tail, from, granted_bytes, reply } => {
                     let token = self.open_call(Call::Tail(reply));
                     let body = ClientBody::Tail { tail, from, granted_bytes };
-                    self.handle_request(token, EMBEDDED, group, deadline, body);
+                    self.handle_request(token, EMBEDDED, group, deadline, body, waited);
                 }
                 Command::Statuses(reply) => {
                     // The asker may be gone: then nobody waits for it.
                     let _ = reply.send(self.parts.shard.statuses().collect());
+                }
+                Command::Costs(reply) => {
+                    // As above.
+                    let _ = reply.send(self.costs.snapshot());
                 }
                 Command::TransferLeader { group, to, reply } => {
                     let token = self.open_call(Call::Leadership(reply));
@@ -405,10 +427,18 @@ impl Driver {
         led.map(|status| status.group)
     }
 
-    fn handle_client(&mut self, connection: u64, rights: Rights, owner: Owner, request: ClientRequest) {
+    fn handle_client(
+        &mut self,
+        connection: u64,
+        rights: Rights,
+        owner: Owner,
+        request: ClientRequest,
+        waited: Duration,
+    ) {
         let token = Token { origin: connection, request: request.request };
         let is_allowed = match request.body {
             ClientBody::Append { .. }
+            | ClientBody::TimedAppend { .. }
             | ClientBody::Outcome { .. }
             | ClientBody::Command(GroupCommand::OpenSession { .. } | GroupCommand::CloseSession { .. }) => {
                 rights.append
@@ -433,7 +463,7 @@ impl Driver {
         };
         if is_allowed {
             let deadline = Duration::from_millis(u64::from(request.deadline_ms));
-            self.handle_request(token, owner, request.group, deadline, request.body);
+            self.handle_request(token, owner, request.group, deadline, request.body, waited);
         } else {
             self.answer(token, request.group, ReplyBody::Failed(RequestError::Denied));
         }
@@ -446,6 +476,7 @@ impl Driver {
         group: GroupId,
         deadline: Duration,
         body: ClientBody,
+        waited: Duration,
     ) {
         ShardCounters::add(&self.parts.counters.requests, 1);
         if self.is_stopping {
@@ -453,13 +484,15 @@ impl Driver {
         }
         let deadline = self.now.after(deadline.min(DEADLINE_MAX));
         match body {
-            ClientBody::Append { block, answer, run } => match self.check_block(group, &block, answer) {
-                Ok(()) => {
-                    let run = run.map(|(session, first)| ClientRun { session, first, owner });
-                    self.step(Input::Propose(Propose { token, group, block, run, answer, deadline }));
-                }
-                Err(error) => self.answer(token, group, ReplyBody::Failed(error)),
-            },
+            ClientBody::Append { block, answer, run } => {
+                let run = run.map(|(session, first)| ClientRun { session, first, owner });
+                self.propose(Propose { token, group, block, run, answer, deadline });
+            }
+            ClientBody::TimedAppend { block } => {
+                self.open.timings.begin(token, waited, self.now);
+                let answer = AnswerOn::Commit;
+                self.propose(Propose { token, group, block, run: None, answer, deadline });
+            }
             ClientBody::Query { consistency, may_forward, query } => {
                 if self.open.queries.contains_key(&token) {
                     return self.refuse_open(token, group);
@@ -487,6 +520,16 @@ impl Driver {
                 self.answer(token, group, body);
             }
             body => self.handle_reader(token, owner, group, deadline, body),
+        }
+    }
+
+    fn propose(&mut self, propose: Propose) {
+        match self.check_block(propose.group, &propose.block, propose.answer) {
+            Ok(()) => self.step(Input::Propose(propose)),
+            Err(error) => {
+                self.open.timings.end(propose.token, self.now);
+                self.answer(propose.token, propose.group, ReplyBody::Failed(error));
+            }
         }
     }
 
@@ -545,7 +588,9 @@ impl Driver {
     /// Says everything that the core wants done to whoever does it.
     fn carry_out(&mut self, clock: &impl Fn() -> Timestamp) {
         let mut outputs = std::mem::take(&mut self.outputs);
-        if let Some(append) = outputs.append.take() {
+        let append = outputs.append.take();
+        let is_flush_due = append.is_some();
+        if let Some(append) = append {
             self.hand_to_writer(append);
         }
         for send in outputs.sends.drain(..) {
@@ -554,7 +599,14 @@ impl Driver {
             let after = send.after.filter(|seq| *seq > self.persisted);
             let gate = after.filter(|_| !mutants::is(Mutant::DriverIgnoresGates));
             let shard = self.parts.shard.destination(&send.message);
+            self.costs.send(&send.message);
             self.outbox.push(send.message, shard, gate);
+        }
+        // Before state machines take their time, and before the writer: the way over the other nodes is the longer one,
+        // and waking a thread takes the shard's time.
+        let mut lost = self.outbox.flush(&self.parts.port.to_bridge, &self.parts.counters);
+        if is_flush_due {
+            self.parts.appends.ring();
         }
         self.invites.append(&mut outputs.invites);
         let entries = outputs.fetches.drain(..).map(Wanted::Entries);
@@ -590,7 +642,7 @@ impl Driver {
         }
         outputs.clear();
         self.outputs = outputs;
-        let lost = self.outbox.flush(&self.parts.port.to_bridge, &self.parts.counters);
+        lost.append(&mut self.outbox.flush(&self.parts.port.to_bridge, &self.parts.counters));
         for node in lost {
             self.step(Input::Unreachable { node });
         }
@@ -618,119 +670,12 @@ impl Driver {
         if mutants::is(Mutant::PersistedEarly) {
             self.loopback.push(Input::Persisted { seq: append.seq });
         }
-        let queued = Queued { append, at: Instant::now() };
+        self.costs.append(&append);
+        self.open.timings.handed_over(append.seq, self.now);
         if !self.appends_waiting.is_empty() {
-            self.appends_waiting.push_back(queued);
-        } else if let Err(queued) = self.parts.appends.push(queued) {
-            self.appends_waiting.push_back(queued);
-        }
-    }
-
-    fn handle_reply(&mut self, reply: Reply) {
-        match reply {
-            Reply::Appended { token, group, first, count, index, term } => {
-                ShardCounters::add(&self.parts.counters.records_acked, u64::from(count));
-                self.answer(token, group, ReplyBody::Appended { first, count, index, term });
-            }
-            Reply::Repeated { token, group, first, count, index, term } => {
-                let body = match self.machines.response_of(group, first, count) {
-                    Some(responses) => ReplyBody::Responses { first, index, term, responses },
-                    None => {
-                        let refusal = SessionRefusal::ResponseGone { first };
-                        ReplyBody::Failed(RequestError::Session { refusal })
-                    }
-                };
-                self.answer(token, group, body);
-            }
-            Reply::ReadReady { token, group, freshness } => {
-                if let Some(question) = self.open.queries.remove(&token) {
-                    self.handle_question(token, group, question, freshness);
-                }
-            }
-            Reply::Records { token, group, from, entries, end, is_last } => {
-                let batches = entries.into_iter().map(|entry| entry.data).collect();
-                self.answer(token, group, ReplyBody::Records { from, end, batches, is_last });
-            }
-            Reply::Found { token, group, offset, end } => {
-                self.answer(token, group, ReplyBody::Found { offset, end });
-            }
-            Reply::CommandDone { token, group, offset, index } => {
-                self.answer(token, group, ReplyBody::CommandDone { offset, index });
-            }
-            Reply::LeadershipGiven { token, group, leader, term } => {
-                ShardCounters::add(&self.parts.counters.leaderships_given, 1);
-                tracing::info!(%group, ?leader, %term, "leadership given away on request");
-                self.answer_leadership(token, Ok(HandedOver { leader, term }));
-            }
-            Reply::NotTransferred { token, error, .. } => {
-                self.answer_leadership(token, Err(error.into()));
-            }
-            Reply::Opened { token, group } | Reply::Removed { token, group } => {
-                self.answer(token, group, ReplyBody::Done);
-            }
-            Reply::Recovered { token, group, recovered } => {
-                self.answer(token, group, ReplyBody::Recovered(recovered));
-            }
-            Reply::MembersChanged { token, group, index, members } => {
-                self.answer(token, group, ReplyBody::MembersChanged { index, members });
-            }
-            Reply::Failed { token, group, error } => {
-                self.open.queries.remove(&token);
-                if matches!(error, RequestError::Busy { .. }) {
-                    ShardCounters::add(&self.parts.counters.busy, 1);
-                }
-                self.answer(token, group, ReplyBody::Failed(error));
-            }
-        }
-    }
-
-    fn answer(&mut self, token: Token, group: GroupId, body: ReplyBody) {
-        if body.is_last() {
-            self.open.tails.remove(token);
-        }
-        if token.origin != 0 {
-            let bytes = match &body {
-                ReplyBody::Responses { responses, .. } => responses.as_bytes().len(),
-                ReplyBody::Answer(answer) => answer.bytes.len(),
-                _ => 0,
-            };
-            let body = match body {
-                _ if bytes <= ANSWER_BYTES_MAX => body,
-                // What was applied stays applied.
-                ReplyBody::Responses { .. } => {
-                    ReplyBody::Failed(RequestError::OutcomeUnknown { leader: None })
-                }
-                _ => {
-                    let (bytes, bytes_max) = (bytes as u64, ANSWER_BYTES_MAX as u64);
-                    ReplyBody::Failed(RequestError::TooLarge { bytes, bytes_max })
-                }
-            };
-            self.outbox.push_reply(token, group, body);
-            return;
-        }
-        let at = token.request as usize;
-        if let Some(Call::Tail(call)) = self.open.calls.get(at)
-            && !body.is_last()
-        {
-            // A consumer that is gone without having said so.
-            if call.unbounded_send(body).is_err() {
-                self.step(Input::EndTail { token, group });
-            }
-            return;
-        }
-        // The caller may have stopped waiting.
-        match (self.open.calls.try_remove(at), body) {
-            (Some(Call::Request(call)), body) => drop(call.send(body)),
-            (Some(Call::Tail(call)), body) => drop(call.unbounded_send(body)),
-            (Some(Call::Leadership(call)), ReplyBody::Failed(error)) => drop(call.send(Err(error.into()))),
-            (Some(Call::Leadership(_)) | None, _) => {}
-        }
-    }
-
-    fn answer_leadership(&mut self, token: Token, outcome: Result<HandedOver, LeadershipError>) {
-        if let Some(Call::Leadership(call)) = self.open.calls.try_remove(token.request as usize) {
-            // The caller may have stopped waiting.
-            let _ = call.send(outcome);
+            self.appends_waiting.push_back(append);
+        } else if let Err(append) = self.parts.appends.push_quietly(append) {
+            self.appends_waiting.push_back(append);
         }
     }
 

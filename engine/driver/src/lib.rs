@@ -7,13 +7,14 @@
 //! only when the flush it waits for is durable; every request gets exactly one last answer, and but for tails
 //! no other.
 //!
-//! It never blocks, sleeps or starts a thread, and reads no clock but the one that says how long a
-//! flush waited.
+//! It never blocks, sleeps or starts a thread, and reads no clock but those that say how long something was in a ring and
+//! what a turn cost: nothing depends on them.
 #![forbid(unsafe_code)]
 
 mod applying;
 pub mod bank;
 mod comparing;
+pub mod costs;
 mod driver;
 pub mod kv;
 pub mod lines;
@@ -25,6 +26,7 @@ pub mod snapshots;
 pub mod state_machine;
 pub mod stats;
 mod tails;
+mod timings;
 
 pub use applying::ApplyBudget;
 pub use driver::{Driver, DriverParts, Next, Observer};

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::{
-    Append, Fetch, FetchError, FetchId, FlushSeq, GroupId, GroupState, GroupStatus, LogDamage, LogEntry,
-    NodeId, Offset, Reopen, RequestError, Retry, Term, TransferError,
+    Fetch, FetchError, FetchId, FlushSeq, GroupId, GroupState, GroupStatus, LogDamage, LogEntry, NodeId,
+    Offset, Reopen, RequestError, Retry, Term, TransferError,
 };
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use iroh_raft_storage::{Damage, DamagePlace, LogReader, StorageError};
+
+use crate::costs::GroupCost;
 
 /// Who leads a group after leadership was given away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,6 +81,8 @@ pub enum Command {
     },
     /// How all groups of the shard stand.
     Statuses(oneshot::Sender<Vec<GroupStatus>>),
+    /// What each group of the shard has cost.
+    Costs(oneshot::Sender<Vec<(GroupId, GroupCost)>>),
     /// Hand leadership of a group to a node, or to the best one.
     TransferLeader {
         /// The group.
@@ -99,15 +103,6 @@ pub enum Command {
     HandOver(oneshot::Sender<()>),
     /// Stop: answer what is open, flush what is queued, end.
     Stop,
-}
-
-/// A flush on its way to the writer.
-#[derive(Debug)]
-pub struct Queued {
-    /// The flush.
-    pub append: Append,
-    /// When it was handed over.
-    pub at: Instant,
 }
 
 /// What the writer tells its shard.

@@ -10,6 +10,9 @@ use crate::endpoint::{Behavior, STREAM_WINDOW_BYTES};
 use crate::identity::{EndpointId, Identity};
 use crate::wire::FrameLimits;
 
+/// Threads of a bridge at most.
+pub const BRIDGE_THREADS_MAX: u16 = 64;
+
 /// What a bridge needs to know.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
@@ -33,8 +36,10 @@ pub struct BridgeConfig {
     pub boot_epoch: BootEpoch,
     /// Random number of this start.
     pub boot_id: [u8; 16],
-    /// CPU that the bridge thread is pinned to; `None`: not pinned.
-    pub cpu: Option<usize>,
+    /// Threads that serve the endpoint, 1 to [`BRIDGE_THREADS_MAX`].
+    pub threads: u16,
+    /// CPUs that these are pinned to, in turn; none named: not pinned.
+    pub cpus: Vec<usize>,
     /// Bounds and times.
     pub limits: BridgeLimits,
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -15,6 +15,8 @@ use futures_util::FutureExt;
 use iroh::Endpoint;
 use iroh::endpoint::{Connection, Incoming, Side, VarInt};
 use iroh_raft_core::{BootEpoch, NodeId, ShardId};
+use rustix::thread::gettid;
+use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -34,6 +36,9 @@ const CPUS_MAX: usize = 1024;
 const FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
+/// The system's numbers of the bridge's threads.
+pub(super) type ThreadIds = Arc<Mutex<Vec<i32>>>;
+
 /// What the bridge thread starts from.
 pub(super) struct Seed {
     pub(super) config: BridgeConfig,
@@ -43,11 +48,12 @@ pub(super) struct Seed {
     pub(super) counters: Arc<Counters>,
     pub(super) stop: Arc<Stop>,
     pub(super) fatal: Arc<Fatal>,
+    pub(super) threads: ThreadIds,
     pub(super) peers: Arc<PeerList>,
 }
 
-/// What the tasks of the bridge share. All of them run on the bridge thread: its locks are hardly
-/// ever contended, and never held across an await.
+/// What the tasks of the bridge share. All of them run on the bridge's threads, of which there is mostly one: its
+/// locks are hardly ever contended, and never held across an await.
 pub(crate) struct Hub {
     pub(crate) config: BridgeConfig,
     list: Arc<PeerList>,
@@ -65,30 +71,59 @@ pub(crate) struct Hub {
 }
 
 /// The body of the bridge thread. Tells through `started` where it listens, or why not.
-pub(super) fn run_thread(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) {
+pub(super) fn run_thread(seed: Seed, started: SyncSender<Result<SocketAddr, BridgeError>>) {
     let fatal = seed.fatal.clone();
-    if let Some(cpu) = seed.config.cpu
-        && !(cpu < CPUS_MAX && core_affinity::set_for_current(core_affinity::CoreId { id: cpu }))
-    {
-        let _ = started.send(Err(BridgeError::Cpu { cpu }));
-        return;
-    }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match runtime(&seed.config, &seed.threads) {
         Ok(runtime) => runtime,
         Err(error) => {
-            let _ = started.send(Err(BridgeError::Thread(error)));
+            let _ = started.send(Err(error));
             return;
         }
     };
-    let run = AssertUnwindSafe(|| runtime.block_on(run(seed, started)));
-    if let Err(panic) = std::panic::catch_unwind(run) {
+    // A task as the others are, so that this thread sleeps where the runtime has threads of its own.
+    let main_loop = runtime.spawn(run(seed, started));
+    if let Err(error) = runtime.block_on(main_loop)
+        && let Ok(panic) = error.try_into_panic()
+    {
         fatal.report(BridgeError::Panicked { part: "main loop", message: panic_message(panic.as_ref()) });
     }
     // A start of a peer that a disk which hangs is to remember must not hold up the end of the bridge.
     runtime.shutdown_timeout(CLOSE_DEADLINE);
 }
 
-async fn run(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) {
+/// A runtime whose threads are pinned to the CPUs in turn, as the calling thread is to the first.
+fn runtime(config: &BridgeConfig, ids: &ThreadIds) -> Result<Runtime, BridgeError> {
+    let BridgeConfig { threads, cpus, .. } = config;
+    // Tried here, since a thread that cannot be pinned later has nobody to tell; the first one last, to stay there.
+    if let Some(&cpu) = cpus.iter().rev().find(|cpu| !pin(**cpu)) {
+        return Err(BridgeError::Cpu { cpu });
+    }
+    let mut builder = match *threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(usize::from(threads)).thread_name("bridge");
+            builder
+        }
+    };
+    let enter =
+        |ids: &ThreadIds| ids.lock().unwrap_or_else(PoisonError::into_inner).push(gettid().as_raw_pid());
+    enter(ids);
+    let (cpus, ids, begun) = (cpus.clone(), ids.clone(), AtomicUsize::new(0));
+    builder.on_thread_start(move || {
+        enter(&ids);
+        if !cpus.is_empty() {
+            pin(cpus[begun.fetch_add(1, Ordering::Relaxed) % cpus.len()]);
+        }
+    });
+    Ok(builder.enable_all().build()?)
+}
+
+fn pin(cpu: usize) -> bool {
+    cpu < CPUS_MAX && core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+}
+
+async fn run(seed: Seed, started: SyncSender<Result<SocketAddr, BridgeError>>) {
     let (hub, consumers, doorbell) = match open(seed).await {
         Ok(opened) => opened,
         Err(error) => {
@@ -109,7 +144,7 @@ async fn run(seed: Seed, started: &SyncSender<Result<SocketAddr, BridgeError>>) 
 type Opened = (Arc<Hub>, Vec<Consumer<ToBridge>>, Arc<Doorbell>);
 
 async fn open(seed: Seed) -> Result<Opened, BridgeError> {
-    let Seed { config, ports, doorbell, epochs, counters, stop, fatal, peers } = seed;
+    let Seed { config, ports, doorbell, epochs, counters, stop, fatal, threads: _, peers } = seed;
     let limits = &config.limits;
     let gate = Gate { list: peers.clone(), counters: counters.clone() };
     let alpns = [ALPN_PEER, ALPN_CLIENT];

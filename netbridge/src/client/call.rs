@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::error::ClientError;
 use super::records::Records;
 use super::stream::{BeyondCredit, StreamSender};
-use crate::wire::{Answer, ClientBody, ReplyBody};
+use crate::wire::{Answer, ClientBody, ReplyBody, Stages};
 
 /// What a call costs beside its bytes, for the bound of what is in flight.
 pub(super) const CALL_BYTES: usize = 64;
@@ -56,6 +56,7 @@ pub struct Found {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Appended(Appended),
+    Timed(Appended, Stages),
     Response(Bytes),
     Answer(Answer),
     Records(Records),
@@ -253,7 +254,9 @@ impl Work {
             Ask::Filling { lengths, payload, .. } => {
                 (lengths.len() + payload.len(), lengths.len() / LENGTH_BYTES)
             }
-            Ask::Sealed(ClientBody::Append { block, .. }) => (block.as_bytes().len(), block.count() as usize),
+            Ask::Sealed(ClientBody::Append { block, .. } | ClientBody::TimedAppend { block }) => {
+                (block.as_bytes().len(), block.count() as usize)
+            }
             Ask::Sealed(ClientBody::Query { query, .. }) => (query.len(), 0),
             Ask::Sealed(_) => (0, 0),
         }
@@ -295,6 +298,7 @@ impl Work {
             Ask::Filling { .. } => true,
             Ask::Sealed(body) => match body {
                 ClientBody::Append { .. }
+                | ClientBody::TimedAppend { .. }
                 | ClientBody::CreateGroup { .. }
                 | ClientBody::RemoveGroup
                 | ClientBody::Revive
@@ -339,6 +343,7 @@ impl Work {
             Ask::Filling { .. }
                 | Ask::Sealed(
                     ClientBody::Append { .. }
+                        | ClientBody::TimedAppend { .. }
                         | ClientBody::Command(_)
                         | ClientBody::ChangeMembers { .. }
                         | ClientBody::RemoveGroup
@@ -421,6 +426,10 @@ impl Work {
             {
                 return Some(Shares::Responses(BlockRecords::of(&responses)));
             }
+            (
+                ClientBody::TimedAppend { .. },
+                ReplyBody::TimedAppended { first, count, index, term, stages },
+            ) if count == sent() => Outcome::Timed(Appended { offset: first, index, term }, stages),
             (ClientBody::Outcome { .. }, ReplyBody::Outcome(outcome)) => Outcome::Run(outcome),
             (ClientBody::Query { .. }, ReplyBody::Answer(answer)) => Outcome::Answer(answer),
             (

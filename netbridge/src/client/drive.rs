@@ -203,7 +203,9 @@ impl Packer {
         let builder = &mut self.builders[usize::from(shard.0)];
         let bytes = DESCRIPTOR_BYTES
             + match &request.body {
-                ClientBody::Append { block, .. } => block.as_bytes().len(),
+                ClientBody::Append { block, .. } | ClientBody::TimedAppend { block } => {
+                    block.as_bytes().len()
+                }
                 ClientBody::Query { query, .. } => query.len(),
                 _ => 0,
             };

@@ -40,6 +40,11 @@ pub enum ClientBody {
         /// are sent.
         run: Option<(SessionId, Sequence)>,
     },
+    /// Append records, as `Append` with an answer on commit does, and say where the time went. Answered by `TimedAppended`.
+    TimedAppend {
+        /// The records.
+        block: RecordBlock,
+    },
     /// What became of a record of a session, at the leader, with all that was committed before. Answered by `Outcome`.
     Outcome {
         /// The session.
@@ -150,9 +155,9 @@ struct RequestDescriptor {
     /// Outcome: the sequence. StateDigest: the index. Recover: the last index.
     from: u64,
     deadline_ms: u32,
-    /// Append, SessionAppend: number of records. ReadRecords: bytes at most. Tail: bytes granted.
+    /// Append, SessionAppend, TimedAppend: number of records. ReadRecords: bytes at most. Tail: bytes granted.
     number: u32,
-    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome, StateDigest, Recover:
+    /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome, StateDigest, Recover, TimedAppend:
     /// bytes of payload. ReadRecords: records at most, 0 for no bound.
     bytes: u32,
     kind: u8,
@@ -179,6 +184,7 @@ const SESSION_APPEND: u8 = 14;
 const OUTCOME: u8 = 15;
 const REVIVE: u8 = 16;
 const STATE_DIGEST: u8 = 18;
+const TIMED_APPEND: u8 = 19;
 /// The term of the last entry comes before the lost nodes.
 const RECOVER: u8 = 17;
 
@@ -300,6 +306,10 @@ fn read(
                 _ => return Err(unknown_option()),
             };
             (ClientBody::Append { block, answer, run }, from != 0 && run.is_none())
+        }
+        TIMED_APPEND => {
+            let block = RecordBlock::new(number, payload.take(bytes)?)?;
+            (ClientBody::TimedAppend { block }, from != 0 || option != 0)
         }
         OUTCOME => {
             let session = session(&payload.take(bytes)?)?;
@@ -436,6 +446,10 @@ impl RequestFrameBuilder {
                     descriptor.bytes = self.payload.push_slice(&session.0);
                 }
                 descriptor.bytes += self.payload.push(block.as_bytes().clone());
+            }
+            ClientBody::TimedAppend { block } => {
+                (descriptor.kind, descriptor.number) = (TIMED_APPEND, block.count());
+                descriptor.bytes = self.payload.push(block.as_bytes().clone());
             }
             ClientBody::Outcome { session, sequence } => {
                 (descriptor.kind, descriptor.from) = (OUTCOME, sequence.0);

@@ -13,6 +13,7 @@ use rkyv::{Archive, Serialize};
 
 use super::failure::Failure;
 use super::payload::{PayloadBuilder, PayloadCursor};
+use super::stages::Stages;
 use super::{
     FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES, OutFrame, archive, digest, members,
 };
@@ -41,6 +42,19 @@ pub enum ReplyBody {
         index: Index,
         /// Their entry's term.
         term: Term,
+    },
+    /// Records are durable on a quorum, and where the time went.
+    TimedAppended {
+        /// Offset of the first.
+        first: Offset,
+        /// How many.
+        count: u32,
+        /// Their entry's index.
+        index: Index,
+        /// Their entry's term.
+        term: Term,
+        /// The time.
+        stages: Stages,
     },
     /// Commands are applied; one response each.
     Responses {
@@ -141,19 +155,19 @@ struct Descriptors {
 struct ReplyDescriptor {
     request: u64,
     group: u64,
-    /// Appended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Found: offset.
+    /// Appended, TimedAppended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Found: offset.
     /// StateDigest: index. CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Outcome: offset, or the sequence expected.
     /// Recovered: index.
     /// Failed: by its code.
     first: u64,
-    /// Appended, Responses, CommandDone, Outcome: index. Answer: commit. Records, Found: end. Failed: by its code.
+    /// Appended, TimedAppended, Responses, CommandDone, Outcome: index. Answer: commit. Records, Found: end. Failed: by its code.
     /// Recovered: term. Status: term of the last entry.
     second: u64,
-    /// Appended, Responses, Outcome: term. Answer: microseconds since a leader was heard, or [`NEVER`]. Recovered: end.
+    /// Appended, TimedAppended, Responses, Outcome: term. Answer: microseconds since a leader was heard, or [`NEVER`]. Recovered: end.
     third: u64,
-    /// Appended, Responses: records. Records: batches. Failed: by its code.
+    /// Appended, TimedAppended, Responses: records. Records: batches. Failed: by its code.
     number: u32,
-    /// Responses, Answer, Failed, Status, MembersChanged, StateDigest: bytes of payload; of Status and
+    /// Responses, Answer, Failed, Status, MembersChanged, StateDigest, TimedAppended: bytes of payload; of Status and
     /// MembersChanged, members.
     bytes: u32,
     kind: u8,
@@ -197,6 +211,7 @@ const DONE: u8 = 12;
 const OUTCOME: u8 = 13;
 const STATE_DIGEST: u8 = 15;
 const RECOVERED: u8 = 14;
+const TIMED_APPENDED: u8 = 16;
 
 const COMMITTED: u8 = 0;
 const PENDING: u8 = 1;
@@ -329,6 +344,11 @@ impl<'a> Walk<'a> {
             APPENDED => {
                 let (first, count, index, term) = (Offset(first), number, Index(second), Term(third));
                 (ReplyBody::Appended { first, count, index, term }, bytes == 0 && no_failure)
+            }
+            TIMED_APPENDED => {
+                let stages = Stages::decode(&self.payload.take(bytes)?)?;
+                let (first, count, index, term) = (Offset(first), number, Index(second), Term(third));
+                (ReplyBody::TimedAppended { first, count, index, term, stages }, no_failure)
             }
             RESPONSES => {
                 let responses = RecordBlock::new(number, self.payload.take(bytes)?)?;
@@ -515,6 +535,12 @@ impl ReplyFrameBuilder {
                 descriptor.kind = APPENDED;
                 (descriptor.first, descriptor.second, descriptor.third) = (first.0, index.0, term.0);
                 descriptor.number = count;
+            }
+            ReplyBody::TimedAppended { first, count, index, term, stages } => {
+                descriptor.kind = TIMED_APPENDED;
+                (descriptor.first, descriptor.second, descriptor.third) = (first.0, index.0, term.0);
+                descriptor.number = count;
+                descriptor.bytes = self.payload.push_slice(&stages.encode());
             }
             ReplyBody::Responses { first, index, term, responses } => {
                 descriptor.kind = RESPONSES;

@@ -83,7 +83,8 @@ impl Member {
             placement: Placement::default(),
             boot_epoch: BootEpoch(1),
             boot_id: [1; 16],
-            cpu: None,
+            threads: 1,
+            cpus: Vec::new(),
             limits: BridgeLimits::default(),
         }
     }

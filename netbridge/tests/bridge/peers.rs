@@ -63,6 +63,35 @@ fn a_lane_keeps_the_order_of_its_frames_and_large_ones_whole() {
 }
 
 #[test]
+fn several_threads_keep_the_order_of_a_lane_and_run_where_they_are_told() {
+    let cpu = core_affinity::get_core_ids().expect("the CPUs of this process")[0].id;
+    let (member_one, member_two) = (Member::new(1), Member::new(2));
+    let configs = [member_one.config(&[&member_two]), member_two.config(&[&member_one.elsewhere()])];
+    let [one, two] =
+        configs.map(|config| TestNode::start(BridgeConfig { threads: 3, cpus: vec![cpu], ..config }));
+    one.until_connected();
+    for group in 1..=200 {
+        one.shard().send_message(append(1, 2, group, if group % 4 == 0 { 70_000 } else { 100 }));
+    }
+    let mut groups = Vec::new();
+    while groups.len() < 200 {
+        let (_, messages) = two.shard().next_messages();
+        groups.extend(messages.iter().map(|message| message.group.0));
+    }
+    assert!(groups.is_sorted(), "{groups:?}");
+    let threads = std::fs::read_dir("/proc/self/task").expect("the threads of this process");
+    let is_there = |status: &String| {
+        let says = |line: &str| status.lines().any(|found| found == line);
+        says("Name:\tbridge") && says(&format!("Cpus_allowed_list:\t{cpu}"))
+    };
+    let read = threads.flatten().flat_map(|thread| std::fs::read_to_string(thread.path().join("status")));
+    // Each bridge has three, and the one that waits for their end; others may have come and not yet gone again.
+    assert!(read.filter(is_there).count() >= 8);
+    one.shutdown();
+    two.shutdown();
+}
+
+#[test]
 fn many_shards_get_each_their_own_frames() {
     let (member_one, member_two) = (Member::new(1), Member::new(2));
     let configs = [member_one.config(&[&member_two]), member_two.config(&[&member_one.elsewhere()])];

@@ -373,8 +373,11 @@ fn settings_that_cannot_work_are_refused() {
     let (one, two) = (Member::new(1), Member::new(2));
     let refuse = |config| TestNode::try_start(config, Epochs::default(), 64).err().expect("refused");
     let mut config = one.config(&[]);
-    config.cpu = Some(100_000);
+    config.cpus = vec![0, 100_000];
     assert!(matches!(refuse(config), BridgeError::Cpu { cpu: 100_000 }));
+    let mut config = one.config(&[]);
+    config.threads = 0;
+    assert!(matches!(refuse(config), BridgeError::Config { what } if what.starts_with("threads")));
     let config = one.config(&[&two, &two]);
     assert!(matches!(refuse(config), BridgeError::Allow(_)));
     let mut config = one.config(&[]);

@@ -276,6 +276,13 @@ fn each_field_of_a_descriptor_is_checked() {
     assert!(matches!(field(5, 32, &[15]), Err(FrameError::GroupCommand(GroupCommandError::Length { .. }))));
     assert!(matches!(field(7, 32, &[0]), Err(FrameError::GroupCommand(GroupCommandError::Name { .. }))));
 
+    let timed = joined(&encode(sample("request-timed")));
+    assert_eq!(decode(&with(&timed, HEADER_BYTES + 28, &[0])), Err(FrameError::Block(BatchError::Empty)));
+    assert!(matches!(decode(&with(&timed, HEADER_BYTES + 37, &[1])), Err(FrameError::Reserved { .. })));
+    let timed = joined(&encode(sample("reply-timed")));
+    let short = decode(&with(&timed, HEADER_BYTES + 44, &[15]));
+    assert_eq!(short, Err(FrameError::Count { what: "bytes of the stages of an append" }));
+
     let reply = joined(&encode(sample("reply")));
     assert_eq!(decode(&with(&reply, HEADER_BYTES + 48, &[99])), unknown("kind of answer", 99));
     assert!(matches!(decode(&with(&reply, HEADER_BYTES + 49, &[1])), Err(FrameError::Reserved { .. })));

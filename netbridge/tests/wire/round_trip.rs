@@ -12,7 +12,7 @@ use iroh_raft_core::{
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, TEXT_BYTES_MAX};
 use iroh_raft_netbridge::wire::{
     Answer, ClientBody, ClientReply, ClientRequest, Lane, PeerFrameBuilder, ReplyBody, ReplyFrameBuilder,
-    RequestFrameBuilder,
+    RequestFrameBuilder, Stages,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -98,6 +98,12 @@ fn digest_state() -> impl Strategy<Value = DigestState> {
     ]
 }
 
+fn stages() -> impl Strategy<Value = Stages> {
+    let flush_us = prop::option::of(0..u32::MAX);
+    (any::<u32>(), any::<u32>(), any::<u32>(), flush_us)
+        .prop_map(|(ring_us, turn_us, commit_us, flush_us)| Stages { ring_us, turn_us, commit_us, flush_us })
+}
+
 fn request() -> impl Strategy<Value = ClientRequest> {
     let answer = prop_oneof![Just(AnswerOn::Commit), Just(AnswerOn::Apply)];
     let body = prop_oneof![
@@ -107,6 +113,7 @@ fn request() -> impl Strategy<Value = ClientRequest> {
                 ClientBody::Append { block, answer, run }
             }
         ),
+        block().prop_map(|block| ClientBody::TimedAppend { block }),
         (any::<[u8; 16]>(), any::<u64>()).prop_map(|(session, sequence)| ClientBody::Outcome {
             session: SessionId(session),
             sequence: Sequence(sequence),
@@ -152,6 +159,12 @@ fn reply() -> impl Strategy<Value = ClientReply> {
         (number(), any::<u32>(), number(), number()).prop_map(|(first, count, index, term)| {
             ReplyBody::Appended { first: Offset(first), count, index: Index(index), term: Term(term) }
         }),
+        (number(), any::<u32>(), number(), number(), stages()).prop_map(
+            |(first, count, index, term, stages)| {
+                let (first, index, term) = (Offset(first), Index(index), Term(term));
+                ReplyBody::TimedAppended { first, count, index, term, stages }
+            }
+        ),
         (number(), number(), number(), block()).prop_map(|(first, index, term, responses)| {
             ReplyBody::Responses { first: Offset(first), index: Index(index), term: Term(term), responses }
         }),

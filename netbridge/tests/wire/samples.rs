@@ -18,7 +18,7 @@ use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
     Answer, ClientBody, ClientFrame, ClientReply, ClientRequest, FrameError, FrameHeader, FrameKind,
     FrameLimits, HEADER_BYTES, Lane, OutFrame, PeerFrame, PeerFrameBuilder, ReplyBody, ReplyFrame,
-    ReplyFrameBuilder, RequestFrameBuilder,
+    ReplyFrameBuilder, RequestFrameBuilder, Stages,
 };
 
 /// What a frame says, whatever its kind.
@@ -121,7 +121,9 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
             assert_eq!(frame.len(), requests.len());
             for request in &requests {
                 match &request.body {
-                    ClientBody::Append { block, .. } => inside(block.as_bytes()),
+                    ClientBody::Append { block, .. } | ClientBody::TimedAppend { block } => {
+                        inside(block.as_bytes());
+                    }
                     ClientBody::Query { query, .. } => inside(query),
                     // Names are copied, or small.
                     ClientBody::ReadRecords { .. }
@@ -153,6 +155,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     ReplyBody::Answer(answer) => inside(&answer.bytes),
                     ReplyBody::Records { batches, .. } => batches.iter().for_each(inside),
                     ReplyBody::Appended { .. }
+                    | ReplyBody::TimedAppended { .. }
                     | ReplyBody::Found { .. }
                     | ReplyBody::CommandDone { .. }
                     | ReplyBody::Cursor(_)
@@ -490,6 +493,21 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
                     .into_iter()
                     .zip(1..)
                     .map(|(reason, number)| reply(number, ReplyBody::Failed(RequestError::busy(reason))))
+                    .collect(),
+            ),
+        ),
+        ("request-timed", Content::Requests(vec![request(1, ClientBody::TimedAppend { block: block() })])),
+        (
+            "reply-timed",
+            Content::Replies(
+                [None, Some(300)]
+                    .into_iter()
+                    .zip(1..)
+                    .map(|(flush_us, number)| {
+                        let stages = Stages { ring_us: 5, turn_us: 60, commit_us: 700, flush_us };
+                        let (first, index, term) = (Offset(7), Index(8), Term(9));
+                        reply(number, ReplyBody::TimedAppended { first, count: 3, index, term, stages })
+                    })
                     .collect(),
             ),
         ),

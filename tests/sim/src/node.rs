@@ -367,6 +367,8 @@ fn start(
             apply_budget: plan.apply_budget,
             retention: plan.groups.iter().map(|group| (group.id, group.retention)).collect(),
             counters: Arc::new(ShardCounters::default()),
+            // What a turn costs is no matter of the simulated time.
+            cpu_time: || Duration::ZERO,
             on_fenced: Box::new(move |_, _| fenced.store(true, Ordering::Relaxed)),
             observer: Some(Box::new(Watch { sim: sim.clone(), node: id, shard: shard_id, recorder, books })),
         });

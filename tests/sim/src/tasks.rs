@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iroh_raft_core::{Append, NodeId};
-use iroh_raft_driver::lines::{Finding, Found, Queued, Wanted, Written};
+use iroh_raft_driver::lines::{Finding, Found, Wanted, Written};
 use iroh_raft_driver::snapshots::{SnapshotDone, SnapshotJob, SnapshotWorker};
 use iroh_raft_driver::{Driver, Next};
 use iroh_raft_netbridge::port::{BridgePort, ToBridge};
@@ -50,7 +50,7 @@ pub(crate) struct ShardTasks {
 
 pub(crate) struct WriterTask {
     pub(crate) writer: JournalWriter,
-    pub(crate) queue: Consumer<Queued>,
+    pub(crate) queue: Consumer<Append>,
     /// Rung by the shard and by the mover.
     pub(crate) bell: Arc<Doorbell>,
     pub(crate) results: Producer<Written>,
@@ -195,7 +195,7 @@ async fn run_writer(place: Place, mut task: WriterTask) {
         wait(&task.bell, pause, || !task.queue.is_empty() || task.failure.borrow().is_some()).await;
         sleep(within(&mut random, plan.flush) / 2).await;
         while batch.len() < plan.commit
-            && let Some(Queued { append, .. }) = task.queue.pop()
+            && let Some(append) = task.queue.pop()
         {
             batch.push(append);
         }

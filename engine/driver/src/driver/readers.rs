@@ -72,6 +72,7 @@ impl Driver {
                 Err(error) => self.answer(token, group, ReplyBody::Failed(error)),
             },
             ClientBody::Append { .. }
+            | ClientBody::TimedAppend { .. }
             | ClientBody::Query { .. }
             | ClientBody::ChangeMembers { .. }
             | ClientBody::CreateGroup { .. }
@@ -153,6 +154,7 @@ impl Driver {
             Outcome::Answered { waiter, group, body } => {
                 if matches!(body, ReplyBody::Responses { .. }) {
                     ShardCounters::add(&self.parts.counters.records_acked, u64::from(waiter.count));
+                    self.costs.acknowledged(group, waiter.count);
                 }
                 self.answer(waiter.token, group, body);
             }

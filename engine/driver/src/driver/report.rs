@@ -20,6 +20,7 @@ impl Driver {
                 self.machines.close(group);
                 self.applying.cancel(group, &mut self.outcomes);
                 self.comparing.forget(group);
+                self.costs.forget(group);
                 self.parts.snapshots.handle_left(group, self.handed_over);
                 tracing::info!(%group, %since, "the replica on this node is gone, with what it stored");
             }

@@ -1,0 +1,81 @@
+//! What a node says of its work: counters, the rings, the threads, and what each group costs.
+
+use futures_channel::oneshot;
+use iroh_raft_core::{GroupId, RequestError, ShardId};
+use iroh_raft_driver::costs::GroupCost;
+use iroh_raft_driver::lines::Command;
+use iroh_raft_driver::stats::ShardStats;
+use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
+use iroh_raft_netbridge::ring::{RingMeter, RingStats, Waits};
+
+use super::{Engine, lock, within};
+use crate::thread_book::{self, ThreadCost};
+
+/// Counters of a node since start.
+#[derive(Clone, Debug)]
+pub struct EngineStats {
+    /// Per shard.
+    pub shards: Vec<ShardStats>,
+    /// Of the bridge.
+    pub bridge: BridgeStats,
+    /// Of the rings between its threads.
+    pub rings: Vec<RingReport>,
+    /// What its threads cost.
+    pub threads: Vec<ThreadCost>,
+}
+
+/// One ring.
+#[derive(Clone, Debug)]
+pub struct RingReport {
+    /// From which thread to which: `bridge to shard`, `shard to bridge`, `process to shard`, `shard to writer`,
+    /// `writer to shard`, `shard to reader`, `reader to shard`.
+    pub name: &'static str,
+    /// The shard.
+    pub shard: ShardId,
+    /// What it has seen.
+    pub stats: RingStats,
+    /// How long items were in it.
+    pub waits: Waits,
+}
+
+impl Engine {
+    /// Counters since start. Reads a few files of `/proc` for each thread: for every second, not for every record.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        let report = |(name, shard, meter): &(&'static str, ShardId, RingMeter)| RingReport {
+            name,
+            shard: *shard,
+            stats: meter.stats(),
+            waits: meter.waits(),
+        };
+        let bridge = lock(&self.inner.bridge);
+        // Its runtime may still start some.
+        let ids = bridge.as_ref().map(Bridge::thread_ids).unwrap_or_default();
+        let of_bridge: Vec<_> = ids.into_iter().filter_map(|id| thread_book::cost("bridge", id)).collect();
+        EngineStats {
+            shards: self.inner.shards.iter().map(|shard| shard.counters.snapshot()).collect(),
+            bridge: bridge.as_ref().map(Bridge::stats).unwrap_or_default(),
+            rings: self.inner.rings.iter().map(report).collect(),
+            threads: [self.inner.book.costs(), of_bridge].concat(),
+        }
+    }
+
+    /// What each group of this node has cost since start, in order of group; those that did nothing are not there.
+    ///
+    /// # Errors
+    /// As [`statuses`](Engine::statuses).
+    pub async fn group_costs(&self) -> Result<Vec<(GroupId, GroupCost)>, RequestError> {
+        let mut answers = Vec::new();
+        for shard in &self.inner.shards {
+            let (reply, answer) = oneshot::channel();
+            shard.push(Command::Costs(reply))?;
+            answers.push(shard.answer(answer));
+        }
+        let answers = futures_util::future::join_all(answers);
+        let answers = within(self.inner.request_deadline, answers).await.ok_or(RequestError::Timeout)?;
+        let costs = answers.into_iter().collect::<Option<Vec<_>>>().ok_or(RequestError::ShuttingDown)?;
+        let mut costs = costs.concat();
+        costs.sort_unstable_by_key(|(group, _)| *group);
+        Ok(costs)
+    }
+}
