@@ -31,6 +31,7 @@ pub const BATCH_BYTES: usize = 64 << 10;
 /// Batches on their way at most: as many as a follower's window has room for, and less than a lane.
 const BATCHES_OPEN_MAX: usize = 64;
 const RING_ITEMS: usize = 1024;
+const RING_BYTES: usize = 64 << 20;
 const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
 const SHARD: ShardId = ShardId(0);
 /// Bytes of one write to a bare stream, and of one read from it, at most.
@@ -119,7 +120,7 @@ impl Pair {
                 limits: BridgeLimits::default(),
             };
             let (doorbell, bridge_doorbell) = (Doorbell::new(), Doorbell::new());
-            let (port, bridge_port) = port_pair(SHARD, RING_ITEMS, &doorbell, &bridge_doorbell);
+            let (port, bridge_port) = port_pair(SHARD, RING_ITEMS, RING_BYTES, &doorbell, &bridge_doorbell);
             let on_fatal = Box::new(|error| eprintln!("a bridge failed: {error}"));
             let bridge =
                 Bridge::start(config, vec![bridge_port], bridge_doorbell, Box::new(AnyEpoch), on_fatal)?;

@@ -114,6 +114,13 @@ pub struct EngineConfig {
     /// Items in a ring between the bridge and a shard. Default 4,096. Higher: more memory and
     /// latency before a client is told Busy.
     pub ring_items_max: usize,
+    /// Bytes of frames in such a ring, and of requests of this process that wait for a shard's next turn. Default 64 MiB; at
+    /// least 1, and one item is always taken. A quarter of what comes from the bridge is for peers only. Higher: as above.
+    pub ring_bytes_max: usize,
+    /// Bytes of entries that a shard has on their way to its disk, from which on it takes no more: clients are refused as busy, and
+    /// what leaders elsewhere send is dropped and comes again. Default 64 MiB; at least 1. Higher: more memory where this disk
+    /// is slower than those of a quorum. Lower: what a disk lags behind by for a moment is sent twice.
+    pub flush_bytes_max: usize,
     /// How long a request of this process waits at most. Default 10 s.
     pub request_deadline: Duration,
     /// How the shards' files are written. Default: what a calibration at the first start finds best
@@ -193,6 +200,8 @@ impl EngineConfig {
             record_bytes_max: 1 << 20,
             apply_budget: ApplyBudget::default(),
             ring_items_max: 4096,
+            ring_bytes_max: 64 << 20,
+            flush_bytes_max: 64 << 20,
             request_deadline: Duration::from_secs(10),
             backend,
             disk: None,
@@ -286,6 +295,10 @@ impl EngineConfig {
         }
         if self.ring_items_max == 0 {
             return refuse("ring_items_max", "a ring holds at least one item".into());
+        }
+        let bytes = [("ring_bytes_max", self.ring_bytes_max), ("flush_bytes_max", self.flush_bytes_max)];
+        if let Some((setting, _)) = bytes.into_iter().find(|(_, bytes_max)| *bytes_max == 0) {
+            return refuse(setting, "0 takes nothing: choose 1 or more".into());
         }
         if let Some(RecordingConfig { bytes_max, .. }) = self.recording
             && bytes_max < RECORDING_BYTES_MIN

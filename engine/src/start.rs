@@ -13,7 +13,7 @@ use glommio::{LocalExecutorBuilder, Placement as CpuPlacement};
 use iroh_raft_core::{
     BootEpoch, ConfState, GroupId, GroupState, NodeId, Placement, Shard, ShardId, Timestamp,
 };
-use iroh_raft_driver::lines::Closing;
+use iroh_raft_driver::lines::{Closing, Command};
 use iroh_raft_driver::recording::Origin;
 use iroh_raft_driver::snapshots::{SnapshotWorker, Snapshots};
 use iroh_raft_driver::{Driver, DriverParts, Observer};
@@ -21,7 +21,7 @@ use iroh_raft_netbridge::allow::PeerAddress;
 use iroh_raft_netbridge::bridge::{Bridge, BridgeConfig, EpochRefusal, PeerEpochs};
 use iroh_raft_netbridge::identity::{EndpointId, Identity};
 use iroh_raft_netbridge::port::{ShardPort, port_pair};
-use iroh_raft_netbridge::ring::{Doorbell, RingMeter, ring};
+use iroh_raft_netbridge::ring::{Doorbell, RingMeter, ring, weighed_ring};
 use iroh_raft_storage::{DataFolder, FolderIdentity, KnownNode, KnownNodes, OpenShard, ShardOptions};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -82,7 +82,10 @@ pub(crate) fn start(config: EngineConfig, machines: &Arc<MachineFactory>) -> Res
     let shard_doorbells: Vec<_> = opened.iter().map(|_| Doorbell::new()).collect();
     let (shard_ports, bridge_ports): (Vec<_>, Vec<_>) = (0..config.shards)
         .zip(&shard_doorbells)
-        .map(|(shard, doorbell)| port_pair(ShardId(shard), config.ring_items_max, doorbell, &bridge_doorbell))
+        .map(|(shard, doorbell)| {
+            let (items_max, bytes_max) = (config.ring_items_max, config.ring_bytes_max);
+            port_pair(ShardId(shard), items_max, bytes_max, doorbell, &bridge_doorbell)
+        })
         .unzip();
 
     let boot = folder.boot();
@@ -287,7 +290,9 @@ impl Starting<'_> {
             ring(2 * (FLUSHES_IN_FLIGHT_MAX + writer_thread::APPENDS_PER_COMMIT_MAX), doorbell);
         let (fetches, fetch_queue) = ring(FETCHES_OPEN_MAX, &self.reader_doorbell);
         let (answers, fetched) = ring(FETCHES_OPEN_MAX, doorbell);
-        let (commands, command_queue) = ring(COMMANDS_WAITING_MAX, doorbell);
+        let bytes_max = self.config.ring_bytes_max;
+        let (commands, command_queue) =
+            weighed_ring(COMMANDS_WAITING_MAX, bytes_max, Command::bytes, doorbell);
         self.rings.extend([
             ("bridge to shard", shard_id, port.from_bridge.meter()),
             ("shard to bridge", shard_id, port.to_bridge.meter()),
@@ -355,7 +360,7 @@ impl Starting<'_> {
         let retention = self.config.retention.clone();
         let (node, record_bytes_max) = (self.config.node, self.config.record_bytes_max);
         let block_bytes_max = self.config.block_bytes_max();
-        let apply_budget = self.config.apply_budget;
+        let (apply_budget, flush_bytes_max) = (self.config.apply_budget, self.config.flush_bytes_max);
         let (doorbell, rest) = (doorbell.clone(), self.rest.clone());
         let (ready, running) = mpsc::channel();
         let name = format!("shard-{shard_id}");
@@ -382,6 +387,7 @@ impl Starting<'_> {
                     snapshots,
                     machines,
                     apply_budget,
+                    flush_bytes_max,
                     retention,
                     counters,
                     cpu_time: thread_cpu_time,

@@ -123,6 +123,8 @@ pub(crate) struct NodeUsage {
     pub(crate) sleeps: u64,
     /// Requests taken.
     pub(crate) requests: u64,
+    /// Requests refused as busy.
+    pub(crate) busy: u64,
     /// Frames sent to other nodes.
     pub(crate) frames_sent: u64,
     /// Bytes of journal blocks written.
@@ -567,6 +569,7 @@ impl Node {
             turns: used.turns + status.turns,
             sleeps: used.sleeps + status.sleeps,
             requests: used.requests + status.requests,
+            busy: used.busy + status.busy,
             frames_sent: used.frames_sent + status.frames_sent,
             flush_bytes: used.flush_bytes + status.flush_bytes,
             sent_bytes: used.sent_bytes + status.sent_bytes,

@@ -438,6 +438,7 @@ async fn status(engine: &Engine) -> Result<NodeStatus, RequestError> {
     let mut waits = BTreeMap::<_, Waits>::new();
     stats.rings.iter().for_each(|ring| waits.entry(ring.name).or_default().add(&ring.waits));
     sum.waits = waits.iter().map(|(name, waits)| ((*name).to_owned(), waits.counts().to_vec())).collect();
+    sum.busy = stats.bridge.requests_busy;
     for shard in stats.shards {
         sum.flushes += shard.flushes;
         sum.flush_us_total += shard.flush_us_total;

@@ -616,6 +616,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         turns: more(|node| node.turns),
         wake_ups: more(|node| node.sleeps),
         requests: more(|node| node.requests),
+        busy_requests: more(|node| node.busy),
         peer_frames: more(|node| node.frames_sent),
         sent_bytes_per_record: ratio(more(|node| node.sent_bytes) as f64, measured_records as f64),
         flushed_bytes_per_record: ratio(more(|node| node.flush_bytes) as f64, measured_records as f64),

@@ -148,6 +148,8 @@ pub(crate) struct Report {
     pub(crate) wake_ups: u64,
     /// Requests that the nodes took from clients.
     pub(crate) requests: u64,
+    /// Requests that nodes refused as busy; clients on the network have sent them again, later.
+    pub(crate) busy_requests: u64,
     /// Frames that nodes sent each other.
     pub(crate) peer_frames: u64,
     /// Bytes of frames that nodes sent to each other and to clients, per acknowledged record.
@@ -263,8 +265,8 @@ impl Report {
             (
                 "work",
                 format!(
-                    "{} turns, {} wake-ups, {} requests, {} frames between nodes",
-                    self.turns, self.wake_ups, self.requests, self.peer_frames
+                    "{} turns, {} wake-ups, {} requests ({} refused as busy), {} frames between nodes",
+                    self.turns, self.wake_ups, self.requests, self.busy_requests, self.peer_frames
                 ),
             ),
             (
@@ -408,6 +410,7 @@ mod tests {
             turns: 90,
             wake_ups: 60,
             requests: 20,
+            busy_requests: 3,
             peer_frames: 120,
             sent_bytes_per_record: 150.0,
             flushed_bytes_per_record: 210.0,
@@ -460,6 +463,7 @@ mod tests {
             "turns",
             "wake_ups",
             "requests",
+            "busy_requests",
             "peer_frames",
             "core_us_per_record",
             "core_us_by_thread",

@@ -197,6 +197,11 @@ async fn read_requests(hub: &Hub, link: &ClientLink, stream: &mut RecvStream) ->
             link.fail(hub, &frame, header.destination_shard, &RequestError::UnknownGroup);
             continue;
         };
+        if port.is_nearly_full() {
+            // The rest is for peers: a node that clients flood must not lose its place among the others.
+            link.fail(hub, &frame, header.destination_shard, &RequestError::busy(BusyReason::Ring));
+            continue;
+        }
         link.requests.store(open, Ordering::Relaxed);
         let item = ToShard::Client { connection: link.number, rights: link.rights, owner: link.owner, frame };
         if let Err(ToShard::Client { frame, .. }) = port.push(item) {

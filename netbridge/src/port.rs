@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use iroh_raft_core::{NodeId, Owner, Placement, ShardId};
 
-use crate::ring::{Consumer, Doorbell, Producer};
+use crate::ring::{Consumer, Doorbell, Producer, weighed_ring};
 use crate::wire::{ClientFrame, Lane, OutFrame, PeerFrame};
 
 /// What a client may do, from the allow-list.
@@ -28,7 +28,8 @@ pub enum ToShard {
         /// Its messages.
         frame: PeerFrame,
     },
-    /// Requests of a client. Ring full: every request of the frame is answered Busy by the bridge.
+    /// Requests of a client. Ring full but for a quarter, which is for peers: every request of the frame is answered Busy by
+    /// the bridge.
     Client {
         /// The connection, numbered from 1 by the bridge, never reused.
         connection: u64,
@@ -59,6 +60,16 @@ pub enum ToShard {
     },
 }
 
+impl ToShard {
+    fn bytes(&self) -> usize {
+        match self {
+            ToShard::Peer { frame, .. } => frame.bytes(),
+            ToShard::Client { frame, .. } => frame.bytes(),
+            ToShard::ClientGone { .. } | ToShard::Placement { .. } | ToShard::Unreachable { .. } => 0,
+        }
+    }
+}
+
 /// Shard to bridge.
 #[derive(Debug)]
 pub enum ToBridge {
@@ -79,6 +90,14 @@ pub enum ToBridge {
         /// The frame.
         frame: OutFrame,
     },
+}
+
+impl ToBridge {
+    fn bytes(&self) -> usize {
+        match self {
+            ToBridge::Peer { frame, .. } | ToBridge::Client { frame, .. } => frame.bytes(),
+        }
+    }
 }
 
 /// The shard's side of its two rings.
@@ -103,15 +122,16 @@ pub struct BridgePort {
     pub from_shard: Consumer<ToBridge>,
 }
 
-/// The two rings of one shard, `bound` items each way.
+/// The two rings of one shard, of at most `items_max` items and `bytes_max` bytes of frames each way.
 #[must_use]
 pub fn port_pair(
     shard: ShardId,
-    bound: usize,
+    items_max: usize,
+    bytes_max: usize,
     shard_doorbell: &Arc<Doorbell>,
     bridge_doorbell: &Arc<Doorbell>,
 ) -> (ShardPort, BridgePort) {
-    let (to_shard, from_bridge) = crate::ring::ring(bound, shard_doorbell);
-    let (to_bridge, from_shard) = crate::ring::ring(bound, bridge_doorbell);
+    let (to_shard, from_bridge) = weighed_ring(items_max, bytes_max, ToShard::bytes, shard_doorbell);
+    let (to_bridge, from_shard) = weighed_ring(items_max, bytes_max, ToBridge::bytes, bridge_doorbell);
     (ShardPort { shard, from_bridge, to_bridge }, BridgePort { shard, to_shard, from_shard })
 }

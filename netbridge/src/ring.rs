@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -104,12 +104,45 @@ pub struct RingStats {
     pub length: usize,
     /// Items in it at most.
     pub bound: usize,
+    /// Bytes in it now, as they are weighed; 0 where nothing is.
+    pub bytes: usize,
+}
+
+/// Bytes that a ring holds at most, and what an item counts.
+struct Scale<T> {
+    bytes_max: usize,
+    weigh: fn(&T) -> usize,
+    bytes: AtomicUsize,
+}
+
+impl<T> fmt::Debug for Scale<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scale").field("bytes_max", &self.bytes_max).field("bytes", &self.bytes).finish()
+    }
+}
+
+impl<T> Scale<T> {
+    /// Takes room for an item; one always fits where nothing is.
+    fn take(&self, item: &T) -> bool {
+        let bytes = (self.weigh)(item);
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let is_taken = before == 0 || before.saturating_add(bytes) <= self.bytes_max;
+        if !is_taken {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        is_taken
+    }
+
+    fn give(&self, item: &T) {
+        self.bytes.fetch_sub((self.weigh)(item), Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
 struct Shared<T> {
     /// Each with when it was pushed.
     queue: ArrayQueue<(Instant, T)>,
+    scale: Option<Scale<T>>,
     /// Written by producers only, off the line that the consumer reads.
     counters: CachePadded<Counters>,
     /// Written by the consumer only.
@@ -129,7 +162,17 @@ impl<T> Shared<T> {
             full: self.counters.full.load(Ordering::Relaxed),
             length: self.queue.len(),
             bound: self.queue.capacity(),
+            bytes: self.scale.as_ref().map_or(0, |scale| scale.bytes.load(Ordering::Relaxed)),
         }
+    }
+
+    fn push(&self, item: T) -> Result<(), T> {
+        let push = |item| self.queue.push((Instant::now(), item)).map_err(|(_, item)| item);
+        let Some(scale) = &self.scale else { return push(item) };
+        if !scale.take(&item) {
+            return Err(item);
+        }
+        push(item).inspect_err(|item| scale.give(item))
     }
 }
 
@@ -162,7 +205,7 @@ impl<T> Producer<T> {
     /// # Errors
     /// Hands the item back when the ring is full. What was pushed before still needs its ring.
     pub fn push_quietly(&self, item: T) -> Result<(), T> {
-        let pushed = self.shared.queue.push((Instant::now(), item)).map_err(|(_, item)| item);
+        let pushed = self.shared.push(item);
         let counters = &self.shared.counters;
         let counter = if pushed.is_ok() { &counters.pushed } else { &counters.full };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -184,6 +227,14 @@ impl<T> Producer<T> {
     #[must_use]
     pub fn places(&self) -> usize {
         self.shared.queue.capacity() - self.shared.queue.len()
+    }
+
+    /// Whether less than a quarter of the ring is free, of its items or its bytes.
+    #[must_use]
+    pub fn is_nearly_full(&self) -> bool {
+        let is_heavy =
+            |scale: &Scale<T>| scale.bytes.load(Ordering::Relaxed) > scale.bytes_max - scale.bytes_max / 4;
+        4 * self.places() < self.shared.queue.capacity() || self.shared.scale.as_ref().is_some_and(is_heavy)
     }
 
     /// Whether the ring is empty now.
@@ -274,6 +325,9 @@ impl<T> Consumer<T> {
     #[must_use]
     pub fn pop_waited(&self) -> Option<(T, Duration)> {
         let (pushed, item) = self.shared.queue.pop()?;
+        if let Some(scale) = &self.shared.scale {
+            scale.give(&item);
+        }
         let waited = pushed.elapsed();
         self.shared.waits.record(waited);
         Some((item, waited))
@@ -304,8 +358,35 @@ impl<T> Consumer<T> {
 /// If `bound` is 0.
 #[must_use]
 pub fn ring<T>(bound: usize, doorbell: &Arc<Doorbell>) -> (Producer<T>, Consumer<T>) {
-    let queue = ArrayQueue::new(bound);
-    let shared = Arc::new(Shared { queue, counters: CachePadded::default(), waits: CachePadded::default() });
+    with_scale(bound, None, doorbell)
+}
+
+/// As [`ring`], of at most `bytes_max` bytes as well, where an item counts what `weigh` says: the same each time that it
+/// is asked. An item always fits into an empty ring.
+///
+/// # Panics
+/// If `bound` is 0.
+#[must_use]
+pub fn weighed_ring<T>(
+    bound: usize,
+    bytes_max: usize,
+    weigh: fn(&T) -> usize,
+    doorbell: &Arc<Doorbell>,
+) -> (Producer<T>, Consumer<T>) {
+    with_scale(bound, Some(Scale { bytes_max, weigh, bytes: AtomicUsize::new(0) }), doorbell)
+}
+
+fn with_scale<T>(
+    bound: usize,
+    scale: Option<Scale<T>>,
+    doorbell: &Arc<Doorbell>,
+) -> (Producer<T>, Consumer<T>) {
+    let shared = Arc::new(Shared {
+        queue: ArrayQueue::new(bound),
+        scale,
+        counters: CachePadded::default(),
+        waits: CachePadded::default(),
+    });
     (Producer { shared: shared.clone(), doorbell: doorbell.clone() }, Consumer { shared })
 }
 
@@ -330,13 +411,26 @@ mod tests {
     fn items_come_out_in_order_and_a_full_ring_hands_them_back() {
         let (producer, consumer) = ring(2, &Doorbell::new());
         assert_eq!((producer.push(1), producer.push(2), producer.push(3)), (Ok(()), Ok(()), Err(3)));
-        assert_eq!(producer.stats(), RingStats { pushed: 2, full: 1, length: 2, bound: 2 });
+        assert_eq!(producer.stats(), RingStats { pushed: 2, full: 1, length: 2, bound: 2, bytes: 0 });
         assert_eq!((consumer.pop(), consumer.len()), (Some(1), 1));
         let another = producer.clone();
         assert_eq!(another.push(4), Ok(()));
         assert_eq!((consumer.pop(), consumer.pop(), consumer.pop()), (Some(2), Some(4), None));
-        assert_eq!(consumer.stats(), RingStats { pushed: 3, full: 1, length: 0, bound: 2 });
+        assert_eq!(consumer.stats(), RingStats { pushed: 3, full: 1, length: 0, bound: 2, bytes: 0 });
         assert!(consumer.is_empty() && producer.is_empty() && another.is_empty());
+    }
+
+    #[test]
+    fn a_weighed_ring_is_full_by_bytes_too_and_one_item_always_fits() {
+        let (producer, consumer) = weighed_ring(3, 100, Vec::len, &Doorbell::new());
+        let item = |bytes| vec![0_u8; bytes];
+        assert_eq!((producer.push(item(500)), producer.push(item(1))), (Ok(()), Err(item(1))));
+        assert_eq!((consumer.pop(), producer.stats().bytes), (Some(item(500)), 0));
+        assert_eq!((producer.push(item(60)), producer.push(item(40))), (Ok(()), Ok(())));
+        assert_eq!((producer.push(item(1)), producer.stats().bytes), (Err(item(1)), 100));
+        assert_eq!((consumer.pop(), producer.push(item(60))), (Some(item(60)), Ok(())));
+        assert_eq!((producer.push(item(0)), producer.push(item(0))), (Ok(()), Err(item(0))), "three items");
+        assert_eq!((consumer.stats().bytes, consumer.stats().full), (100, 3));
     }
 
     #[test]

@@ -1,9 +1,12 @@
-//! The file system, with journals or small files that stop writing when they are told to: nothing fails, nothing returns.
+//! The file system, with journals or small files that stop writing when they are told to: nothing fails, nothing returns. And
+//! with journals that are as slow as they are told to be.
 
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use iroh_raft::storage::{Disk, FileDisk, FileKind, FolderLock};
 use redb::{BackendError, StorageBackend};
@@ -15,6 +18,8 @@ use redb::{BackendError, StorageBackend};
 pub struct HangingDisk {
     journals: Arc<Gate>,
     small_files: Arc<Gate>,
+    /// Microseconds that a sync takes; 0: it is real.
+    sync_us: Arc<AtomicU64>,
 }
 
 #[derive(Default, Debug)]
@@ -56,6 +61,12 @@ impl HangingDisk {
         self.journals.hang(is_hung);
     }
 
+    /// From now on a sync of a journal takes so long and does nothing else: how fast the machine's own disk is, and what else it
+    /// has to do, is no part of what is measured. Zero: syncs are real again.
+    pub fn slow_down(&self, sync: Duration) {
+        self.sync_us.store(u64::try_from(sync.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
     /// From now on no replacement of a small file returns, until told otherwise.
     pub fn hang_small_files(&self, is_hung: bool) {
         self.small_files.hang(is_hung);
@@ -72,7 +83,9 @@ impl Disk for HangingDisk {
     fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
         let file = FileDisk.open(path, kind, is_new)?;
         Ok(match kind {
-            FileKind::Journal => Box::new(HangingFile { file, gate: self.journals.clone() }),
+            FileKind::Journal => {
+                Box::new(HangingFile { file, gate: self.journals.clone(), sync_us: self.sync_us.clone() })
+            }
             FileKind::Log | FileKind::Mark => file,
         })
     }
@@ -123,6 +136,7 @@ impl Disk for HangingDisk {
 struct HangingFile {
     file: Box<dyn StorageBackend>,
     gate: Arc<Gate>,
+    sync_us: Arc<AtomicU64>,
 }
 
 impl StorageBackend for HangingFile {
@@ -141,7 +155,13 @@ impl StorageBackend for HangingFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.gate.pass();
-        self.file.sync_data()
+        match self.sync_us.load(Ordering::Relaxed) {
+            0 => self.file.sync_data(),
+            us => {
+                std::thread::sleep(Duration::from_micros(us));
+                Ok(())
+            }
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

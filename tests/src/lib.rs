@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod hanging_disk;
+pub mod load;
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::net::client::{Client, ClientConfig, ClientError, ClientLimits};
 use iroh_raft::prelude::*;
-use iroh_raft::{EngineConfig, cluster_id};
+use iroh_raft::{EngineConfig, LogOnly, RaftClusterBuilder, cluster_id};
 
 /// Longest time a test waits for something that must come. Generous: two cores run everything.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -104,6 +105,18 @@ impl Plan {
         change: impl FnOnce(&mut EngineConfig),
         make: fn() -> M,
     ) -> RaftCluster<M> {
+        self.builder(node).tune(change).state_machine(make).build().await.unwrap()
+    }
+
+    /// Starts a node with other settings and without state machines.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_log(&self, node: u64, change: impl FnOnce(&mut EngineConfig)) -> RaftCluster {
+        self.builder(node).tune(change).build().await.unwrap()
+    }
+
+    fn builder(&self, node: u64) -> RaftClusterBuilder<LogOnly> {
         let mut builder = RaftCluster::builder()
             .node_id(node)
             .cluster("tests")
@@ -120,7 +133,7 @@ impl Plan {
                 builder.peer(peer.node.0, peer.endpoint, peer.addr)
             };
         }
-        builder.tune(change).state_machine(make).build().await.unwrap()
+        builder
     }
 
     /// The client that may do everything, connected.
@@ -136,12 +149,24 @@ impl Plan {
     /// # Errors
     /// Why the nodes refuse it.
     pub async fn connect(&self, identity: &Identity) -> Result<Client, ClientError> {
+        self.connect_within(identity, ClientLimits::default()).await
+    }
+
+    /// Connects a client with this key and other bounds.
+    ///
+    /// # Errors
+    /// Why the nodes refuse it.
+    pub async fn connect_within(
+        &self,
+        identity: &Identity,
+        limits: ClientLimits,
+    ) -> Result<Client, ClientError> {
         let config = ClientConfig {
             cluster: cluster_id("tests"),
             identity: identity.clone(),
             nodes: self.peers.clone(),
             bind: None,
-            limits: ClientLimits::default(),
+            limits,
         };
         Client::connect(config).await
     }

@@ -18,6 +18,10 @@ pub enum Retry {
     Never,
 }
 
+/// Shortest and longest hint of a queue that moves, in milliseconds. Longer ones would leave a disk idle that is back.
+const RETRY_MS_MIN: u32 = 5;
+const RETRY_MS_MAX: u32 = 250;
+
 /// What ran full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -25,6 +29,9 @@ pub enum BusyReason {
     /// The group holds as many uncommitted bytes as it may.
     #[error("too many uncommitted bytes in the group")]
     PendingBytes,
+    /// The group holds its share of the uncommitted bytes that all groups of its shard may hold together.
+    #[error("too many uncommitted bytes in the shard")]
+    ShardPendingBytes,
     /// Too many reads wait for their turn.
     #[error("too many waiting reads")]
     Reads,
@@ -176,9 +183,17 @@ impl RequestError {
         let retry_after_ms = match reason {
             BusyReason::Space => 1000,
             BusyReason::Starting | BusyReason::Recoveries => 50,
-            _ => 5,
+            _ => RETRY_MS_MIN,
         };
         RequestError::Busy { reason, retry_after_ms }
+    }
+
+    /// As [`busy`](RequestError::busy), where it is known how long what is in the way has been there already. It goes bit by
+    /// bit, so whoever comes again after a quarter of that time finds room, and the queue has not run dry meanwhile.
+    #[must_use]
+    pub(crate) fn busy_since(reason: BusyReason, oldest: Duration) -> RequestError {
+        let quarter_ms = u32::try_from(oldest.as_millis() / 4).unwrap_or(u32::MAX);
+        RequestError::Busy { reason, retry_after_ms: quarter_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX) }
     }
 
     /// Whether trying again can help.

@@ -48,7 +48,7 @@ use crate::liveness::Liveness;
 use crate::loading::Loaded;
 use crate::log_window::{Inconsistent, LogWindow};
 use crate::mutants::{self, Mutant};
-use crate::pending::{Pending, Position, block_bytes};
+use crate::pending::{Pending, Position, block_bytes, check_room};
 use crate::placement::Placements;
 use crate::read_index::Reads;
 use crate::records::RecordReads;
@@ -90,6 +90,8 @@ pub(crate) struct Turn<'a> {
     /// What the shard's other groups have in hand of snapshots.
     pub(crate) snapshots_open: SnapshotsOpen,
     pub(crate) send_budget: &'a mut SendBudget,
+    /// What counts against `shard_pending_bytes_max`, of all groups.
+    pub(crate) shard_pending_bytes: usize,
     pub(crate) out: &'a mut Outputs,
 }
 
@@ -288,6 +290,11 @@ impl Replica {
     /// Bytes of entries in memory.
     pub(crate) fn window_bytes(&self) -> usize {
         self.raw.store().bytes()
+    }
+
+    /// Bytes of proposals that wait or are not committed.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.pending.bytes()
     }
 
     /// Lets go of entries in memory beyond `bytes_max`, as far as they are committed and durable.
@@ -529,8 +536,10 @@ impl Replica {
             RequestError::NotLeader { leader: self.leader_hint() }
         } else if propose.deadline <= turn.now {
             RequestError::Timeout
-        } else if self.pending.bytes() + bytes > bytes_max {
-            RequestError::busy(BusyReason::PendingBytes)
+        } else if let Err(reason) =
+            check_room(turn.config, self.pending.bytes(), turn.shard_pending_bytes, bytes)
+        {
+            RequestError::busy_since(reason, self.pending.oldest(turn.now))
         } else if self.apply_lag() >= turn.config.apply_lag_records_max as u64 {
             RequestError::busy(BusyReason::Applying)
         } else {
@@ -622,7 +631,7 @@ impl Replica {
         let at = turn.wall.max(self.at_max());
         let is_miscounted = mutants::is(Mutant::OffsetFromCommit);
         let base = if is_miscounted { self.commit_end } else { self.offset_after(last) };
-        let position = Position { index: last.next(), term: Term(raft.term), base, at };
+        let position = Position { index: last.next(), term: Term(raft.term), base, at, now: turn.now };
         let batches = self.pack(turn, position);
         if batches.is_empty() {
             return;

@@ -5,10 +5,11 @@
 //! is answered exactly once, or handed over once. One of a client session whose records are in the log already is not
 //! proposed: it gets their answer, once they are committed.
 //!
-//! Bounded by `pending_bytes_max`: what waits, what is proposed and not yet committed, and who waits for records that
+//! Bounded by `pending_bytes_max`, and with the shard's other groups by `shard_pending_bytes_max`: what waits, what is proposed and not yet committed, and who waits for records that
 //! are in the log already. Full means `Busy`.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -33,8 +34,8 @@ pub(crate) struct Pending {
     proposed: VecDeque<Proposed>,
     /// Committed, wanting a response of the state machine; in order of offset.
     committed: VecDeque<Proposed>,
-    /// Sizes of our own uncommitted entries. Outlives the requests' deadlines.
-    uncommitted: VecDeque<(Index, usize)>,
+    /// Our own uncommitted entries: where they are, their sizes, and since when. Outlives the requests' deadlines.
+    uncommitted: VecDeque<(Index, usize, Timestamp)>,
     uncommitted_bytes: usize,
     /// How many of those proposed and committed are repeats.
     repeats: usize,
@@ -62,6 +63,7 @@ pub(crate) struct Position {
     pub(crate) term: Term,
     pub(crate) base: Offset,
     pub(crate) at: WallTime,
+    pub(crate) now: Timestamp,
 }
 
 impl Pending {
@@ -102,6 +104,11 @@ impl Pending {
     /// Bytes that count against `pending_bytes_max`.
     pub(crate) fn bytes(&self) -> usize {
         self.waiting_bytes + self.uncommitted_bytes + self.repeats * REPEAT_BYTES
+    }
+
+    /// How long the oldest entry of ours has not been committed.
+    pub(crate) fn oldest(&self, now: Timestamp) -> Duration {
+        self.uncommitted.front().map_or(Duration::ZERO, |(_, _, since)| now.since(*since))
     }
 
     pub(crate) fn push(&mut self, propose: Propose) {
@@ -170,7 +177,7 @@ impl Pending {
     fn seal(&mut self, position: &mut Position) -> Bytes {
         let parts = &mut self.parts;
         self.uncommitted_bytes += parts.bytes;
-        self.uncommitted.push_back((position.index, parts.bytes));
+        self.uncommitted.push_back((position.index, parts.bytes, position.now));
         let data = encode_batch_with_runs(position.base, position.at, parts.blocks.iter(), &parts.runs);
         position.base = Offset(position.base.0 + parts.records as u64);
         position.index = position.index.next();
@@ -253,8 +260,8 @@ impl Pending {
         is_ours: impl Fn(Index, Term) -> bool,
         replies: &mut Vec<Reply>,
     ) {
-        while self.uncommitted.front().is_some_and(|(index, _)| *index <= commit) {
-            let (_, bytes) = self.uncommitted.pop_front().expect("looked at just now");
+        while self.uncommitted.front().is_some_and(|(index, ..)| *index <= commit) {
+            let (_, bytes, _) = self.uncommitted.pop_front().expect("looked at just now");
             self.uncommitted_bytes -= bytes;
         }
         while self.proposed.front().is_some_and(|proposed| proposed.index <= commit) {
@@ -384,6 +391,28 @@ impl Parts {
     }
 }
 
+/// Whether a group that has `own` bytes pending, in a shard of `total` with its own, takes a block of so many more.
+///
+/// The threshold moves with what is left (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet
+/// switches", 1998): `n` groups that take all they get come to rest with 1/(n + 1) of the shard's room each, and as much is
+/// free for the next one. Without that the first ones that come fill it, and a group with one small record finds no room.
+pub(crate) fn check_room(
+    config: &ShardConfig,
+    own: usize,
+    total: usize,
+    bytes: usize,
+) -> Result<(), BusyReason> {
+    let left = config.shard_pending_bytes_max.saturating_sub(total);
+    if own + bytes > config.pending_bytes_max {
+        Err(BusyReason::PendingBytes)
+    // A block may be larger than what very many full groups leave to each: of a group without any it is taken all the same.
+    } else if left == 0 || (own > 0 && own + bytes > left) {
+        Err(BusyReason::ShardPendingBytes)
+    } else {
+        Ok(())
+    }
+}
+
 /// What a block counts against the limits.
 pub(crate) fn block_bytes(block: &RecordBlock) -> usize {
     block.as_bytes().len()
@@ -407,7 +436,7 @@ mod tests {
     }
 
     fn position(index: u64) -> Position {
-        Position { index: Index(index), term: Term(3), base: Offset(10), at: WallTime(5) }
+        Position { index: Index(index), term: Term(3), base: Offset(10), at: WallTime(5), now: Timestamp(7) }
     }
 
     fn config(entry_bytes_max: usize, entry_records_max: usize) -> ShardConfig {
@@ -494,6 +523,31 @@ mod tests {
         assert!(pending.bytes() > 0);
         pending.handle_leadership_lost(None, &mut replies);
         assert_eq!((replies.len(), pending.bytes()), (2, 0));
+    }
+
+    #[test]
+    fn groups_that_take_all_they_get_leave_as_much_for_another() {
+        let config = ShardConfig {
+            pending_bytes_max: 500,
+            shard_pending_bytes_max: 1000,
+            ..ShardConfig::new(NodeId(1), 0)
+        };
+        for (greedy, share) in [(1, 500), (2, 330), (3, 250), (9, 100), (99, 10)] {
+            let mut own = vec![0; greedy];
+            while let Some(at) = (0..greedy).find(|at| {
+                let total = own.iter().sum();
+                check_room(&config, own[*at], total, 10).is_ok()
+            }) {
+                // The first one takes all it can before the next one comes.
+                own[at] += 10;
+            }
+            let total: usize = own.iter().sum();
+            assert!(1000 - total >= share, "{greedy} groups leave {}", 1000 - total);
+            assert_eq!(check_room(&config, 0, total, 500), Ok(()), "a block of a group that has none");
+            assert_eq!(check_room(&config, 0, total + 500, 1), Err(BusyReason::ShardPendingBytes));
+            let full = if greedy == 1 { BusyReason::PendingBytes } else { BusyReason::ShardPendingBytes };
+            assert_eq!(check_room(&config, own[0], total, 10), Err(full), "{own:?}");
+        }
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub struct Shard {
     snapshots_open: SnapshotsOpen,
     send_budget: SendBudget,
     window_bytes: usize,
+    /// Of proposals that wait or are not committed, over all groups.
+    pending_bytes: usize,
     /// Bytes in memory at which entries are let go next.
     evict_at_bytes: usize,
     is_fenced: bool,
@@ -159,6 +161,7 @@ impl Shard {
             snapshots_open: SnapshotsOpen::default(),
             send_budget: SendBudget::new(now),
             window_bytes: 0,
+            pending_bytes: 0,
             is_fenced: false,
         };
         for at in 0..shard.members.len() {
@@ -331,6 +334,13 @@ impl Shard {
     pub fn matched(&self, group: GroupId) -> Vec<(NodeId, Index)> {
         let replica = self.position(group).and_then(|at| self.members[at].live());
         replica.map_or_else(Vec::new, Replica::matched)
+    }
+
+    /// Bytes of proposals that wait or are not committed, of all groups: at most
+    /// [`shard_pending_bytes_max`](ShardConfig::shard_pending_bytes_max) and one block.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
     }
 
     // Routing
@@ -681,7 +691,7 @@ impl Shard {
         call: impl FnOnce(&mut Replica, &mut Turn<'_>),
     ) {
         let Member::Live(replica) = &mut self.members[at] else { return };
-        let bytes_before = replica.window_bytes();
+        let (bytes_before, pending_before) = (replica.window_bytes(), replica.pending_bytes());
         let (open_before, leader_before) = (replica.snapshots_open(), replica.leader());
         let open_others = self.snapshots_open.after(open_before, SnapshotsOpen::default());
         let said_before = Said::of(out);
@@ -698,6 +708,7 @@ impl Shard {
             next_fetch: &mut self.next_fetch,
             snapshots_open: open_others,
             send_budget: &mut self.send_budget,
+            shard_pending_bytes: self.pending_bytes,
             out,
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(replica, &mut turn)));
@@ -708,6 +719,7 @@ impl Shard {
         if let Some((reason, damage)) = reason {
             said_before.withdraw_rest(out);
             self.window_bytes -= bytes_before;
+            self.pending_bytes -= pending_before;
             self.snapshots_open = open_others;
             return self.quarantine(now, at, reason, damage, out);
         }
@@ -724,6 +736,7 @@ impl Shard {
         }
         self.snapshots_open = open_others.after(SnapshotsOpen::default(), replica.snapshots_open());
         self.window_bytes = self.window_bytes + replica.window_bytes() - bytes_before;
+        self.pending_bytes = self.pending_bytes + replica.pending_bytes() - pending_before;
         if is_dirty {
             self.list(at);
         }

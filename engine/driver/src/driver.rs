@@ -3,6 +3,7 @@
 mod readers;
 mod replies;
 mod report;
+mod room;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -12,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_channel::{mpsc, oneshot};
-use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
     AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
@@ -38,6 +38,7 @@ use crate::state_machine::MachineFactory;
 use crate::stats::ShardCounters;
 use crate::tails::Tails;
 use crate::timings::Timings;
+use crate::unflushed::Unflushed;
 
 /// Items taken from the bridge in a turn, so that a turn stays short.
 const BRIDGE_ITEMS_PER_TURN: usize = 256;
@@ -80,6 +81,9 @@ pub struct DriverParts {
     pub commands: Consumer<Command>,
     /// Flushes, to the writer.
     pub appends: Producer<Append>,
+    /// Bytes of entries on their way to the disk from which on no more are taken: proposals are refused as busy, those of peers
+    /// dropped.
+    pub flush_bytes_max: usize,
     /// What the writer says; it has a place for each flush that can be under way.
     pub written: Consumer<Written>,
     /// Fetches, to the reader.
@@ -160,7 +164,8 @@ pub struct Driver {
     /// Flushes that found the writer's ring full, in order. While there is one, proposals are
     /// refused as busy; what peers send stays bounded by their windows.
     appends_waiting: VecDeque<Append>,
-    /// Flushes handed to the writer and not yet known durable; at most the ring's bound.
+    unflushed: Unflushed,
+    /// Newest flush that is known to be durable.
     persisted: FlushSeq,
     /// Newest flush that the core asked for.
     handed_over: FlushSeq,
@@ -194,6 +199,7 @@ impl Driver {
             outbox: Outbox::new(parts.shard_id),
             open: Open::default(),
             appends_waiting: VecDeque::new(),
+            unflushed: Unflushed::default(),
             persisted: FlushSeq(0),
             handed_over: FlushSeq(0),
             fetches_waiting: VecDeque::new(),
@@ -242,6 +248,7 @@ impl Driver {
         }
         self.carry_out(&clock);
         self.costs.end_turn(|group| self.parts.shard.status(group).is_some());
+        self.note_levels();
         if self.is_stopping && self.is_drained() {
             self.finish(&clock);
             return Next::Over;
@@ -282,6 +289,7 @@ impl Driver {
             match written {
                 Written::Upto(seq) => {
                     self.persisted = seq;
+                    self.unflushed.handle_persisted(seq);
                     self.step(Input::Persisted { seq });
                     self.parts.snapshots.handle_persisted(seq);
                     self.outbox.release(seq);
@@ -295,6 +303,7 @@ impl Driver {
                     self.is_fenced = true;
                     self.outbox.drop_gated();
                     self.appends_waiting.clear();
+                    self.unflushed = Unflushed::default();
                     self.step(Input::PersistFailed);
                     (self.parts.on_fenced)(self.parts.shard_id, error);
                 }
@@ -357,7 +366,7 @@ impl Driver {
                 ToShard::Peer { .. } if self.is_stopping => {}
                 ToShard::Peer { frame, .. } => {
                     for message in frame.messages() {
-                        self.step(Input::Message(message));
+                        self.take_message(message);
                     }
                 }
                 ToShard::Client { connection, rights, owner, frame } => {
@@ -554,37 +563,6 @@ impl Driver {
         self.answer(token, group, ReplyBody::Failed(RequestError::Invalid { what }));
     }
 
-    /// Whether the shard can take more to be written.
-    fn check_writer(&self) -> Result<(), RequestError> {
-        if self.is_fenced {
-            return Err(RequestError::Fenced);
-        }
-        if !self.appends_waiting.is_empty() {
-            return Err(RequestError::busy(BusyReason::Writer));
-        }
-        if self.is_space_low {
-            return Err(RequestError::busy(BusyReason::Space));
-        }
-        Ok(())
-    }
-
-    fn check_block(&self, group: GroupId, block: &RecordBlock, answer: AnswerOn) -> Result<(), RequestError> {
-        let too_large = |bytes: usize, bytes_max: usize| {
-            Err(RequestError::TooLarge { bytes: bytes as u64, bytes_max: bytes_max as u64 })
-        };
-        self.check_writer()?;
-        let largest = block.largest();
-        if largest > self.parts.record_bytes_max {
-            return too_large(largest, self.parts.record_bytes_max);
-        }
-        if block.as_bytes().len() > self.parts.block_bytes_max {
-            return too_large(block.as_bytes().len(), self.parts.block_bytes_max);
-        }
-        // A group that is not here has no state machine either; the core says which it is.
-        let is_unknown = answer == AnswerOn::Apply && self.parts.shard.status(group).is_none();
-        if is_unknown { Ok(()) } else { self.machines.check(group, block, answer) }
-    }
-
     /// Says everything that the core wants done to whoever does it.
     fn carry_out(&mut self, clock: &impl Fn() -> Timestamp) {
         let mut outputs = std::mem::take(&mut self.outputs);
@@ -672,6 +650,7 @@ impl Driver {
         }
         self.costs.append(&append);
         self.open.timings.handed_over(append.seq, self.now);
+        self.unflushed.push(&append);
         if !self.appends_waiting.is_empty() {
             self.appends_waiting.push_back(append);
         } else if let Err(append) = self.parts.appends.push_quietly(append) {

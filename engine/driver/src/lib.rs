@@ -27,6 +27,7 @@ pub mod state_machine;
 pub mod stats;
 mod tails;
 mod timings;
+mod unflushed;
 
 pub use applying::ApplyBudget;
 pub use driver::{Driver, DriverParts, Next, Observer};

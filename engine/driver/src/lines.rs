@@ -105,6 +105,21 @@ pub enum Command {
     Stop,
 }
 
+impl Command {
+    /// Bytes that it holds, but for a few.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Command::Request {
+                body: ClientBody::Append { block, .. } | ClientBody::TimedAppend { block },
+                ..
+            } => block.as_bytes().len(),
+            Command::Request { body: ClientBody::Query { query, .. }, .. } => query.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// What the writer tells its shard.
 #[derive(Debug)]
 pub enum Written {

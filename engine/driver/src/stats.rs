@@ -11,11 +11,16 @@ pub struct ShardCounters {
     pub requests: AtomicU64,
     pub records_acked: AtomicU64,
     pub busy: AtomicU64,
+    pub pending_bytes: AtomicU64,
+    pub pending_bytes_peak: AtomicU64,
+    pub unflushed_bytes: AtomicU64,
+    pub unflushed_bytes_peak: AtomicU64,
     pub flushes: AtomicU64,
     pub flush_bytes: AtomicU64,
     pub flush_us_total: AtomicU64,
     pub frames_sent: AtomicU64,
     pub frames_dropped: AtomicU64,
+    pub appends_dropped: AtomicU64,
     pub leaderships_gained: AtomicU64,
     pub groups_quarantined: AtomicU64,
     pub quorums_recovered: AtomicU64,
@@ -40,6 +45,15 @@ impl ShardCounters {
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
     }
 
+    /// Notes how high something stands that only the calling thread writes.
+    pub fn note(level: &AtomicU64, peak: &AtomicU64, value: usize) {
+        let value = value as u64;
+        level.store(value, Ordering::Relaxed);
+        if value > peak.load(Ordering::Relaxed) {
+            peak.store(value, Ordering::Relaxed);
+        }
+    }
+
     /// What they say now.
     pub fn snapshot(&self) -> ShardStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -49,11 +63,16 @@ impl ShardCounters {
             requests: read(&self.requests),
             records_acked: read(&self.records_acked),
             busy: read(&self.busy),
+            pending_bytes: read(&self.pending_bytes),
+            pending_bytes_peak: read(&self.pending_bytes_peak),
+            unflushed_bytes: read(&self.unflushed_bytes),
+            unflushed_bytes_peak: read(&self.unflushed_bytes_peak),
             flushes: read(&self.flushes),
             flush_bytes: read(&self.flush_bytes),
             flush_us_total: read(&self.flush_us_total),
             frames_sent: read(&self.frames_sent),
             frames_dropped: read(&self.frames_dropped),
+            appends_dropped: read(&self.appends_dropped),
             leaderships_gained: read(&self.leaderships_gained),
             groups_quarantined: read(&self.groups_quarantined),
             quorums_recovered: read(&self.quorums_recovered),
@@ -86,6 +105,14 @@ pub struct ShardStats {
     pub records_acked: u64,
     /// Requests refused as busy.
     pub busy: u64,
+    /// Bytes of proposals that wait or are not committed, at the end of the last turn.
+    pub pending_bytes: u64,
+    /// The most that it has been.
+    pub pending_bytes_peak: u64,
+    /// Bytes of entries on their way to the disk, at the end of the last turn: own proposals and what leaders elsewhere sent.
+    pub unflushed_bytes: u64,
+    /// The most that it has been.
+    pub unflushed_bytes_peak: u64,
     /// Journal commits, each one fsync.
     pub flushes: u64,
     /// Bytes of journal blocks written.
@@ -96,6 +123,8 @@ pub struct ShardStats {
     pub frames_sent: u64,
     /// Frames dropped because the bridge's ring was full.
     pub frames_dropped: u64,
+    /// Messages with entries that were dropped because the disk is behind by as much as it may be; their leaders send them again.
+    pub appends_dropped: u64,
     /// Times a replica of this shard became leader.
     pub leaderships_gained: u64,
     /// Groups taken out after a broken invariant.

@@ -407,7 +407,9 @@ impl Shared {
         let doubled = limits.retry_pause_min * (1 << work.attempts.min(16).saturating_sub(1));
         let jitter =
             SmallRng::seed_from_u64(self.later_number.fetch_add(1, Ordering::Relaxed)).random_range(0.5..1.0);
-        let at = Instant::now() + pause.max(doubled.min(limits.retry_pause_max).mul_f64(jitter));
+        // All who were refused together got the same hint: they do not come again together.
+        let pause = pause.mul_f64(2.0 * jitter).max(doubled.min(limits.retry_pause_max).mul_f64(jitter));
+        let at = Instant::now() + pause;
         if at >= work.deadline {
             return work.fail(&error, NodeId(0));
         }

@@ -208,6 +208,7 @@ fn number_of(reason: BusyReason) -> u8 {
         BusyReason::Comparing => 12,
         BusyReason::Starting => 13,
         BusyReason::Recoveries => 14,
+        BusyReason::ShardPendingBytes => 15,
     }
 }
 
@@ -226,6 +227,7 @@ fn reason_of(number: u8) -> Result<BusyReason, FrameError> {
         12 => Ok(BusyReason::Comparing),
         13 => Ok(BusyReason::Starting),
         14 => Ok(BusyReason::Recoveries),
+        15 => Ok(BusyReason::ShardPendingBytes),
         number => Err(FrameError::UnknownNumber { what: "reason to be busy", number }),
     }
 }

@@ -25,6 +25,8 @@ use iroh_raft_netbridge::wire::{Lane, OutFrame, PeerFrameBuilder};
 
 /// Far beyond what anything here takes; only a hang gets there.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// More than any test has in a ring.
+const RING_BYTES: usize = 1 << 30;
 pub(crate) const CLUSTER: ClusterId = ClusterId(*b"a test's cluster");
 
 /// A loopback address that no other test has, in this process or another.
@@ -202,7 +204,8 @@ impl TestNode {
         let (mut shards, mut ports) = (Vec::new(), Vec::new());
         for shard in 0..config.placement.shard_count() {
             let doorbell = Doorbell::new();
-            let (port, bridge_port) = port_pair(ShardId(shard), ring_bound, &doorbell, &bridge_doorbell);
+            let (port, bridge_port) =
+                port_pair(ShardId(shard), ring_bound, RING_BYTES, &doorbell, &bridge_doorbell);
             shards.push(Shard { port, doorbell });
             ports.push(bridge_port);
         }

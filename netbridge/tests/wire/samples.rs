@@ -487,6 +487,13 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
             ),
         ),
         (
+            "reply-shard-pending",
+            Content::Replies(vec![reply(
+                1,
+                ReplyBody::Failed(RequestError::busy(BusyReason::ShardPendingBytes)),
+            )]),
+        ),
+        (
             "reply-starting",
             Content::Replies(
                 [BusyReason::Starting, BusyReason::Recoveries]

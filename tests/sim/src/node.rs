@@ -34,6 +34,10 @@ use crate::plan::Plan;
 use crate::sim::{ByNode, Shared};
 use crate::tasks;
 
+/// Bytes that a ring between bridge and shard takes for each of its places: few enough that frames with many entries fill it.
+const RING_ITEM_BYTES: usize = 64 << 10;
+/// Bytes on their way to the disk from which on a shard takes nothing more: few enough that slow disks come to it.
+const FLUSH_BYTES_MAX: usize = 256 << 10;
 /// Time that a process takes to end after its shard has fenced itself, and to be started again.
 const RESTART_AFTER: Duration = Duration::from_millis(300);
 /// Bound of a recording: of the whole of any run there is.
@@ -318,7 +322,8 @@ fn start(
         sim.checks.borrow_mut().booted(id, shard_id, last_seq, &open.groups);
         let bell = Doorbell::new();
         let writer_bell = Doorbell::new();
-        let (port, bridge_port) = port_pair(shard_id, plan.ring, &bell, &bridge_bell);
+        let (port, bridge_port) =
+            port_pair(shard_id, plan.ring, plan.ring * RING_ITEM_BYTES, &bell, &bridge_bell);
         ports.push(bridge_port.to_shard.clone());
         bridge_ports.push(bridge_port);
         let (appends, append_queue) = ring(plan.flushes, &writer_bell);
@@ -358,6 +363,7 @@ fn start(
             closing: Closing(Arc::default()),
             commands,
             appends,
+            flush_bytes_max: FLUSH_BYTES_MAX,
             written,
             fetches,
             fetched,

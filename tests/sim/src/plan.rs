@@ -350,7 +350,8 @@ fn draw_group(random: &mut SmallRng, id: GroupId, nodes: u64) -> GroupPlan {
 }
 
 fn draw_core(random: &mut SmallRng, tick_ms: u64) -> ShardConfig {
-    let defaults = ShardConfig::new(NodeId(1), 0);
+    // Small enough for groups to meet at the shard's bound.
+    let defaults = ShardConfig { shard_pending_bytes_max: 256 << 10, ..ShardConfig::new(NodeId(1), 0) };
     ShardConfig {
         tick: Duration::from_millis(tick_ms),
         entry_bytes_max: *pick(random, &[1 << 10, 16 << 10, 480 << 10]),

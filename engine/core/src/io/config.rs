@@ -130,6 +130,11 @@ pub struct ShardConfig {
     /// Bytes of uncommitted and waiting proposals of a group; more is refused as busy. A retry in a session that
     /// waits for the answer of its first attempt counts for some 100 bytes. Default 16 MiB.
     pub pending_bytes_max: usize,
+    /// The same over all groups of the shard. A group that has something pending takes more only while it holds no
+    /// more than what is left: so a group alone gets up to half, and however many are full, another one finds as much as each
+    /// of them has. One that has nothing pending is taken while anything is left, with one block, which may go beyond. Default
+    /// 64 MiB. Higher: more memory and longer answers when clients bring more than the disks take.
+    pub shard_pending_bytes_max: usize,
     /// Bytes of entries in one append message, which a frame to a peer has to take. Default 1 MiB.
     pub message_bytes_max: usize,
     /// Append messages in flight to one follower. Default 128.
@@ -215,6 +220,7 @@ impl ShardConfig {
             entry_bytes_max: 480 << 10,
             entry_records_max: 16_384,
             pending_bytes_max: 16 << 20,
+            shard_pending_bytes_max: 64 << 20,
             message_bytes_max: 1 << 20,
             inflight_messages_max: 128,
             window_bytes_max: 64 << 20,

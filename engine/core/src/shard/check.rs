@@ -67,6 +67,7 @@ pub(super) fn config(config: &ShardConfig) -> Result<(), ConfigError> {
         ("waking_max", config.waking_max, LIMIT_COUNT_MAX),
         ("entry_records_max", config.entry_records_max, LIMIT_COUNT_MAX),
         ("pending_bytes_max", config.pending_bytes_max, LIMIT_BYTES_MAX),
+        ("shard_pending_bytes_max", config.shard_pending_bytes_max, usize::MAX / 2),
         ("message_bytes_max", config.message_bytes_max, LIMIT_BYTES_MAX),
         ("inflight_messages_max", config.inflight_messages_max, LIMIT_COUNT_MAX),
         ("window_bytes_max", config.window_bytes_max, usize::MAX / 2),

@@ -127,6 +127,7 @@ impl Shard {
             self.snapshots_open =
                 self.snapshots_open.after(replica.snapshots_open(), SnapshotsOpen::default());
             self.window_bytes -= replica.window_bytes();
+            self.pending_bytes -= replica.pending_bytes();
         }
     }
 

@@ -62,9 +62,6 @@ impl Driver {
             Reply::Failed { token, group, error } => {
                 self.open.queries.remove(&token);
                 self.open.timings.end(token, self.now);
-                if matches!(error, RequestError::Busy { .. }) {
-                    ShardCounters::add(&self.parts.counters.busy, 1);
-                }
                 self.answer(token, group, ReplyBody::Failed(error));
             }
         }
@@ -73,6 +70,9 @@ impl Driver {
     pub(super) fn answer(&mut self, token: Token, group: GroupId, body: ReplyBody) {
         if body.is_last() {
             self.open.tails.remove(token);
+        }
+        if matches!(body, ReplyBody::Failed(RequestError::Busy { .. })) {
+            ShardCounters::add(&self.parts.counters.busy, 1);
         }
         if token.origin != 0 {
             let bytes = match &body {

@@ -121,6 +121,7 @@ fn set(world: &mut World, setting: &str, value: usize) -> Result<(), String> {
     let place = match setting {
         "entry_bytes_max" => &mut config.entry_bytes_max,
         "pending_bytes_max" => &mut config.pending_bytes_max,
+        "shard_pending_bytes_max" => &mut config.shard_pending_bytes_max,
         "message_bytes_max" => &mut config.message_bytes_max,
         "inflight_messages_max" => &mut config.inflight_messages_max,
         "window_bytes_max" => &mut config.window_bytes_max,
