@@ -41,6 +41,15 @@ fn a_schedule_is_a_part_of_the_report() {
     assert!(report["acked_records"].as_u64() <= Some(240), "{report:#}");
 }
 
+/// Far more than the clients' windows let through: what was not sent in time is said, and so is what nodes refused.
+#[test]
+fn a_schedule_that_was_not_kept_is_said() {
+    let report = report(&["--clients", "2", "--in-flight", "16", "--rate", "5000000"]);
+    assert_eq!(report["open_loop"]["is_schedule_kept"], false);
+    assert!(report["open_loop"]["late_records"].as_u64() > Some(0), "{report:#}");
+    assert!(report["busy_requests"].is_u64(), "{report:#}");
+}
+
 #[test]
 fn clients_in_the_nodes_processes_are_audited() {
     let report = report(&["--embedded", "--clients", "2", "--in-flight", "64"]);

@@ -11,6 +11,9 @@ use std::time::Duration;
 use iroh_raft::storage::{Disk, FileDisk, FileKind, FolderLock};
 use redb::{BackendError, StorageBackend};
 
+/// What a sync takes on a slow disk whatever it writes.
+const SEEK: Duration = Duration::from_millis(2);
+
 /// A disk that hangs and comes back. Clones are handles to the same one.
 ///
 /// A node on it cannot be shut down while its journals hang.
@@ -18,8 +21,8 @@ use redb::{BackendError, StorageBackend};
 pub struct HangingDisk {
     journals: Arc<Gate>,
     small_files: Arc<Gate>,
-    /// Microseconds that a sync takes; 0: it is real.
-    sync_us: Arc<AtomicU64>,
+    /// How many bytes a sync writes in a second; 0: it is real.
+    bytes_per_s: Arc<AtomicU64>,
 }
 
 #[derive(Default, Debug)]
@@ -61,10 +64,11 @@ impl HangingDisk {
         self.journals.hang(is_hung);
     }
 
-    /// From now on a sync of a journal takes so long and does nothing else: how fast the machine's own disk is, and what else it
-    /// has to do, is no part of what is measured. Zero: syncs are real again.
-    pub fn slow_down(&self, sync: Duration) {
-        self.sync_us.store(u64::try_from(sync.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// From now on a sync of a journal takes as long as a disk of this speed takes for what was written since the one before, and
+    /// does nothing else: how fast the machine's own disk is, and what else it has to do, is no part of what is measured. 0:
+    /// syncs are real again.
+    pub fn slow_down(&self, bytes_per_s: u64) {
+        self.bytes_per_s.store(bytes_per_s, Ordering::Relaxed);
     }
 
     /// From now on no replacement of a small file returns, until told otherwise.
@@ -83,9 +87,12 @@ impl Disk for HangingDisk {
     fn open(&self, path: &Path, kind: FileKind, is_new: bool) -> io::Result<Box<dyn StorageBackend>> {
         let file = FileDisk.open(path, kind, is_new)?;
         Ok(match kind {
-            FileKind::Journal => {
-                Box::new(HangingFile { file, gate: self.journals.clone(), sync_us: self.sync_us.clone() })
-            }
+            FileKind::Journal => Box::new(HangingFile {
+                file,
+                gate: self.journals.clone(),
+                bytes_per_s: self.bytes_per_s.clone(),
+                unsynced_bytes: AtomicU64::new(0),
+            }),
             FileKind::Log | FileKind::Mark => file,
         })
     }
@@ -136,7 +143,8 @@ impl Disk for HangingDisk {
 struct HangingFile {
     file: Box<dyn StorageBackend>,
     gate: Arc<Gate>,
-    sync_us: Arc<AtomicU64>,
+    bytes_per_s: Arc<AtomicU64>,
+    unsynced_bytes: AtomicU64,
 }
 
 impl StorageBackend for HangingFile {
@@ -155,10 +163,11 @@ impl StorageBackend for HangingFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.gate.pass();
-        match self.sync_us.load(Ordering::Relaxed) {
+        let bytes = self.unsynced_bytes.swap(0, Ordering::Relaxed);
+        match self.bytes_per_s.load(Ordering::Relaxed) {
             0 => self.file.sync_data(),
-            us => {
-                std::thread::sleep(Duration::from_micros(us));
+            bytes_per_s => {
+                std::thread::sleep(SEEK + Duration::from_micros(bytes * 1_000_000 / bytes_per_s));
                 Ok(())
             }
         }
@@ -166,6 +175,7 @@ impl StorageBackend for HangingFile {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.gate.pass();
+        self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.file.write(offset, data)
     }
 

@@ -16,16 +16,13 @@ use iroh_raft_tests::load::{
 };
 use iroh_raft_tests::{Plan, until};
 
-/// A sync of a journal takes so long.
-const SYNC: Duration = Duration::from_millis(20);
-/// What a request waits for at most when nothing is in its way: the flush under way and its own, and a follower's that is just
-/// behind. Below that, times are compared with it: the machine has other things to do, too.
-const FLUSHES: Duration = Duration::from_millis(60);
+/// What the disks write in a second.
+const DISK_BYTES_PER_S: u64 = 2 << 20;
 /// Requests of a group that are pending at a time.
 const PENDING_MAX: usize = 16;
 /// Bytes that a networked client may have under way, and that each ring takes, and all groups of a shard, and its disk.
 const CLIENT_BYTES: usize = 4 << 20;
-const RING_BYTES: usize = 1 << 20;
+const RING_BYTES: usize = 512 << 10;
 const SHARD_PENDING_BYTES: usize = 64 * REQUEST_BYTES;
 const FLUSH_BYTES: usize = 1 << 20;
 const NODES: usize = 3;
@@ -74,8 +71,8 @@ impl Cluster {
         Cluster { plan, disks, nodes }
     }
 
-    fn slow_down(&self, sync: Duration) {
-        self.disks.iter().for_each(|disk| disk.slow_down(sync));
+    fn slow_down(&self, bytes_per_s: u64) {
+        self.disks.iter().for_each(|disk| disk.slow_down(bytes_per_s));
     }
 
     async fn clients(&self, count: usize) -> Vec<Client> {
@@ -125,7 +122,7 @@ impl Cluster {
     }
 
     async fn stop(self) {
-        self.slow_down(Duration::ZERO);
+        self.slow_down(0);
         for node in self.nodes {
             node.shutdown().await.unwrap();
         }
@@ -177,11 +174,11 @@ async fn at_ten_times_the_load_what_is_accepted_is_served_as_before_and_the_rest
     let cluster = Cluster::start(|_| {}).await;
     let (groups, numbers) = (groups(GROUPS), Numbers::default());
     let clients = cluster.clients(CLIENTS).await;
-    cluster.slow_down(SYNC);
+    cluster.slow_down(DISK_BYTES_PER_S);
     // Warm: caches, connections, leaders.
-    let (mut all, _) = closed(&clients, &groups, PENDING_MAX, 200, &numbers).await;
+    let (mut all, _) = closed(&clients, &groups, PENDING_MAX, 100, &numbers).await;
     // As much as the groups hold at a time, and not more.
-    let (mut sustained, before) = closed(&clients, &groups, PENDING_MAX, 800, &numbers).await;
+    let (mut sustained, before) = closed(&clients, &groups, PENDING_MAX, 500, &numbers).await;
     tell("sustainable", &sustained, before);
     assert_eq!(sustained.refused(), 0);
     let per_s = sustained.acked() as f64 / before.as_secs_f64();
@@ -203,7 +200,7 @@ async fn at_ten_times_the_load_what_is_accepted_is_served_as_before_and_the_rest
     tell("overload", &overload, OVERLOAD);
     let (grown, grown_max) =
         (resident_bytes("VmHWM").saturating_sub(resident_before), queues_bytes_max(overload.offered));
-    let (again, after) = closed(&clients, &groups, PENDING_MAX, 800, &numbers).await;
+    let (again, after) = closed(&clients, &groups, PENDING_MAX, 500, &numbers).await;
     tell("after it", &again, after);
     sustained.merge(again);
     let pending_peak = (0..NODES).map(|at| cluster.stats(at).pending_bytes_peak).max().unwrap();
@@ -218,7 +215,7 @@ async fn at_ten_times_the_load_what_is_accepted_is_served_as_before_and_the_rest
     assert!(pending_peak <= SHARD_PENDING_BYTES as u64, "{pending_peak}");
     let (served, sustainable) = (overload.quantile(0.99), sustained.quantile(0.99));
     assert!(
-        served <= 2 * sustainable.max(FLUSHES),
+        served <= 2 * sustainable,
         "what is accepted waits for {served:?}, {sustainable:?} without overload"
     );
     assert!(after <= 2 * before, "the same requests took {after:?} afterwards, {before:?} before");
@@ -257,13 +254,13 @@ async fn a_follower_takes_no_more_than_its_disk_may_be_behind_by() {
 
 /// A follower whose disk stands still holds so much for it at most. Returns its counters of then.
 async fn stand_still(change: impl Fn(&mut EngineConfig), held_max: usize) -> ShardStats {
-    const REQUESTS: u64 = 1600;
+    const REQUESTS: u64 = 1000;
     let cluster = Cluster::start(change).await;
     let (groups, numbers) = (groups(GROUPS), Numbers::default());
     let clients = cluster.clients(CLIENTS).await;
     cluster.lead_by_first(&groups).await;
-    cluster.slow_down(SYNC);
-    let (mut all, _) = closed(&clients, &groups, PENDING_MAX, 200, &numbers).await;
+    cluster.slow_down(DISK_BYTES_PER_S);
+    let (mut all, _) = closed(&clients, &groups, PENDING_MAX, 100, &numbers).await;
     let (with, before) = closed(&clients, &groups, PENDING_MAX, REQUESTS, &numbers).await;
     tell("with all", &with, before);
     cluster.disks[2].hang(true);
@@ -280,7 +277,7 @@ async fn stand_still(change: impl Fn(&mut EngineConfig), held_max: usize) -> Sha
     assert!(cluster.stats(0).pending_bytes_peak <= SHARD_PENDING_BYTES as u64);
     assert!(during <= 2 * before, "the same requests took {during:?} with it, {before:?} without");
     let (slow, fast) = (without.quantile(0.99), with.quantile(0.99));
-    assert!(slow <= 2 * fast.max(FLUSHES), "99 % were answered within {slow:?} with it, {fast:?} without");
+    assert!(slow <= 2 * fast, "99 % were answered within {slow:?} with it, {fast:?} without");
     cluster.disks[2].hang(false);
     for &group in &groups {
         let end = cluster.status(0, group).await.unwrap().end;
@@ -306,11 +303,11 @@ async fn a_group_that_wants_everything_leaves_the_others_their_place() {
     let (little, much) = clients.split_at(1);
     let (hot, others) = groups.split_at(1);
     cluster.lead_by_first(&groups).await;
-    cluster.slow_down(SYNC);
-    let (mut all, _) = closed(&clients, &groups, PENDING_MAX, 200, &numbers).await;
-    let (alone, took) = closed(little, others, 1, 80, &numbers).await;
+    cluster.slow_down(DISK_BYTES_PER_S);
+    let (mut all, _) = closed(&clients, &groups, PENDING_MAX, 100, &numbers).await;
+    let (alone, took) = closed(little, others, 1, 60, &numbers).await;
     tell("the others without it", &alone, took);
-    let (full, took) = closed(much, hot, 32, 1600, &numbers).await;
+    let (full, took) = closed(much, hot, 32, 1000, &numbers).await;
     tell("the hot one, as much as it takes", &full, took);
     let share = 10.0 * full.acked() as f64 / took.as_secs_f64() / (much.len() + 1) as f64;
     let mut drivers = tokio::task::JoinSet::new();
@@ -319,7 +316,7 @@ async fn a_group_that_wants_everything_leaves_the_others_their_place() {
     }
     let engine = cluster.nodes[0].engine().clone();
     drivers.spawn(open_embedded(engine, hot[0], share, OVERLOAD, numbers.clone()));
-    let (beside, took) = closed(little, others, 1, 80, &numbers).await;
+    let (beside, took) = closed(little, others, 1, 60, &numbers).await;
     tell("the others beside it", &beside, took);
     let mut flood = Seen::default();
     while let Some(seen) = drivers.join_next().await {
@@ -330,9 +327,9 @@ async fn a_group_that_wants_everything_leaves_the_others_their_place() {
     println!("pending at most {pending_peak} B of {SHARD_PENDING_BYTES}");
     assert!(flood.refused() > 3 * flood.acked(), "it was offered more than it takes");
     assert_eq!(beside.refused(), 0, "the others found no room: {:?}", beside.busy);
-    // It waits for the flush under way and for its own, whatever these carry; without the hot group, for its own.
-    let (slow, fast) = (beside.quantile(0.99), alone.quantile(0.99));
-    assert!(slow <= 2 * fast.max(FLUSHES), "99 % were answered within {slow:?} beside it, {fast:?} without");
+    // They share flushes with it, and so wait for what it has pending, as its own requests do when it is full. No longer.
+    let (slow, bound) = (beside.quantile(0.99), full.quantile(0.99));
+    assert!(slow <= 2 * bound, "99 % were answered within {slow:?}, of the full group within {bound:?}");
     for seen in [alone, full, beside, flood] {
         all.merge(seen);
     }
