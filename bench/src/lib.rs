@@ -11,4 +11,6 @@ pub mod bare;
 pub mod bridges;
 pub mod load;
 pub mod memory;
+#[cfg(feature = "network")]
+pub mod reports;
 pub mod store;

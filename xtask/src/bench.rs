@@ -22,20 +22,29 @@ pub(crate) fn core(json: &str) -> bool {
     step::run("core comparison", compare.arg("--json").arg(json))
 }
 
-/// Measures the whole engine and has the figures written to `json`. Returns whether it succeeded.
-pub(crate) fn speed(json: &str) -> bool {
+/// Measures the whole engine; `args` go to it as they are. Returns whether it succeeded.
+pub(crate) fn speed(args: &[&str]) -> bool {
+    whole_engine("speed", args)
+}
+
+/// Measures throughput against latency and draws it into `svg`. Returns whether it succeeded.
+pub(crate) fn picture(svg: &str) -> bool {
+    whole_engine("picture", &["--svg", svg])
+}
+
+/// Runs a program of bench that needs the load generator and the comparison of cores.
+fn whole_engine(name: &str, args: &[&str]) -> bool {
     let release = step::target_folder().join("release");
     let mut load =
         step::cargo(&["build", "--locked", "--release", "-p", "iroh-raft-loadgen", "--bin", "loadgen"]);
-    let mut speed =
-        step::cargo(&["build", "--locked", "--release", "-p", "iroh-raft-bench", "--bin", "speed"]);
-    if !step::run("build of the load generator", &mut load) || !step::run("build of the bench", &mut speed) {
+    let mut own = step::cargo(&["build", "--locked", "--release", "-p", "iroh-raft-bench", "--bin", name]);
+    if !step::run("build of the load generator", &mut load) || !step::run("build of the bench", &mut own) {
         return false;
     }
     let Some(core) = comparison("core") else { return false };
-    let mut speed = Command::new(release.join("speed"));
-    speed.arg("--loadgen").arg(release.join("loadgen")).arg("--core").arg(core.get_program());
-    step::run("the whole engine", speed.arg("--json").arg(json))
+    let mut own = Command::new(release.join(name));
+    own.arg("--loadgen").arg(release.join("loadgen")).arg("--core").arg(core.get_program());
+    step::run(name, own.args(args))
 }
 
 fn comparison(name: &str) -> Option<Command> {

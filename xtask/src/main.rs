@@ -16,7 +16,8 @@ use std::process::ExitCode;
 
 const USAGE: &str =
     "usage: cargo xtask test [--quick] | cargo xtask lint | cargo xtask bench storage --json FILE [--long]
-       cargo xtask bench core --json FILE | cargo xtask bench speed --json FILE
+       cargo xtask bench core --json FILE | cargo xtask bench speed --json FILE [--only PART]...
+       cargo xtask bench picture --svg FILE
        cargo xtask sim [OPTIONS] | cargo xtask mutants
 
   test           all tests, doc tests included; the last line says how many passed and failed
@@ -25,8 +26,10 @@ const USAGE: &str =
   bench storage  our storage, raft-engine and bare files in the same run; writes the figures to FILE.
                  The short form takes 3 minutes and 30 GB of disk, --long half an hour
   bench core     our core and openraft in memory, in turns; half a minute
-  bench speed    the whole engine: loads of clusters (medians of five runs, audited), the bridge beside a bare iroh
-                 stream, the core beside openraft; 20 minutes
+  bench speed    the whole engine: loads of clusters (medians of five runs, audited), one to thousands of groups, the
+                 bridge beside a bare iroh stream, the core beside openraft; half an hour. --only: loads, embedded,
+                 groups, bridge or core
+  bench picture  throughput against latency, ours and the peers', drawn into FILE; 6 minutes
   sim            simulated clusters with faults: --seeds N [--from S] [--minutes M] [--twice], or --seed S to be
                  told what happened; the last line has the totals, any violation is a failure
   mutants        switches known bugs on, one after the other, and counts the seeds until each is found";
@@ -43,7 +46,8 @@ fn main() -> ExitCode {
             bench::storage(json, true)
         }
         ["bench", "core", "--json", json] => bench::core(json),
-        ["bench", "speed", "--json", json] => bench::speed(json),
+        ["bench", "speed", args @ ..] if !args.is_empty() => bench::speed(args),
+        ["bench", "picture", "--svg", svg] => bench::picture(svg),
         ["sim", rest @ ..] => sim::run(rest),
         ["mutants"] => sim::mutants(),
         ["help" | "--help" | "-h"] => {
