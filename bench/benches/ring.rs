@@ -18,6 +18,8 @@ use iroh_raft_netbridge::ring::{Consumer, Doorbell};
 use iroh_raft_netbridge::wire::OutFrame;
 
 const RING_ITEMS: usize = 4096;
+/// Bytes in a ring at most: more than fits.
+const RING_BYTES: usize = 64 << 20;
 /// One measurement never takes so long, unless an item or a wake got lost.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -44,7 +46,7 @@ struct Ends {
 impl Ends {
     fn new() -> Ends {
         let doorbells = [Doorbell::new(), Doorbell::new()];
-        let (shard, bridge) = port_pair(ShardId(0), RING_ITEMS, &doorbells[0], &doorbells[1]);
+        let (shard, bridge) = port_pair(ShardId(0), RING_ITEMS, RING_BYTES, &doorbells[0], &doorbells[1]);
         Ends { shard, bridge, doorbells }
     }
 }
