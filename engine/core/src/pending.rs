@@ -5,8 +5,8 @@
 //! is answered exactly once, or handed over once. One of a client session whose records are in the log already is not
 //! proposed: it gets their answer, once they are committed.
 //!
-//! Bounded by `pending_bytes_max`, and with the shard's other groups by `shard_pending_bytes_max`: what waits, what is proposed and not yet committed, and who waits for records that
-//! are in the log already. Full means `Busy`.
+//! Bounded by `pending_bytes_max`, and with the shard's other groups by `shard_pending_bytes_max`: what waits, what is proposed
+//! and not yet committed, and who waits for records that are in the log already. Full means `Busy`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
