@@ -137,7 +137,10 @@ fn run(mut ports: Vec<MoverPort>, doorbell: &Doorbell, stop: &AtomicBool) {
         let mut is_idle = true;
         // One move a shard and round, so that none of them waits for all of another's.
         for (port, is_more) in ports.iter_mut().zip(&mut is_more) {
-            if port.due.pop().is_none() && !*is_more {
+            // What was said to be due may have been moved since.
+            let is_asked = port.due.pop().is_some() || *is_more;
+            if !is_asked || !port.mover.is_due() {
+                *is_more = false;
                 continue;
             }
             is_idle = false;

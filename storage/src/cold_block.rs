@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use iroh_raft_core::{EntryKind, GroupId, Index, LogStart, Offset, ShardId, Term, TermRun};
+use smallvec::SmallVec;
 
 use crate::block::{
     BLOCK_BYTES_MAX, BlockError, ENTRY_ROW_BYTES, EntryRows, EntryView, JournalIdentity, encode_entry_row,
@@ -26,9 +27,9 @@ pub(crate) struct NewColdBlock<'a> {
     pub(crate) base: Offset,
     /// Offset after its last record.
     pub(crate) end: Offset,
-    pub(crate) rows: Vec<(Term, u32, EntryKind)>,
+    pub(crate) rows: SmallVec<[(Term, u32, EntryKind); 8]>,
     /// The data of the entries, in pieces.
-    pub(crate) data: Vec<&'a [u8]>,
+    pub(crate) data: SmallVec<[&'a [u8]; 16]>,
     pub(crate) data_bytes: usize,
 }
 
@@ -41,16 +42,18 @@ impl NewColdBlock<'_> {
         HEADER_BYTES + self.rows.len() * ENTRY_ROW_BYTES + self.data_bytes
     }
 
-    /// Header and rows, with the checksum of the whole block.
+    /// Writes header and rows in place of what is in `head`. Returns the checksum of the whole block.
     pub(crate) fn encode_head(
         &self,
         identity: JournalIdentity,
         group: GroupId,
         previous: u32,
-    ) -> (Vec<u8>, u32) {
-        let mut head = vec![0; HEADER_BYTES + self.rows.len() * ENTRY_ROW_BYTES];
+        head: &mut Vec<u8>,
+    ) -> u32 {
+        head.clear();
+        head.resize(HEADER_BYTES + self.rows.len() * ENTRY_ROW_BYTES, 0);
         let small = |bytes: usize| u32::try_from(bytes).expect("a block is below 1 GiB");
-        let mut pen = Pen::new(&mut head);
+        let mut pen = Pen::new(head);
         pen.put(&MAGIC);
         pen.u16(LOG_VERSION);
         pen.u16(identity.shard.0);
@@ -65,9 +68,9 @@ impl NewColdBlock<'_> {
         for (term, bytes, kind) in &self.rows {
             encode_entry_row(&mut pen, *term, *bytes as usize, *kind);
         }
-        let checksum = checksum_of(&head, self.data.iter().copied());
+        let checksum = checksum_of(head, self.data.iter().copied());
         head[CHECKSUM_AT..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
-        (head, checksum)
+        checksum
     }
 
     fn term_runs(&self) -> Vec<TermRun> {
@@ -193,7 +196,7 @@ pub(crate) struct IndexRow {
 
 impl IndexRow {
     pub(crate) fn encode(&self, group: GroupId) -> Vec<u8> {
-        let mut row = vec![0; 48 + 16 * self.term_runs.len() + 8 * self.conf_changes.len()];
+        let mut row = zeros(48 + 16 * self.term_runs.len() + 8 * self.conf_changes.len());
         let small =
             |count: usize| u32::try_from(count).expect("a block below 1 GiB has fewer than 2^32 entries");
         let mut pen = Pen::new(&mut row);
@@ -277,7 +280,7 @@ impl GroupRow {
     }
 
     pub(crate) fn encode(&self, group: GroupId) -> Vec<u8> {
-        let mut row = vec![0; 8 + 24 + 16 + 24 + conf_state_bytes(&self.conf_state) + self.meta.len()];
+        let mut row = zeros(8 + 24 + 16 + 24 + conf_state_bytes(&self.conf_state) + self.meta.len());
         let mut pen = Pen::new(&mut row);
         pen.u16(LOG_VERSION);
         pen.u16(u16::from(self.is_under_repair));
@@ -318,6 +321,13 @@ impl GroupRow {
             GroupRow { start, moved, moved_end, checksum, hard_state, conf_state, meta, is_under_repair };
         is_possible.then_some(row)
     }
+}
+
+/// A row to be written, with room for its checksum.
+fn zeros(bytes: usize) -> Vec<u8> {
+    let mut row = Vec::with_capacity(bytes + 4);
+    row.resize(bytes, 0);
+    row
 }
 
 /// Adds a checksum to a small row, of its key as well: redb verifies none when it reads.

@@ -346,6 +346,12 @@ impl GroupLog {
         self.hot.iter().take(count)
     }
 
+    /// Last flush of the oldest block with an entry beyond the commit index.
+    pub(crate) fn first_unsettled(&self) -> Option<FlushSeq> {
+        let settled = self.hot.partition_point(|span| span.last() <= self.hard_state.commit);
+        self.hot.range(settled..).map(|span| span.block).min()
+    }
+
     /// Entries at the front stand together in another block now.
     pub(crate) fn replace_carried(&mut self, span: Span) {
         // They may have been moved meanwhile.

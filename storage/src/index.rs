@@ -9,6 +9,9 @@ use iroh_raft_core::{FlushSeq, GroupId, LogChange};
 use crate::block::ChainEnd;
 use crate::group_log::{ColdSpan, GroupLog};
 
+/// Groups of which each is looked at before a move.
+const GROUPS_LOOKED_AT_MAX: usize = 4096;
+
 /// A block of the journal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct JournalBlock {
@@ -61,6 +64,16 @@ impl Index {
         })
     }
 
+    /// Last flush of the oldest block that holds an entry which is not known to be committed. With very many groups it is
+    /// not looked for: each has little in a move, and the lock is held for moments only.
+    pub(crate) fn settled_before(&self) -> FlushSeq {
+        let all = FlushSeq(u64::MAX);
+        if self.groups.len() > GROUPS_LOOKED_AT_MAX {
+            return all;
+        }
+        self.groups.values().filter_map(|log| log.first_unsettled()).min().unwrap_or(all)
+    }
+
     /// Makes a durable change of a group's log, said by a block that ends with flush `seq`.
     pub(crate) fn change(&mut self, group: GroupId, change: LogChange, seq: FlushSeq) {
         let void = self.group(group).change(change);
@@ -98,14 +111,15 @@ impl Index {
     }
 
     /// A new block is durable; those before `oldest` are not needed any more. Returns them.
-    pub(crate) fn add_block(&mut self, block: JournalBlock, oldest: FlushSeq) -> Vec<JournalBlock> {
+    pub(crate) fn add_block(
+        &mut self,
+        block: JournalBlock,
+        oldest: FlushSeq,
+    ) -> impl Iterator<Item = JournalBlock> {
         self.unmoved_bytes += crate::rows::stored_bytes(block.bytes as usize);
         self.blocks.push_back(block);
-        let mut void = Vec::new();
-        while let Some(block) = self.blocks.pop_front_if(|block| block.end.seq < oldest) {
-            void.push(block);
-        }
-        void
+        let void = self.blocks.partition_point(|block| block.end.seq < oldest);
+        self.blocks.drain(..void)
     }
 }
 

@@ -191,12 +191,13 @@ impl LogFile {
                 sum.remove(rows.remove(group.0)?.as_ref().map(|row| row.value()));
             }
             let mut spans = Vec::with_capacity(groups.len());
+            let mut head = Vec::new();
             for moved in groups {
                 let group = moved.group;
                 let mut row = moved.row.clone();
                 let mut new = Vec::with_capacity(moved.blocks.len());
                 for block in &moved.blocks {
-                    let (head, checksum) = block.encode_head(self.identity, group, row.checksum);
+                    let checksum = block.encode_head(self.identity, group, row.checksum, &mut head);
                     let pieces = std::iter::once(&head[..]).chain(block.data.iter().copied());
                     let key = |row| (group.0, block.first.0, row);
                     rows::insert(&mut log, block.bytes(), key, pieces)?;

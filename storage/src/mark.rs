@@ -31,6 +31,8 @@ pub(crate) struct Mark {
     path: PathBuf,
     identity: JournalIdentity,
     slot: u64,
+    /// Reused by every write.
+    sealed: Vec<u8>,
 }
 
 impl Mark {
@@ -38,7 +40,7 @@ impl Mark {
     pub(crate) fn create(disk: &dyn Disk, path: &Path, identity: JournalIdentity) -> Result<()> {
         let file = disk.open(path, FileKind::Mark, true).map_err(io_error("create", path))?;
         file.set_len(FILE_BYTES).map_err(io_error("write", path))?;
-        let mut mark = Mark { file, path: path.to_owned(), identity, slot: 0 };
+        let mut mark = Mark { file, path: path.to_owned(), identity, slot: 0, sealed: Vec::new() };
         mark.write(ChainEnd::default())?;
         mark.write(ChainEnd::default())?;
         mark.file.sync_data().map_err(io_error("sync", path))?;
@@ -65,20 +67,24 @@ impl Mark {
             (Ok(first), Err(_)) => (first, 1),
             (Err(error), Err(_)) => return Err(error.at(path, KIND)),
         };
-        Ok((Mark { file, path: path.to_owned(), identity, slot }, end))
+        Ok((Mark { file, path: path.to_owned(), identity, slot, sealed: Vec::new() }, end))
     }
 
     /// Says that everything up to there is acknowledged from now on.
     pub(crate) fn write(&mut self, end: ChainEnd) -> Result<()> {
         let at = self.slot * SLOT_BYTES as u64;
         self.slot ^= 1;
-        let sealed = seal_chain_end(KIND, self.identity, end);
-        self.file.write(at, &sealed).map_err(io_error("write", &self.path))
+        small_file::seal_into(KIND, &chain_end_payload(self.identity, end), &mut self.sealed);
+        self.file.write(at, &self.sealed).map_err(io_error("write", &self.path))
     }
 }
 
 /// A chain's end as a sealed record: also how the journal itself says where its chain begins.
 pub(crate) fn seal_chain_end(kind: Kind, identity: JournalIdentity, end: ChainEnd) -> Vec<u8> {
+    small_file::seal(kind, &chain_end_payload(identity, end))
+}
+
+fn chain_end_payload(identity: JournalIdentity, end: ChainEnd) -> [u8; PAYLOAD_BYTES] {
     let mut payload = [0; PAYLOAD_BYTES];
     let mut pen = Pen::new(&mut payload);
     pen.put(&identity.storage);
@@ -86,7 +92,7 @@ pub(crate) fn seal_chain_end(kind: Kind, identity: JournalIdentity, end: ChainEn
     pen.u16(0);
     pen.u32(end.checksum);
     pen.u64(end.seq.0);
-    small_file::seal(kind, &payload)
+    payload
 }
 
 /// Why a sealed chain end is not the one of this journal.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{FlushSeq, GroupId, Index, Offset, ShardId};
+use smallvec::SmallVec;
 
 use crate::block::{Block, BlockError, ChainEnd, EntryRows, offset_after};
 use crate::cold_block::{GroupRow, NewColdBlock};
@@ -96,6 +97,13 @@ impl Mover {
     ) -> Mover {
         let numbers = MoverNumbers::new(journal.identity.shard);
         Mover { journal, log, index, bounds, is_fenced: false, numbers }
+    }
+
+    /// Whether there is enough in the journal that a move should be made now.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        let index = self.index.lock();
+        self.bounds.is_move_due(&index) || self.bounds.is_full(&index)
     }
 
     /// Moves the oldest blocks of the journal, about as many bytes as one move takes, and removes
@@ -186,21 +194,34 @@ impl Mover {
         }
     }
 
-    /// The oldest blocks that are not moved, about as many bytes as one move takes.
+    /// The oldest blocks that are not moved, about as many bytes as one move takes. They end before the first entry that
+    /// is not committed, if that leaves half a move: what is left behind is written to the journal once more. If it does
+    /// not, a move that became due waits for more, as long as the journal is not half full.
     fn choose(&self) -> (ChainEnd, Vec<FlushSeq>) {
-        let index = self.index.lock();
+        let mut index = self.index.lock();
         let bytes_max = self.bounds.one_move(&index);
-        let mut bytes = 0;
-        let unmoved = index.blocks.iter().filter(|block| block.end.seq > index.moved.seq);
-        let keys = unmoved
-            .take_while(|block| {
-                let is_room = bytes < bytes_max;
-                bytes += stored_bytes(block.bytes as usize);
-                is_room
-            })
-            .map(|block| block.end.seq)
-            .collect();
-        (index.moved, keys)
+        let wait_until = self.bounds.journal_bytes_max / 2;
+        let may_wait = self.bounds.is_move_due(&index) && index.unmoved_bytes < wait_until;
+        let choose_before = |end: FlushSeq| {
+            let mut bytes = 0;
+            let unmoved = index.blocks.iter().filter(|block| block.end.seq > index.moved.seq);
+            let chosen = unmoved.take_while(|block| {
+                let is_taken = block.end.seq < end && bytes < bytes_max;
+                bytes += if is_taken { stored_bytes(block.bytes as usize) } else { 0 };
+                is_taken
+            });
+            let keys: Vec<FlushSeq> = chosen.map(|block| block.end.seq).collect();
+            (keys, bytes)
+        };
+        let (keys, bytes) = choose_before(index.settled_before());
+        if !keys.is_empty() && bytes >= bytes_max / 2 {
+            return (index.moved, keys);
+        }
+        if may_wait {
+            index.move_after_bytes = (index.unmoved_bytes + bytes_max.div_ceil(2)).min(wait_until);
+            return (index.moved, Vec::new());
+        }
+        (index.moved, choose_before(FlushSeq(u64::MAX)).0)
     }
 
     /// What to move of the groups that have something in the chosen blocks, or had before.
@@ -452,8 +473,8 @@ impl<'s> Cutter<'s> {
                 first: index,
                 base: offset,
                 end: offset,
-                rows: Vec::new(),
-                data: Vec::new(),
+                rows: SmallVec::new(),
+                data: SmallVec::new(),
                 data_bytes: 0,
             });
         }

@@ -357,7 +357,7 @@ impl Scan {
             }
             self.end = end;
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            self.index.add_block(JournalBlock { end, bytes }, oldest);
+            drop(self.index.add_block(JournalBlock { end, bytes }, oldest));
             if end.seq <= moved.seq {
                 self.index.unmoved_bytes = 0;
             }

@@ -24,22 +24,27 @@ pub(crate) struct Kind {
 }
 
 pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
-    let path = path.to_owned();
-    move |source| StorageError::Io { action, path, source }
+    move |source| StorageError::Io { action, path: path.to_owned(), source }
 }
 
 /// The envelope around a payload.
 pub(crate) fn seal(kind: Kind, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("payloads of small files are small");
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len() + CHECKSUM_BYTES);
+    seal_into(kind, payload, &mut bytes);
+    bytes
+}
+
+/// As [`seal`], in place of what is in `bytes`.
+pub(crate) fn seal_into(kind: Kind, payload: &[u8], bytes: &mut Vec<u8>) {
+    let length = u32::try_from(payload.len()).expect("payloads of small files are small");
+    bytes.clear();
     bytes.extend_from_slice(&kind.magic);
     bytes.extend_from_slice(&kind.version.to_le_bytes());
     bytes.extend_from_slice(&[0; 2]);
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(payload);
-    let checksum = crc32c::crc32c(&bytes);
+    let checksum = crc32c::crc32c(bytes);
     bytes.extend_from_slice(&checksum.to_le_bytes());
-    bytes
 }
 
 /// Why an envelope cannot be opened.

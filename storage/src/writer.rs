@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{Append, FlushSeq, GroupAppend, GroupId, Index, LogChange, LogStart, Offset, Term};
+use smallvec::SmallVec;
 
 use crate::block::{
     self, BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, ChainEnd, NewBlock, NewPart, OffsetError, PartPlace,
@@ -23,6 +24,10 @@ use crate::span_read::{ReadSpanError, read_span};
 
 /// Bytes of the buffer for a block's directory that are kept from flush to flush.
 const DIRECTORY_KEPT_BYTES: usize = 64 << 10;
+/// Parts, and what is known of each, that memory is kept for from flush to flush.
+const PARTS_KEPT: usize = 1024;
+/// Parts of a block that are listed without a buffer.
+const PARTS_IN_PLACE: usize = 16;
 /// Void blocks that are removed together when they are small: they share pages.
 const SMALL_VOID_BLOCKS: usize = 64;
 /// A block below this shares its page with others.
@@ -72,8 +77,10 @@ pub struct JournalWriter {
     is_fenced: bool,
     /// Blocks that nobody needs and that are still in the file.
     void: VecDeque<JournalBlock>,
-    /// Reused by every call.
+    /// These three are reused by every call.
     directory: Vec<u8>,
+    plan: Plan,
+    places: Vec<PartPlace>,
     numbers: WriterNumbers,
 }
 
@@ -129,6 +136,8 @@ impl JournalWriter {
             is_fenced: false,
             void,
             directory: Vec::new(),
+            plan: Plan::default(),
+            places: Vec::new(),
             numbers,
         }
     }
@@ -186,7 +195,8 @@ impl JournalWriter {
             });
         };
         let (oldest, carried) = self.take_carried()?;
-        let mut plan = self.plan(batch)?;
+        let mut plan = std::mem::take(&mut self.plan);
+        self.plan(&mut plan, batch)?;
         let carried_parts = carried.iter().map(|carried| NewPart {
             append: &carried.append,
             base: carried.base,
@@ -194,7 +204,7 @@ impl JournalWriter {
         });
         let new_parts = batch.iter().flat_map(|append| &append.groups).zip(&plan.bases);
         let new_parts = new_parts.map(|(append, base)| NewPart { append, base: *base, is_carried: false });
-        let parts: Vec<NewPart<'_>> = carried_parts.chain(new_parts).collect();
+        let parts: SmallVec<[NewPart<'_>; PARTS_IN_PLACE]> = carried_parts.chain(new_parts).collect();
         let block =
             NewBlock { identity: self.journal.identity, previous: self.end, last, oldest, parts: &parts };
         let bytes = block.directory_bytes() + block.data_bytes();
@@ -202,7 +212,8 @@ impl JournalWriter {
             let problem = AppendProblem::TooLarge { bytes, max: BLOCK_BYTES_MAX };
             return Err(self.invalid(last, GroupId(0), problem));
         }
-        let places = places(&block);
+        let mut places = std::mem::take(&mut self.places);
+        find_places(&block, &mut places);
         for planned in &mut plan.spans {
             (planned.span.block, planned.span.place) = (last, places[carried.len() + planned.number]);
         }
@@ -211,22 +222,36 @@ impl JournalWriter {
         self.journal
             .commit(&block, &self.directory, &void)
             .map_err(|error| error.running(self.journal.identity.shard))?;
-        // Only a flush of thousands of groups needs more.
-        self.directory.clear();
-        self.directory.shrink_to(DIRECTORY_KEPT_BYTES);
         let duration = began.elapsed();
         self.mark.write(end)?;
         self.end = end;
         let carried =
-            carried.into_iter().zip(&places).map(|(carried, place)| carried.span(last, *place)).collect();
+            carried.iter().zip(&places).map(|(carried, place)| carried.span(last, *place)).collect();
         let new = JournalBlock { end, bytes: bytes as u32 };
         let (is_move_due, is_full) = self.publish(new, oldest, carried, batch, &plan.spans);
         let unmoved_bytes = self.index.lock().unmoved_bytes;
         self.numbers.flushed(duration, plan.records, bytes, unmoved_bytes);
         let (flushes, records) = (batch.len(), plan.records);
+        self.keep_buffers(plan, places);
         // What is flushed is written once more when it moves.
         let is_space_low = self.space.after_write(2 * bytes as u64);
         Ok(FlushReport { last, flushes, records, bytes, duration, is_move_due, is_full, is_space_low })
+    }
+
+    /// Empties the buffers for the next flush. Only one of thousands of groups needs more than is kept.
+    fn keep_buffers(&mut self, mut plan: Plan, mut places: Vec<PartPlace>) {
+        self.directory.clear();
+        self.directory.shrink_to(DIRECTORY_KEPT_BYTES);
+        plan.bases.clear();
+        plan.bases.shrink_to(PARTS_KEPT);
+        plan.spans.clear();
+        plan.spans.shrink_to(PARTS_KEPT);
+        plan.ends.clear();
+        plan.ends.shrink_to(PARTS_KEPT);
+        plan.records = 0;
+        places.clear();
+        places.shrink_to(PARTS_KEPT);
+        (self.plan, self.places) = (plan, places);
     }
 
     /// What a flush would have reported.
@@ -290,8 +315,7 @@ impl JournalWriter {
     }
 
     /// Checks the batch against the log and works out what it does to the index.
-    fn plan(&self, batch: &[Append]) -> Result<Plan> {
-        let mut plan = Plan::default();
+    fn plan(&self, plan: &mut Plan, batch: &[Append]) -> Result<()> {
         let index = self.index.lock();
         for (append, due) in batch.iter().zip(self.end.seq.0 + 1..) {
             if append.seq.0 != due {
@@ -299,11 +323,11 @@ impl JournalWriter {
                 return Err(self.invalid(append.seq, GroupId(0), problem));
             }
             for part in &append.groups {
-                self.plan_part(&index, &mut plan, batch, part)
+                self.plan_part(&index, plan, batch, part)
                     .map_err(|error| error.into_storage(self, append.seq, part.group))?;
             }
         }
-        Ok(plan)
+        Ok(())
     }
 
     fn plan_part(
@@ -407,7 +431,7 @@ impl JournalWriter {
     }
 
     /// Void blocks to remove with this flush: more than it adds, and few enough not to be felt.
-    fn take_void(&mut self) -> Vec<JournalBlock> {
+    fn take_void(&mut self) -> SmallVec<[JournalBlock; 2]> {
         let is_small = self.void.front().is_some_and(|block| block.bytes < SMALL_BLOCK_BYTES);
         let count = match is_small {
             true if self.void.len() >= SMALL_VOID_BLOCKS => SMALL_VOID_BLOCKS,
@@ -486,7 +510,7 @@ impl Carried {
 }
 
 /// Where the parts of a block stand.
-fn places(block: &NewBlock<'_>) -> Vec<PartPlace> {
+fn find_places(block: &NewBlock<'_>, places: &mut Vec<PartPlace>) {
     let mut at = (BLOCK_HEADER_BYTES, block.directory_bytes());
     let place = |part: &NewPart<'_>| {
         // They fit: a block is below 1 GiB.
@@ -495,7 +519,7 @@ fn places(block: &NewBlock<'_>) -> Vec<PartPlace> {
         at.1 += block::data_bytes(part.append);
         place
     };
-    block.parts.iter().map(place).collect()
+    places.extend(block.parts.iter().map(place));
 }
 
 impl Bounds {
@@ -511,7 +535,7 @@ impl Bounds {
         index.unmoved_bytes >= self.one_move(index).max(index.move_after_bytes)
     }
 
-    fn is_full(self, index: &ShardIndex) -> bool {
+    pub(crate) fn is_full(self, index: &ShardIndex) -> bool {
         // A journal that no move can make shorter is no reason to stop.
         index.unmoved_bytes >= self.journal_bytes_max.max(index.move_after_bytes)
     }

@@ -116,8 +116,13 @@ fn a_flush_that_carries_entries_on_while_the_next_move_reads_is_no_damage() {
     let stop = Arc::new(Stop { is_armed: AtomicBool::new(false), stopped, go_on: Mutex::new(go_on) });
     let disk = Arc::new(StoppingDisk(stop.clone()));
     let mut data = DataFolder::open_on(folder.path(), IDENTITY, disk).unwrap();
-    // One block a move, and none of them in redb's cache.
-    let options = ShardOptions { move_bytes: 1, journal_cache_bytes: 0, ..ShardOptions::default() };
+    // One block a move, and none of them in redb's cache; a full journal waits for no commit.
+    let options = ShardOptions {
+        move_bytes: 1,
+        journal_bytes_max: 1,
+        journal_cache_bytes: 0,
+        ..ShardOptions::default()
+    };
     let mut shard = data.open_shard(ShardId(0), options).unwrap();
     for seq in 1..=3 {
         shard.writer.run_once(&[append(seq, vec![one(seq, 0)])]).unwrap();
@@ -138,4 +143,25 @@ fn a_flush_that_carries_entries_on_while_the_next_move_reads_is_no_damage() {
     let all: Vec<_> = (1..=4).map(|index| entry(index, 1, index - 1, 1)).collect();
     let from = iroh_raft_core::FetchFrom::Index(Index(1));
     assert_eq!(shard.reader.read(&fetch(GROUP, from, Index(4), usize::MAX)).unwrap(), all);
+}
+
+#[test]
+fn a_move_that_is_due_waits_for_commits_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut data = DataFolder::open_on(folder.path(), IDENTITY, Arc::new(FileDisk)).unwrap();
+    let options = ShardOptions { move_bytes: 1, ..ShardOptions::default() };
+    let mut shard = data.open_shard(ShardId(0), options).unwrap();
+    for seq in 1..=2 {
+        shard.writer.run_once(&[append(seq, vec![one(seq, 0)])]).unwrap();
+    }
+    let report = shard.mover.run_once().unwrap();
+    assert_eq!((report.blocks, report.entries), (0, 0), "it would be written to the journal once more");
+    assert!(!shard.mover.is_due(), "nor is it tried again with the same blocks");
+
+    shard.writer.run_once(&[append(3, vec![one(3, 2)])]).unwrap();
+    assert!(shard.mover.is_due());
+    for _ in 0..2 {
+        let report = shard.mover.run_once().unwrap();
+        assert_eq!((report.blocks, report.entries), (1, 1));
+    }
 }
