@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use iroh::endpoint::{ReadExactError, RecvStream, SendStream, WriteError};
 use iroh_raft_core::NodeId;
 use tokio::sync::Notify;
@@ -20,6 +20,11 @@ use crate::wire::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES,
 const WRITE_BYTES: usize = 256 << 10;
 /// Chunks handed to the stream at a time, about.
 const WRITE_CHUNKS: usize = 256;
+/// Bodies of the append lane's frames are read one behind the other into buffers of this. A single frame may be as large, so
+/// a slice keeps no more alive than it would without.
+const APPEND_BUFFER_BYTES: usize = 1 << 20;
+/// Of the lanes whose frames are small.
+const SMALL_BUFFER_BYTES: usize = 16 << 10;
 
 /// Frames that wait to be written, bounded in number and bytes.
 #[derive(Debug)]
@@ -136,17 +141,38 @@ pub(crate) enum ReadFailure {
     Frame(#[from] FrameError),
 }
 
+async fn read_header(stream: &mut RecvStream, limits: &FrameLimits) -> Result<FrameHeader, ReadFailure> {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).await?;
+    Ok(FrameHeader::parse(&header, limits)?)
+}
+
 /// Reads one frame: the header is checked before memory is taken for the body.
 pub(crate) async fn read_frame(
     stream: &mut RecvStream,
     limits: &FrameLimits,
 ) -> Result<(FrameHeader, Vec<u8>), ReadFailure> {
-    let mut header = [0; HEADER_BYTES];
-    stream.read_exact(&mut header).await?;
-    let header = FrameHeader::parse(&header, limits)?;
+    let header = read_header(stream, limits).await?;
     let mut body = vec![0; header.body_bytes()];
     stream.read_exact(&mut body).await?;
     Ok((header, body))
+}
+
+/// Reads a body into what is free of a buffer, or into another one.
+async fn read_body(
+    stream: &mut RecvStream,
+    header: &FrameHeader,
+    buffer: &mut BytesMut,
+) -> Result<Bytes, ReadFailure> {
+    let bytes = header.body_bytes();
+    if !buffer.try_reclaim(bytes) {
+        let is_append = header.kind == FrameKind::Peer(Lane::Append);
+        let most = if is_append { APPEND_BUFFER_BYTES } else { SMALL_BUFFER_BYTES };
+        *buffer = BytesMut::with_capacity(bytes.max(most));
+    }
+    buffer.resize(bytes, 0);
+    stream.read_exact(buffer).await?;
+    Ok(buffer.split().freeze())
 }
 
 /// Reads the peer's lane until it ends. A frame that is not one ends it with an error; the caller
@@ -160,8 +186,10 @@ pub(crate) async fn read_lane(
     let limits = hub.config.limits.peer_frame;
     let mut claim = Some(claim);
     let mut lane = None;
+    let mut buffer = BytesMut::new();
     loop {
-        let (header, body) = read_frame(stream, &limits).await?;
+        let header = read_header(stream, &limits).await?;
+        let body = read_body(stream, &header, &mut buffer).await?;
         let FrameKind::Peer(found) = header.kind else {
             return Err(FrameError::UnexpectedKind { found: header.kind, expected: "peer" }.into());
         };
@@ -174,7 +202,7 @@ pub(crate) async fn read_lane(
         }
         let at = found as usize;
         let bytes = (HEADER_BYTES + body.len()) as u64;
-        let frame = PeerFrame::decode(&header, Bytes::from(body), &limits)?;
+        let frame = PeerFrame::decode(&header, body, &limits)?;
         hub.counters.frames_in[at].add(1);
         hub.counters.bytes_in[at].add(bytes);
         if (frame.sender(), frame.receiver()) != (peer, hub.config.node) {
@@ -197,7 +225,7 @@ mod tests {
     use super::*;
 
     fn frame(bytes: usize) -> OutFrame {
-        OutFrame { chunks: vec![Bytes::from(vec![0; bytes])], items: 1 }
+        OutFrame { chunks: smallvec::smallvec![Bytes::from(vec![0; bytes])], items: 1 }
     }
 
     fn take(queue: &FrameQueue) -> Option<(u64, u64)> {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use iroh_raft_core::PlacementError;
 use iroh_raft_core::batch::BatchError;
 use iroh_raft_core::{GroupCommandError, MessageKind, ShardId};
+use smallvec::SmallVec;
 
 mod archive;
 mod client;
@@ -356,11 +357,14 @@ fn check_size(what: &'static str, bytes: u32, bytes_max: u32) -> Result<(), Fram
     if bytes > bytes_max { Err(FrameError::TooLarge { what, bytes, bytes_max }) } else { Ok(()) }
 }
 
+/// The pieces of a frame, in place while they are few: those of a frame with up to three large batches are.
+pub type Chunks = SmallVec<[Bytes; 4]>;
+
 /// A frame ready to be written: header and archive first, then payload slices.
 #[derive(Clone, Debug, Default)]
 pub struct OutFrame {
     /// To be written in this order.
-    pub chunks: Vec<Bytes>,
+    pub chunks: Chunks,
     /// Messages, requests or ended requests in it; a handshake counts as one.
     pub items: u32,
 }

@@ -234,15 +234,63 @@ pub fn encode_batch_with_runs<'a>(
     blocks: impl Iterator<Item = &'a RecordBlock> + Clone,
     runs: &[Run],
 ) -> Bytes {
+    // All are small: each has a buffer for itself.
+    BatchBuffer::new(usize::MAX).encode(base, at, blocks, runs)
+}
+
+/// Where batches are packed. Large ones are cut one behind the other from a buffer for many, which is used again once all of
+/// them are gone; a slice keeps all of it alive, so small ones have buffers for themselves.
+#[derive(Debug)]
+pub(crate) struct BatchBuffer {
+    shared: BytesMut,
+    /// Batches below this are small.
+    bytes_min: usize,
+}
+
+/// Bytes of a buffer for many batches: no more than one frame of a peer may keep alive.
+const SHARED_BYTES: usize = 1 << 20;
+
+impl BatchBuffer {
+    pub(crate) fn new(bytes_min: usize) -> BatchBuffer {
+        BatchBuffer { shared: BytesMut::new(), bytes_min }
+    }
+
+    /// As [`encode_batch_with_runs`].
+    pub(crate) fn encode<'a>(
+        &mut self,
+        base: Offset,
+        at: WallTime,
+        blocks: impl Iterator<Item = &'a RecordBlock> + Clone,
+        runs: &[Run],
+    ) -> Bytes {
+        let records: usize = blocks.clone().map(|block| block.as_bytes().len()).sum();
+        let bytes = BATCH_HEADER_BYTES + runs.len() * RUN_BYTES + records;
+        if bytes < self.bytes_min {
+            let mut own = BytesMut::with_capacity(bytes);
+            put_batch(&mut own, base, at, blocks, runs);
+            return own.freeze();
+        }
+        if !self.shared.try_reclaim(bytes) {
+            self.shared = BytesMut::with_capacity(bytes.max(SHARED_BYTES));
+        }
+        put_batch(&mut self.shared, base, at, blocks, runs);
+        self.shared.split().freeze()
+    }
+}
+
+fn put_batch<'a>(
+    data: &mut BytesMut,
+    base: Offset,
+    at: WallTime,
+    blocks: impl Iterator<Item = &'a RecordBlock> + Clone,
+    runs: &[Run],
+) {
     assert!(runs.len() <= RUNS_MAX, "{} runs in a batch", runs.len());
-    let runs_bytes = runs.len() * RUN_BYTES;
     let count: u64 = blocks.clone().map(|block| u64::from(block.count)).sum();
     let payload: usize = blocks.clone().map(RecordBlock::payload_bytes).sum();
     assert!(count > 0, "a batch has at least one record");
     let count = u32::try_from(count).expect("fewer than 2^32 records");
     let payload_bytes = u32::try_from(payload).expect("a batch is below 4 GiB");
-    let mut data =
-        BytesMut::with_capacity(BATCH_HEADER_BYTES + runs_bytes + count as usize * LENGTH_BYTES + payload);
     data.put_u8(BATCH_VERSION);
     data.put_u8(0);
     data.put_u16_le(runs.len() as u16);
@@ -251,14 +299,13 @@ pub fn encode_batch_with_runs<'a>(
     data.put_u64_le(at.0);
     data.put_u32_le(payload_bytes);
     data.put_u32_le(0);
-    runs.iter().for_each(|run| run.put(&mut data));
+    runs.iter().for_each(|run| run.put(data));
     for block in blocks.clone() {
         data.put_slice(block.lengths());
     }
     for block in blocks {
         data.put_slice(block.payload());
     }
-    data.freeze()
 }
 
 /// A batch, read in place.

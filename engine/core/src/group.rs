@@ -32,6 +32,7 @@ use raft::eraftpb::{self, MessageType};
 use raft::{RawNode, ReadOnlyOption, StateRole};
 use slog::{Discard, Logger, o};
 
+use crate::batch::BatchBuffer;
 use crate::convert::{to_hard_state, to_node, to_raft_message, to_role};
 use crate::disk_watch::DiskHealth;
 use crate::error::{BusyReason, RequestError};
@@ -92,7 +93,22 @@ pub(crate) struct Turn<'a> {
     pub(crate) send_budget: &'a mut SendBudget,
     /// What counts against `shard_pending_bytes_max`, of all groups.
     pub(crate) shard_pending_bytes: usize,
+    pub(crate) buffers: &'a mut Buffers,
     pub(crate) out: &'a mut Outputs,
+}
+
+/// Memory that the groups of a shard use in turn.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    pub(crate) batches: BatchBuffer,
+    /// Entries that are about to become durable; empty between calls.
+    entries: Vec<LogEntry>,
+}
+
+impl Default for Buffers {
+    fn default() -> Buffers {
+        Buffers { batches: BatchBuffer::new(COPY_BYTES_MAX), entries: Vec::new() }
+    }
 }
 
 impl Turn<'_> {
@@ -632,12 +648,10 @@ impl Replica {
         let is_miscounted = mutants::is(Mutant::OffsetFromCommit);
         let base = if is_miscounted { self.commit_end } else { self.offset_after(last) };
         let position = Position { index: last.next(), term: Term(raft.term), base, at, now: turn.now };
-        let batches = self.pack(turn, position);
-        if batches.is_empty() {
+        let entries = self.pack(turn, position);
+        if entries.is_empty() {
             return;
         }
-        let entry = |data| eraftpb::Entry { data, ..Default::default() };
-        let entries: Vec<eraftpb::Entry> = batches.into_iter().map(entry).collect();
         let message = eraftpb::Message {
             msg_type: MessageType::MsgPropose,
             from: self.node.0,

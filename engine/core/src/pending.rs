@@ -12,8 +12,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
+use raft::eraftpb;
 
-use crate::batch::{RUN_BYTES, RUNS_MAX, RecordBlock, Run, encode_batch_with_runs};
+use crate::batch::{BatchBuffer, RUN_BYTES, RUNS_MAX, RecordBlock, Run};
 use crate::error::{BusyReason, RequestError};
 use crate::ids::{GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{AnswerOn, ClientRun, Propose, Reply, ShardConfig, Token, Waiter};
@@ -126,9 +127,11 @@ impl Pending {
         mut position: Position,
         sessions: &mut Sessions,
         known: (Index, Index),
+        buffer: &mut BatchBuffer,
         replies: &mut Vec<Reply>,
-    ) -> Vec<Bytes> {
+    ) -> Vec<eraftpb::Entry> {
         let mut batches = Vec::new();
+        let entry = |data| eraftpb::Entry { data, ..Default::default() };
         while let Some(mut propose) = self.waiting.pop_front() {
             self.waiting_bytes -= block_bytes(&propose.block);
             if !self.judge(config, &mut propose, position.at, sessions, known, replies) {
@@ -136,7 +139,7 @@ impl Pending {
             }
             let (bytes, count) = (block_bytes(&propose.block), propose.block.count());
             if self.parts.is_full_for(config, bytes, count as usize) {
-                batches.push(self.seal(&mut position));
+                batches.push(entry(self.seal(&mut position, buffer)));
             }
             let (index, term) = (position.index, position.term);
             let place = self.parts.records as u32;
@@ -154,7 +157,7 @@ impl Pending {
             self.parts.blocks.push(propose.block);
         }
         if !self.parts.blocks.is_empty() {
-            batches.push(self.seal(&mut position));
+            batches.push(entry(self.seal(&mut position, buffer)));
         }
         self.take_repeats(known.0);
         batches
@@ -174,11 +177,11 @@ impl Pending {
     }
 
     /// Makes a batch of what goes together, and a place for the next.
-    fn seal(&mut self, position: &mut Position) -> Bytes {
+    fn seal(&mut self, position: &mut Position, buffer: &mut BatchBuffer) -> Bytes {
         let parts = &mut self.parts;
         self.uncommitted_bytes += parts.bytes;
         self.uncommitted.push_back((position.index, parts.bytes, position.now));
-        let data = encode_batch_with_runs(position.base, position.at, parts.blocks.iter(), &parts.runs);
+        let data = buffer.encode(position.base, position.at, parts.blocks.iter(), &parts.runs);
         position.base = Offset(position.base.0 + parts.records as u64);
         position.index = position.index.next();
         parts.blocks.clear();
@@ -445,7 +448,10 @@ mod tests {
 
     fn pack(pending: &mut Pending, config: &ShardConfig, position: Position) -> Vec<Bytes> {
         let known = (Index(0), Index(0));
-        pending.pack(config, position, &mut Sessions::default(), known, &mut Vec::new())
+        let buffer = &mut BatchBuffer::new(usize::MAX);
+        let entries =
+            pending.pack(config, position, &mut Sessions::default(), known, buffer, &mut Vec::new());
+        entries.into_iter().map(|entry| entry.data).collect()
     }
 
     #[test]
@@ -563,7 +569,8 @@ mod tests {
         let mut replies = Vec::new();
         let mut pack = |pending: &mut Pending, index: u64, known: (u64, u64), replies: &mut Vec<Reply>| {
             let known = (Index(known.0), Index(known.1));
-            pending.pack(&config, position(index), &mut sessions, known, replies).len()
+            let buffer = &mut BatchBuffer::new(usize::MAX);
+            pending.pack(&config, position(index), &mut sessions, known, buffer, replies).len()
         };
         [run(0, 0), run(1, 1)].into_iter().for_each(|propose| pending.push(propose));
         assert_eq!(pack(&mut pending, 1, (0, 0), &mut replies), 1);

@@ -14,10 +14,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::disk_watch::DiskWatch;
 use crate::error::{BusyReason, ConfigError, RequestError};
 use crate::find::{Find, Seeker};
-use crate::group::{Replica, SendBudget, SnapshotsOpen, Turn};
+use crate::group::{Buffers, Replica, SendBudget, SnapshotsOpen, Turn};
 use crate::group_meta::GroupMeta;
 use crate::ids::{
     FlushSeq, GroupId, Index, NodeId, Owner, Sequence, SessionId, ShardId, Timestamp, WallTime,
@@ -59,7 +61,7 @@ pub struct Shard {
     last_seq: FlushSeq,
     persisted: FlushSeq,
     /// Flushes on their way, with the positions of the members in each.
-    flushes: VecDeque<(FlushSeq, Vec<usize>)>,
+    flushes: VecDeque<(FlushSeq, SmallVec<[usize; 4]>)>,
     disk: DiskWatch,
     spread: Spread,
     /// Positions of the members that ticks are for: all but quiet ones, those taken out, and those that wait.
@@ -86,6 +88,7 @@ pub struct Shard {
     next_fetch: FetchId,
     snapshots_open: SnapshotsOpen,
     send_budget: SendBudget,
+    buffers: Buffers,
     window_bytes: usize,
     /// Of proposals that wait or are not committed, over all groups.
     pending_bytes: usize,
@@ -160,6 +163,7 @@ impl Shard {
             next_fetch: FetchId(1),
             snapshots_open: SnapshotsOpen::default(),
             send_budget: SendBudget::new(now),
+            buffers: Buffers::default(),
             window_bytes: 0,
             pending_bytes: 0,
             is_fenced: false,
@@ -709,6 +713,7 @@ impl Shard {
             snapshots_open: open_others,
             send_budget: &mut self.send_budget,
             shard_pending_bytes: self.pending_bytes,
+            buffers: &mut self.buffers,
             out,
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(replica, &mut turn)));

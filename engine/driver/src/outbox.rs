@@ -139,9 +139,9 @@ impl Outbox {
     /// Closes the turn's frames and pushes all that may leave, ringing once. Returns the nodes for
     /// which frames were dropped because the ring was full.
     pub(super) fn flush(&mut self, ring: &Producer<ToBridge>, counters: &ShardCounters) -> BTreeSet<NodeId> {
-        for frame in std::mem::take(&mut self.open) {
-            self.close(frame);
-        }
+        let mut open = std::mem::take(&mut self.open);
+        open.drain(..).for_each(|frame| self.close(frame));
+        self.open = open;
         for (connection, mut builder) in std::mem::take(&mut self.replies) {
             if !builder.is_empty() {
                 let frame = builder.finish(self.shard);
@@ -156,10 +156,11 @@ impl Outbox {
             self.mix();
         }
         let mut lost = BTreeSet::new();
-        let mut kept = VecDeque::new();
         let mut peers_waiting = 0;
         let mut is_pushed = false;
-        while let Some(item) = self.ready.pop_front() {
+        // What is kept goes behind the rest, and so in order to the front once all have been looked at.
+        for _ in 0..self.ready.len() {
+            let Some(item) = self.ready.pop_front() else { break };
             let is_peer = matches!(item, ToBridge::Peer { .. });
             match ring.push_quietly(item) {
                 Ok(()) => {
@@ -172,12 +173,11 @@ impl Outbox {
                 }
                 Err(item) => {
                     peers_waiting += usize::from(is_peer);
-                    kept.push_back(item);
+                    self.ready.push_back(item);
                 }
             }
         }
-        self.waiting = kept.len();
-        self.ready = kept;
+        self.waiting = self.ready.len();
         if is_pushed {
             ring.ring();
         }
@@ -213,7 +213,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use iroh_raft_netbridge::ring::{Doorbell, ring};
-    use iroh_raft_netbridge::wire::OutFrame;
+    use iroh_raft_netbridge::wire::{Chunks, OutFrame};
 
     use super::*;
 
@@ -222,7 +222,7 @@ mod tests {
     /// Frames to as many peers, and between them one after the other to one client; each is told apart by its bytes.
     fn fill(outbox: &mut Outbox, peers: u64) {
         for at in 0..peers {
-            let frame = OutFrame { chunks: Vec::new(), items: 1 };
+            let frame = OutFrame { chunks: Chunks::new(), items: 1 };
             outbox.ready.push_back(ToBridge::Peer { to: NodeId(at + 2), lane: Lane::Heartbeat, frame });
             outbox.push_reply(Token { origin: CLIENT, request: at }, GroupId(1), ReplyBody::Done);
             let frame = outbox.replies.remove(&CLIENT).expect("it was pushed just now").finish(ShardId(0));
@@ -249,7 +249,7 @@ mod tests {
 
     fn of_client(item: &ToBridge) -> Option<Vec<bytes::Bytes>> {
         match item {
-            ToBridge::Client { frame, .. } => Some(frame.chunks.clone()),
+            ToBridge::Client { frame, .. } => Some(frame.chunks.to_vec()),
             ToBridge::Peer { .. } => None,
         }
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use iroh_raft_core::{BootEpoch, ClusterId, GroupId, MessageKind, NodeId, PLACED_MAX, Placement, ShardId};
+use smallvec::smallvec;
 
 use super::{FRAME_VERSION, FrameError, FrameHeader, FrameKind, HEADER_BYTES, OutFrame};
 
@@ -163,7 +164,7 @@ impl Handshake {
             archive_bytes: 0,
             payload_bytes: body.len() as u32,
         };
-        OutFrame { chunks: vec![Bytes::from([&header.encode()[..], &body].concat())], items: 1 }
+        OutFrame { chunks: smallvec![Bytes::from([&header.encode()[..], &body].concat())], items: 1 }
     }
 
     /// Reads the body behind a header of kind [`FrameKind::Handshake`].

@@ -3,16 +3,21 @@
 //! There is no table of positions: descriptors carry lengths, in order, and a running cursor gives
 //! the rest. So pieces can neither overlap nor leave a gap.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use iroh_raft_core::ShardId;
 
 use super::archive::{self, Table};
-use super::{FrameError, FrameHeader, FrameKind, HEADER_BYTES, OutFrame};
+use super::{Chunks, FrameError, FrameHeader, FrameKind, HEADER_BYTES, OutFrame};
 
 /// Pieces below this size are copied together, larger ones referenced. A piece of its own costs a
 /// reference count, an entry in the stream's send queue and one more STREAM frame, about what
 /// copying a kilobyte costs.
 pub(super) const COPIED_BYTES_MAX: usize = 1024;
+
+/// What a frame has to copy is cut from a buffer for many frames if it is at most this, and has a buffer of its own otherwise:
+/// a frame that waits for its flush keeps the whole buffer alive.
+const SHARED_BYTES_MAX: usize = 2 << 10;
+const SHARED_BUFFER_BYTES: usize = 16 << 10;
 
 /// Gathers payload pieces in order.
 #[derive(Debug, Default)]
@@ -22,6 +27,10 @@ pub(super) struct PayloadBuilder {
     /// Large pieces, each with the length that `copied` had when it came.
     referenced: Vec<(usize, Bytes)>,
     referenced_bytes: usize,
+    /// What a frame begins with, before it goes into its chunk.
+    head: Vec<u8>,
+    /// First chunks of small frames are cut from it, one after the other.
+    shared: BytesMut,
 }
 
 impl PayloadBuilder {
@@ -73,16 +82,30 @@ impl PayloadBuilder {
             payload_bytes: u32::try_from(self.bytes()).expect("a payload is below 4 GiB"),
         };
         let first_copied = self.referenced.first().map_or(self.copied.len(), |(at, _)| *at);
-        let mut head = Vec::with_capacity(HEADER_BYTES + archive_bytes + first_copied);
+        let copied_bytes = HEADER_BYTES + archive_bytes + self.copied.len();
+        let is_shared = copied_bytes <= SHARED_BYTES_MAX;
+        let mut head =
+            if is_shared { std::mem::take(&mut self.head) } else { Vec::with_capacity(copied_bytes) };
+        head.clear();
         head.extend_from_slice(&header.encode());
         head = archive::write(table, head);
         assert_eq!(head.len(), HEADER_BYTES + archive_bytes, "an archive has the size that was announced");
-        let (with_head, between) = self.copied.split_at(first_copied);
-        head.extend_from_slice(with_head);
-        let mut chunks = Vec::with_capacity(1 + 2 * self.referenced.len());
-        chunks.push(Bytes::from(head));
-        // The pieces between and behind the large ones: one buffer for all of them.
-        let mut between = Bytes::copy_from_slice(between);
+        head.extend_from_slice(&self.copied);
+        // Everything that is copied has one buffer: the first chunk, and the pieces between and behind the large ones.
+        let mut between = if is_shared {
+            if !self.shared.try_reclaim(copied_bytes) {
+                self.shared = BytesMut::with_capacity(SHARED_BUFFER_BYTES);
+            }
+            self.shared.extend_from_slice(&head);
+            self.head = head;
+            self.shared.split().freeze()
+        } else {
+            Bytes::from(head)
+        };
+        let first = between.split_to(HEADER_BYTES + archive_bytes + first_copied);
+        let pieces = self.referenced.len();
+        let mut chunks = Chunks::with_capacity(1 + pieces + if between.is_empty() { 0 } else { pieces });
+        chunks.push(first);
         let mut done = first_copied;
         let mut referenced = self.referenced.drain(..).peekable();
         while let Some((_, piece)) = referenced.next() {

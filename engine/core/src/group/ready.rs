@@ -17,6 +17,8 @@ use crate::mutants::{self, Mutant};
 
 /// Readies in one turn after which a group counts as broken: it should have come to rest.
 const READIES_MAX: u32 = 10_000;
+/// Entries that memory is kept for from turn to turn.
+const ENTRIES_KEPT: usize = 1024;
 
 /// What of a replica's state is on its way to the disk.
 #[derive(Debug)]
@@ -165,7 +167,8 @@ impl Replica {
             self.persistence.current = to_hard_state(hard_state);
         }
         let is_restart = !ready.snapshot().is_empty();
-        let entries: Vec<LogEntry> = ready.take_entries().into_iter().map(to_log_entry).collect();
+        let mut entries = std::mem::take(&mut turn.buffers.entries);
+        entries.extend(ready.take_entries().into_iter().map(to_log_entry));
         let messages = ready.take_messages();
         let persisted_messages = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
@@ -183,6 +186,9 @@ impl Replica {
         } else {
             self.raw.on_persist_ready(number);
         }
+        entries.clear();
+        entries.shrink_to(ENTRIES_KEPT);
+        turn.buffers.entries = entries;
         self.apply_changes(turn, &committed);
         if let Some(last) = committed.last() {
             self.raw.advance_apply_to(last.index);

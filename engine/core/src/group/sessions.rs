@@ -94,10 +94,11 @@ impl Replica {
     }
 
     /// Packs what waits, as the sessions allow.
-    pub(super) fn pack(&mut self, turn: &mut Turn<'_>, position: Position) -> Vec<bytes::Bytes> {
+    pub(super) fn pack(&mut self, turn: &mut Turn<'_>, position: Position) -> Vec<eraftpb::Entry> {
         let sessions = self.commands.ahead.sessions.get_or_insert_default();
         let known = (self.commit.max(Index(self.raw.raft.raft_log.committed)), self.applied);
-        self.pending.pack(turn.config, position, sessions, known, &mut turn.out.replies)
+        let (buffer, replies) = (&mut turn.buffers.batches, &mut turn.out.replies);
+        self.pending.pack(turn.config, position, sessions, known, buffer, replies)
     }
 
     /// Why a session cannot be opened, if the command opens one and it cannot.

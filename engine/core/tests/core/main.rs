@@ -3,6 +3,7 @@
 mod harness;
 
 mod chaos;
+mod copies;
 mod fuzz;
 mod hostile;
 mod passages;
