@@ -1,8 +1,10 @@
 //! What the tests of real parts share.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod allocations;
 pub mod hanging_disk;
 pub mod load;
+pub mod steady_load;
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -116,7 +118,8 @@ impl Plan {
         self.builder(node).tune(change).build().await.unwrap()
     }
 
-    fn builder(&self, node: u64) -> RaftClusterBuilder<LogOnly> {
+    /// A node's settings, without state machines.
+    pub fn builder(&self, node: u64) -> RaftClusterBuilder<LogOnly> {
         let mut builder = RaftCluster::builder()
             .node_id(node)
             .cluster("tests")

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the comparisons of bench/compare, built for release and run.
 
+use std::ffi::OsStr;
 use std::process::Command;
 
 use crate::step;
@@ -24,16 +25,19 @@ pub(crate) fn core(json: &str) -> bool {
 
 /// Measures the whole engine; `args` go to it as they are. Returns whether it succeeded.
 pub(crate) fn speed(args: &[&str]) -> bool {
-    whole_engine("speed", args)
+    let build = ["build", "--locked", "--release", "-p", "iroh-raft-tests", "--bin", "allocations"];
+    let count = step::target_folder().join("release").join("allocations");
+    step::run("build of the count of allocations", &mut step::cargo(&build))
+        && whole_engine("speed", &[OsStr::new("--allocations"), count.as_os_str()], args)
 }
 
 /// Measures throughput against latency and draws it into `svg`. Returns whether it succeeded.
 pub(crate) fn picture(svg: &str) -> bool {
-    whole_engine("picture", &["--svg", svg])
+    whole_engine("picture", &[], &["--svg", svg])
 }
 
 /// Runs a program of bench that needs the load generator and the comparison of cores.
-fn whole_engine(name: &str, args: &[&str]) -> bool {
+fn whole_engine(name: &str, programs: &[&OsStr], args: &[&str]) -> bool {
     let release = step::target_folder().join("release");
     let mut load =
         step::cargo(&["build", "--locked", "--release", "-p", "iroh-raft-loadgen", "--bin", "loadgen"]);
@@ -44,7 +48,7 @@ fn whole_engine(name: &str, args: &[&str]) -> bool {
     let Some(core) = comparison("core") else { return false };
     let mut own = Command::new(release.join(name));
     own.arg("--loadgen").arg(release.join("loadgen")).arg("--core").arg(core.get_program());
-    step::run(name, own.args(args))
+    step::run(name, own.args(programs).args(args))
 }
 
 fn comparison(name: &str) -> Option<Command> {
