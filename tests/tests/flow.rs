@@ -169,11 +169,32 @@ fn queues_bytes_max(offered: u64) -> usize {
     NODES * node + 3 * CLIENTS * CLIENT_BYTES + 3 * embedded + 100 * offered as usize
 }
 
+/// Compares times of the same run. An error is no panic: see [`one_of_three`].
+fn at_most_twice(what: &str, with: Duration, without: Duration) -> Result<(), String> {
+    if with <= 2 * without { Ok(()) } else { Err(format!("{what}: {with:?}, and {without:?} otherwise")) }
+}
+
+/// Times are kept in one of three attempts: a rule that is broken breaks them each time, a machine that stood still for other
+/// reasons does not. What is no time is kept in every attempt.
+async fn one_of_three(attempt: impl AsyncFn() -> Result<(), String>) {
+    for number in 1..=3 {
+        match attempt().await {
+            Ok(()) => return,
+            Err(late) => println!("attempt {number}: {late}"),
+        }
+    }
+    panic!("late in each of three attempts");
+}
+
 /// Ten times what the cluster takes is offered, by clients on the network and in the nodes' processes that wait for nothing.
 ///
 /// What is accepted waits behind no more than before: the bound of pending bytes is what makes its time, not the load.
 #[tokio::test]
 async fn at_ten_times_the_load_what_is_accepted_is_served_as_before_and_the_rest_is_told_to_come_again() {
+    one_of_three(overload).await;
+}
+
+async fn overload() -> Result<(), String> {
     let cluster = Cluster::start(|_| {}).await;
     let (groups, numbers) = (groups(GROUPS), Numbers::default());
     let clients = cluster.clients(CLIENTS).await;
@@ -217,11 +238,6 @@ async fn at_ten_times_the_load_what_is_accepted_is_served_as_before_and_the_rest
     assert!(grown <= grown_max, "{grown} of {grown_max}");
     assert!(pending_peak <= SHARD_PENDING_BYTES as u64, "{pending_peak}");
     let (served, sustainable) = (overload.quantile(0.99), sustained.quantile(0.99));
-    assert!(
-        served <= 2 * sustainable,
-        "what is accepted waits for {served:?}, {sustainable:?} without overload"
-    );
-    assert!(after <= 2 * before, "the same requests took {after:?} afterwards, {before:?} before");
     all.merge(sustained);
     all.merge(overload);
     for node in &cluster.nodes {
@@ -229,6 +245,8 @@ async fn at_ten_times_the_load_what_is_accepted_is_served_as_before_and_the_rest
     }
     clients.iter().for_each(Client::close);
     cluster.stop().await;
+    at_most_twice("99 % of what is accepted", served, sustainable)?;
+    at_most_twice("the same requests afterwards", after, before)
 }
 
 /// The disk of a follower stands still: the others make up a quorum, and its leaders wait for it with as much of each group as
@@ -239,8 +257,12 @@ async fn a_follower_that_stands_still_slows_nobody_and_catches_up() {
     let message_bytes_max = PENDING_MAX * REQUEST_BYTES + ENTRY_OVERHEAD_BYTES;
     let sent_max = GROUPS as usize * INFLIGHT_MAX * message_bytes_max;
     assert!(sent_max < FLUSH_BYTES);
-    let stats = stand_still(|_| {}, sent_max).await;
-    assert_eq!(stats.appends_dropped, 0);
+    one_of_three(async || {
+        let stats = stand_still(|_| {}, sent_max).await?;
+        assert_eq!(stats.appends_dropped, 0);
+        Ok(())
+    })
+    .await;
 }
 
 /// With windows that would let through much more, it takes as much of all groups together as its disk may be behind by.
@@ -251,12 +273,16 @@ async fn a_follower_takes_no_more_than_its_disk_may_be_behind_by() {
         config.core.inflight_messages_max = 1 << 20;
         config.flush_bytes_max = BEHIND_BYTES;
     };
-    let stats = stand_still(tune, BEHIND_BYTES + RING_BYTES).await;
-    assert!(stats.appends_dropped > 0);
+    one_of_three(async || {
+        let stats = stand_still(tune, BEHIND_BYTES + RING_BYTES).await?;
+        assert!(stats.appends_dropped > 0);
+        Ok(())
+    })
+    .await;
 }
 
 /// A follower whose disk stands still holds so much for it at most. Returns its counters of then.
-async fn stand_still(change: impl Fn(&mut EngineConfig), held_max: usize) -> ShardStats {
+async fn stand_still(change: impl Fn(&mut EngineConfig), held_max: usize) -> Result<ShardStats, String> {
     const REQUESTS: u64 = 1000;
     let cluster = Cluster::start(change).await;
     let (groups, numbers) = (groups(GROUPS), Numbers::default());
@@ -278,9 +304,7 @@ async fn stand_still(change: impl Fn(&mut EngineConfig), held_max: usize) -> Sha
     assert!(stats.unflushed_bytes as usize <= held_max, "it holds more than it may");
     assert!(groups.len() * REQUESTS as usize * REQUEST_BYTES > 3 * held_max, "there was more to send");
     assert!(cluster.stats(0).pending_bytes_peak <= SHARD_PENDING_BYTES as u64);
-    assert!(during <= 2 * before, "the same requests took {during:?} with it, {before:?} without");
     let (slow, fast) = (without.quantile(MOST), with.quantile(MOST));
-    assert!(slow <= 2 * fast, "95 % were answered within {slow:?} with it, {fast:?} without");
     cluster.disks[2].hang(false);
     for &group in &groups {
         let end = cluster.status(0, group).await.unwrap().end;
@@ -294,12 +318,18 @@ async fn stand_still(change: impl Fn(&mut EngineConfig), held_max: usize) -> Sha
     all.audit(cluster.nodes[2].engine()).await;
     clients.iter().for_each(Client::close);
     cluster.stop().await;
-    stats
+    at_most_twice("the same requests with it", during, before)?;
+    at_most_twice("95 % with it", slow, fast)?;
+    Ok(stats)
 }
 
 /// One group is offered ten times what it takes, and may take all the room of its shard; the others are in little use.
 #[tokio::test]
 async fn a_group_that_wants_everything_leaves_the_others_their_place() {
+    one_of_three(greed).await;
+}
+
+async fn greed() -> Result<(), String> {
     let cluster = Cluster::start(|config| config.core.pending_bytes_max = 1 << 20).await;
     let (groups, numbers) = (groups(GROUPS), Numbers::default());
     let clients = cluster.clients(CLIENTS).await;
@@ -332,11 +362,11 @@ async fn a_group_that_wants_everything_leaves_the_others_their_place() {
     assert_eq!(beside.refused(), 0, "the others found no room: {:?}", beside.busy);
     // They share flushes with it, and so wait for what it has pending, as its own requests do when it is full. No longer.
     let (slow, bound) = (beside.quantile(MOST), full.quantile(MOST));
-    assert!(slow <= 2 * bound, "95 % were answered within {slow:?}, of the full group within {bound:?}");
     for seen in [alone, full, beside, flood] {
         all.merge(seen);
     }
     all.audit(cluster.nodes[0].engine()).await;
     clients.iter().for_each(Client::close);
     cluster.stop().await;
+    at_most_twice("95 % beside it, and of itself when it is full", slow, bound)
 }
