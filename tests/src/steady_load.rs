@@ -13,7 +13,7 @@ use crate::{Plan, until};
 /// Records of a block.
 pub const BLOCK_RECORDS: usize = 1024;
 /// Blocks on their way at a time: redb allocates for each commit, so a record costs the less the more a flush holds.
-const IN_FLIGHT: usize = 128;
+const IN_FLIGHT: usize = 192;
 /// Replicas, all in this process.
 pub const REPLICAS: u64 = 3;
 
