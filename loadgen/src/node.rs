@@ -430,13 +430,13 @@ async fn status(engine: &Engine) -> Result<NodeStatus, RequestError> {
     let mut sum = NodeStatus { groups: groups.collect(), ..NodeStatus::default() };
     let stats = engine.stats();
     sum.sent_bytes = stats.bridge.bytes_out.iter().sum::<u64>() + stats.bridge.client_bytes_out;
-    for thread in stats.threads {
+    for thread in engine.thread_costs() {
         let kind = thread.name.split('-').next().unwrap_or_default().to_owned();
         let us = u64::try_from(thread.cpu.as_micros()).unwrap_or(u64::MAX);
         *sum.thread_us.entry(kind).or_default() += us;
     }
     let mut waits = BTreeMap::<_, Waits>::new();
-    stats.rings.iter().for_each(|ring| waits.entry(ring.name).or_default().add(&ring.waits));
+    engine.rings().iter().for_each(|ring| waits.entry(ring.name).or_default().add(&ring.waits));
     sum.waits = waits.iter().map(|(name, waits)| ((*name).to_owned(), waits.counts().to_vec())).collect();
     sum.busy = stats.bridge.requests_busy;
     for shard in stats.shards {

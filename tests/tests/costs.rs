@@ -62,16 +62,16 @@ async fn appends_say_where_their_time_went_and_groups_what_they_cost() {
     assert!(flushes > APPENDS && messages >= 2 * APPENDS && inputs >= APPENDS && !cpu.is_zero());
     assert!(cost(idle).written_bytes < bytes / 10 && cost(idle).cpu < cpu);
 
-    let stats = leader.stats();
-    let thread = |name: &str| stats.threads.iter().filter(|thread| thread.name == name).count();
+    let (threads, rings) = (leader.thread_costs(), leader.rings());
+    let thread = |name: &str| threads.iter().filter(|thread| thread.name == name).count();
     // Two serve, and one waits for their end.
     let expected = [("shard-0", 1), ("writer-0", 1), ("bridge", 3), ("mover", 1), ("reader", 1)];
     for (name, count) in expected {
-        assert!(thread(name) >= count, "{name}: {:?}", stats.threads);
+        assert!(thread(name) >= count, "{name}: {threads:?}");
     }
-    let shard = stats.threads.iter().find(|thread| thread.name == "shard-0").unwrap();
+    let shard = threads.iter().find(|thread| thread.name == "shard-0").unwrap();
     assert!(shard.cpu >= cpu && shard.sleeps > 0, "{shard:?} {cpu:?}");
-    let ring = |name: &str| stats.rings.iter().find(|ring| ring.name == name).unwrap();
+    let ring = |name: &str| rings.iter().find(|ring| ring.name == name).unwrap();
     for name in ["bridge to shard", "shard to bridge", "shard to writer", "writer to shard"] {
         let waits = &ring(name).waits;
         assert!(waits.count() >= APPENDS, "{name}: {}", waits.count());

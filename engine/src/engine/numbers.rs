@@ -18,10 +18,6 @@ pub struct EngineStats {
     pub shards: Vec<ShardStats>,
     /// Of the bridge.
     pub bridge: BridgeStats,
-    /// Of the rings between its threads.
-    pub rings: Vec<RingReport>,
-    /// What its threads cost.
-    pub threads: Vec<ThreadCost>,
 }
 
 /// One ring.
@@ -39,25 +35,34 @@ pub struct RingReport {
 }
 
 impl Engine {
-    /// Counters since start. Reads a few files of `/proc` for each thread: for every second, not for every record.
+    /// Counters since start.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            shards: self.inner.shards.iter().map(|shard| shard.counters.snapshot()).collect(),
+            bridge: lock(&self.inner.bridge).as_ref().map(Bridge::stats).unwrap_or_default(),
+        }
+    }
+
+    /// What the rings between the node's threads have seen since start.
+    #[must_use]
+    pub fn rings(&self) -> Vec<RingReport> {
         let report = |(name, shard, meter): &(&'static str, ShardId, RingMeter)| RingReport {
             name,
             shard: *shard,
             stats: meter.stats(),
             waits: meter.waits(),
         };
-        let bridge = lock(&self.inner.bridge);
-        // Its runtime may still start some.
-        let ids = bridge.as_ref().map(Bridge::thread_ids).unwrap_or_default();
-        let of_bridge: Vec<_> = ids.into_iter().filter_map(|id| thread_book::cost("bridge", id)).collect();
-        EngineStats {
-            shards: self.inner.shards.iter().map(|shard| shard.counters.snapshot()).collect(),
-            bridge: bridge.as_ref().map(Bridge::stats).unwrap_or_default(),
-            rings: self.inner.rings.iter().map(report).collect(),
-            threads: [self.inner.book.costs(), of_bridge].concat(),
-        }
+        self.inner.rings.iter().map(report).collect()
+    }
+
+    /// What the node's threads have cost since start. Reads three files of `/proc` for each: not for every record.
+    #[must_use]
+    pub fn thread_costs(&self) -> Vec<ThreadCost> {
+        // The bridge's runtime may still start some.
+        let ids = lock(&self.inner.bridge).as_ref().map(Bridge::thread_ids).unwrap_or_default();
+        let of_bridge = ids.into_iter().filter_map(|id| thread_book::cost("bridge", id));
+        self.inner.book.costs().into_iter().chain(of_bridge).collect()
     }
 
     /// What each group of this node has cost since start, in order of group; those that did nothing are not there.
