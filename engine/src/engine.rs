@@ -516,18 +516,26 @@ impl Engine {
     /// one has ended; [`RequestError::Timeout`] when one has not answered within
     /// [`request_deadline`](crate::EngineConfig::request_deadline). Asking again is always safe.
     pub async fn statuses(&self) -> Result<Vec<GroupStatus>, RequestError> {
+        let mut statuses = self.ask_shards(Command::Statuses).await?;
+        statuses.sort_unstable_by_key(|status| status.group);
+        Ok(statuses)
+    }
+
+    /// What all shards answer, together, or why one did not.
+    async fn ask_shards<T>(
+        &self,
+        command: fn(oneshot::Sender<Vec<T>>) -> Command,
+    ) -> Result<Vec<T>, RequestError> {
         let mut answers = Vec::new();
         for shard in &self.inner.shards {
             let (reply, answer) = oneshot::channel();
-            shard.push(Command::Statuses(reply))?;
+            shard.push(command(reply))?;
             answers.push(shard.answer(answer));
         }
         let answers = futures_util::future::join_all(answers);
         let answers = within(self.inner.request_deadline, answers).await.ok_or(RequestError::Timeout)?;
-        let statuses = answers.into_iter().collect::<Option<Vec<_>>>().ok_or(RequestError::ShuttingDown)?;
-        let mut statuses = statuses.concat();
-        statuses.sort_unstable_by_key(|status| status.group);
-        Ok(statuses)
+        let answers = answers.into_iter().collect::<Option<Vec<_>>>().ok_or(RequestError::ShuttingDown)?;
+        Ok(answers.into_iter().flatten().collect())
     }
 
     /// What broke this node, if something did. It then acknowledges nothing more in the shard

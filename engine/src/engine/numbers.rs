@@ -1,6 +1,5 @@
 //! What a node says of its work: counters, the rings, the threads, and what each group costs.
 
-use futures_channel::oneshot;
 use iroh_raft_core::{GroupId, RequestError, ShardId};
 use iroh_raft_driver::costs::GroupCost;
 use iroh_raft_driver::lines::Command;
@@ -8,7 +7,7 @@ use iroh_raft_driver::stats::ShardStats;
 use iroh_raft_netbridge::bridge::{Bridge, BridgeStats};
 use iroh_raft_netbridge::ring::{RingMeter, RingStats, Waits};
 
-use super::{Engine, lock, within};
+use super::{Engine, lock};
 use crate::thread_book::{self, ThreadCost};
 
 /// Counters of a node since start.
@@ -70,16 +69,7 @@ impl Engine {
     /// # Errors
     /// As [`statuses`](Engine::statuses).
     pub async fn group_costs(&self) -> Result<Vec<(GroupId, GroupCost)>, RequestError> {
-        let mut answers = Vec::new();
-        for shard in &self.inner.shards {
-            let (reply, answer) = oneshot::channel();
-            shard.push(Command::Costs(reply))?;
-            answers.push(shard.answer(answer));
-        }
-        let answers = futures_util::future::join_all(answers);
-        let answers = within(self.inner.request_deadline, answers).await.ok_or(RequestError::Timeout)?;
-        let costs = answers.into_iter().collect::<Option<Vec<_>>>().ok_or(RequestError::ShuttingDown)?;
-        let mut costs = costs.concat();
+        let mut costs = self.ask_shards(Command::Costs).await?;
         costs.sort_unstable_by_key(|(group, _)| *group);
         Ok(costs)
     }
