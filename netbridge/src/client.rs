@@ -40,10 +40,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::endpoint::{self, BindFailure, DialedOnly};
-use crate::wire::{ClientBody, Stages};
+use crate::wire::{ClientBody, GROUPS_LISTED_MAX, Stages};
 
 pub use crate::allow::PeerAddress;
-pub use crate::wire::Answer;
+pub use crate::wire::{Answer, HandedOver};
 pub use call::{Appended, Completion, Found};
 pub use compare::{Compared, StateComparison};
 pub use config::{ClientConfig, ClientLimits, TailOptions};
@@ -481,6 +481,61 @@ impl Client {
         match self.ask(group, ClientBody::Status, target).await? {
             Outcome::Status(status) => Ok(status),
             _ => unreachable!("succeed() gives a status nothing else"),
+        }
+    }
+
+    /// The groups that have a replica on this node, in order of their numbers. Those that come or go meanwhile may be
+    /// among them or not.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn groups(&self, node: NodeId) -> Result<Vec<GroupId>, ClientError> {
+        let target = self.shared().node_at(node)?;
+        let (mut groups, mut shard_count) = (Vec::new(), 1);
+        let mut shard = 0;
+        while shard < shard_count {
+            // A group that nobody has, and that is on this shard therefore, as all are by their number that are not placed.
+            let on_shard =
+                GroupId((u64::MAX >> 1) / u64::from(shard_count) * u64::from(shard_count) + u64::from(shard));
+            let mut after = GroupId(0);
+            loop {
+                let body = ClientBody::ListGroups { after, groups_max: GROUPS_LISTED_MAX };
+                let listed = match self.ask(on_shard, body, target).await? {
+                    Outcome::Groups(listed) => listed,
+                    _ => unreachable!("succeed() gives a list nothing else"),
+                };
+                if listed.shard_count != shard_count {
+                    // The first answer; or the node has another number of shards since it was started again.
+                    (groups, shard_count, shard) = (Vec::new(), listed.shard_count, 0);
+                    break;
+                }
+                after = listed.groups.last().copied().unwrap_or(after);
+                groups.extend(listed.groups);
+                if !listed.is_more {
+                    shard += 1;
+                    break;
+                }
+            }
+        }
+        groups.sort_unstable();
+        groups.dedup();
+        Ok(groups)
+    }
+
+    /// Hands leadership of a group to this node's replica, or to the best one. Returns once another is known to lead. Needs
+    /// the right to manage.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`Transfer`](iroh_raft_core::RequestError::Transfer) says why it stays where it is. After
+    /// [`OutcomeUnknown`](ClientError::OutcomeUnknown) ask for the [`status`](Client::status).
+    pub async fn transfer_leader(
+        &self,
+        group: GroupId,
+        to: Option<NodeId>,
+    ) -> Result<HandedOver, ClientError> {
+        match self.ask(group, ClientBody::TransferLeader { to }, Target::Leader).await? {
+            Outcome::HandedOver(handed_over) => Ok(handed_over),
+            _ => unreachable!("succeed() gives a transfer nothing else"),
         }
     }
 

@@ -46,9 +46,15 @@ impl ClientLink {
     /// Queues answers of a shard. Full: the client does not read them, and is cut off.
     pub(crate) fn send(&self, hub: &Hub, frame: OutFrame) {
         let answered = frame.items as usize;
-        let open = self.requests.load(Ordering::Relaxed);
-        self.requests.store(open.saturating_sub(answered), Ordering::Relaxed);
+        self.close_requests(answered);
         self.queue(hub, frame);
+    }
+
+    /// Reader and writer of a client may be on two threads: each only adds or takes away.
+    fn close_requests(&self, answered: usize) {
+        // Never below nothing, whatever a shard counts: a client would be refused for good.
+        let less = |open: usize| Some(open.saturating_sub(answered));
+        let _ = self.requests.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     fn queue(&self, hub: &Hub, frame: OutFrame) {
@@ -202,10 +208,11 @@ async fn read_requests(hub: &Hub, link: &ClientLink, stream: &mut RecvStream) ->
             link.fail(hub, &frame, header.destination_shard, &RequestError::busy(BusyReason::Ring));
             continue;
         }
-        link.requests.store(open, Ordering::Relaxed);
+        // Before they can be answered.
+        link.requests.fetch_add(count, Ordering::Relaxed);
         let item = ToShard::Client { connection: link.number, rights: link.rights, owner: link.owner, frame };
         if let Err(ToShard::Client { frame, .. }) = port.push(item) {
-            link.requests.store(open - count, Ordering::Relaxed);
+            link.close_requests(count);
             link.fail(hub, &frame, header.destination_shard, &RequestError::busy(BusyReason::Ring));
         }
     }

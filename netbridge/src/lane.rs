@@ -20,8 +20,8 @@ use crate::wire::{FrameError, FrameHeader, FrameKind, FrameLimits, HEADER_BYTES,
 const WRITE_BYTES: usize = 256 << 10;
 /// Chunks handed to the stream at a time, about.
 const WRITE_CHUNKS: usize = 256;
-/// Bodies of the append lane's frames are read one behind the other into buffers of this. A single frame may be as large, so
-/// a slice keeps no more alive than it would without.
+/// Bodies of the append lane's frames are read one behind the other into buffers of this. A slice keeps all of one in memory: what
+/// stays for long is copied out of it (`COPY_BYTES_MAX`, `REST_BYTES_MAX` in the core).
 const APPEND_BUFFER_BYTES: usize = 1 << 20;
 /// Of the lanes whose frames are small.
 const SMALL_BUFFER_BYTES: usize = 16 << 10;

@@ -125,12 +125,11 @@ impl<T> Scale<T> {
     /// Takes room for an item; one always fits where nothing is.
     fn take(&self, item: &T) -> bool {
         let bytes = (self.weigh)(item);
-        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let is_taken = before == 0 || before.saturating_add(bytes) <= self.bytes_max;
-        if !is_taken {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        is_taken
+        let with = |before: usize| {
+            let after = before.saturating_add(bytes);
+            (before == 0 || after <= self.bytes_max).then_some(after)
+        };
+        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with).is_ok()
     }
 
     fn give(&self, item: &T) {

@@ -26,9 +26,9 @@ mod peer;
 mod reply;
 mod stages;
 
-pub use client::{ClientBody, ClientFrame, ClientRequest, RequestFrameBuilder};
+pub use client::{ClientBody, ClientFrame, ClientRequest, GROUPS_LISTED_MAX, RequestFrameBuilder};
 pub use peer::{PeerFrame, PeerFrameBuilder};
-pub use reply::{Answer, ClientReply, ReplyBody, ReplyFrame, ReplyFrameBuilder};
+pub use reply::{Answer, ClientReply, HandedOver, ReplyBody, ReplyFrame, ReplyFrameBuilder};
 pub use stages::Stages;
 
 /// Bytes of the header of every frame.

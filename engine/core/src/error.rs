@@ -134,6 +134,12 @@ pub enum RequestError {
         /// Why.
         refusal: RecoveryRefusal,
     },
+    /// Leadership is not handed over.
+    #[error("leadership stays where it is: {refusal}")]
+    Transfer {
+        /// Why.
+        refusal: TransferError,
+    },
     /// The offset lies beyond the committed end of this replica's log.
     #[error("offset {from} is past the end {end} of this replica's log")]
     PastEnd {
@@ -212,6 +218,7 @@ impl RequestError {
             RequestError::Members { refusal } => refusal.retry(),
             RequestError::Session { refusal } => refusal.retry(),
             RequestError::Recovery { refusal } => refusal.retry(),
+            RequestError::Transfer { refusal } => refusal.retry(),
             RequestError::UnknownGroup
             | RequestError::GroupExists
             | RequestError::GroupRemoved

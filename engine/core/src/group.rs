@@ -68,7 +68,7 @@ use snapshots::Snapshots;
 pub(crate) use snapshots::{SendBudget, SnapshotsOpen};
 
 /// Data of a received entry below this is copied: a slice would keep its whole frame in memory.
-const COPY_BYTES_MAX: usize = 4 << 10;
+pub(crate) const COPY_BYTES_MAX: usize = 4 << 10;
 /// Fetches of one purpose that may come back without an entry, a tick apart, before the log counts
 /// as damaged.
 const MISSING_MAX: u32 = 100;

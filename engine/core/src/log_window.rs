@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 
 use crate::batch::BatchHeader;
 use crate::convert::{to_raft_conf_state, to_raft_entry, to_raft_hard_state, to_raft_snapshot};
+use crate::group::COPY_BYTES_MAX;
 use crate::group_command::GroupCommands;
 use crate::ids::{Index, NodeId, Offset, Term, WallTime};
 use crate::io::{EntryKind, GroupState, LogEntry, LogStart, SnapshotHead, TermRun};
@@ -53,6 +54,10 @@ pub(crate) enum Inconsistent {
     #[error("its stored entries {first} to {last} are damaged")]
     Damaged { first: Index, last: Index },
 }
+
+/// Entries of a log that rests are copied out of shared buffers up to these bytes: the waste is at most a buffer at each
+/// end, which is little beside more than that.
+const REST_BYTES_MAX: usize = 1 << 20;
 
 /// Entries that raft-rs wanted for a follower and that are not in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,8 +111,15 @@ impl LogWindow {
         !self.wanted.borrow().is_empty()
     }
 
-    /// Gives back memory that it has room for and no entries.
+    /// Gives back memory that it has room for and no entries. Few entries get buffers of their own: each may be a slice of
+    /// a large one, which it would keep for as long as the log rests.
     pub(crate) fn shrink(&mut self) {
+        if self.bytes <= REST_BYTES_MAX {
+            let entries = self.slots.iter_mut().map(|slot| &mut slot.entry);
+            for entry in entries.filter(|entry| entry.data.len() >= COPY_BYTES_MAX) {
+                entry.data = Bytes::copy_from_slice(&entry.data);
+            }
+        }
         self.slots.shrink_to_fit();
         self.runs.shrink_to_fit();
         self.fetched = Vec::new();

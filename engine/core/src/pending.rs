@@ -7,6 +7,7 @@
 //!
 //! Bounded by `pending_bytes_max`, and with the shard's other groups by `shard_pending_bytes_max`: what waits, what is proposed
 //! and not yet committed, and who waits for records that are in the log already. Full means `Busy`.
+//! Who waits for such records counts for the group's bound, and may go beyond the shard's in the turn in which he comes.
 
 use std::collections::VecDeque;
 use std::time::Duration;

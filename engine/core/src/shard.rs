@@ -340,6 +340,12 @@ impl Shard {
         replica.map_or_else(Vec::new, Replica::matched)
     }
 
+    /// Shards of this node.
+    #[must_use]
+    pub fn shard_count(&self) -> u16 {
+        self.config.placement.shard_count()
+    }
+
     /// Bytes of proposals that wait or are not committed, of all groups: at most
     /// [`shard_pending_bytes_max`](ShardConfig::shard_pending_bytes_max) and one block.
     #[must_use]

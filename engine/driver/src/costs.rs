@@ -56,20 +56,22 @@ impl Costs {
 
     pub(crate) fn append(&mut self, append: &Append) {
         for part in &append.groups {
-            let cost = self.groups.entry(part.group).or_default();
+            let Some(cost) = self.groups.get_mut(&part.group) else { continue };
             cost.flushes += 1;
             cost.written_bytes += part.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
         }
     }
 
     pub(crate) fn send(&mut self, message: &PeerMessage) {
-        let cost = self.groups.entry(message.group).or_default();
+        let Some(cost) = self.groups.get_mut(&message.group) else { return };
         cost.messages += 1;
         cost.sent_bytes += message.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
     }
 
     pub(crate) fn acknowledged(&mut self, group: GroupId, records: u32) {
-        self.groups.entry(group).or_default().records += u64::from(records);
+        if let Some(cost) = self.groups.get_mut(&group) {
+            cost.records += u64::from(records);
+        }
     }
 
     /// A turn ends: what it used is shared out. `is_here` says whether the shard has a group: peers may name any.

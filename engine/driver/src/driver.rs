@@ -239,7 +239,7 @@ impl Driver {
             self.open_group(NOBODY, group, members, since);
         }
         self.take_from_bridge(&clock);
-        self.take_commands();
+        self.take_commands(&clock);
         self.look(&clock);
         self.step(Input::EndTurn);
         let now = self.now;
@@ -386,9 +386,10 @@ impl Driver {
         }
     }
 
-    fn take_commands(&mut self) {
+    fn take_commands(&mut self, clock: &impl Fn() -> Timestamp) {
         for _ in 0..COMMANDS_PER_TURN {
             let Some((command, waited)) = self.parts.commands.pop_waited() else { break };
+            self.look(clock);
             match command {
                 Command::Request { group, deadline, body, reply } => {
                     let token = self.open_call(Call::Request(reply));
@@ -458,6 +459,7 @@ impl Driver {
             | ClientBody::CreateGroup { .. }
             | ClientBody::RemoveGroup
             | ClientBody::Revive
+            | ClientBody::TransferLeader { .. }
             | ClientBody::Recover { .. } => rights.manage,
             // A consumer that may read may say how far it has read.
             ClientBody::Command(_)
@@ -468,7 +470,8 @@ impl Driver {
             | ClientBody::EndTail { .. }
             | ClientBody::Find { .. }
             | ClientBody::FetchCursor { .. }
-            | ClientBody::Status => rights.read,
+            | ClientBody::Status
+            | ClientBody::ListGroups { .. } => rights.read,
         };
         if is_allowed {
             let deadline = Duration::from_millis(u64::from(request.deadline_ms));
@@ -528,8 +531,22 @@ impl Driver {
                 };
                 self.answer(token, group, body);
             }
+            ClientBody::ListGroups { after, groups_max } => {
+                let body = self.list_groups(after, groups_max as usize);
+                self.answer(token, group, body);
+            }
+            ClientBody::TransferLeader { to } => self.step(Input::TransferLeader { token, group, to }),
             body => self.handle_reader(token, owner, group, deadline, body),
         }
+    }
+
+    fn list_groups(&self, after: GroupId, groups_max: usize) -> ReplyBody {
+        let groups = self.parts.shard.statuses().map(|status| status.group);
+        let mut groups: Vec<GroupId> = groups.filter(|group| *group > after).collect();
+        groups.sort_unstable();
+        let is_more = groups.len() > groups_max;
+        groups.truncate(groups_max);
+        ReplyBody::Groups { groups, is_more, shard_count: self.parts.shard.shard_count() }
     }
 
     fn propose(&mut self, propose: Propose) {
@@ -685,7 +702,7 @@ impl Driver {
     fn finish(&mut self, clock: &impl Fn() -> Timestamp) {
         self.parts.closing.0.store(true, Ordering::SeqCst);
         self.take_written();
-        self.take_commands();
+        self.take_commands(clock);
         self.carry_out(clock);
         let error = || RequestError::OutcomeUnknown { leader: None };
         for (_, call) in std::mem::take(&mut self.open.calls) {

@@ -7,21 +7,13 @@ use std::time::Duration;
 use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::{
     Fetch, FetchError, FetchId, FlushSeq, GroupId, GroupState, GroupStatus, LogDamage, LogEntry, NodeId,
-    Offset, Reopen, RequestError, Retry, Term, TransferError,
+    Offset, Reopen, RequestError, Retry, TransferError,
 };
+pub use iroh_raft_netbridge::wire::HandedOver;
 use iroh_raft_netbridge::wire::{ClientBody, ReplyBody};
 use iroh_raft_storage::{Damage, DamagePlace, LogReader, StorageError};
 
 use crate::costs::GroupCost;
-
-/// Who leads a group after leadership was given away.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HandedOver {
-    /// The leader now; `None` when the old one stepped down with nobody to take over.
-    pub leader: Option<NodeId>,
-    /// Its term, or the last one of the old leader.
-    pub term: Term,
-}
 
 /// Why leadership was not given away.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

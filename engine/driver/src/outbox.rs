@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use iroh_raft_core::{FlushSeq, GroupId, NodeId, PeerMessage, ShardId, Token};
 use iroh_raft_netbridge::port::ToBridge;
 use iroh_raft_netbridge::ring::Producer;
-use iroh_raft_netbridge::wire::{ClientReply, Lane, PeerFrameBuilder, ReplyBody, ReplyFrameBuilder};
+use iroh_raft_netbridge::wire::{
+    ClientReply, Lane, OutFrame, PeerFrameBuilder, ReplyBody, ReplyFrameBuilder,
+};
 
 use crate::stats::ShardCounters;
 
@@ -17,6 +19,9 @@ pub const FRAME_BYTES_TARGET: usize = 1 << 20;
 
 /// Frames for peers that wait for a place in the bridge's ring at most; what comes then is dropped.
 const PEER_FRAMES_WAITING_MAX: usize = 64;
+
+/// Bytes of answers that wait for a place there, from which on reads are refused as busy.
+const ANSWER_BYTES_WAITING_MAX: usize = 64 << 20;
 
 /// Emptied builders of frames for peers that are kept, and messages that one has room for at most: when thousands
 /// of groups speak in one turn, that is rare.
@@ -52,6 +57,8 @@ pub(super) struct Outbox {
     /// What may leave; the first `waiting` found the ring full in an earlier turn.
     ready: VecDeque<ToBridge>,
     waiting: usize,
+    /// Bytes of the answers among them.
+    answer_bytes: usize,
     /// Answers of this turn, by connection. A client has at most as many as it has requests open.
     replies: BTreeMap<u64, ReplyFrameBuilder>,
     /// Emptied, for the next ones.
@@ -70,6 +77,7 @@ impl Outbox {
             gated: VecDeque::new(),
             ready: VecDeque::new(),
             waiting: 0,
+            answer_bytes: 0,
             replies: BTreeMap::new(),
             spare_replies: Vec::new(),
             draw: SmallDraw(u64::from(shard.0)),
@@ -101,13 +109,29 @@ impl Outbox {
         builder.push(ClientReply { request: token.request, group, body });
         if builder.bytes() >= FRAME_BYTES_TARGET {
             let frame = builder.finish(self.shard);
-            self.ready.push_back(ToBridge::Client { connection: token.origin, frame });
+            self.push_answers(token.origin, frame);
         }
+    }
+
+    fn push_answers(&mut self, connection: u64, frame: OutFrame) {
+        self.answer_bytes += frame.bytes();
+        self.ready.push_back(ToBridge::Client { connection, frame });
+    }
+
+    /// Whether so many bytes of answers wait for the bridge that nothing large should join them.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.answer_bytes >= ANSWER_BYTES_WAITING_MAX
     }
 
     /// Drops the answers to a connection that is gone.
     pub(super) fn forget_client(&mut self, connection: u64) {
         self.replies.remove(&connection);
+        let is_its =
+            |item: &ToBridge| matches!(item, ToBridge::Client { connection: of, .. } if *of == connection);
+        let waiting = self.ready.iter().take(self.waiting).filter(|item| is_its(item)).count();
+        self.waiting -= waiting;
+        self.answer_bytes -= self.ready.iter().filter(|item| is_its(item)).map(client_bytes).sum::<usize>();
+        self.ready.retain(|item| !is_its(item));
     }
 
     /// Lets go of everything that waited for flushes up to `seq`.
@@ -145,26 +169,30 @@ impl Outbox {
         for (connection, mut builder) in std::mem::take(&mut self.replies) {
             if !builder.is_empty() {
                 let frame = builder.finish(self.shard);
-                self.ready.push_back(ToBridge::Client { connection, frame });
+                self.push_answers(connection, frame);
             }
             if self.spare_replies.len() < SPARE_REPLIES_MAX {
                 self.spare_replies.push(builder);
             }
         }
         let room = ring.places() + PEER_FRAMES_WAITING_MAX;
-        if self.ready.len() > room {
+        // A ring that is full by its bytes has places left.
+        if self.waiting > 0 || self.ready.len() > room {
             self.mix();
         }
         let mut lost = BTreeSet::new();
         let mut peers_waiting = 0;
-        let mut is_pushed = false;
-        // What is kept goes behind the rest, and so in order to the front once all have been looked at.
+        let (mut is_pushed, mut is_full) = (false, false);
+        // What is kept goes behind the rest, and so in order to the front once all have been looked at. After the first that finds
+        // no room nothing is pushed, also what is smaller: it may belong to the same client or follower, who take things in order.
         for _ in 0..self.ready.len() {
             let Some(item) = self.ready.pop_front() else { break };
             let is_peer = matches!(item, ToBridge::Peer { .. });
-            match ring.push_quietly(item) {
+            let bytes = client_bytes(&item);
+            match if is_full { Err(item) } else { ring.push_quietly(item) } {
                 Ok(()) => {
                     is_pushed = true;
+                    self.answer_bytes -= bytes;
                     ShardCounters::add(&counters.frames_sent, u64::from(is_peer));
                 }
                 Err(ToBridge::Peer { to, .. }) if peers_waiting == PEER_FRAMES_WAITING_MAX => {
@@ -172,6 +200,7 @@ impl Outbox {
                     lost.insert(to);
                 }
                 Err(item) => {
+                    is_full = true;
                     peers_waiting += usize::from(is_peer);
                     self.ready.push_back(item);
                 }
@@ -210,10 +239,18 @@ impl Outbox {
     }
 }
 
+/// Bytes of an item that is for a client.
+fn client_bytes(item: &ToBridge) -> usize {
+    match item {
+        ToBridge::Client { frame, .. } => frame.bytes(),
+        ToBridge::Peer { .. } => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use iroh_raft_netbridge::ring::{Doorbell, ring};
-    use iroh_raft_netbridge::wire::{Chunks, OutFrame};
+    use iroh_raft_netbridge::ring::{Doorbell, ring, weighed_ring};
+    use iroh_raft_netbridge::wire::Chunks;
 
     use super::*;
 
@@ -226,7 +263,7 @@ mod tests {
             outbox.ready.push_back(ToBridge::Peer { to: NodeId(at + 2), lane: Lane::Heartbeat, frame });
             outbox.push_reply(Token { origin: CLIENT, request: at }, GroupId(1), ReplyBody::Done);
             let frame = outbox.replies.remove(&CLIENT).expect("it was pushed just now").finish(ShardId(0));
-            outbox.ready.push_back(ToBridge::Client { connection: CLIENT, frame });
+            outbox.push_answers(CLIENT, frame);
         }
     }
 
@@ -245,6 +282,44 @@ mod tests {
             }
         }
         assert!(expected.len() == 200 && got == expected);
+    }
+
+    #[test]
+    fn what_is_small_does_not_overtake_what_finds_no_room() {
+        let counters = ShardCounters::default();
+        let (producer, consumer) = weighed_ring(1024, 4096, client_bytes, &Doorbell::new());
+        let mut outbox = Outbox::new(ShardId(0));
+        let mut sent = Vec::new();
+        for bytes in [3000, 2000, 10, 3000, 20, 30, 4000, 40] {
+            let chunks: Chunks = [bytes::Bytes::from(vec![7; bytes])].into_iter().collect();
+            sent.push(bytes);
+            outbox.push_answers(CLIENT, OutFrame { chunks, items: 1 });
+        }
+        let mut got = Vec::new();
+        while outbox.is_blocked() {
+            outbox.flush(&producer, &counters);
+            while let Some(item) = consumer.pop() {
+                got.push(client_bytes(&item));
+            }
+        }
+        assert_eq!(got, sent);
+        assert_eq!(outbox.answer_bytes, 0);
+    }
+
+    #[test]
+    fn answers_of_a_client_that_is_gone_are_let_go() {
+        let counters = ShardCounters::default();
+        let (producer, consumer) = ring(8, &Doorbell::new());
+        let mut outbox = Outbox::new(ShardId(0));
+        fill(&mut outbox, 20);
+        outbox.flush(&producer, &counters);
+        assert!(outbox.answer_bytes > 0 && outbox.waiting > 0);
+        outbox.forget_client(CLIENT);
+        assert_eq!(outbox.answer_bytes, 0);
+        while outbox.is_blocked() {
+            while consumer.pop().is_some() {}
+            outbox.flush(&producer, &counters);
+        }
     }
 
     fn of_client(item: &ToBridge) -> Option<Vec<bytes::Bytes>> {

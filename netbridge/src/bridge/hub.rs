@@ -109,12 +109,18 @@ fn runtime(config: &BridgeConfig, ids: &ThreadIds) -> Result<Runtime, BridgeErro
     let enter =
         |ids: &ThreadIds| ids.lock().unwrap_or_else(PoisonError::into_inner).push(gettid().as_raw_pid());
     enter(ids);
-    let (cpus, ids, begun) = (cpus.clone(), ids.clone(), AtomicUsize::new(0));
+    let (cpus, begun) = (cpus.clone(), AtomicUsize::new(0));
+    let (ids, ids_of_stopped) = (ids.clone(), ids.clone());
     builder.on_thread_start(move || {
         enter(&ids);
         if !cpus.is_empty() {
             pin(cpus[begun.fetch_add(1, Ordering::Relaxed) % cpus.len()]);
         }
+    });
+    // Its number may be another thread's tomorrow.
+    builder.on_thread_stop(move || {
+        let own = gettid().as_raw_pid();
+        ids_of_stopped.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| *id != own);
     });
     Ok(builder.enable_all().build()?)
 }

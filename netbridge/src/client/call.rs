@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::error::ClientError;
 use super::records::Records;
 use super::stream::{BeyondCredit, StreamSender};
-use crate::wire::{Answer, ClientBody, ReplyBody, Stages};
+use crate::wire::{Answer, ClientBody, HandedOver, ReplyBody, Stages};
 
 /// What a call costs beside its bytes, for the bound of what is in flight.
 pub(super) const CALL_BYTES: usize = 64;
@@ -52,6 +52,14 @@ pub struct Found {
     pub end: Offset,
 }
 
+/// Some of the groups of one shard of a node.
+#[derive(Debug)]
+pub(super) struct GroupsOfShard {
+    pub(super) groups: Vec<GroupId>,
+    pub(super) is_more: bool,
+    pub(super) shard_count: u16,
+}
+
 /// What a successful call gives.
 #[derive(Debug)]
 pub(super) enum Outcome {
@@ -72,6 +80,8 @@ pub(super) enum Outcome {
     Run(RunOutcome),
     Granted,
     Recovered(Recovered),
+    Groups(GroupsOfShard),
+    HandedOver(HandedOver),
     Done,
 }
 
@@ -303,6 +313,7 @@ impl Work {
                 | ClientBody::RemoveGroup
                 | ClientBody::Revive
                 | ClientBody::Recover { .. }
+                | ClientBody::TransferLeader { .. }
                 | ClientBody::ChangeMembers { .. } => true,
                 // A mark in the log changes nothing of the group.
                 ClientBody::Command(command) => *command != GroupCommand::Compare,
@@ -315,6 +326,7 @@ impl Work {
                 | ClientBody::Find { .. }
                 | ClientBody::FetchCursor { .. }
                 | ClientBody::Status
+                | ClientBody::ListGroups { .. }
                 | ClientBody::StateDigest { .. } => false,
             },
         }
@@ -346,6 +358,7 @@ impl Work {
                         | ClientBody::TimedAppend { .. }
                         | ClientBody::Command(_)
                         | ClientBody::ChangeMembers { .. }
+                        | ClientBody::TransferLeader { .. }
                         | ClientBody::RemoveGroup
                 )
         )
@@ -463,6 +476,12 @@ impl Work {
                 ReplyBody::Done,
             ) => Outcome::Done,
             (ClientBody::Recover { .. }, ReplyBody::Recovered(recovered)) => Outcome::Recovered(recovered),
+            (ClientBody::ListGroups { .. }, ReplyBody::Groups { groups, is_more, shard_count }) => {
+                Outcome::Groups(GroupsOfShard { groups, is_more, shard_count })
+            }
+            (ClientBody::TransferLeader { .. }, ReplyBody::HandedOver(handed_over)) => {
+                Outcome::HandedOver(handed_over)
+            }
             (ClientBody::Status, ReplyBody::Status(status)) if status.group == self.group => {
                 Outcome::Status(status)
             }

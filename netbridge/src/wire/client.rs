@@ -108,6 +108,19 @@ pub enum ClientBody {
     },
     /// Who leads, how far is it.
     Status,
+    /// Which groups have a replica on the shard of the node that is asked on which the request's group is, or would be.
+    /// Answered by `Groups`.
+    ListGroups {
+        /// Only those with higher numbers.
+        after: GroupId,
+        /// Groups at most, at least 1 and at most [`GROUPS_LISTED_MAX`].
+        groups_max: u32,
+    },
+    /// Hand leadership to another replica. Answered by `HandedOver`.
+    TransferLeader {
+        /// The successor; `None` for the best one.
+        to: Option<NodeId>,
+    },
     /// Begin a group that has never been, on one of its voters; the others hear of it. Answered by `Done`.
     CreateGroup {
         /// Its voters.
@@ -141,6 +154,9 @@ pub enum ClientBody {
     },
 }
 
+/// Groups in one answer to [`ClientBody::ListGroups`].
+pub const GROUPS_LISTED_MAX: u32 = 1 << 16;
+
 #[derive(Archive, Serialize, Default, Debug)]
 struct Descriptors {
     requests: Vec<RequestDescriptor>,
@@ -152,10 +168,12 @@ struct RequestDescriptor {
     request: u64,
     group: u64,
     /// ReadRecords, Tail: first record. GrantTail: bytes in all. EndTail: the tail. Find: the time. SessionAppend,
-    /// Outcome: the sequence. StateDigest: the index. Recover: the last index.
+    /// Outcome: the sequence. StateDigest: the index. Recover: the last index. ListGroups: the group before.
+    /// TransferLeader: the node, 0 for the best one.
     from: u64,
     deadline_ms: u32,
     /// Append, SessionAppend, TimedAppend: number of records. ReadRecords: bytes at most. Tail: bytes granted.
+    /// ListGroups: groups at most.
     number: u32,
     /// Append, Query, ChangeMembers, CreateGroup, Tail, GrantTail, Command, FetchCursor, SessionAppend, Outcome, StateDigest, Recover, TimedAppend:
     /// bytes of payload. ReadRecords: records at most, 0 for no bound.
@@ -185,6 +203,8 @@ const OUTCOME: u8 = 15;
 const REVIVE: u8 = 16;
 const STATE_DIGEST: u8 = 18;
 const TIMED_APPEND: u8 = 19;
+const LIST_GROUPS: u8 = 20;
+const TRANSFER_LEADER: u8 = 21;
 /// The term of the last entry comes before the lost nodes.
 const RECOVER: u8 = 17;
 
@@ -356,6 +376,17 @@ fn read(
             (ClientBody::FetchCursor { name }, from != 0 || number != 0 || option != 0)
         }
         STATUS => (ClientBody::Status, from != 0 || number != 0 || bytes != 0 || option != 0),
+        LIST_GROUPS => {
+            if !(1..=GROUPS_LISTED_MAX).contains(&number) {
+                return Err(FrameError::Count { what: "groups to be listed" });
+            }
+            let body = ClientBody::ListGroups { after: GroupId(from), groups_max: number };
+            (body, bytes != 0 || option != 0)
+        }
+        TRANSFER_LEADER => {
+            let to = Some(NodeId(from)).filter(|node| node.0 != 0);
+            (ClientBody::TransferLeader { to }, number != 0 || bytes != 0 || option != 0)
+        }
         CHANGE_MEMBERS => {
             let changes = members::decode_changes(&payload.take(bytes)?)?;
             (ClientBody::ChangeMembers { changes }, from != 0 || number != 0 || option != 0)
@@ -423,7 +454,7 @@ impl RequestFrameBuilder {
     /// Adds a request.
     ///
     /// # Panics
-    /// If its records or its query reach 4 GiB, a local query may be forwarded, or a read wants no records.
+    /// If its records or its query reach 4 GiB, a local query may be forwarded, or a read or a list wants none or too many.
     pub fn push(&mut self, request: &ClientRequest) {
         let mut descriptor = RequestDescriptor {
             request: request.request,
@@ -503,6 +534,13 @@ impl RequestFrameBuilder {
                 descriptor.bytes = self.payload.push_slice(name.as_bytes());
             }
             ClientBody::Status => {}
+            ClientBody::ListGroups { after, groups_max } => {
+                assert!((1..=GROUPS_LISTED_MAX).contains(groups_max), "a list has a bound");
+                (descriptor.kind, descriptor.from, descriptor.number) = (LIST_GROUPS, after.0, *groups_max);
+            }
+            ClientBody::TransferLeader { to } => {
+                (descriptor.kind, descriptor.from) = (TRANSFER_LEADER, to.map_or(0, |node| node.0));
+            }
             ClientBody::CreateGroup { voters } => {
                 descriptor.kind = CREATE_GROUP;
                 descriptor.bytes = self.payload.push_slice(&members::encode_nodes(voters));

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use iroh_raft_core::{
     BusyReason, Index, MembersRefusal, NodeId, Offset, RecoveryRefusal, RequestError, Sequence,
-    SessionRefusal, Term,
+    SessionRefusal, Term, TransferError,
 };
 
 use super::FrameError;
@@ -56,6 +56,7 @@ impl Failure<'static> {
             RequestError::CursorsFull { cursors_max } => Failure { number: cursors_max, ..plain(15) },
             RequestError::Session { refusal } => of_session(refusal),
             RequestError::Recovery { refusal } => of_recovery(refusal),
+            RequestError::Transfer { refusal } => of_transfer(refusal),
         }
     }
 }
@@ -84,6 +85,7 @@ impl Failure<'_> {
             17 => RequestError::GroupRemoved,
             18 => RequestError::Session { refusal: self.session()? },
             19 => RequestError::Recovery { refusal: self.recovery()? },
+            20 => RequestError::Transfer { refusal: self.transfer()? },
             number => return Err(FrameError::UnknownNumber { what: "reason of a failure", number }),
         };
         let used = Failure::of(&error);
@@ -127,6 +129,22 @@ impl Failure<'_> {
             8 => RecoveryRefusal::NoTerm { term: Term(self.first) },
             number => {
                 return Err(FrameError::UnknownNumber { what: "reason to refuse a recovery", number });
+            }
+        })
+    }
+
+    fn transfer(&self) -> Result<TransferError, FrameError> {
+        let to = NodeId(self.first);
+        Ok(match self.detail {
+            1 => TransferError::UnknownTarget { to },
+            2 => TransferError::NotVoter { to },
+            3 => TransferError::NotAlive { to },
+            4 => TransferError::NobodyAlive,
+            5 => TransferError::UnderWay { to },
+            6 => TransferError::TimedOut { to },
+            7 => TransferError::WonByAnother { leader: to, term: Term(self.second) },
+            number => {
+                return Err(FrameError::UnknownNumber { what: "reason not to hand over", number });
             }
         })
     }
@@ -190,6 +208,21 @@ fn of_recovery(refusal: RecoveryRefusal) -> Failure<'static> {
         RecoveryRefusal::UnderRepair => numbered(6),
         RecoveryRefusal::NotVoter { voter } => Failure { first: voter.0, ..numbered(7) },
         RecoveryRefusal::NoTerm { term } => Failure { first: term.0, ..numbered(8) },
+    }
+}
+
+fn of_transfer(refusal: TransferError) -> Failure<'static> {
+    let numbered = |detail| Failure { code: 20, detail, ..Failure::default() };
+    match refusal {
+        TransferError::UnknownTarget { to } => Failure { first: to.0, ..numbered(1) },
+        TransferError::NotVoter { to } => Failure { first: to.0, ..numbered(2) },
+        TransferError::NotAlive { to } => Failure { first: to.0, ..numbered(3) },
+        TransferError::NobodyAlive => numbered(4),
+        TransferError::UnderWay { to } => Failure { first: to.0, ..numbered(5) },
+        TransferError::TimedOut { to } => Failure { first: to.0, ..numbered(6) },
+        TransferError::WonByAnother { leader, term } => {
+            Failure { first: leader.0, second: term.0, ..numbered(7) }
+        }
     }
 }
 

@@ -120,8 +120,28 @@ pub enum ReplyBody {
     },
     /// How the replica stands. Its group is that of the reply.
     Status(GroupStatus),
+    /// Groups with a replica on this shard, in order of their numbers.
+    Groups {
+        /// The groups.
+        groups: Vec<GroupId>,
+        /// Whether there are more after these.
+        is_more: bool,
+        /// Shards of the node.
+        shard_count: u16,
+    },
+    /// Leadership was given away.
+    HandedOver(HandedOver),
     /// It failed. The text of [`RequestError::Invalid`] is cut at 120 bytes.
     Failed(RequestError),
+}
+
+/// Who leads a group after leadership was given away.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HandedOver {
+    /// The leader now; `None` when the old one stepped down with nobody to take over.
+    pub leader: Option<NodeId>,
+    /// Its term, or the last one of the old leader.
+    pub term: Term,
 }
 
 impl ReplyBody {
@@ -157,23 +177,23 @@ struct ReplyDescriptor {
     group: u64,
     /// Appended, TimedAppended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Found: offset.
     /// StateDigest: index. CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Outcome: offset, or the sequence expected.
-    /// Recovered: index.
+    /// Recovered: index. HandedOver: the leader, 0 for none.
     /// Failed: by its code.
     first: u64,
     /// Appended, TimedAppended, Responses, CommandDone, Outcome: index. Answer: commit. Records, Found: end. Failed: by its code.
-    /// Recovered: term. Status: term of the last entry.
+    /// Recovered, HandedOver: term. Status: term of the last entry.
     second: u64,
     /// Appended, TimedAppended, Responses, Outcome: term. Answer: microseconds since a leader was heard, or [`NEVER`]. Recovered: end.
     third: u64,
-    /// Appended, TimedAppended, Responses: records. Records: batches. Failed: by its code.
+    /// Appended, TimedAppended, Responses: records. Records: batches. Groups: shards of the node. Failed: by its code.
     number: u32,
-    /// Responses, Answer, Failed, Status, MembersChanged, StateDigest, TimedAppended: bytes of payload; of Status and
+    /// Responses, Answer, Failed, Status, MembersChanged, StateDigest, TimedAppended, Groups: bytes of payload; of Status and
     /// MembersChanged, members.
     bytes: u32,
     kind: u8,
     /// Failed: why.
     code: u8,
-    /// Failed: more about why. Records: 1 when there are more answers to come. Outcome, StateDigest: which.
+    /// Failed: more about why. Records, Groups: 1 when there are more to come. Outcome, StateDigest: which.
     detail: u8,
     reserved: [u8; 5],
 }
@@ -212,6 +232,8 @@ const OUTCOME: u8 = 13;
 const STATE_DIGEST: u8 = 15;
 const RECOVERED: u8 = 14;
 const TIMED_APPENDED: u8 = 16;
+const GROUPS: u8 = 17;
+const HANDED_OVER: u8 = 18;
 
 const COMMITTED: u8 = 0;
 const PENDING: u8 = 1;
@@ -409,6 +431,22 @@ impl<'a> Walk<'a> {
                 let (index, term, end) = (Index(first), Term(second), Offset(third));
                 let body = ReplyBody::Recovered(Recovered { index, term, end });
                 (body, number == 0 && bytes == 0 && no_failure)
+            }
+            GROUPS => {
+                let payload = self.payload.take(bytes)?;
+                let (groups, rest) = payload.as_chunks();
+                let groups: Vec<_> = groups.iter().map(|group| GroupId(u64::from_le_bytes(*group))).collect();
+                let is_ordered = groups.is_sorted_by(|one, next| one < next);
+                // What does not fit is refused as a field that is not used.
+                let shard_count = u16::try_from(number).unwrap_or(0);
+                let is_clean = [first, second, third] == [0; 3] && code == 0 && detail <= 1;
+                let body = ReplyBody::Groups { groups, is_more: detail == 1, shard_count };
+                (body, is_clean && rest.is_empty() && is_ordered && shard_count > 0)
+            }
+            HANDED_OVER => {
+                let leader = Some(NodeId(first)).filter(|node| node.0 != 0);
+                let is_clean = third == 0 && number == 0 && bytes == 0 && no_failure;
+                (ReplyBody::HandedOver(HandedOver { leader, term: Term(second) }), is_clean)
             }
             OUTCOME => {
                 let (outcome, unused) = match detail {
@@ -611,6 +649,16 @@ impl ReplyFrameBuilder {
             ReplyBody::Recovered(Recovered { index, term, end }) => {
                 descriptor.kind = RECOVERED;
                 (descriptor.first, descriptor.second, descriptor.third) = (index.0, term.0, end.0);
+            }
+            ReplyBody::Groups { groups, is_more, shard_count } => {
+                (descriptor.kind, descriptor.detail) = (GROUPS, u8::from(is_more));
+                descriptor.number = u32::from(shard_count);
+                let groups: Vec<u8> = groups.iter().flat_map(|group| group.0.to_le_bytes()).collect();
+                descriptor.bytes = self.payload.push_slice(&groups);
+            }
+            ReplyBody::HandedOver(HandedOver { leader, term }) => {
+                descriptor.kind = HANDED_OVER;
+                (descriptor.first, descriptor.second) = (leader.map_or(0, |node| node.0), term.0);
             }
             ReplyBody::Done => descriptor.kind = DONE,
             ReplyBody::Failed(error) => {

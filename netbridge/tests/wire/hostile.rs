@@ -283,6 +283,17 @@ fn each_field_of_a_descriptor_is_checked() {
     let short = decode(&with(&timed, HEADER_BYTES + 44, &[15]));
     assert_eq!(short, Err(FrameError::Count { what: "bytes of the stages of an append" }));
 
+    // A list without a bound; groups out of order, a node without shards, a group cut short.
+    let node = joined(&encode(sample("request-node")));
+    assert_eq!(
+        decode(&with(&node, HEADER_BYTES + 28, &[0; 4])),
+        Err(FrameError::Count { what: "groups to be listed" })
+    );
+    let node = joined(&encode(sample("reply-node")));
+    let payload = HEADER_BYTES + header_of(&node).archive_bytes as usize;
+    assert!(matches!(decode(&with(&node, payload, &[9])), Err(FrameError::Reserved { .. })));
+    assert!(matches!(decode(&with(&node, HEADER_BYTES + 40, &[0])), Err(FrameError::Reserved { .. })));
+
     let reply = joined(&encode(sample("reply")));
     assert_eq!(decode(&with(&reply, HEADER_BYTES + 48, &[99])), unknown("kind of answer", 99));
     assert!(matches!(decode(&with(&reply, HEADER_BYTES + 49, &[1])), Err(FrameError::Reserved { .. })));

@@ -11,8 +11,8 @@ use iroh_raft_core::{
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, TEXT_BYTES_MAX};
 use iroh_raft_netbridge::wire::{
-    Answer, ClientBody, ClientReply, ClientRequest, Lane, PeerFrameBuilder, ReplyBody, ReplyFrameBuilder,
-    RequestFrameBuilder, Stages,
+    Answer, ClientBody, ClientReply, ClientRequest, GROUPS_LISTED_MAX, HandedOver, Lane, PeerFrameBuilder,
+    ReplyBody, ReplyFrameBuilder, RequestFrameBuilder, Stages,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use crate::samples::{
     Content, changes, commit_cursor, cursor_name, decode, encode, entry as entry_of, failures, heartbeat,
     joined, members, message as message_of, open_session, outcomes, recover, refusals, roles, samples,
-    session_failures, status,
+    session_failures, status, transfer_failures,
 };
 
 /// Empty, short, and on both sides of what is copied.
@@ -139,6 +139,9 @@ fn request() -> impl Strategy<Value = ClientRequest> {
         any::<u64>().prop_map(|at| ClientBody::Command(GroupCommand::Trim { before: Offset(at) })),
         Just(ClientBody::FetchCursor { name: cursor_name() }),
         Just(ClientBody::Status),
+        (any::<u64>(), 1..=GROUPS_LISTED_MAX)
+            .prop_map(|(after, groups_max)| ClientBody::ListGroups { after: GroupId(after), groups_max }),
+        prop::option::of(1..=u64::MAX).prop_map(|to| ClientBody::TransferLeader { to: to.map(NodeId) }),
         Just(ClientBody::ChangeMembers { changes: changes() }),
         vec(any::<u64>().prop_map(NodeId), 0..5).prop_map(|voters| ClientBody::CreateGroup { voters }),
         Just(ClientBody::RemoveGroup),
@@ -196,6 +199,16 @@ fn reply() -> impl Strategy<Value = ClientReply> {
         prop::sample::select(roles().to_vec()).prop_map(|role| status(5, role)),
         number().prop_map(|index| ReplyBody::MembersChanged { index: Index(index), members: members() }),
         Just(ReplyBody::Done),
+        (prop::collection::btree_set(number(), 0..9), any::<bool>(), 1..=u16::MAX).prop_map(
+            |(groups, is_more, shard_count)| {
+                let groups = groups.into_iter().map(GroupId).collect();
+                ReplyBody::Groups { groups, is_more, shard_count }
+            }
+        ),
+        (prop::option::of(1..=u64::MAX), number()).prop_map(|(leader, term)| {
+            ReplyBody::HandedOver(HandedOver { leader: leader.map(NodeId), term: Term(term) })
+        }),
+        prop::sample::select(transfer_failures()).prop_map(ReplyBody::Failed),
         prop::sample::select(failures()).prop_map(ReplyBody::Failed),
     ];
     (number(), body).prop_map(|(request, body)| ClientReply { request, group: GroupId(5), body })

@@ -12,13 +12,13 @@ use iroh_raft_core::{
     Freshness, GroupCommand, GroupId, GroupStatus, Index, LogEntry, MemberChange, MemberRole, MembersRefusal,
     MessageKind, NodeId, Offset, Owner, PeerMessage, Placement, Recovered, RecoveryRefusal, RequestError,
     Role, RunOutcome, Sequence, SessionId, SessionRefusal, ShardId, SnapshotBody, StateDigest, Term,
-    WallTime,
+    TransferError, WallTime,
 };
 use iroh_raft_netbridge::wire::handshake::{Handshake, Introduction, Refusal};
 use iroh_raft_netbridge::wire::{
     Answer, ClientBody, ClientFrame, ClientReply, ClientRequest, FrameError, FrameHeader, FrameKind,
-    FrameLimits, HEADER_BYTES, Lane, OutFrame, PeerFrame, PeerFrameBuilder, ReplyBody, ReplyFrame,
-    ReplyFrameBuilder, RequestFrameBuilder, Stages,
+    FrameLimits, GROUPS_LISTED_MAX, HEADER_BYTES, HandedOver, Lane, OutFrame, PeerFrame, PeerFrameBuilder,
+    ReplyBody, ReplyFrame, ReplyFrameBuilder, RequestFrameBuilder, Stages,
 };
 
 /// What a frame says, whatever its kind.
@@ -135,6 +135,8 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ClientBody::FetchCursor { .. }
                     | ClientBody::Outcome { .. }
                     | ClientBody::Status
+                    | ClientBody::ListGroups { .. }
+                    | ClientBody::TransferLeader { .. }
                     | ClientBody::CreateGroup { .. }
                     | ClientBody::RemoveGroup
                     | ClientBody::Revive
@@ -163,6 +165,8 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ReplyBody::Granted
                     | ReplyBody::StateDigest { .. }
                     | ReplyBody::Status(_)
+                    | ReplyBody::Groups { .. }
+                    | ReplyBody::HandedOver(_)
                     | ReplyBody::Done
                     | ReplyBody::Recovered(_)
                     | ReplyBody::MembersChanged { .. }
@@ -518,6 +522,30 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
                     .collect(),
             ),
         ),
+        (
+            "request-node",
+            Content::Requests(vec![
+                request(1, ClientBody::ListGroups { after: GroupId(7), groups_max: GROUPS_LISTED_MAX }),
+                request(2, ClientBody::TransferLeader { to: Some(NodeId(3)) }),
+                request(3, ClientBody::TransferLeader { to: None }),
+            ]),
+        ),
+        (
+            "reply-node",
+            Content::Replies(
+                [
+                    ReplyBody::Groups { groups: groups(&[2, 3, 1 << 40]), is_more: true, shard_count: 3 },
+                    ReplyBody::Groups { groups: vec![], is_more: false, shard_count: 1 },
+                    ReplyBody::HandedOver(HandedOver { leader: Some(NodeId(3)), term: Term(9) }),
+                    ReplyBody::HandedOver(HandedOver { leader: None, term: Term(9) }),
+                ]
+                .into_iter()
+                .chain(transfer_failures().into_iter().map(ReplyBody::Failed))
+                .zip(1..)
+                .map(|(body, number)| reply(number, body))
+                .collect(),
+            ),
+        ),
         ("request-revive", Content::Requests(vec![request(1, ClientBody::Revive)])),
         (
             "request-recover",
@@ -725,4 +753,23 @@ pub(crate) fn answer(applied: u64, commit: u64, heard: Option<Duration>, bytes: 
 
 fn state_digest() -> StateDigest {
     StateDigest { machine: Some(SnapshotBody { bytes: 1 << 33, checksum: 2 }), table: 3 }
+}
+
+pub(crate) fn groups(numbers: &[u64]) -> Vec<GroupId> {
+    numbers.iter().copied().map(GroupId).collect()
+}
+
+/// Every reason not to hand leadership over.
+pub(crate) fn transfer_failures() -> Vec<RequestError> {
+    let to = NodeId(3);
+    let refusals = [
+        TransferError::UnknownTarget { to },
+        TransferError::NotVoter { to },
+        TransferError::NotAlive { to },
+        TransferError::NobodyAlive,
+        TransferError::UnderWay { to },
+        TransferError::TimedOut { to },
+        TransferError::WonByAnother { leader: to, term: Term(9) },
+    ];
+    refusals.map(|refusal| RequestError::Transfer { refusal }).to_vec()
 }

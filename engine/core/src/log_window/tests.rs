@@ -224,3 +224,29 @@ fn a_state_that_contradicts_the_start_of_its_log_is_refused() {
     let whole = |state: &mut GroupState| (state.tail, state.start.offset) = (tail.clone(), Offset(1));
     assert!(matches!(refused(&whole), Inconsistent::Offsets { .. }));
 }
+
+#[test]
+fn a_log_that_rests_keeps_no_buffer_that_it_shares() {
+    let record = vec![7; COPY_BYTES_MAX];
+    let block = RecordBlock::from_records(&[record]);
+    let batch = encode_batch(Offset(6), WallTime(6), [block].iter());
+    let (frame, kept) = (std::sync::Arc::new([batch.to_vec(), vec![0; 1 << 20]].concat()), batch.len());
+    let is_kept = std::sync::Arc::downgrade(&frame);
+    struct Owner(std::sync::Arc<Vec<u8>>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let mut state = state(5);
+    let data = Bytes::from_owner(Owner(frame)).slice(..kept);
+    state.tail.push(LogEntry { index: Index(6), term: Term(3), kind: EntryKind::Normal, data });
+    (state.last, state.next_offset) = (Index(6), Offset(7));
+    let mut window = LogWindow::new(&state, WallTime(0)).unwrap();
+    drop(state);
+    assert!(is_kept.upgrade().is_some());
+    window.shrink();
+    assert!(is_kept.upgrade().is_none());
+    let entries = window.entries(6, 7, u64::MAX, GetEntriesContext::empty(true)).unwrap();
+    assert_eq!(entries[0].data, batch);
+}

@@ -79,7 +79,9 @@ impl Driver {
             | ClientBody::RemoveGroup
             | ClientBody::Revive
             | ClientBody::Recover { .. }
-            | ClientBody::Status => unreachable!("these are taken where they come"),
+            | ClientBody::Status
+            | ClientBody::ListGroups { .. }
+            | ClientBody::TransferLeader { .. } => unreachable!("these are taken where they come"),
         }
     }
 

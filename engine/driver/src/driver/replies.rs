@@ -1,8 +1,8 @@
 //! What the core answers, on its way to whoever asked.
 
 use super::{
-    ANSWER_BYTES_MAX, Call, Driver, GroupId, HandedOver, Input, LeadershipError, Reply, ReplyBody,
-    RequestError, SessionRefusal, ShardCounters, Token,
+    ANSWER_BYTES_MAX, BusyReason, Call, Driver, GroupId, HandedOver, Input, LeadershipError, Reply,
+    ReplyBody, RequestError, SessionRefusal, ShardCounters, Token,
 };
 
 impl Driver {
@@ -45,10 +45,19 @@ impl Driver {
             Reply::LeadershipGiven { token, group, leader, term } => {
                 ShardCounters::add(&self.parts.counters.leaderships_given, 1);
                 tracing::info!(%group, ?leader, %term, "leadership given away on request");
-                self.answer_leadership(token, Ok(HandedOver { leader, term }));
+                if token.origin == 0 {
+                    self.answer_leadership(token, Ok(HandedOver { leader, term }));
+                } else {
+                    self.answer(token, group, ReplyBody::HandedOver(HandedOver { leader, term }));
+                }
             }
-            Reply::NotTransferred { token, error, .. } => {
-                self.answer_leadership(token, Err(error.into()));
+            Reply::NotTransferred { token, group, error } => {
+                if token.origin == 0 {
+                    self.answer_leadership(token, Err(error.into()));
+                } else {
+                    let error = RequestError::Transfer { refusal: error };
+                    self.answer(token, group, ReplyBody::Failed(error));
+                }
             }
             Reply::Opened { token, group } | Reply::Removed { token, group } => {
                 self.answer(token, group, ReplyBody::Done);
@@ -75,6 +84,16 @@ impl Driver {
             ShardCounters::add(&self.parts.counters.busy, 1);
         }
         if token.origin != 0 {
+            // What clients do not read must not pile up here; what was done stays done, and is said.
+            let is_read = match &body {
+                ReplyBody::Answer(_) => true,
+                ReplyBody::Records { batches, is_last, .. } => *is_last && !batches.is_empty(),
+                _ => false,
+            };
+            if is_read && self.outbox.is_heavy() {
+                let busy = RequestError::busy(BusyReason::Reads);
+                return self.answer(token, group, ReplyBody::Failed(busy));
+            }
             let bytes = match &body {
                 ReplyBody::Responses { responses, .. } => responses.as_bytes().len(),
                 ReplyBody::Answer(answer) => answer.bytes.len(),
