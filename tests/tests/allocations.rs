@@ -20,6 +20,8 @@ const RECORD_BYTES: usize = 64;
 /// Allocations of everything, for a record and replica, and for a flush: redb's. With 40,000 records a flush that is 0.05 a record.
 const RECORD_MAX: f64 = 0.03;
 const FLUSH_MAX: f64 = 800.0;
+/// Records of a flush at least: with fewer the bound above would be no bound.
+const FLUSH_RECORDS_MIN: f64 = 5_000.0;
 /// A record in a batch: its bytes and its length.
 const PACKED_BYTES: f64 = (RECORD_BYTES + 4) as f64;
 
@@ -138,6 +140,10 @@ async fn a_record_costs_no_allocation_and_its_bytes_are_where_they_should_be() {
     assert_eq!(of(Owner::Other).count, 0, "somebody allocates who is not known here");
     let replica = a_record / REPLICAS as f64;
     let flush_records = (work.records() * REPLICAS) as f64 / work.flushes as f64;
+    assert!(
+        flush_records >= FLUSH_RECORDS_MIN,
+        "{flush_records} records a flush: batches are not what they were"
+    );
     let most = RECORD_MAX + FLUSH_MAX / flush_records;
     assert!(replica <= most, "{replica} allocations a record and replica, at most {most} are expected");
 }

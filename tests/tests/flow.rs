@@ -237,6 +237,8 @@ async fn overload() -> Result<(), String> {
     assert!(overload.refused() > 3 * overload.acked(), "most of ten times the load is refused");
     assert!(grown <= grown_max, "{grown} of {grown_max}");
     assert!(pending_peak <= SHARD_PENDING_BYTES as u64, "{pending_peak}");
+    // What is accepted is served: nothing is taken on to be given up.
+    assert!(50 * overload.lost <= overload.acked(), "{} lost, {} served", overload.lost, overload.acked());
     let (served, sustainable) = (overload.quantile(0.99), sustained.quantile(0.99));
     all.merge(sustained);
     all.merge(overload);

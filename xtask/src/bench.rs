@@ -31,9 +31,9 @@ pub(crate) fn speed(args: &[&str]) -> bool {
         && whole_engine("speed", &[OsStr::new("--allocations"), count.as_os_str()], args)
 }
 
-/// Measures throughput against latency and draws it into `svg`. Returns whether it succeeded.
-pub(crate) fn picture(svg: &str) -> bool {
-    whole_engine("picture", &[], &["--svg", svg])
+/// Measures throughput against latency and draws it. Returns whether it succeeded.
+pub(crate) fn picture(args: &[&str]) -> bool {
+    whole_engine("picture", &[], args)
 }
 
 /// Runs a program of bench that needs the load generator and the comparison of cores.

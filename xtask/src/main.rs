@@ -16,8 +16,8 @@ use std::process::ExitCode;
 
 const USAGE: &str =
     "usage: cargo xtask test [--quick] | cargo xtask lint | cargo xtask bench storage --json FILE [--long]
-       cargo xtask bench core --json FILE | cargo xtask bench speed --json FILE [--only PART]...
-       cargo xtask bench picture --svg FILE
+       cargo xtask bench core --json FILE | cargo xtask bench speed --json FILE [--runs N] [--only PART]...
+       cargo xtask bench picture --svg FILE [--runs N]
        cargo xtask sim [OPTIONS] | cargo xtask mutants
 
   test           all tests, doc tests included; the last line says how many passed and failed
@@ -28,8 +28,8 @@ const USAGE: &str =
   bench core     our core and openraft in memory, in turns; half a minute
   bench speed    the whole engine: loads of clusters (medians of five runs, audited), one to thousands of groups, the
                  bridge beside a bare iroh stream, the core beside openraft; half an hour. --only: loads, embedded,
-                 groups, bridge or core
-  bench picture  throughput against latency, ours and the peers', drawn into FILE; 6 minutes
+                 groups, bridge, core or allocations
+  bench picture  throughput against latency, ours and the peers', drawn into FILE: medians of three runs; 15 minutes
   sim            simulated clusters with faults: --seeds N [--from S] [--minutes M] [--twice], or --seed S to be
                  told what happened; the last line has the totals, any violation is a failure
   mutants        switches known bugs on, one after the other, and counts the seeds until each is found";
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         }
         ["bench", "core", "--json", json] => bench::core(json),
         ["bench", "speed", args @ ..] if !args.is_empty() => bench::speed(args),
-        ["bench", "picture", "--svg", svg] => bench::picture(svg),
+        ["bench", "picture", args @ ..] if !args.is_empty() => bench::picture(args),
         ["sim", rest @ ..] => sim::run(rest),
         ["mutants"] => sim::mutants(),
         ["help" | "--help" | "-h"] => {

@@ -22,9 +22,6 @@ use crate::drawing::{Picture, Point, Series, draw};
 /// Clients of each load, and what each of them has in flight.
 const CLIENTS: u64 = 8;
 const IN_FLIGHT: [u64; 7] = [1, 4, 16, 64, 256, 1024, 4096];
-/// Runs of a load in a row, if leaders change in each: then the machine is busy with something else, and a picture would show
-/// that.
-const ATTEMPTS_MAX: u32 = 3;
 /// Clients of the comparison in memory, each with one request in flight.
 const MEMORY_CLIENTS: [u64; 3] = [1, 64, 4096];
 
@@ -60,7 +57,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     let mut loads = IN_FLIGHT.map(|in_flight| (in_flight, Vec::new()));
     for _ in 0..args.runs {
         for (in_flight, reports) in &mut loads {
-            reports.push(steady(|| load(args, folder.path(), *in_flight), *in_flight)?);
+            let name = format!("{CLIENTS} x {in_flight} in flight");
+            reports.push(reports::steady(&name, || load(args, folder.path(), *in_flight))?);
         }
     }
     let path = folder.path().join("core.json");
@@ -68,18 +66,6 @@ fn run(args: &Args) -> Result<(), Failure> {
     let picture = picture(&loads, &cores)?;
     std::fs::write(&args.svg, draw(&picture))?;
     Ok(())
-}
-
-/// The report of the first run in which no leader changed.
-fn steady(mut run: impl FnMut() -> Result<Value, ReportError>, in_flight: u64) -> Result<Value, ReportError> {
-    for _ in 0..ATTEMPTS_MAX {
-        let report = run()?;
-        if reports::is_steady(&report) {
-            return Ok(report);
-        }
-        println!("{CLIENTS} x {in_flight}: once more, leaders changed");
-    }
-    Err(ReportError::NeverSteady { load: format!("{CLIENTS} x {in_flight} in flight") })
 }
 
 fn load(args: &Args, folder: &Path, in_flight: u64) -> Result<Value, ReportError> {
@@ -193,23 +179,6 @@ mod tests {
         let svg = draw(&picture);
         assert!(svg.contains("2 cores (A &amp; B), Linux 6.18"), "{svg}");
         assert!(svg.contains("NO fsync"));
-    }
-
-    #[test]
-    fn a_run_in_which_leaders_changed_is_repeated_but_not_for_ever() {
-        let mut changes = [2, 0].into_iter();
-        let found = steady(|| Ok(json!({ "leader_changes": changes.next() })), 1).unwrap();
-        assert_eq!((found["leader_changes"].as_u64(), changes.next()), (Some(0), None));
-        let mut runs = 0;
-        let never = steady(
-            || {
-                runs += 1;
-                Ok(json!({ "leader_changes": 1 }))
-            },
-            1,
-        );
-        assert!(matches!(never, Err(ReportError::NeverSteady { .. })));
-        assert_eq!(runs, ATTEMPTS_MAX);
     }
 
     #[test]

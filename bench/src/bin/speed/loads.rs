@@ -85,12 +85,7 @@ fn measure(loads: &[Load], args: &Args, folder: &Path) -> Result<Figures, Failur
     for load in loads {
         let mut reports = Vec::new();
         for _ in 0..args.runs {
-            let report = args.load(folder, load.args)?;
-            if reports::is_steady(&report) {
-                reports.push(report);
-            } else {
-                println!("{}: left out a run in which leaders changed", load.name);
-            }
+            reports.push(reports::steady(load.name, || args.load(folder, load.args))?);
         }
         let found = figures_of(load, &reports)?;
         for (key, at) in load.figures {
