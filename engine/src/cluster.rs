@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use iroh_raft_core::{
-    ClusterId, Consistency, Freshness, GroupId, GroupStatus, NodeId, RequestError, Retention, ShardId,
+    Consistency, Freshness, GroupId, GroupStatus, NodeId, RequestError, Retention, ShardId,
 };
 use iroh_raft_netbridge::allow::{ClientGrant, PeerAddress};
 use iroh_raft_netbridge::identity::EndpointId;
@@ -17,6 +17,7 @@ use iroh_raft_netbridge::port::Rights;
 use crate::config::{EngineConfig, Pinning, Preset};
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::name::cluster_id;
 use crate::start::start;
 use iroh_raft_driver::lines::{HandedOver, LeadershipError};
 use iroh_raft_driver::state_machine::{DecodeError, Machine, MachineFactory, Message, StateMachine};
@@ -334,14 +335,4 @@ impl<S> RaftClusterBuilder<S> {
 
 fn is_leaderless(status: &GroupStatus) -> bool {
     status.leader.is_none() && !status.is_quarantined
-}
-
-/// The id of the cluster with this name: FNV-1a, 128 bits.
-#[must_use]
-pub fn cluster_id(name: &str) -> ClusterId {
-    let mut hash = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
-    for byte in name.as_bytes() {
-        hash = (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
-    }
-    ClusterId(hash.to_le_bytes())
 }

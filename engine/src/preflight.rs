@@ -16,7 +16,10 @@ const MEMLOCK_BYTES_NEEDED: u64 = 512 << 10;
 pub(crate) const EXECUTOR_IO_BYTES: usize = 64 << 10;
 
 /// Checks locked memory and io_uring by what the engine will really do.
-pub(crate) fn check_machine() -> Result<(), EngineError> {
+///
+/// # Errors
+/// [`EngineError::Memlock`], [`EngineError::IoUring`], or [`EngineError::Thread`].
+pub fn check_machine() -> Result<(), EngineError> {
     if let Some(bytes) = getrlimit(Resource::Memlock).current
         && bytes < MEMLOCK_BYTES_NEEDED
     {

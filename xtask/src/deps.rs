@@ -7,9 +7,13 @@ use crate::step;
 const CORE: &str = "iroh-raft-core";
 const STORAGE: &str = "iroh-raft-storage";
 const NETBRIDGE: &str = "iroh-raft-netbridge";
+const ENGINE: &str = "iroh-raft";
+
+/// What a program that only uses a cluster does not get.
+const NOT_FOR_CLIENTS: [&str; 4] = ["glommio", "redb", STORAGE, "iroh-raft-driver"];
 
 /// What users get: no server of HTTP may hide in it.
-const PRODUCTS: [&str; 5] = [CORE, STORAGE, NETBRIDGE, "iroh-raft", "iroh-raft-loadgen"];
+const PRODUCTS: [&str; 6] = [CORE, STORAGE, NETBRIDGE, ENGINE, "iroh-raft-loadgen", "iroh-raft-node"];
 
 /// Packages that nothing may depend on.
 const LEAVES: [&str; 6] =
@@ -189,6 +193,9 @@ fn broken_rules() -> Result<Vec<String>, String> {
     broken.extend(folders_keep_apart(&shipped));
     broken.extend(nothing_uses_leaves(&all));
     broken.extend(no_http(shipped));
+    let client = Graph::load(&["-p", ENGINE, "--no-default-features", "-e", "normal"])?;
+    let ways = NOT_FOR_CLIENTS.iter().filter_map(|name| client.way(ENGINE, name));
+    broken.extend(ways.map(|way| format!("the client alone does without, but: {}", way.join(" -> "))));
     Ok(broken)
 }
 
@@ -204,8 +211,8 @@ fn folders_keep_apart(graph: &Graph) -> Vec<String> {
     let apart = [
         (STORAGE, NETBRIDGE),
         (NETBRIDGE, STORAGE),
-        (STORAGE, "iroh-raft"),
-        (NETBRIDGE, "iroh-raft"),
+        (STORAGE, ENGINE),
+        (NETBRIDGE, ENGINE),
         (STORAGE, "tokio"),
         (STORAGE, "glommio"),
         (NETBRIDGE, "glommio"),

@@ -27,8 +27,9 @@ pub(crate) fn run() -> bool {
     check("dependency rules", deps::run());
     check("purity of the core", purity());
     check("licences", licences());
-    check("clippy", clippy(&["--workspace"], "clippy"));
+    check("clippy", clippy(&["--workspace", "--all-targets"], "clippy"));
     check("clippy, no network", clippy(&NO_NETWORK, "clippy, rings and frames without the endpoint"));
+    check("clippy, the client alone", clippy(&CLIENT_ALONE, "clippy, the client without the engine"));
     check("clippy, simulation", sim::lint());
     check("documentation", documentation());
     check("comparison", comparison());
@@ -42,10 +43,13 @@ pub(crate) fn run() -> bool {
 }
 
 /// The part of the network that the simulation runs: it must build without iroh and tokio.
-const NO_NETWORK: [&str; 3] = ["-p", "iroh-raft-netbridge", "--no-default-features"];
+const NO_NETWORK: [&str; 4] = ["-p", "iroh-raft-netbridge", "--no-default-features", "--all-targets"];
+
+/// What a program gets that only uses a cluster.
+const CLIENT_ALONE: [&str; 4] = ["-p", "iroh-raft", "--no-default-features", "--lib"];
 
 fn clippy(packages: &[&str], name: &str) -> bool {
-    let mut command = step::cargo(&["clippy", "--locked", "--all-targets"]);
+    let mut command = step::cargo(&["clippy", "--locked"]);
     command.args(packages).args(["--", "-D", "warnings"]);
     step::run(name, &mut command)
 }
