@@ -34,8 +34,29 @@ pub(crate) struct ClientLink {
     rights: Rights,
     owner: Owner,
     replies: FrameQueue,
-    requests: AtomicUsize,
+    requests: OpenRequests,
     request_bytes: Arc<AtomicUsize>,
+}
+
+/// Requests of a client that are not answered. What comes in and what goes out may be on two threads: each only adds, or takes
+/// away.
+#[derive(Debug, Default)]
+struct OpenRequests(AtomicUsize);
+
+impl OpenRequests {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn open(&self, count: usize) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn close(&self, count: usize) {
+        // Never below nothing, whatever a shard counts: a client would be refused for good.
+        let less = |open: usize| Some(open.saturating_sub(count));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
 }
 
 impl ClientLink {
@@ -46,15 +67,8 @@ impl ClientLink {
     /// Queues answers of a shard. Full: the client does not read them, and is cut off.
     pub(crate) fn send(&self, hub: &Hub, frame: OutFrame) {
         let answered = frame.items as usize;
-        self.close_requests(answered);
+        self.requests.close(answered);
         self.queue(hub, frame);
-    }
-
-    /// Reader and writer of a client may be on two threads: each only adds or takes away.
-    fn close_requests(&self, answered: usize) {
-        // Never below nothing, whatever a shard counts: a client would be refused for good.
-        let less = |open: usize| Some(open.saturating_sub(answered));
-        let _ = self.requests.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     fn queue(&self, hub: &Hub, frame: OutFrame) {
@@ -110,7 +124,7 @@ pub(crate) async fn accept(
         rights,
         owner: owner_of(&remote),
         replies: FrameQueue::new(usize::MAX, hub.config.limits.client_reply_bytes_max),
-        requests: AtomicUsize::new(0),
+        requests: OpenRequests::default(),
         request_bytes: Arc::default(),
     });
     hub.clients().insert(link.number, link.clone());
@@ -193,7 +207,7 @@ async fn read_requests(hub: &Hub, link: &ClientLink, stream: &mut RecvStream) ->
         let body = Charged::new(body, &link.request_bytes);
         let frame = ClientFrame::decode(&header, body, &limits.request_frame)?;
         let count = frame.len();
-        let open = link.requests.load(Ordering::Relaxed) + count;
+        let open = link.requests.count() + count;
         let bytes = link.request_bytes.load(Ordering::Relaxed);
         if open > limits.client_requests_max || bytes > limits.client_request_bytes_max {
             link.fail(hub, &frame, header.destination_shard, &RequestError::busy(BusyReason::Credit));
@@ -209,10 +223,10 @@ async fn read_requests(hub: &Hub, link: &ClientLink, stream: &mut RecvStream) ->
             continue;
         }
         // Before they can be answered.
-        link.requests.fetch_add(count, Ordering::Relaxed);
+        link.requests.open(count);
         let item = ToShard::Client { connection: link.number, rights: link.rights, owner: link.owner, frame };
         if let Err(ToShard::Client { frame, .. }) = port.push(item) {
-            link.close_requests(count);
+            link.requests.close(count);
             link.fail(hub, &frame, header.destination_shard, &RequestError::busy(BusyReason::Ring));
         }
     }
@@ -242,5 +256,24 @@ impl AsRef<[u8]> for Charged {
 impl Drop for Charged {
     fn drop(&mut self) {
         self.charged.fetch_sub(self.body.len(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_two_threads_open_and_close_are_each_counted_once() {
+        const ROUNDS: usize = 200_000;
+        let requests = OpenRequests::default();
+        requests.open(ROUNDS);
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..ROUNDS).for_each(|_| requests.open(1)));
+            scope.spawn(|| (0..ROUNDS).for_each(|_| requests.close(1)));
+        });
+        assert_eq!(requests.count(), ROUNDS);
+        requests.close(2 * ROUNDS);
+        assert_eq!(requests.count(), 0);
     }
 }
