@@ -1,9 +1,10 @@
-//! Faults of `loadgen quick`: the node that leads most groups is gone for a while, and nodes that lose their
+//! Faults of `loadgen quick`: nodes are gone for a while, or stand still, and nodes that lose their
 //! disks are replaced by new ones, one after the other.
 //!
 //! They are driven from the loop that watches the clients, a step at a time; whatever takes long has a thread or a
 //! process of its own.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
@@ -17,31 +18,86 @@ use crate::cluster::{Cluster, ClusterError};
 use crate::quick::{LOOK, QuickError, finish, runtime};
 use crate::report::{Killed, Replaced};
 
-/// How long a killed or stopped node stays down.
+/// How long a killed or stopped node stays down, unless said otherwise.
 const DOWN: Duration = Duration::from_secs(2);
 /// Time for the groups of one node to be moved to its successor.
 const REPLACE_DEADLINE: Duration = Duration::from_secs(60);
 /// How often the successor is asked how far it is.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
+/// A fault that is to come: `kill@5s`, `stop@2s+500ms:all`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Fault {
+    /// What is sent.
+    pub(crate) signal: Signal,
+    /// When, from the start of the measured time.
+    pub(crate) at: Duration,
+    /// How long it lasts.
+    pub(crate) lasting: Duration,
+    /// To whom.
+    pub(crate) whom: Whom,
+}
+
+/// Whom a fault meets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Whom {
+    /// The node that leads most groups.
+    Leader,
+    /// All nodes.
+    All,
+    /// The node with this number.
+    Node(u16),
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Fault, String> {
+        let problem = || {
+            format!(
+                "{text} is no fault: write KIND@TIME, such as kill@5s or stop@2s+500ms:all, with kill (SIGKILL, and started again) or \
+                 stop (SIGSTOP), how long it lasts (2s unless said), and whom it meets: leader, all, or the number of a node"
+            )
+        };
+        let (kind, rest) = text.split_once('@').ok_or_else(problem)?;
+        let signal = match kind {
+            "kill" => Signal::Kill,
+            "stop" => Signal::Stop,
+            _ => return Err(problem()),
+        };
+        let (times, whom) = rest.split_once(':').unwrap_or((rest, "leader"));
+        let whom = match whom {
+            "leader" => Whom::Leader,
+            "all" => Whom::All,
+            number => Whom::Node(number.parse().ok().filter(|number| *number > 0).ok_or_else(problem)?),
+        };
+        let (at, lasting) = match times.split_once('+') {
+            Some((at, lasting)) => (crate::duration(at)?, crate::duration(lasting)?),
+            None => (crate::duration(times)?, DOWN),
+        };
+        Ok(Fault { signal, at, lasting, whom })
+    }
+}
+
 /// The faults of a run.
 pub(crate) struct Faults {
-    outage: Outage,
+    outages: Vec<Outage>,
     replace: Replace,
 }
 
 impl Faults {
-    /// The outage's time is from the start of the load; so many nodes are replaced from `replace_from` on, by a manager
+    /// Nodes are replaced from the start of the measured time on, which is `warmup` after that of the load, by a manager
     /// with this configuration.
     pub(crate) fn new(
-        outage: Option<(Signal, Duration)>,
-        (replacements, replace_from): (u32, Duration),
+        faults: &[Fault],
+        replacements: u32,
+        warmup: Duration,
         manager: ClientConfig,
     ) -> Faults {
-        let outage = Outage { due: outage, over: None, done: None };
+        let outage = |fault: &Fault| Outage { fault: *fault, is_due: true, over: None, done: None };
         let replace =
-            Replace { left: replacements, from: replace_from, step: Step::Idle, done: Vec::new(), manager };
-        Faults { outage, replace }
+            Replace { left: replacements, from: warmup, step: Step::Idle, done: Vec::new(), manager };
+        Faults { outages: faults.iter().map(outage).collect(), replace }
     }
 
     /// Goes on; `now` is the time since the start of the load.
@@ -51,66 +107,88 @@ impl Faults {
         now: Duration,
         warmup: Duration,
     ) -> Result<(), QuickError> {
-        self.outage.drive(cluster, now, warmup)?;
+        for outage in &mut self.outages {
+            outage.drive(cluster, now, warmup)?;
+        }
         self.replace.drive(cluster, now, warmup)
     }
 
     /// Whether nothing is under way or to come.
     pub(crate) fn are_over(&self) -> bool {
-        self.outage.due.is_none() && self.outage.over.is_none() && self.replace.is_over()
+        self.outages.iter().all(Outage::is_over) && self.replace.is_over()
     }
 
-    /// The node that was down with the groups that it led, and the nodes that were replaced.
-    pub(crate) fn into_done(self) -> (Option<(Killed, Vec<u32>)>, Vec<Replaced>) {
-        (self.outage.done, self.replace.done)
+    /// The nodes that were away with the groups that they led, and the nodes that were replaced.
+    pub(crate) fn into_done(self) -> (Vec<(Killed, Vec<u32>)>, Vec<Replaced>) {
+        (self.outages.into_iter().filter_map(|outage| outage.done).collect(), self.replace.done)
     }
 }
 
-/// What is sent to the node that leads most groups.
+/// What is sent to nodes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Signal {
-    /// SIGKILL; it is started again later.
+    /// SIGKILL; they are started again later.
     Kill,
     /// SIGSTOP, and SIGCONT later.
     Stop,
 }
 
-/// The node that leads most groups is gone for a while.
+/// Nodes are gone for a while.
 struct Outage {
-    due: Option<(Signal, Duration)>,
-    over: Option<(Signal, Duration, usize)>,
+    fault: Fault,
+    is_due: bool,
+    /// When they come back, and which.
+    over: Option<(Duration, Vec<usize>)>,
     done: Option<(Killed, Vec<u32>)>,
 }
 
 impl Outage {
+    fn is_over(&self) -> bool {
+        !self.is_due && self.over.is_none()
+    }
+
     fn drive(&mut self, cluster: &mut Cluster, now: Duration, warmup: Duration) -> Result<(), QuickError> {
-        if let Some((signal, _)) = self.due.take_if(|(_, at)| now >= *at) {
+        let Fault { signal, at, lasting, whom } = self.fault;
+        if self.is_due && now >= warmup + at {
+            self.is_due = false;
             let led = groups_led(cluster)?;
-            let Some((node, groups)) = led.into_iter().enumerate().max_by_key(|(_, groups)| groups.len())
-            else {
-                return Ok(());
+            let nodes: Vec<usize> = match whom {
+                Whom::All => (0..led.len()).collect(),
+                Whom::Node(number) => vec![usize::from(number) - 1],
+                Whom::Leader => {
+                    let most = led.iter().enumerate().max_by_key(|(_, groups)| groups.len());
+                    most.map(|(node, _)| node).into_iter().collect()
+                }
             };
-            match signal {
-                Signal::Kill => cluster.kill_node(node)?,
-                Signal::Stop => cluster.stop_node(node)?,
+            for &node in &nodes {
+                match signal {
+                    Signal::Kill => cluster.kill_node(node)?,
+                    Signal::Stop => cluster.stop_node(node)?,
+                }
             }
-            eprintln!("{signal:?} to node {}, which led {} groups", node + 1, groups.len());
+            let groups: Vec<u32> = nodes.iter().flat_map(|node| led[*node].iter().copied()).collect();
+            let numbers: Vec<u64> = nodes.iter().map(|node| *node as u64 + 1).collect();
+            eprintln!("{signal:?} to nodes {numbers:?}, which led {} groups", groups.len());
             let killed = Killed {
-                node: node as u64 + 1,
+                node: numbers.first().copied().unwrap_or(0),
+                nodes: numbers,
                 signal,
                 groups_led: groups.len(),
                 at_s: now.saturating_sub(warmup).as_secs_f64(),
+                lasting_s: lasting.as_secs_f64(),
             };
             self.done = Some((killed, groups));
-            self.over = Some((signal, now + DOWN, node));
+            self.over = Some((now + lasting, nodes));
         }
-        if let Some((signal, _, node)) = self.over.take_if(|(_, at, _)| now >= *at) {
-            match signal {
-                Signal::Kill => cluster.start_node(node)?,
-                Signal::Stop => cluster.continue_node(node)?,
+        if let Some((_, nodes)) = self.over.take_if(|(at, _)| now >= *at) {
+            for &node in &nodes {
+                match signal {
+                    Signal::Kill => cluster.start_node(node)?,
+                    Signal::Stop => cluster.continue_node(node)?,
+                }
+                eprintln!("node {} is back", node + 1);
             }
-            eprintln!("node {} is back", node + 1);
         }
         Ok(())
     }
@@ -279,4 +357,26 @@ async fn change_all(client: &Client, groups: u64, changes: &Arc<[MemberChange]>)
         done.map_err(|_| ClientError::Closed)??;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_read_and_refused_with_what_is_right() {
+        let ms = Duration::from_millis;
+        for (text, signal, at, lasting, whom) in [
+            ("kill@5s", Signal::Kill, ms(5000), DOWN, Whom::Leader),
+            ("kill@1s:leader", Signal::Kill, ms(1000), DOWN, Whom::Leader),
+            ("stop@2s+500ms:all", Signal::Stop, ms(2000), ms(500), Whom::All),
+            ("stop@100ms:3", Signal::Stop, ms(100), DOWN, Whom::Node(3)),
+        ] {
+            assert_eq!(text.parse(), Ok(Fault { signal, at, lasting, whom }), "{text}");
+        }
+        for text in ["kill", "kill@", "crash@5s", "kill@5s:0", "kill@5s:nobody", "kill@5", "stop@1s+2:all"] {
+            assert!(text.parse::<Fault>().is_err(), "{text}");
+        }
+        assert!("crash@5s".parse::<Fault>().unwrap_err().contains("kill@5s"));
+    }
 }

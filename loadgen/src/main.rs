@@ -4,6 +4,9 @@
 //! it: it kills every node, starts them again, and reads every acknowledged record back from every
 //! replica. It exits with 0 only when all of them are there, once and in place.
 //!
+//! `loadgen find` searches the highest rate at which an objective holds, `loadgen compare` says whether one series of runs is
+//! worse than another.
+//!
 //! `loadgen idle` starts one with many groups, leaves it alone, and says what that costs.
 //!
 //! `loadgen reads` asks state machines, linearizably and by lease, and counts stale answers.
@@ -16,8 +19,10 @@
 
 mod audit;
 mod cluster;
+mod compare;
 mod driver;
 mod fault;
+mod find;
 mod idle;
 mod ledger;
 mod machine;
@@ -43,7 +48,8 @@ use iroh_raft::storage::BackendChoice;
 use tracing_subscriber::EnvFilter;
 
 use cluster::ClusterPlan;
-use fault::Signal;
+use fault::{Fault, Signal, Whom};
+use find::{FindPlan, Objective};
 use idle::IdlePlan;
 use quick::{QuickError, QuickPlan};
 use reads::ReadsPlan;
@@ -70,6 +76,10 @@ struct Cli {
 enum Command {
     /// Start nodes on loopback, drive them, kill them, and read every acknowledged record back.
     Quick(Quick),
+    /// Search the highest rate at which an objective holds, such as p99=5ms.
+    Find(Find),
+    /// Compare two results of `quick --json`; ends with status 1 if the second is worse by more than chance and tolerance.
+    Compare(Compare),
     /// Start nodes with many groups that nobody uses: what they cost, and how soon one answers.
     Idle(Idle),
     /// Start nodes with state machines and ask them, linearizably and by lease; no answer may be stale.
@@ -112,7 +122,7 @@ struct Quick {
     client_threads: u32,
     /// Clients in the processes of the nodes, each for the groups that its node leads: no network between them. `--clients`
     /// and `--in-flight` are then those of each node.
-    #[arg(long, conflicts_with_all = ["client_threads", "rate", "kill_leader_at", "stop_leader_at", "replace_nodes"])]
+    #[arg(long, conflicts_with_all = ["client_threads", "rate", "faults", "replace_nodes"])]
     embedded: bool,
     /// Open loop: records a second that are due, whatever became of those before; latency counts from when they were
     /// due. Without it a record is sent as another one is answered.
@@ -124,6 +134,9 @@ struct Quick {
     /// Time before it that is not measured.
     #[arg(long, default_value = "2s", value_parser = duration)]
     warmup: Duration,
+    /// Runs, each on a cluster of its own; several give medians and their spread.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), conflicts_with = "data_dir")]
+    repeat: u32,
     /// How the nodes' files are written: through the page cache (buffered), past it (direct), or as each node finds best
     /// at its first start (auto).
     #[arg(long, default_value = "auto")]
@@ -135,18 +148,70 @@ struct Quick {
     /// File for the results as one JSON object.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// When to send SIGKILL to the node that leads most groups, from the start of the measured
-    /// time; it is started again two seconds later.
+    /// A fault on the way, as KIND@TIME[+LENGTH][:WHOM] from the start of the measured time: kill@5s (SIGKILL to the node that
+    /// leads most groups, started again after two seconds), stop@2s+500ms:all (SIGSTOP), kill@1s:3 (node 3). May be given several times.
+    #[arg(long = "fault", value_name = "FAULT")]
+    faults: Vec<Fault>,
+    /// How long a connection of the clients may be without a sign of life before it counts as lost, and what was under way on it
+    /// as unknown. Default: the client's own, 600ms.
     #[arg(long, value_parser = duration)]
-    kill_leader_at: Option<Duration>,
-    /// When to send SIGSTOP to the node that leads most groups, from the start of the measured time;
-    /// it goes on two seconds later.
-    #[arg(long, value_parser = duration, conflicts_with = "kill_leader_at")]
-    stop_leader_at: Option<Duration>,
+    idle_timeout: Option<Duration>,
     /// How many nodes are replaced, in turn: SIGKILL, the disk removed, and a new node with a new key takes its place
     /// in every group. Begins with the measured time; the next one follows when the new one has caught up.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     replace_nodes: u32,
+}
+
+#[derive(Args, Debug)]
+struct Find {
+    /// A percentile of the latency and how long it may be: p50, p90, p99, p99.9, p99.99 or max.
+    #[arg(long)]
+    slo: Objective,
+    /// The first rate that is tried, in records a second.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..=100_000_000))]
+    from: u32,
+    /// The rate is right to so many percent.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    precision: u32,
+    /// Measured time of each rate.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    trial: Duration,
+    #[command(flatten)]
+    load: Quick,
+}
+
+impl Find {
+    fn plan(self) -> Result<FindPlan, String> {
+        let (objective, from, precision) = (self.slo, self.from, f64::from(self.precision) / 100.0);
+        let trial = self.trial;
+        if self.load.rate.is_some()
+            || self.load.embedded
+            || self.load.repeat > 1
+            || self.load.data_dir.is_some()
+        {
+            return Err("find chooses the rate, on the network, in folders of its own: leave out --rate, --embedded, --repeat and --data-dir".into());
+        }
+        let json = self.load.json.clone();
+        let load = Quick { duration: trial, ..self.load }.plan()?;
+        Ok(FindPlan { load, objective, from, precision, json })
+    }
+}
+
+#[derive(Args, Debug)]
+struct Compare {
+    /// The first file; with `quick --repeat 4` or more it can be told what chance does.
+    a: PathBuf,
+    /// The second one.
+    b: PathBuf,
+    /// A difference of up to so many percent is none.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    tolerance: u32,
+    /// Compares runs of different settings, too: that is then what is compared.
+    #[arg(long)]
+    any_config: bool,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -275,25 +340,26 @@ impl Quick {
         if self.duration.is_zero() {
             return Err("--duration 0 measures nothing: give at least 1ms".into());
         }
-        let kill = self.kill_leader_at.map(|at| ("--kill-leader-at", Signal::Kill, at));
-        let stop = self.stop_leader_at.map(|at| ("--stop-leader-at", Signal::Stop, at));
-        let outage = kill.or(stop);
-        if let Some((flag, _, at)) = outage {
-            if at >= self.duration {
-                let end = self.duration;
-                return Err(format!("{flag} {at:?} is after the end: it must be below --duration {end:?}"));
+        for Fault { signal, at, whom, .. } in &self.faults {
+            let end = self.duration;
+            if *at >= end {
+                return Err(format!(
+                    "--fault at {at:?} is after the end: it must be below --duration {end:?}"
+                ));
             }
-            if self.nodes < 3 {
-                return Err(format!("{flag} needs --nodes 3 or more: fewer have no quorum without one"));
+            if matches!(whom, Whom::Node(number) if *number > self.nodes) {
+                return Err(format!("--fault to {whom:?}: there are {} nodes", self.nodes));
+            }
+            // Who stands still has no leader to lose; who is killed has.
+            if self.nodes < 3 && *signal == Signal::Kill && *whom != Whom::All {
+                return Err("--fault kill needs --nodes 3 or more: fewer have no quorum without one".into());
             }
         }
         if self.replace_nodes > 0 && self.nodes < 3 {
             return Err("--replace-nodes needs --nodes 3 or more: fewer have no quorum without one".into());
         }
-        if self.replace_nodes > 0
-            && let Some((flag, ..)) = outage
-        {
-            return Err(format!("--replace-nodes and {flag} exclude each other: run them one by one"));
+        if self.replace_nodes > 0 && !self.faults.is_empty() {
+            return Err("--replace-nodes and --fault exclude each other: run them one by one".into());
         }
         let spares = u16::try_from(self.replace_nodes).unwrap_or(u16::MAX);
         Ok(QuickPlan {
@@ -313,11 +379,13 @@ impl Quick {
             client_threads: self.client_threads,
             is_embedded: self.embedded,
             per_s: self.rate,
+            repeat: self.repeat,
             duration: self.duration,
             warmup: self.warmup,
             data_dir: self.data_dir,
             json: self.json,
-            outage: outage.map(|(_, signal, at)| (signal, at)),
+            faults: self.faults,
+            idle_timeout: self.idle_timeout,
             replacements: self.replace_nodes,
         })
     }
@@ -345,12 +413,24 @@ fn main() -> ExitCode {
         }
         Command::Quick(quick) => match quick.plan() {
             Ok(plan) => run_until_interrupted(|stop| quick::run(&plan, stop)),
-            Err(problem) => {
-                eprintln!("{problem}");
-                ExitCode::from(2)
-            }
+            Err(problem) => refuse(&problem),
         },
+        Command::Find(find) => match find.plan() {
+            Ok(plan) => run_until_interrupted(|stop| find::run(&plan, stop)),
+            Err(problem) => refuse(&problem),
+        },
+        Command::Compare(Compare { a, b, tolerance, any_config, json }) => {
+            match compare::run(&a, &b, f64::from(tolerance) / 100.0, (any_config, json)) {
+                Ok(is_no_worse) => exit(is_no_worse),
+                Err(error) => refuse(&error.to_string()),
+            }
+        }
     }
+}
+
+fn refuse(problem: &str) -> ExitCode {
+    eprintln!("{problem}");
+    ExitCode::from(2)
 }
 
 fn run_until_interrupted(run: impl FnOnce(&Arc<AtomicBool>) -> Result<bool, QuickError>) -> ExitCode {
@@ -431,7 +511,7 @@ mod tests {
         assert_eq!((plan.cluster.nodes, plan.cluster.shards, plan.cluster.groups), (3, 1, 8));
         assert_eq!((plan.cluster.record_bytes, plan.clients, plan.in_flight), (64, 8, 256));
         assert_eq!((plan.duration, plan.warmup), (Duration::from_secs(10), Duration::from_secs(2)));
-        assert!(plan.data_dir.is_none() && plan.json.is_none() && plan.outage.is_none());
+        assert!(plan.data_dir.is_none() && plan.json.is_none() && plan.faults.is_empty());
     }
 
     #[test]
@@ -439,12 +519,13 @@ mod tests {
         assert!(plan(&["--record-bytes", "15"]).unwrap_err().contains("16 to 1048576 bytes"));
         assert!(plan(&["--duration", "10"]).unwrap_err().contains("10s, 500ms or 2m"));
         assert!(plan(&["--duration", "0s"]).unwrap_err().contains("measures nothing"));
-        assert!(plan(&["--stop-leader-at", "10s"]).unwrap_err().contains("after the end"));
-        assert!(plan(&["--stop-leader-at", "1s", "--kill-leader-at", "1s"]).is_err());
-        assert!(plan(&["--kill-leader-at", "10s"]).unwrap_err().contains("after the end"));
-        assert!(plan(&["--kill-leader-at", "1s", "--nodes", "2"]).unwrap_err().contains("quorum"));
+        assert!(plan(&["--fault", "stop@10s"]).unwrap_err().contains("after the end"));
+        assert!(plan(&["--fault", "crash@1s"]).unwrap_err().contains("kill@5s"));
+        assert!(plan(&["--fault", "kill@1s:4"]).unwrap_err().contains("there are 3 nodes"));
+        assert!(plan(&["--fault", "kill@1s", "--nodes", "2"]).unwrap_err().contains("quorum"));
         assert!(plan(&["--replace-nodes", "1", "--nodes", "2"]).unwrap_err().contains("quorum"));
-        assert!(plan(&["--replace-nodes", "1", "--kill-leader-at", "1s"]).unwrap_err().contains("exclude"));
+        assert!(plan(&["--replace-nodes", "1", "--fault", "kill@1s"]).unwrap_err().contains("exclude"));
+        assert_eq!(plan(&["--fault", "kill@1s", "--fault", "stop@5s:all"]).unwrap().faults.len(), 2);
         assert!(plan(&["--nodes", "0"]).is_err());
     }
 

@@ -9,18 +9,21 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
 use iroh_raft::net::ring::Waits;
 use iroh_raft::{GroupId, NodeId, cluster_id};
 
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
 use crate::driver::{self, DriverPlan, DriverResult, Progress};
-use crate::fault::{Faults, Signal};
+use crate::fault::{Fault, Faults, Signal, Whom};
 use crate::ledger::Ledger;
 use crate::machine::{self, Device, Machine};
 use crate::node::EmbeddedPlan;
 use crate::recorder::{Interval, Timeline};
-use crate::report::{Config, Killed, Latency, OpenLoop, Replaced, Report, Ring, core_us, count, ratio};
+use crate::report::{
+    Config, FaultSeen, Killed, Latency, OpenLoop, Replaced, Report, Ring, Runs, core_us, count, ratio,
+};
 use crate::schedule::Pacer;
 use crate::{plot, readback};
 
@@ -51,8 +54,11 @@ pub(crate) struct QuickPlan {
     pub(crate) warmup: Duration,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
-    /// From the start of the measured time.
-    pub(crate) outage: Option<(Signal, Duration)>,
+    /// How often, each time on a cluster of its own.
+    pub(crate) repeat: u32,
+    pub(crate) faults: Vec<Fault>,
+    /// How long the clients' connections may be silent; `None` for the client's own time.
+    pub(crate) idle_timeout: Option<Duration>,
     /// Nodes that are killed with their disks and replaced, one after the other, from the start of the measured time.
     pub(crate) replacements: u32,
 }
@@ -150,18 +156,48 @@ struct Load {
     timeline: Timeline,
     before: Sample,
     after: Sample,
-    /// The node that was killed, when, and the groups it led.
-    killed: Option<(Killed, Vec<u32>)>,
+    /// The nodes that were away, when, and the groups they led.
+    killed: Vec<(Killed, Vec<u32>)>,
     replaced: Vec<Replaced>,
     leader_changes: u64,
     last_error: Option<String>,
 }
 
-/// Runs everything and prints the report. Returns whether the audit is clean.
+/// Runs everything as often as asked for, and prints the reports. Returns whether all audits are clean.
 ///
 /// # Errors
 /// [`QuickError`] when there is nothing to report; processes are gone then, too.
 pub(crate) fn run(plan: &QuickPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickError> {
+    let mut runs = Vec::new();
+    for _ in 0..plan.repeat {
+        let (report, latencies) = trial(plan, stop)?;
+        println!("{}", plot::percentiles(&latencies));
+        print!("{}", report.table());
+        runs.push(report);
+    }
+    let json = match &runs[..] {
+        [one] => serde_json::to_vec_pretty(one),
+        several => {
+            let runs = Runs::of(several);
+            print!("{}", runs.table());
+            serde_json::to_vec_pretty(&runs)
+        }
+    };
+    if let Some(path) = &plan.json {
+        let text = json.expect("a report serializes");
+        fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
+    }
+    Ok(runs.iter().all(Report::is_clean))
+}
+
+/// One run on a cluster of its own, with its audit; its report, and the latencies in the measured window.
+///
+/// # Errors
+/// [`QuickError`] when there is nothing to report; processes are gone then, too.
+pub(crate) fn trial(
+    plan: &QuickPlan,
+    stop: &Arc<AtomicBool>,
+) -> Result<(Report, Histogram<u64>), QuickError> {
     let folder = Folder::open(plan.data_dir.as_deref())?;
     let mut cluster = Cluster::create(&plan.cluster, folder.path())?;
     if machine::is_tmpfs(folder.path()) {
@@ -170,7 +206,7 @@ pub(crate) fn run(plan: &QuickPlan, stop: &Arc<AtomicBool>) -> Result<bool, Quic
     let result = measure(plan, &mut cluster, folder.path(), stop);
     drop(cluster);
     match result {
-        Ok(true) => Ok(true),
+        Ok((report, latencies)) if report.is_clean() => Ok((report, latencies)),
         Err(QuickError::Interrupted) => Err(QuickError::Interrupted),
         other => {
             folder.keep();
@@ -184,7 +220,7 @@ fn measure(
     cluster: &mut Cluster,
     folder: &Path,
     stop: &Arc<AtomicBool>,
-) -> Result<bool, QuickError> {
+) -> Result<(Report, Histogram<u64>), QuickError> {
     eprintln!("starting {} nodes in {}", plan.cluster.nodes, folder.display());
     cluster.start()?;
     let no_leaders = late("not every group had a leader", LEADERS_DEADLINE, folder);
@@ -219,16 +255,10 @@ fn measure(
     }
 
     let report = report(plan, folder, &load, audit);
-    println!("{}", plot::percentiles(&load.measured.latencies));
-    print!("{}", report.table());
     if let Some(error) = &load.last_error {
-        println!("last error       {error}");
+        eprintln!("last error: {error}");
     }
-    if let Some(path) = &plan.json {
-        let text = serde_json::to_vec_pretty(&report).expect("a report serializes");
-        fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
-    }
-    Ok(report.is_clean())
+    Ok((report, load.measured.latencies))
 }
 
 fn late(what: &'static str, deadline: Duration, folder: &Path) -> QuickError {
@@ -274,6 +304,7 @@ fn client_config(plan: &QuickPlan, cluster: &Cluster) -> ClientConfig {
     let bytes = records * (plan.cluster.record_bytes + IN_FLIGHT_OVERHEAD_BYTES);
     let mut limits = ClientLimits::default();
     limits.in_flight_bytes_max = limits.in_flight_bytes_max.max(bytes);
+    limits.idle_timeout = plan.idle_timeout.unwrap_or(limits.idle_timeout);
     ClientConfig {
         cluster: cluster_id(cluster.name()),
         identity: cluster.client().clone(),
@@ -385,11 +416,7 @@ fn load(
     let mut watch = Watch::new(threads);
     let mut before = None;
     let mut after = None;
-    let mut faults = Faults::new(
-        plan.outage.map(|(signal, at)| (signal, plan.warmup + at)),
-        (plan.replacements, plan.warmup),
-        client_config(plan, cluster),
-    );
+    let mut faults = Faults::new(&plan.faults, plan.replacements, plan.warmup, client_config(plan, cluster));
     let end = plan.warmup + plan.duration;
     while after.is_none() {
         if start.elapsed() < end && drivers.iter().any(JoinHandle::is_finished) {
@@ -495,7 +522,7 @@ fn load_embedded(
         timeline: Timeline::new(plan.cluster.groups),
         before,
         after,
-        killed: None,
+        killed: Vec::new(),
         replaced: Vec::new(),
         leader_changes: 0,
         last_error: None,
@@ -595,11 +622,15 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
     let device_flushes = after.device_flushes.zip(before.device_flushes);
     let totals = load.ledger.totals();
     let end = plan.warmup + plan.duration;
-    let unavailable_ms = load.killed.as_ref().and_then(|(killed, groups)| {
+    let gap_after = |killed: &Killed, groups: &[u32]| {
         let from = plan.warmup + Duration::from_secs_f64(killed.at_s);
         groups.iter().map(|&group| load.timeline.longest_gap_ms(group, from, end)).max()
-    });
-    let outage_at_s = |signal| plan.outage.filter(|(of, _)| *of == signal).map(|(_, at)| at.as_secs_f64());
+    };
+    let unavailable_ms = load.killed.first().and_then(|(killed, groups)| gap_after(killed, groups));
+    let outage_at_s = |signal| {
+        let is_it = |fault: &&Fault| fault.signal == signal && fault.whom == Whom::Leader;
+        plan.faults.iter().find(is_it).map(|fault| fault.at.as_secs_f64())
+    };
     let gap_ms = |group| load.timeline.longest_gap_ms(group, plan.warmup, end);
     Report {
         throughput_records_per_s: ratio(measured_records as f64, plan.duration.as_secs_f64()),
@@ -631,7 +662,12 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         unavailable_ms,
         longest_gap_ms: (1..=plan.cluster.groups).map(gap_ms).collect(),
         replaced: load.replaced.clone(),
-        killed: load.killed.as_ref().map(|(killed, _)| *killed),
+        killed: load.killed.first().map(|(killed, _)| killed.clone()),
+        faults: load
+            .killed
+            .iter()
+            .map(|(killed, groups)| FaultSeen::new(killed, gap_after(killed, groups)))
+            .collect(),
         config: Config {
             nodes: plan.cluster.nodes,
             shards: plan.cluster.shards,

@@ -177,6 +177,8 @@ pub(crate) struct Report {
     pub(crate) unavailable_ms: Option<u64>,
     /// With a killed or stopped leader: which node it was, and how many groups it led.
     pub(crate) killed: Option<Killed>,
+    /// Each fault, in the order in which they were asked for.
+    pub(crate) faults: Vec<FaultSeen>,
     /// By group, from 1: longest time without an acknowledgement in the measured window, in milliseconds.
     pub(crate) longest_gap_ms: Vec<u64>,
     /// Nodes that were replaced, in order.
@@ -186,14 +188,88 @@ pub(crate) struct Report {
     pub(crate) versions: BTreeMap<&'static str, &'static str>,
 }
 
-/// The node that was killed or stopped.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// Several runs of one load.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Runs<'r> {
+    /// Figures over the runs, by their names.
+    figures: BTreeMap<&'static str, Spread>,
+    /// The runs, in order.
+    runs: &'r [Report],
+}
+
+/// Where a figure of several runs lies.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Spread {
+        values.sort_by(f64::total_cmp);
+        let at = |at: usize| values.get(at).copied().unwrap_or(0.0);
+        let last = values.len().saturating_sub(1);
+        Spread { median: (at(values.len() / 2) + at(last / 2)) / 2.0, min: at(0), max: at(last) }
+    }
+}
+
+impl<'r> Runs<'r> {
+    pub(crate) fn of(runs: &'r [Report]) -> Runs<'r> {
+        type Figure = (&'static str, fn(&Report) -> f64);
+        let figures: [Figure; 5] = [
+            ("throughput_records_per_s", |run| run.throughput_records_per_s),
+            ("p50_us", |run| run.latency_us.p50 as f64),
+            ("p99_us", |run| run.latency_us.p99 as f64),
+            ("p99_9_us", |run| run.latency_us.p99_9 as f64),
+            ("core_us_per_record", |run| run.core_us_per_record),
+        ];
+        let spread = |(name, of): Figure| (name, Spread::of(runs.iter().map(of).collect()));
+        Runs { figures: figures.into_iter().map(spread).collect(), runs }
+    }
+
+    /// The table for the terminal.
+    pub(crate) fn table(&self) -> String {
+        let mut out = format!("\n{} runs: median (least to most)\n", self.runs.len());
+        for (name, Spread { median, min, max }) in &self.figures {
+            let show = |value: f64| match *name {
+                "throughput_records_per_s" => format!("{}/s", count(value)),
+                "core_us_per_record" => format!("{value:.2}"),
+                _ => plot::duration(value),
+            };
+            _ = writeln!(out, "{name:<26} {} ({} to {})", show(*median), show(*min), show(*max));
+        }
+        out
+    }
+}
+
+/// A fault, and what came of it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct FaultSeen {
+    #[serde(flatten)]
+    pub(crate) fault: Killed,
+    /// Longest time without an acknowledgement in a group that these nodes led, from the fault to the end, in milliseconds.
+    pub(crate) unavailable_ms: Option<u64>,
+}
+
+impl FaultSeen {
+    pub(crate) fn new(fault: &Killed, unavailable_ms: Option<u64>) -> FaultSeen {
+        FaultSeen { fault: fault.clone(), unavailable_ms }
+    }
+}
+
+/// The nodes that were killed or stopped.
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Killed {
+    /// The first of them.
     pub(crate) node: u64,
+    pub(crate) nodes: Vec<u64>,
     pub(crate) signal: Signal,
     pub(crate) groups_led: usize,
     /// When, in seconds from the start of the measured window.
     pub(crate) at_s: f64,
+    /// For how long, in seconds.
+    pub(crate) lasting_s: f64,
 }
 
 /// A node that was killed with its disk, and its successor.
@@ -334,12 +410,17 @@ impl Report {
             );
             rows.push(("schedule", text));
         }
-        if let (Some(killed), Some(unavailable_ms)) = (self.killed, self.unavailable_ms) {
+        for FaultSeen { fault, unavailable_ms } in &self.faults {
             let text = format!(
-                "{:?} to node {} at {:.1} s, which led {} groups; longest gap {unavailable_ms} ms",
-                killed.signal, killed.node, killed.at_s, killed.groups_led
+                "{:?} to nodes {:?} at {:.1} s for {:.1} s, which led {} groups; longest gap {} ms",
+                fault.signal,
+                fault.nodes,
+                fault.at_s,
+                fault.lasting_s,
+                fault.groups_led,
+                unavailable_ms.map_or_else(|| "0".to_owned(), |ms| ms.to_string())
             );
-            rows.push(("outage", text));
+            rows.push(("fault", text));
         }
         if let (Some(last), Some(gap_ms)) = (self.replaced.last(), self.longest_gap_ms.iter().max()) {
             let slowest_s = self.replaced.iter().map(|replaced| replaced.caught_up_s).fold(0.0, f64::max);
@@ -424,6 +505,7 @@ mod tests {
             audit: AuditCounts { checked: 300, ..AuditCounts::default() },
             unavailable_ms: None,
             killed: None,
+            faults: Vec::new(),
             longest_gap_ms: vec![12; 8],
             replaced: Vec::new(),
             config: Config {

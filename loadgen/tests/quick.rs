@@ -1,15 +1,26 @@
 //! `loadgen quick` from its start to the audit, as short as it can be, in each kind of load.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
-/// The report of a run that ended well.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_loadgen");
+
+/// As short as it can be.
+const SHORT: [&str; 6] = ["--duration", "500ms", "--warmup", "100ms", "--groups", "4"];
+
+/// The report of a short run that ended well.
 fn report(args: &[&str]) -> Value {
+    report_of(&[&SHORT, args].concat())
+}
+
+/// The report of a run that ended well.
+fn report_of(args: &[&str]) -> Value {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let json = folder.path().join("report.json");
-    let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-        .args(["quick", "--duration", "500ms", "--warmup", "100ms", "--groups", "4"])
+    let output = Command::new(PROGRAM)
+        .arg("quick")
         .args(args)
         .arg("--data-dir")
         .arg(folder.path().join("data"))
@@ -55,4 +66,76 @@ fn clients_in_the_nodes_processes_are_audited() {
     let report = report(&["--embedded", "--clients", "2", "--in-flight", "64"]);
     assert_eq!(report["config"]["is_embedded"], true);
     assert!(report["client_core_us_per_record"].is_null());
+}
+
+/// All nodes stand still for a second. In the open loop every record that was due meanwhile waits, and the percentiles say so;
+/// the closed loop sends nothing meanwhile, and its percentiles hide what happened.
+#[test]
+fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
+    let load = ["--groups", "1", "--clients", "1", "--warmup", "1s", "--duration", "6s"];
+    // Nobody's connection counts as lost meanwhile.
+    let fault = ["--fault", "stop@2s+1s:all", "--idle-timeout", "5s"];
+    let closed = report_of(&[&load[..], &fault, &["--in-flight", "8"]].concat());
+    let open = report_of(&[&load[..], &fault, &["--in-flight", "4096", "--rate", "500"]].concat());
+    let percentile = |report: &Value, name| report["latency_us"][name].as_u64().unwrap();
+    for report in [&closed, &open] {
+        assert!(report["faults"][0]["unavailable_ms"].as_u64() >= Some(1000), "{report}");
+        // Both have met it: the longest wait says so.
+        assert!(percentile(report, "max") >= 900_000, "{report}");
+    }
+    // A second of six: a sixth of what was due waited, up to as long as it lasted.
+    assert!(percentile(&open, "p99_9") >= 900_000, "{open}");
+    assert!(percentile(&open, "p99") >= 800_000, "{open}");
+    assert!(percentile(&open, "p90") >= 300_000, "{open}");
+    // Eight records of thousands.
+    assert!(percentile(&closed, "p99") < 500_000, "{closed}");
+    // From when they were sent it looks better than it was in the open loop, too.
+    assert!(open["open_loop"]["service_us"]["p99"].as_u64() <= open["latency_us"]["p99"].as_u64(), "{open}");
+}
+
+#[test]
+fn several_runs_are_told_together_and_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, args: &[&str]| {
+        let path = folder.path().join(name);
+        let mut command = Command::new(PROGRAM);
+        command.args(["quick", "--repeat", "2", "--duration", "300ms", "--warmup", "100ms", "--groups", "2"]);
+        assert!(command.args(args).arg("--json").arg(&path).status().unwrap().success());
+        path
+    };
+    let (a, b) = (run("a.json", &[]), run("b.json", &["--clients", "2"]));
+    let runs: Value = serde_json::from_slice(&std::fs::read(&a).unwrap()).unwrap();
+    let figure = &runs["figures"]["throughput_records_per_s"];
+    assert_eq!(runs["runs"].as_array().unwrap().len(), 2);
+    assert!(
+        figure["min"].as_f64() <= figure["median"].as_f64()
+            && figure["median"].as_f64() <= figure["max"].as_f64()
+    );
+    let compare = |a: &Path, b: &Path| Command::new(PROGRAM).arg("compare").args([a, b]).output().unwrap();
+    let same = compare(&a, &a);
+    assert!(same.status.success() && String::from_utf8(same.stdout).unwrap().contains("too few runs"));
+    let other = compare(&a, &b);
+    assert_eq!(other.status.code(), Some(2));
+    assert!(String::from_utf8(other.stderr).unwrap().contains("clients is 8 and 2"));
+}
+
+#[test]
+fn the_highest_rate_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("found.json");
+    let mut command = Command::new(PROGRAM);
+    command.args(["find", "--slo", "p50=2s", "--from", "100", "--precision", "100", "--warmup", "100ms"]);
+    // So few in flight that a low rate is the highest: the search ends soon.
+    command.args(["--groups", "1", "--clients", "1", "--in-flight", "1", "--trial", "500ms", "--json"]);
+    let output = command.arg(&path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let rate = found["rate_per_s"].as_u64().unwrap();
+    let trials = found["trials"].as_array().unwrap();
+    assert!(trials.iter().any(|trial| trial["rate_per_s"] == rate && trial["is_kept"] == true), "{rate}");
+    assert!(
+        trials.iter().any(|trial| trial["rate_per_s"].as_u64() > Some(rate) && trial["is_kept"] == false),
+        "{rate}"
+    );
+    assert!(String::from_utf8(output.stdout).unwrap().contains("highest rate with p50"));
 }
