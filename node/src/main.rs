@@ -1,70 +1,60 @@
-//! The node as a program. So far: `check` verifies the data folder of a node that does not run, `dump`
-//! prints a log from it.
+//! `iroh-raft`: a node of a cluster, and the commands to set one up, use it and look after it.
 
-use std::io::{BufWriter, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use iroh_raft_core::{GroupId, Index};
-use iroh_raft_storage::{OfflineFolder, check, dump};
+use clap::Parser;
 
-/// A node of iroh-raft, and what looks after its data folder.
-#[derive(Parser)]
-#[command(name = "iroh-raft-node", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+mod cli;
+mod cluster;
+mod config;
+mod dev;
+mod doctor;
+mod folder;
+mod groups;
+mod init;
+mod records;
+mod say;
+mod start;
+mod status;
+mod tune;
 
-#[derive(Subcommand)]
-enum Command {
-    /// Reads and verifies everything in the folder of a node that does not run; ends with status 1 if anything is damaged.
-    Check {
-        /// The data folder.
-        folder: PathBuf,
-    },
-    /// Prints a group's log from the folder of a node that does not run: a line for each entry, and one for each of its records.
-    Dump {
-        /// The data folder.
-        folder: PathBuf,
-        /// The group.
-        #[arg(long)]
-        group: u64,
-        /// First index to print.
-        #[arg(long, default_value_t = 1)]
-        from: u64,
-        /// Last index to print; default: the last one there is.
-        #[arg(long)]
-        to: Option<u64>,
-    },
-}
+use cli::{Cli, Command};
+use say::Failure;
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(is_sound) => ExitCode::from(u8::from(!is_sound)),
-        Err(error) => {
-            eprintln!("{error}");
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("{failure}");
             ExitCode::from(2)
         }
     }
 }
 
-fn run(command: Command) -> Result<bool, Box<dyn std::error::Error>> {
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let Cli { json, access, command } = cli;
     match command {
-        Command::Check { folder } => {
-            let report = check(folder)?;
-            println!("{report}");
-            Ok(report.is_sound())
-        }
-        Command::Dump { folder, group, from, to } => {
-            let folder = OfflineFolder::open(folder)?;
-            let group = GroupId(group);
-            let shard = folder.open_shard(folder.identity().placement.shard_of(group))?;
-            let mut out = BufWriter::new(std::io::stdout().lock());
-            dump(&shard, group, Index(from), Index(to.unwrap_or(u64::MAX)), &mut out)?;
-            out.flush()?;
-            Ok(true)
+        Command::Init(args) => init::node(&args, json),
+        Command::ClientKey(args) => init::client(&args, &access, json),
+        Command::Start(args) => start::run(&args),
+        Command::Dev(args) => dev::run(&args),
+        Command::Doctor(args) => doctor::run(&args, json),
+        Command::Tune(args) => tune::run(&args, json),
+        Command::Config { command } => init::config(&command, json),
+        Command::Status { group } => status::run(&access, group, json),
+        Command::Group { command } => groups::group(&access, &command, json),
+        Command::Member { command } => groups::member(&access, &command, json),
+        Command::Leader { command } => groups::leader(&access, &command, json),
+        Command::Append(args) => records::append(&access, &args, json),
+        Command::Read(args) => records::read(&access, &args, json),
+        Command::Tail(args) => records::tail(&access, &args, json),
+        Command::Log { command } => status::log(&access, &command, json),
+        Command::Check { folder } => folder::check(&folder),
+        Command::Dump { folder, group, from, to } => folder::dump(&folder, group, from, to),
+        Command::Completions { shell } => {
+            cli::completions(shell);
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
