@@ -134,7 +134,7 @@ pub(crate) fn run(plan: &FindPlan, stop: &Arc<AtomicBool>) -> Result<bool, Quick
     let best = search(plan.from, plan.precision, |rate| {
         for attempt in 1..=ATTEMPTS {
             let load = QuickPlan { per_s: Some(rate), json: None, ..plan.load.clone() };
-            let (report, _) = quick::trial(&load, stop)?;
+            let report = quick::trial(&load, stop)?.report;
             is_clean &= report.is_clean();
             let is_kept = objective.is_kept(&report) && report.is_clean();
             println!("{}", line(objective, rate, is_kept, &report));
@@ -159,7 +159,7 @@ pub(crate) fn run(plan: &FindPlan, stop: &Arc<AtomicBool>) -> Result<bool, Quick
     println!("{}", verdict(&found));
     if let Some(path) = &plan.json {
         let text = serde_json::to_vec_pretty(&found).expect("a result serializes");
-        fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
+        fs::write(path, text).map_err(|source| QuickError::File { path: path.clone(), source })?;
     }
     Ok(best.is_some() && is_clean)
 }

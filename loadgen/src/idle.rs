@@ -134,7 +134,7 @@ pub(crate) fn run(plan: &IdlePlan, stop: &Arc<AtomicBool>) -> Result<bool, Quick
     println!("append           p50 {} us, p99 {} us", report.append_p50_us, report.append_p99_us);
     if let Some(path) = &plan.json {
         let text = serde_json::to_vec_pretty(&report).expect("a report serializes");
-        fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
+        fs::write(path, text).map_err(|source| QuickError::File { path: path.clone(), source })?;
     }
     Ok(true)
 }

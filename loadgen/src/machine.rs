@@ -16,17 +16,17 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
     /// CPU model.
-    cpu: String,
+    pub(crate) cpu: String,
     /// CPUs that this process may use.
-    cores: usize,
+    pub(crate) cores: usize,
     /// Memory in bytes.
-    memory_bytes: u64,
+    pub(crate) memory_bytes: u64,
     /// Kernel release.
-    kernel: String,
+    pub(crate) kernel: String,
     /// Magic number of the data folder's file system, in hexadecimal.
     file_system: String,
     /// Whether that is memory only: an fsync then means nothing.
-    is_tmpfs: bool,
+    pub(crate) is_tmpfs: bool,
     /// Block device under the data folder, if it has one.
     device: Option<String>,
 }

@@ -23,6 +23,8 @@ mod compare;
 mod driver;
 mod fault;
 mod find;
+mod hdr;
+mod html;
 mod idle;
 mod ledger;
 mod machine;
@@ -36,6 +38,7 @@ mod recorder;
 mod report;
 mod schedule;
 mod snapshot;
+mod sweep;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,10 +54,11 @@ use cluster::ClusterPlan;
 use fault::{Fault, Signal, Whom};
 use find::{FindPlan, Objective};
 use idle::IdlePlan;
-use quick::{QuickError, QuickPlan};
+use quick::{Files, QuickError, QuickPlan};
 use reads::ReadsPlan;
 use record::RECORD_BYTES_MIN;
 use snapshot::{Side, SnapshotPlan};
+use sweep::SweepPlan;
 
 /// Largest record that the nodes take by default, in bytes.
 const RECORD_BYTES_MAX: usize = 1 << 20;
@@ -78,6 +82,8 @@ enum Command {
     Quick(Quick),
     /// Search the highest rate at which an objective holds, such as p99=5ms.
     Find(Find),
+    /// Measure latency over throughput, from nearly nothing to as much as the cluster takes.
+    Sweep(SweepArgs),
     /// Compare two results of `quick --json`; ends with status 1 if the second is worse by more than chance and tolerance.
     Compare(Compare),
     /// Start nodes with many groups that nobody uses: what they cost, and how soon one answers.
@@ -148,6 +154,15 @@ struct Quick {
     /// File for the results as one JSON object.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// File for the latencies, second by second, as an interval log of HdrHistogram.
+    #[arg(long, conflicts_with = "embedded")]
+    hdr_log: Option<PathBuf>,
+    /// File for the latencies over percentiles, as HdrHistogram's tools draw them.
+    #[arg(long)]
+    hgrm: Option<PathBuf>,
+    /// File for a page with pictures, which needs nothing else.
+    #[arg(long)]
+    html: Option<PathBuf>,
     /// A fault on the way, as KIND@TIME[+LENGTH][:WHOM] from the start of the measured time: kill@5s (SIGKILL to the node that
     /// leads most groups, started again after two seconds), stop@2s+500ms:all (SIGSTOP), kill@1s:3 (node 3). May be given several times.
     #[arg(long = "fault", value_name = "FAULT")]
@@ -194,6 +209,29 @@ impl Find {
         let json = self.load.json.clone();
         let load = Quick { duration: trial, ..self.load }.plan()?;
         Ok(FindPlan { load, objective, from, precision, json })
+    }
+}
+
+#[derive(Args, Debug)]
+struct SweepArgs {
+    /// Rates, in records a second; default: parts of what the closed loop gives.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    rates: Vec<u32>,
+    #[command(flatten)]
+    load: Quick,
+}
+
+impl SweepArgs {
+    fn plan(self) -> Result<SweepPlan, String> {
+        if self.load.rate.is_some()
+            || self.load.embedded
+            || self.load.repeat > 1
+            || self.load.data_dir.is_some()
+        {
+            return Err("sweep chooses the rates, on the network, in folders of its own: leave out --rate, --embedded, --repeat and --data-dir".into());
+        }
+        let (json, html) = (self.load.json.clone(), self.load.html.clone());
+        Ok(SweepPlan { load: self.load.plan()?, rates: self.rates, json, html })
     }
 }
 
@@ -384,6 +422,7 @@ impl Quick {
             warmup: self.warmup,
             data_dir: self.data_dir,
             json: self.json,
+            files: Files { hdr_log: self.hdr_log, hgrm: self.hgrm, html: self.html },
             faults: self.faults,
             idle_timeout: self.idle_timeout,
             replacements: self.replace_nodes,
@@ -417,6 +456,10 @@ fn main() -> ExitCode {
         },
         Command::Find(find) => match find.plan() {
             Ok(plan) => run_until_interrupted(|stop| find::run(&plan, stop)),
+            Err(problem) => refuse(&problem),
+        },
+        Command::Sweep(sweep) => match sweep.plan() {
+            Ok(plan) => run_until_interrupted(|stop| sweep::run(&plan, stop)),
             Err(problem) => refuse(&problem),
         },
         Command::Compare(Compare { a, b, tolerance, any_config, json }) => {

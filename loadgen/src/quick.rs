@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
 use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
@@ -17,12 +18,15 @@ use iroh_raft::{GroupId, NodeId, cluster_id};
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
 use crate::driver::{self, DriverPlan, DriverResult, Progress};
 use crate::fault::{Fault, Faults, Signal, Whom};
+use crate::hdr::{self, Stretch};
+use crate::html;
 use crate::ledger::Ledger;
 use crate::machine::{self, Device, Machine};
 use crate::node::EmbeddedPlan;
 use crate::recorder::{Interval, Timeline};
 use crate::report::{
-    Config, FaultSeen, Killed, Latency, OpenLoop, Replaced, Report, Ring, Runs, core_us, count, ratio,
+    Config, FaultSeen, Killed, Latency, OpenLoop, Replaced, Report, Ring, Runs, Slice, core_us, count,
+    percentiles, ratio,
 };
 use crate::schedule::Pacer;
 use crate::{plot, readback};
@@ -54,6 +58,8 @@ pub(crate) struct QuickPlan {
     pub(crate) warmup: Duration,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
+    /// Other files of the result.
+    pub(crate) files: Files,
     /// How often, each time on a cluster of its own.
     pub(crate) repeat: u32,
     pub(crate) faults: Vec<Fault>,
@@ -61,6 +67,37 @@ pub(crate) struct QuickPlan {
     pub(crate) idle_timeout: Option<Duration>,
     /// Nodes that are killed with their disks and replaced, one after the other, from the start of the measured time.
     pub(crate) replacements: u32,
+}
+
+/// Files of a result, beside the JSON object.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Files {
+    /// Interval log of HdrHistogram.
+    pub(crate) hdr_log: Option<PathBuf>,
+    /// Percentile distribution of HdrHistogram.
+    pub(crate) hgrm: Option<PathBuf>,
+    /// A page with pictures.
+    pub(crate) html: Option<PathBuf>,
+}
+
+/// A run: what it gave, and its latencies in the measured window, and second by second.
+pub(crate) struct Trial {
+    pub(crate) report: Report,
+    latencies: Histogram<u64>,
+    stretches: Vec<Stretch>,
+    began: SystemTime,
+}
+
+impl Trial {
+    fn write(&self, files: &Files) -> Result<(), QuickError> {
+        let write = |path: &Option<PathBuf>, write: &dyn Fn(&Path) -> io::Result<()>| match path {
+            Some(path) => write(path).map_err(|source| QuickError::File { path: path.clone(), source }),
+            None => Ok(()),
+        };
+        write(&files.hdr_log, &|path| hdr::write_log(path, self.began, &self.stretches))?;
+        write(&files.hgrm, &|path| hdr::write_percentiles(path, &self.latencies))?;
+        write(&files.html, &|path| fs::write(path, html::page(&self.report)))
+    }
 }
 
 /// Why a run gave no report.
@@ -73,7 +110,7 @@ pub(crate) enum QuickError {
     #[error("no folder for data in {}: {source}; name one with --data-dir", path.display())]
     Folder { path: PathBuf, source: std::io::Error },
     #[error("cannot write {}: {source}", path.display())]
-    Json { path: PathBuf, source: std::io::Error },
+    File { path: PathBuf, source: std::io::Error },
     #[error("{what} within {} s: see the nodes' logs in {}", deadline.as_secs(), folder.display())]
     Late { what: &'static str, deadline: Duration, folder: PathBuf },
     #[error("{what}: node {node}; see its log")]
@@ -151,6 +188,10 @@ impl Sample {
 
 /// What the load gave.
 struct Load {
+    began: SystemTime,
+    slices: Vec<Slice>,
+    /// The same with all latencies, if a log is wanted.
+    stretches: Vec<Stretch>,
     measured: Interval,
     ledger: Ledger,
     timeline: Timeline,
@@ -170,10 +211,12 @@ struct Load {
 pub(crate) fn run(plan: &QuickPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickError> {
     let mut runs = Vec::new();
     for _ in 0..plan.repeat {
-        let (report, latencies) = trial(plan, stop)?;
-        println!("{}", plot::percentiles(&latencies));
-        print!("{}", report.table());
-        runs.push(report);
+        let trial = trial(plan, stop)?;
+        println!("{}", plot::percentiles(&trial.latencies));
+        print!("{}", trial.report.table());
+        // Of several runs the last is the one that the other files are of.
+        trial.write(&plan.files)?;
+        runs.push(trial.report);
     }
     let json = match &runs[..] {
         [one] => serde_json::to_vec_pretty(one),
@@ -185,19 +228,16 @@ pub(crate) fn run(plan: &QuickPlan, stop: &Arc<AtomicBool>) -> Result<bool, Quic
     };
     if let Some(path) = &plan.json {
         let text = json.expect("a report serializes");
-        fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
+        fs::write(path, text).map_err(|source| QuickError::File { path: path.clone(), source })?;
     }
     Ok(runs.iter().all(Report::is_clean))
 }
 
-/// One run on a cluster of its own, with its audit; its report, and the latencies in the measured window.
+/// One run on a cluster of its own, with its audit.
 ///
 /// # Errors
 /// [`QuickError`] when there is nothing to report; processes are gone then, too.
-pub(crate) fn trial(
-    plan: &QuickPlan,
-    stop: &Arc<AtomicBool>,
-) -> Result<(Report, Histogram<u64>), QuickError> {
+pub(crate) fn trial(plan: &QuickPlan, stop: &Arc<AtomicBool>) -> Result<Trial, QuickError> {
     let folder = Folder::open(plan.data_dir.as_deref())?;
     let mut cluster = Cluster::create(&plan.cluster, folder.path())?;
     if machine::is_tmpfs(folder.path()) {
@@ -206,7 +246,7 @@ pub(crate) fn trial(
     let result = measure(plan, &mut cluster, folder.path(), stop);
     drop(cluster);
     match result {
-        Ok((report, latencies)) if report.is_clean() => Ok((report, latencies)),
+        Ok(trial) if trial.report.is_clean() => Ok(trial),
         Err(QuickError::Interrupted) => Err(QuickError::Interrupted),
         other => {
             folder.keep();
@@ -220,7 +260,7 @@ fn measure(
     cluster: &mut Cluster,
     folder: &Path,
     stop: &Arc<AtomicBool>,
-) -> Result<(Report, Histogram<u64>), QuickError> {
+) -> Result<Trial, QuickError> {
     eprintln!("starting {} nodes in {}", plan.cluster.nodes, folder.display());
     cluster.start()?;
     let no_leaders = late("not every group had a leader", LEADERS_DEADLINE, folder);
@@ -258,7 +298,7 @@ fn measure(
     if let Some(error) = &load.last_error {
         eprintln!("last error: {error}");
     }
-    Ok((report, load.measured.latencies))
+    Ok(Trial { report, latencies: load.measured.latencies, stretches: load.stretches, began: load.began })
 }
 
 fn late(what: &'static str, deadline: Duration, folder: &Path) -> QuickError {
@@ -410,10 +450,10 @@ fn load(
 ) -> Result<Load, QuickError> {
     let device = Device::under(folder);
     let led_before: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
-    let start = Instant::now();
+    let (start, began) = (Instant::now(), SystemTime::now());
     let (drivers, progress) = start_drivers(plan, cluster, start, stop)?;
     let threads = drivers.len();
-    let mut watch = Watch::new(threads);
+    let mut watch = Watch::new(threads, plan.files.hdr_log.is_some());
     let mut before = None;
     let mut after = None;
     let mut faults = Faults::new(&plan.faults, plan.replacements, plan.warmup, client_config(plan, cluster));
@@ -469,6 +509,9 @@ fn load(
     let led_after: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
     let (killed, replaced) = faults.into_done();
     Ok(Load {
+        began,
+        slices: watch.slices,
+        stretches: watch.stretches,
         measured: watch.measured,
         ledger,
         timeline,
@@ -491,7 +534,7 @@ fn load_embedded(
     let device = Device::under(folder);
     let clients_total = plan.clients * u32::from(plan.cluster.nodes);
     let led_before: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
-    let start = Instant::now();
+    let (start, began) = (Instant::now(), SystemTime::now());
     cluster.begin_load(&EmbeddedPlan {
         first_client: 0,
         clients: plan.clients,
@@ -517,6 +560,9 @@ fn load_embedded(
     wait_until(plan.warmup + plan.duration)?;
     let after = Sample::take(cluster, device.as_ref())?;
     let mut load = Load {
+        began,
+        slices: Vec::new(),
+        stretches: Vec::new(),
         measured: Interval::new(true),
         ledger: Ledger::new(plan.cluster.groups, clients_total),
         timeline: Timeline::new(plan.cluster.groups),
@@ -551,12 +597,24 @@ struct Watch {
     gathered: usize,
     from: Duration,
     measured: Interval,
+    slices: Vec<Slice>,
+    stretches: Vec<Stretch>,
+    is_logging: bool,
 }
 
 impl Watch {
-    fn new(threads: usize) -> Watch {
+    fn new(threads: usize, is_logging: bool) -> Watch {
         let empty = || Interval::new(true);
-        Watch { threads, gathering: empty(), gathered: 0, from: Duration::ZERO, measured: empty() }
+        Watch {
+            threads,
+            gathering: empty(),
+            gathered: 0,
+            from: Duration::ZERO,
+            measured: empty(),
+            slices: Vec::new(),
+            stretches: Vec::new(),
+            is_logging,
+        }
     }
 
     fn handle(&mut self, progress: Progress) {
@@ -581,9 +639,23 @@ impl Watch {
             self.gathering.refused,
             self.gathering.unknown,
         );
-        self.from = progress.until;
+        self.slices.push(Slice {
+            until_s: progress.until.as_secs_f64(),
+            is_measured: progress.interval.is_measured,
+            records_per_s: ratio(self.gathering.acked() as f64, seconds),
+            p50_us: latency.p50,
+            p99_us: latency.p99,
+            max_us: latency.max,
+            failed: self.gathering.refused,
+            unknown: self.gathering.unknown,
+        });
+        let from = std::mem::replace(&mut self.from, progress.until);
         self.gathered = 0;
-        self.gathering = Interval::new(true);
+        let gathered = std::mem::replace(&mut self.gathering, Interval::new(true));
+        if self.is_logging && progress.interval.is_measured {
+            let length = progress.until.saturating_sub(from);
+            self.stretches.push(Stretch { from, length, latencies: gathered.latencies });
+        }
     }
 }
 
@@ -622,9 +694,12 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
     let device_flushes = after.device_flushes.zip(before.device_flushes);
     let totals = load.ledger.totals();
     let end = plan.warmup + plan.duration;
+    // What a fault did is seen until the next one comes.
     let gap_after = |killed: &Killed, groups: &[u32]| {
-        let from = plan.warmup + Duration::from_secs_f64(killed.at_s);
-        groups.iter().map(|&group| load.timeline.longest_gap_ms(group, from, end)).max()
+        let at = |killed: &Killed| plan.warmup + Duration::from_secs_f64(killed.at_s);
+        let later = load.killed.iter().map(|(other, _)| at(other)).filter(|other| *other > at(killed));
+        let to = later.chain([end]).min().unwrap_or(end);
+        groups.iter().map(|&group| load.timeline.longest_gap_ms(group, at(killed), to)).max()
     };
     let unavailable_ms = load.killed.first().and_then(|(killed, groups)| gap_after(killed, groups));
     let outage_at_s = |signal| {
@@ -640,6 +715,8 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         failed_records: totals.refused,
         unknown_records: totals.unknown,
         latency_us: Latency::of(&load.measured.latencies),
+        percentiles_us: percentiles(&load.measured.latencies),
+        slices: load.slices.clone(),
         open_loop: plan.per_s.map(|per_s| OpenLoop::of(per_s, plan.duration, &load.measured)),
         flushes,
         records_per_flush: ratio(measured_records as f64 * f64::from(plan.cluster.nodes), flushes as f64),

@@ -222,7 +222,7 @@ pub(crate) fn run(plan: &ReadsPlan, stop: &Arc<AtomicBool>) -> Result<bool, Quic
     print(&report);
     if let Some(path) = &plan.json {
         let text = serde_json::to_vec_pretty(&report).expect("a report serializes");
-        fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
+        fs::write(path, text).map_err(|source| QuickError::File { path: path.clone(), source })?;
     }
     let kinds = [&report.linearizable, &report.lease, &report.linearizable_alone, &report.lease_alone];
     Ok(kinds.iter().all(|kind| kind.stale == 0))

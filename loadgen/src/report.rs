@@ -95,6 +95,30 @@ impl OpenLoop {
     }
 }
 
+/// A second of a run, or what was left of one.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Slice {
+    /// Its end, in seconds from the start of the load.
+    pub(crate) until_s: f64,
+    pub(crate) is_measured: bool,
+    pub(crate) records_per_s: f64,
+    pub(crate) p50_us: u64,
+    pub(crate) p99_us: u64,
+    pub(crate) max_us: u64,
+    pub(crate) failed: u64,
+    pub(crate) unknown: u64,
+}
+
+/// A histogram as a curve: quantiles, from step to step nearer to one, and their values.
+pub(crate) fn percentiles(latencies: &Histogram<u64>) -> Vec<(f64, u64)> {
+    let steps = latencies.iter_quantiles(4);
+    let mut curve: Vec<(f64, u64)> =
+        steps.map(|at| (at.quantile_iterated_to(), at.value_iterated_to())).collect();
+    // The last is the whole, which no logarithm can show.
+    curve.retain(|(quantile, _)| *quantile < 1.0);
+    curve
+}
+
 /// How long items were in a ring, right to an eighth.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Ring {
@@ -134,6 +158,10 @@ pub(crate) struct Report {
     /// Records that may have been done: their answer never came.
     pub(crate) unknown_records: u64,
     pub(crate) latency_us: Latency,
+    /// The same as a curve: quantile and microseconds.
+    pub(crate) percentiles_us: Vec<(f64, u64)>,
+    /// Second by second, warm-up included; empty with clients in the nodes' processes.
+    pub(crate) slices: Vec<Slice>,
     /// Of an open loop; null otherwise.
     pub(crate) open_loop: Option<OpenLoop>,
     /// Journal commits of all nodes in the measured window, each one fsync.
@@ -292,12 +320,12 @@ impl Report {
         self.audit.is_clean() && self.audit.checked == expected
     }
 
-    /// The table for the terminal.
-    pub(crate) fn table(&self) -> String {
+    /// What a person wants to know, line by line.
+    pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
         let latency = &self.latency_us;
         let time = |us: u64| plot::duration(us as f64);
         let config = &self.config;
-        let mut rows: Vec<(&str, String)> = vec![
+        let mut rows: Vec<(&'static str, String)> = vec![
             (
                 "load",
                 format!(
@@ -440,7 +468,12 @@ impl Report {
                 audit.checked, audit.lost, audit.duplicated, audit.reordered, audit.diverged, audit.phantom
             ),
         ));
-        rows.iter().fold(String::new(), |mut table, (name, value)| {
+        rows
+    }
+
+    /// The table for the terminal.
+    pub(crate) fn table(&self) -> String {
+        self.rows().iter().fold(String::new(), |mut table, (name, value)| {
             let _ = writeln!(table, "{name:<16} {value}");
             table
         })
@@ -467,12 +500,12 @@ pub(crate) fn ratio(of: f64, by: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::machine;
     use crate::recorder::latencies;
 
-    fn report() -> Report {
+    pub(crate) fn report() -> Report {
         let mut histogram = latencies();
         histogram.record_n(1000, 99).unwrap();
         histogram.record(9000).unwrap();
@@ -484,6 +517,8 @@ mod tests {
             failed_records: 0,
             unknown_records: 0,
             latency_us: Latency::of(&histogram),
+            percentiles_us: percentiles(&histogram),
+            slices: Vec::new(),
             open_loop: None,
             flushes: 30,
             records_per_flush: 10.0,

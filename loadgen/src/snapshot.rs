@@ -134,7 +134,7 @@ pub(crate) fn run(plan: &SnapshotPlan, stop: &Arc<AtomicBool>) -> Result<bool, Q
     print(&report);
     if let Some(path) = &plan.json {
         let text = serde_json::to_vec_pretty(&report).expect("a report serializes");
-        fs::write(path, text).map_err(|source| QuickError::Json { path: path.clone(), source })?;
+        fs::write(path, text).map_err(|source| QuickError::File { path: path.clone(), source })?;
     }
     Ok(report.is_success(plan))
 }

@@ -1,5 +1,6 @@
 //! The program as its users have it: processes, files and signals.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
@@ -307,4 +308,63 @@ fn what_cannot_be_set_up_is_refused_with_the_remedy_and_leaves_nothing() {
     let explained = cluster.said(&["config", "explain", "--config", "n1/node.toml"]);
     assert!(explained.contains("shards.count") && explained.contains("n1/node.toml:"), "{explained}");
     assert!(cluster.said(&["completions", "bash"]).contains("iroh-raft"));
+}
+
+/// The level of each finding of `doctor`, in a shell that does something first.
+fn doctor(cluster: &Cluster, before: &str, args: &[&str]) -> BTreeMap<String, String> {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{before} exec \"$0\" doctor --json \"$@\""), PROGRAM]).args(args);
+    let output = command.current_dir(cluster.folder.path()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let findings: BTreeMap<String, String> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .map(|finding| {
+            let level = finding["level"].as_str().unwrap().to_owned();
+            if level == "bad" || level == "note" {
+                for key in ["right", "cost", "mend"] {
+                    assert!(finding[key].as_str().is_some_and(|text| !text.is_empty()), "{finding}");
+                }
+            }
+            (finding["name"].as_str().unwrap().to_owned(), level)
+        })
+        .collect();
+    assert!(findings.len() > 20, "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let is_bad = findings.values().any(|level| level == "bad");
+    assert_eq!(output.status.code(), Some(i32::from(is_bad)), "{text}");
+    findings
+}
+
+#[test]
+fn doctor_finds_what_is_planted_and_praises_what_is_well() {
+    let mut cluster = Cluster::new();
+    cluster.init(free_ports::<1>()[0]);
+    let config = ["--config", "n1/node.toml"];
+    let sound = doctor(&cluster, "", &config);
+    let bad: Vec<_> = sound.iter().filter(|(_, level)| *level == "bad").collect();
+    assert!(bad.is_empty(), "{bad:?}");
+
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let bind = format!("node.bind={}", taken.local_addr().unwrap());
+    let planted = |before: &str, setting: &str| {
+        let args: Vec<&str> = config.into_iter().chain(["--set", setting]).collect();
+        doctor(&cluster, before, &args)
+    };
+    let none = "node.log=info";
+    for (before, setting, name) in [
+        ("ulimit -l 64;", none, "lockable memory"),
+        ("ulimit -n 60;", none, "open files"),
+        ("", "node.data_dir=/dev/shm/iroh-raft", "file system"),
+        ("", "storage.free_bytes_min=1000TiB", "free space"),
+        ("", "storage.journal_cache_bytes=1000TiB", "memory"),
+        ("", "shards.count=1000", "CPUs"),
+        ("", "bridge.cpus=4095", "pinning"),
+        ("", &bind, "address"),
+        ("chmod 644 n1/node.key;", none, "key"),
+        ("", "shards.cont=1", "configuration"),
+        ("rm cluster;", none, "configuration"),
+    ] {
+        let findings = planted(before, setting);
+        assert_eq!(findings[name], "bad", "{before} {setting}: {findings:?}");
+    }
 }

@@ -26,6 +26,8 @@ const FILE_SYSTEMS: [(i64, &str, Level); 9] = [
 const FLUSHES: usize = 40;
 /// No medium is as fast as that: what answers so soon has written nothing.
 const FLUSH_MIN: Duration = Duration::from_micros(15);
+/// A disk that turns cannot be sooner.
+const TURN_MIN: Duration = Duration::from_millis(1);
 const FLUSH_SLOW: Duration = Duration::from_millis(10);
 const PAGE: usize = 4096;
 /// `O_DIRECT` of this architecture.
@@ -34,8 +36,9 @@ const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 pub(super) fn look(host: &Host, config: &NodeConfig) -> Vec<Finding> {
     let folder = existing(&config.engine.data_dir);
     let mut findings = vec![file_system(&folder), free_space(&folder, config)];
-    findings.extend(device(host, &folder));
-    findings.extend(flushes(&folder));
+    let (measured, median) = flushes(&folder);
+    findings.extend(device(host, &folder, median));
+    findings.extend(measured);
     findings
 }
 
@@ -99,7 +102,8 @@ fn free_space(folder: &Path, config: &NodeConfig) -> Finding {
     )
 }
 
-fn device(host: &Host, folder: &Path) -> Vec<Finding> {
+/// `flush`: how long one takes there, if that could be measured.
+fn device(host: &Host, folder: &Path, flush: Option<Duration>) -> Vec<Finding> {
     const NAME: &str = "block device";
     let Ok(device) = std::fs::metadata(folder).map(|metadata| metadata.dev()) else { return Vec::new() };
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
@@ -110,11 +114,11 @@ fn device(host: &Host, folder: &Path) -> Vec<Finding> {
         path.pop();
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    queue(host, &name)
+    queue(host, &name, flush)
 }
 
 /// What the queue of a device is set to.
-fn queue(host: &Host, name: &str) -> Vec<Finding> {
+fn queue(host: &Host, name: &str, flush: Option<Duration>) -> Vec<Finding> {
     let read = |file: &str| host.read(format!("sys/block/{name}/queue/{file}"));
     let mut findings = Vec::new();
     let scheduler = read("scheduler").unwrap_or_default();
@@ -127,7 +131,9 @@ fn queue(host: &Host, name: &str) -> Vec<Finding> {
             Remedy { right: "none, or mq-deadline", cost: "flushes wait for fairness among processes", mend };
         Finding::of("I/O scheduler", Level::Note, format!("{name}: {chosen}"), remedy)
     });
-    findings.push(if read("rotational").as_deref() == Some("1") {
+    // Virtual disks often say so, whatever they are on.
+    let is_turning = flush.is_none_or(|flush| flush >= TURN_MIN);
+    findings.push(if read("rotational").as_deref() == Some("1") && is_turning {
         let mend =
             "put node.data_dir on flash; or lengthen raft.tick, since a flush takes several milliseconds"
                 .to_owned();
@@ -152,7 +158,7 @@ fn queue(host: &Host, name: &str) -> Vec<Finding> {
 }
 
 /// Writes pages and flushes them, in a file that is gone afterwards.
-fn flushes(folder: &Path) -> Vec<Finding> {
+fn flushes(folder: &Path) -> (Vec<Finding>, Option<Duration>) {
     const NAME: &str = "flush";
     let file = match tempfile::Builder::new().prefix(".doctor-").tempfile_in(folder) {
         Ok(file) => file,
@@ -160,14 +166,14 @@ fn flushes(folder: &Path) -> Vec<Finding> {
             let mend = format!("let this user write to {}", folder.display());
             let remedy =
                 Remedy { right: "a folder that can be written to", cost: "the node does not start", mend };
-            return vec![Finding::of("data folder", Level::Bad, error.to_string(), remedy)];
+            return (vec![Finding::of("data folder", Level::Bad, error.to_string(), remedy)], None);
         }
     };
     let times = match flush_times(file.as_file()) {
         Ok(times) => times,
-        Err(error) => return vec![Finding::unknown(NAME, error.to_string())],
+        Err(error) => return (vec![Finding::unknown(NAME, error.to_string())], None),
     };
-    vec![judge_flushes(&times), direct(file.path())]
+    (vec![judge_flushes(&times), direct(file.path())], Some(times[times.len() / 2]))
 }
 
 fn flush_times(file: &File) -> std::io::Result<Vec<Duration>> {
@@ -260,12 +266,15 @@ pub(super) mod tests {
         ] {
             std::fs::write(queue_of.join(file), text).unwrap();
         }
-        let findings = queue(&Host::new(folder.path().to_path_buf()), "sda");
+        let host = Host::new(folder.path().to_path_buf());
+        let findings = queue(&host, "sda", Some(Duration::from_millis(8)));
         let notes: Vec<_> = findings
             .iter()
             .filter(|finding| finding.level == Level::Note)
             .map(|finding| finding.name)
             .collect();
         assert_eq!(notes, ["I/O scheduler", "kind of disk"]);
+        let fast = queue(&host, "sda", Some(Duration::from_micros(200)));
+        assert!(fast.iter().any(|finding| finding.name == "kind of disk" && finding.level == Level::Good));
     }
 }
