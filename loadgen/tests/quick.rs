@@ -76,7 +76,8 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
     // Nobody's connection counts as lost meanwhile.
     let fault = ["--fault", "stop@2s+1s:all", "--idle-timeout", "5s"];
     let closed = report_of(&[&load[..], &fault, &["--in-flight", "8"]].concat());
-    let open = report_of(&[&load[..], &fault, &["--in-flight", "4096", "--rate", "500"]].concat());
+    // As few in flight: what is due meanwhile cannot be sent, and waits all the same.
+    let open = report_of(&[&load[..], &fault, &["--in-flight", "8", "--rate", "300"]].concat());
     let percentile = |report: &Value, name| report["latency_us"][name].as_u64().unwrap();
     for report in [&closed, &open] {
         assert!(report["faults"][0]["unavailable_ms"].as_u64() >= Some(1000), "{report}");
@@ -89,8 +90,8 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
     assert!(percentile(&open, "p90") >= 300_000, "{open}");
     // Eight records of thousands.
     assert!(percentile(&closed, "p99") < 500_000, "{closed}");
-    // From when they were sent it looks better than it was in the open loop, too.
-    assert!(open["open_loop"]["service_us"]["p99"].as_u64() <= open["latency_us"]["p99"].as_u64(), "{open}");
+    // From when they were sent it looks well in the open loop, too.
+    assert!(open["open_loop"]["service_us"]["p99"].as_u64() < Some(500_000), "{open}");
 }
 
 #[test]

@@ -275,7 +275,7 @@ impl Replica {
     pub(crate) fn handle_opening(&mut self, token: Token, is_again: bool) {
         self.opening = Some(token);
         if is_again {
-            self.persistence.begin_anew();
+            self.persistence.begin_anew(self.is_under_repair());
         }
     }
 

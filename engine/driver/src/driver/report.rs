@@ -42,10 +42,17 @@ impl Driver {
             }
             Event::RepairNeeded { group, damage, last, commit, term } => {
                 ShardCounters::add(&counters.repairs_begun, 1);
-                tracing::error!(
-                    %group, ?damage, %last, %commit, %term,
-                    "entries are damaged: the replica does not vote until its leader has given them again"
-                );
+                if damage.is_some() {
+                    tracing::error!(
+                        %group, ?damage, %last, %commit, %term,
+                        "entries are damaged: the replica does not vote until its leader has given them again"
+                    );
+                } else {
+                    tracing::info!(
+                        %group, %last, %commit, %term,
+                        "the replica does not vote until it has what it once had: it begins anew, or its repair goes on"
+                    );
+                }
             }
             Event::Repaired { group, bound } => {
                 ShardCounters::add(&counters.repairs_done, 1);
