@@ -81,14 +81,13 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
     let percentile = |report: &Value, name| report["latency_us"][name].as_u64().unwrap();
     for report in [&closed, &open] {
         assert!(report["faults"][0]["unavailable_ms"].as_u64() >= Some(1000), "{report}");
-        // Both have met it: the longest wait says so.
-        assert!(percentile(report, "max") >= 900_000, "{report}");
     }
     // A second of six: a sixth of what was due waited, up to as long as it lasted.
+    assert!(percentile(&open, "max") >= 900_000, "{open}");
     assert!(percentile(&open, "p99_9") >= 900_000, "{open}");
     assert!(percentile(&open, "p99") >= 800_000, "{open}");
     assert!(percentile(&open, "p90") >= 300_000, "{open}");
-    // Eight records of thousands.
+    // Eight records of thousands, and those may have no answer at all if another leads when all go on.
     assert!(percentile(&closed, "p99") < 500_000, "{closed}");
     // From when they were sent it looks well in the open loop, too.
     assert!(open["open_loop"]["service_us"]["p99"].as_u64() < Some(500_000), "{open}");
