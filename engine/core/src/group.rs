@@ -272,10 +272,12 @@ impl Replica {
     }
 
     /// The replica has just begun, perhaps in the place of one that left. Somebody waits until it is on the disk.
-    pub(crate) fn handle_opening(&mut self, token: Token, is_again: bool) {
+    /// `since`: the entry that made it a member.
+    pub(crate) fn handle_opening(&mut self, token: Token, is_again: bool, since: Index) {
         self.opening = Some(token);
+        self.leadership.joined_at = since;
         if is_again {
-            self.persistence.begin_anew(self.is_under_repair());
+            self.persistence.begin_anew();
         }
     }
 

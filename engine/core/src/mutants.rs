@@ -123,7 +123,7 @@ mutants! {
     RecoveryOfTheLiving = "a group is recovered although it has a leader, and those named as lost live",
     LostNotDismissed = "those that were given up and come back are not told",
     RepairVotes = "a replica under repair votes",
-    BegunAnewVotes = "a replica that begins anew campaigns and votes while it has not caught up with what it knew",
+    PastLeads = "a replica campaigns by members of the past, on its way through the log",
     RepairCampaigns = "a replica under repair campaigns",
     RepairEndsEarly = "a repair is over once the leader has answered, whatever the replica has by then",
     RepairForgotten = "a restart forgets that a repair was under way",

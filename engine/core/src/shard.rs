@@ -436,7 +436,7 @@ impl Shard {
 
     /// Whether a replica began; it is here already otherwise.
     fn try_open(&mut self, now: Timestamp, open: Open) -> Result<bool, RequestError> {
-        let (group, token) = (open.group, open.token);
+        let (group, token, since) = (open.group, open.token, open.since);
         let at = self.position(group);
         if let Some(Member::Left(tombstone)) = at.map(|at| &self.members[at])
             && tombstone.is_of_removed_group()
@@ -470,7 +470,7 @@ impl Shard {
         };
         let mut member = start(&self.next_life(), state, now);
         if let Member::Live(replica) = &mut member {
-            replica.handle_opening(token, at.is_some());
+            replica.handle_opening(token, at.is_some(), since);
         }
         let at = match at {
             Some(at) => {

@@ -2,9 +2,7 @@
 //!
 //! On the disk it is a replica without members, whose log begins and ends after that entry. A replica that begins
 //! in its place keeps term and vote, as if it had lost nothing but its log: it cannot vote twice in a term, and
-//! a leader of older terms does not count it. It begins only for an entry after that which removed it, and as a replica under
-//! repair (`group/repair.rs`): it has lost what it acknowledged before, and on its way through the log it is a voter of
-//! members of long ago, once more. If it was the only one of them, it would be elected by nobody but itself.
+//! a leader of older terms does not count it. It begins only for an entry after that which removed it.
 //!
 //! One that was given up in a recovery ([`crate::recovery`]) leaves its term alone: nothing of its log is of the group.
 
@@ -70,8 +68,7 @@ impl Tombstone {
         if mutants::is(Mutant::TombstoneForgets) {
             return fresh;
         }
-        let hard_state = HardState { term: self.term, vote: self.vote, commit: Index(0) };
-        GroupState { hard_state, is_under_repair: !mutants::is(Mutant::BegunAnewVotes), ..fresh }
+        GroupState { hard_state: HardState { term: self.term, vote: self.vote, commit: Index(0) }, ..fresh }
     }
 
     /// The answer to a replica that does not know what this one knew as it left: that the group was removed; or, to a

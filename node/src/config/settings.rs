@@ -242,9 +242,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "groups.count",
-        meaning: "Groups 1 to this number exist from the start, on all nodes.",
+        meaning: "Groups 1 to this number exist from the start, on all nodes that the cluster begins with. 0 for a node that comes in later.",
         cost: "",
-        hazard: "",
+        hazard: "A node that comes in later with another number than 0 begins these groups once more, by itself.",
         field: Field {
             shape: GROUPS,
             read: |config| config.engine.groups.len().to_string(),

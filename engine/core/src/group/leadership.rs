@@ -11,12 +11,13 @@
 
 use raft::INVALID_ID;
 
-use super::{GroupId, NodeId, Replica, Term, Timestamp, Turn};
+use super::{GroupId, Index, NodeId, Replica, Term, Timestamp, Turn};
 use crate::convert::to_node;
 use crate::disk_watch::DiskHealth;
 use crate::error::{RequestError, TransferError};
 use crate::io::{MessageKind, Reply, ShardConfig, Token};
 use crate::mutants::{self, Mutant};
+use crate::recovery::is_lapsed;
 
 /// A replica counts as alive for so many heartbeats after its last answer.
 const ALIVE_HEARTBEATS: u32 = 3;
@@ -28,6 +29,8 @@ pub(super) struct Leadership {
     transfer: Option<Transfer>,
     /// Ticks for which this replica does not campaign, for it has stepped down.
     rest_ticks: u32,
+    /// The entry that made this replica a member, if it began because of one since the process did.
+    pub(super) joined_at: Index,
 }
 
 /// Who wants leadership to go elsewhere.
@@ -312,7 +315,21 @@ impl Replica {
         let is_lone_too_early = self.raw.raft.prs().is_singleton() && !is_durable;
         let is_disk_well = turn.disk == DiskHealth::Well || mutants::is(Mutant::HungDiskCampaigns);
         let is_bound = self.is_under_repair() && !mutants::is(Mutant::RepairCampaigns);
-        is_lone_too_early || !is_disk_well || is_bound || mutants::is(Mutant::NeverCampaigns)
+        is_lone_too_early
+            || !is_disk_well
+            || is_bound
+            || self.is_in_the_past()
+            || mutants::is(Mutant::NeverCampaigns)
+    }
+
+    /// Whether the members in force here are surely those of long ago: this replica has begun with an empty log, again
+    /// perhaps, and takes all that was since. If it was once the only voter, it would be elected by nobody but itself, without what
+    /// was committed after that. It is in the past until it has applied the entry that made it a member, as far as it remembers
+    /// that, and in a group that was recovered until it has applied the recovery, which its term tells it of.
+    fn is_in_the_past(&self) -> bool {
+        use crate::validate::LogView as _;
+        let is_lapsed = is_lapsed(self.term_at(self.applied), Term(self.raw.raft.term));
+        (is_lapsed || self.applied < self.leadership.joined_at) && !mutants::is(Mutant::PastLeads)
     }
 
     /// Whether the next tick may make this replica campaign, if it would: only so many do in one turn of the shard,

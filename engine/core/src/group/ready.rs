@@ -86,8 +86,8 @@ impl Persistence {
 
     /// A repair begins that leaves nothing of what was stored but term and vote: they are written again.
     pub(super) fn begin_repair_anew(&mut self, members: ConfState) {
-        self.begin_anew(true);
-        self.conf_state = Some(Box::new(members));
+        self.begin_anew();
+        (self.conf_state, self.under_repair) = (Some(Box::new(members)), Some(true));
     }
 
     /// The repair is over with the next flush.
@@ -107,8 +107,8 @@ impl Persistence {
     }
 
     /// All that was stored before is void, term and vote included: they are written again.
-    pub(super) fn begin_anew(&mut self, is_under_repair: bool) {
-        (self.change, self.under_repair) = (Some(LogChange::Remove), is_under_repair.then_some(true));
+    pub(super) fn begin_anew(&mut self) {
+        self.change = Some(LogChange::Remove);
         self.written = HardState::default();
     }
 

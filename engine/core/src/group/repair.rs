@@ -19,9 +19,6 @@
 //! or already counted for an entry that another's answer is going to commit. The question has a number of its own, so that a bound of an
 //! earlier repair is not taken for one of this.
 //!
-//! A replica that begins in the place of one that left ([`crate::tombstone`]) has lost its log as well, and begins under repair. Until it has
-//! caught up, the members in force on it are those of some entry of the past: it may be the only voter of them.
-//!
 //! A replica whose snapshot is damaged, and whose log begins after that, has nobody here to tell it what its state was: to it all
 //! is lost, and it begins anew with its term, its vote and the same argument.
 //!

@@ -42,17 +42,10 @@ impl Driver {
             }
             Event::RepairNeeded { group, damage, last, commit, term } => {
                 ShardCounters::add(&counters.repairs_begun, 1);
-                if damage.is_some() {
-                    tracing::error!(
-                        %group, ?damage, %last, %commit, %term,
-                        "entries are damaged: the replica does not vote until its leader has given them again"
-                    );
-                } else {
-                    tracing::info!(
-                        %group, %last, %commit, %term,
-                        "the replica does not vote until it has what it once had: it begins anew, or its repair goes on"
-                    );
-                }
+                tracing::error!(
+                    %group, ?damage, %last, %commit, %term,
+                    "entries are damaged: the replica does not vote until its leader has given them again"
+                );
             }
             Event::Repaired { group, bound } => {
                 ShardCounters::add(&counters.repairs_done, 1);

@@ -2,7 +2,7 @@
 //! none before it has everything again that it had and that is committed (Alagappan et al., "Protocol-Aware Recovery for
 //! Consensus-Based Storage", FAST 2018, 3.3.3). No replica is asked: what was lost is known from the disks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use iroh_raft_core::{GroupId, GroupState, Index, MessageKind, NodeId, PeerMessage};
 
@@ -14,8 +14,6 @@ use crate::marks::Marks;
 pub(super) struct Repairs {
     /// Replicas that have lost entries, with these and where they stood.
     lost: BTreeMap<(NodeId, GroupId), BTreeMap<Index, EntryId>>,
-    /// Replicas that have left, until one that began in their place has caught up.
-    left: BTreeSet<(NodeId, GroupId)>,
 }
 
 impl Repairs {
@@ -52,8 +50,7 @@ impl Repairs {
 
     /// A replica says that it has lost entries.
     pub(super) fn needed(&self, node: NodeId, group: GroupId) -> Checked {
-        let key = (node, group);
-        ensure(self.lost.contains_key(&key) || self.left.contains(&key), "repairs have a cause", || {
+        ensure(self.lost.contains_key(&(node, group)), "repairs have a cause", || {
             format!("node {node} repairs group {group}, of which nothing is lost")
         })
     }
@@ -66,7 +63,6 @@ impl Repairs {
         committed: &[EntryId],
         durable: &Durable,
     ) -> Checked {
-        self.left.remove(&(node, group));
         let lost = self.lost.remove(&(node, group)).unwrap_or_default();
         let is_committed = |(index, entry): &(Index, EntryId)| {
             usize::try_from(index.0 - 1).ok().and_then(|at| committed.get(at)) == Some(entry)
@@ -83,7 +79,6 @@ impl Repairs {
     /// A replica is gone with all that it stored.
     pub(super) fn left(&mut self, node: NodeId, group: GroupId) {
         self.lost.remove(&(node, group));
-        self.left.insert((node, group));
     }
 
     /// A message leaves a node.
