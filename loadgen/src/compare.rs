@@ -163,7 +163,8 @@ fn median(values: &[f64]) -> f64 {
     (values[values.len() / 2] + values[(values.len() - 1) / 2]) / 2.0
 }
 
-/// How often two series of one and the same program lie as far apart as these, either way: exact, equal values counting half.
+/// How often two series of one and the same program lie as far apart as these, either way: exact where no values are equal; where some
+/// are, each counts half, and what is between two steps is taken for the one nearer to the middle.
 fn chance(a: &[f64], b: &[f64]) -> f64 {
     let score = |one: &f64, two: &f64| match one.total_cmp(two) {
         std::cmp::Ordering::Greater => 2,
@@ -175,7 +176,8 @@ fn chance(a: &[f64], b: &[f64]) -> f64 {
     let least = twice.min(2 * a.len() * b.len() - twice);
     let ways = ways(a.len(), b.len());
     let all: f64 = ways.iter().sum();
-    let extreme: f64 = ways.iter().enumerate().filter(|(at, _)| 2 * at <= least).map(|(_, ways)| ways).sum();
+    let extreme: f64 =
+        ways.iter().enumerate().filter(|(at, _)| 2 * at <= least + 1).map(|(_, ways)| ways).sum();
     (2.0 * extreme / all).min(1.0)
 }
 
@@ -249,6 +251,8 @@ mod tests {
         assert!((chance(&[1.0, 2.0, 4.0], &[3.0, 5.0, 6.0, 7.0]) - 4.0 / 35.0).abs() < 1e-12);
         assert!((chance(&[1.0, 1.0], &[1.0, 1.0]) - 1.0).abs() < 1e-12);
         assert!((chance(&[5.0, 6.0, 7.0, 8.0], &[1.0, 2.0, 3.0, 4.0]) - 2.0 / 70.0).abs() < 1e-12);
+        // One value in both: 4 of 70 orders, and not 2.
+        assert!((chance(&[1.0, 2.0, 3.0, 4.0], &[4.0, 5.0, 6.0, 7.0]) - 4.0 / 70.0).abs() < 1e-12);
         assert_eq!(ways(5, 5).iter().sum::<f64>(), 252.0);
     }
 

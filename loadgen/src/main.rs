@@ -199,6 +199,10 @@ impl Find {
     fn plan(self) -> Result<FindPlan, String> {
         let (objective, from, precision) = (self.slo, self.from, f64::from(self.precision) / 100.0);
         let trial = self.trial;
+        let files = [&self.load.hdr_log, &self.load.hgrm, &self.load.html];
+        if files.into_iter().any(Option::is_some) {
+            return Err("find writes --json alone: leave out --hdr-log, --hgrm and --html".into());
+        }
         if self.load.rate.is_some()
             || self.load.embedded
             || self.load.repeat > 1
@@ -229,6 +233,9 @@ impl SweepArgs {
             || self.load.data_dir.is_some()
         {
             return Err("sweep chooses the rates, on the network, in folders of its own: leave out --rate, --embedded, --repeat and --data-dir".into());
+        }
+        if self.load.hdr_log.is_some() || self.load.hgrm.is_some() {
+            return Err("sweep writes --json and --html: leave out --hdr-log and --hgrm".into());
         }
         let (json, html) = (self.load.json.clone(), self.load.html.clone());
         Ok(SweepPlan { load: self.load.plan()?, rates: self.rates, json, html })

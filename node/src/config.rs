@@ -2,6 +2,7 @@
 //! line that names the key, the value, what is wrong with it and what would be right.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -125,7 +126,11 @@ struct Given {
 impl Sources {
     /// What the environment of this process and these flags say, with a file if there is one.
     pub(crate) fn new(file: Option<PathBuf>, flags: Vec<(String, String)>) -> Sources {
-        Sources { file, environment: std::env::vars().collect(), flags }
+        // Others may have any bytes; what is ours and is no text is no value of any setting.
+        let text = |(name, value): (OsString, OsString)| {
+            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        };
+        Sources { file, environment: std::env::vars_os().filter_map(text).collect(), flags }
     }
 
     /// The configuration. Nothing is asked of the machine but the files that are named.

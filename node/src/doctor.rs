@@ -116,7 +116,7 @@ pub(crate) fn run(args: &DoctorArgs, json: bool) -> Result<ExitCode, Failure> {
     if json {
         findings.iter().for_each(|finding| say(true, finding, |_| String::new()));
     } else {
-        println!("{}", text(&findings));
+        out!("{}", text(&findings));
     }
     let is_bad = findings.iter().any(|finding| finding.level == Level::Bad);
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -13,7 +13,7 @@ use crate::say::Failure;
 /// Verifies everything.
 pub(crate) fn check(folder: &Path) -> Result<ExitCode, Failure> {
     let report = storage::check(folder)?;
-    println!("{report}");
+    out!("{report}");
     Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -1,15 +1,21 @@
 //! Groups, their members and their leaders.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use iroh_raft::core::ConfState;
-use iroh_raft::{GroupId, MemberChange, MemberRole, NodeId};
+use iroh_raft::net::client::ClientError;
+use iroh_raft::{GroupId, MemberChange, MemberRole, NodeId, RequestError, Retry};
 use serde::Serialize;
 
 use crate::cli::{Access, GroupCommand, LeaderCommand, MemberArgs, MemberCommand};
-use crate::cluster::with;
+use crate::cluster::{Connected, with};
 use crate::say::{Failure, say};
 use crate::status;
+
+/// Pause before a change is asked for again.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 #[derive(Serialize)]
 struct Done {
@@ -73,7 +79,7 @@ pub(crate) fn member(access: &Access, command: &MemberCommand, json: bool) -> Re
     };
     let change = MemberChange { node: NodeId(*node), role };
     let members =
-        with(access, async |cluster| Ok(cluster.client.change_members(GroupId(*group), &[change]).await?))?;
+        with(access, async |cluster| change_members(access, cluster, GroupId(*group), change).await)?;
     let ConfState { voters, learners, .. } = &*members;
     let numbers = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect();
     let members = Members { group: *group, voters: numbers(voters), learners: numbers(learners) };
@@ -81,6 +87,27 @@ pub(crate) fn member(access: &Access, command: &MemberCommand, json: bool) -> Re
         format!("group {}: voters {:?}, learners {:?}", members.group, members.voters, members.learners)
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// Changes a member. What is refused only for now, for a learner that has not caught up, say, is asked for again within the
+/// deadline.
+async fn change_members(
+    access: &Access,
+    cluster: &Connected,
+    group: GroupId,
+    change: MemberChange,
+) -> Result<Arc<ConfState>, Failure> {
+    let until = Instant::now() + access.deadline;
+    loop {
+        match cluster.client.change_members(group, &[change]).await {
+            Err(ClientError::Request(RequestError::Members { refusal }))
+                if refusal.retry() == Retry::Safe && Instant::now() < until =>
+            {
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// `iroh-raft leader`.

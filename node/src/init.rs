@@ -69,6 +69,9 @@ pub(crate) fn set_up(args: &InitArgs) -> Result<NewNode, Failure> {
         let names = PRESETS.map(|(name, _)| name).join(", ");
         return refuse(format!("--preset {}: not known; give one of {names}", args.preset));
     };
+    if args.cluster.as_ref().is_some_and(|name| name.trim().is_empty() || name.contains(['#', '\n'])) {
+        return refuse("--cluster: give a name, without #".into());
+    }
     let path = args.dir.join(NODE_FILE);
     if path.exists() {
         return refuse(format!(
@@ -157,7 +160,9 @@ pub(crate) fn client(args: &ClientKeyArgs, access: &Access, json: bool) -> Resul
 /// `iroh-raft config`.
 pub(crate) fn config(command: &ConfigCommand, json: bool) -> Result<ExitCode, Failure> {
     match command {
-        ConfigCommand::Reference => print!("{}", page::reference(&NodeConfig::new(Preset::Production))),
+        ConfigCommand::Reference => {
+            out!("{}", page::reference(&NodeConfig::new(Preset::Production)).trim_end());
+        }
         ConfigCommand::Check(args) => {
             let sources = Sources::new(args.config.clone(), args.settings.clone());
             let config = sources.explain()?.finish()?;
@@ -173,8 +178,8 @@ pub(crate) fn config(command: &ConfigCommand, json: bool) -> Result<ExitCode, Fa
                     vec![line.key.to_owned(), line.value.clone(), line.origin.to_string()]
                 };
                 let rows: Vec<_> = lines.iter().map(cells).collect();
-                println!("preset {}", explained.preset);
-                println!("{}", table(&["setting", "value", "from"], &rows));
+                out!("preset {}", explained.preset);
+                out!("{}", table(&["setting", "value", "from"], &rows));
             }
             // What is wrong as a whole is said here as well, after what was asked for.
             explained.finish()?;

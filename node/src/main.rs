@@ -4,6 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+#[macro_use]
+mod say;
+
 mod cli;
 mod cluster;
 mod config;
@@ -13,7 +16,6 @@ mod folder;
 mod groups;
 mod init;
 mod records;
-mod say;
 mod start;
 mod status;
 mod tune;

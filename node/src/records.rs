@@ -3,6 +3,7 @@
 use std::io::BufRead;
 use std::process::ExitCode;
 
+use futures_util::future::join_all;
 use iroh_raft::net::client::{Client, ClientError, Record, TailOptions};
 use iroh_raft::{GroupId, NodeId, Offset, RequestError};
 use serde::Serialize;
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use crate::cli::{Access, AppendArgs, ReadArgs, TailArgs};
 use crate::cluster::{Connected, with};
 use crate::say::{Failure, say};
+use crate::status::NODE_DEADLINE;
 
 /// Lines of the standard input that are appended together.
 const LINES_MAX: usize = 1024;
@@ -136,15 +138,18 @@ pub(crate) fn read(access: &Access, args: &ReadArgs, json: bool) -> Result<ExitC
 
 /// Who leads a group, as the members say.
 async fn leader(cluster: &Connected, group: GroupId) -> Result<NodeId, Failure> {
-    let mut last = Failure::from(ClientError::Request(RequestError::NotLeader { leader: None }));
-    for node in cluster.client.connected() {
-        match cluster.client.status(node, group).await {
-            Ok(status) if status.leader.is_some() => return Ok(status.leader.unwrap_or(node)),
-            Ok(_) => {}
-            Err(error) => last = error.into(),
-        }
+    let client = cluster.client.with_deadline(NODE_DEADLINE);
+    let asked = cluster.file.nodes.iter().map(|address| client.status(address.node, group));
+    let answers = join_all(asked).await;
+    let known =
+        answers.iter().flatten().filter(|status| status.leader.is_some()).max_by_key(|status| status.term);
+    if let Some(leader) = known.and_then(|status| status.leader) {
+        return Ok(leader);
     }
-    Err(last)
+    // Who has a replica and no leader says more than who has none, or is away.
+    let has_replica = answers.iter().any(Result::is_ok);
+    let first = answers.into_iter().find_map(Result::err).filter(|_| !has_replica);
+    Err(first.unwrap_or(ClientError::Request(RequestError::NotLeader { leader: None })).into())
 }
 
 /// `iroh-raft tail`.

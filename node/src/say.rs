@@ -46,8 +46,19 @@ pub(crate) fn say<T: Serialize>(is_json: bool, value: &T, text: impl FnOnce(&T) 
     } else {
         text(value)
     };
-    // Nobody reads any more: the next line will say so as well.
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    put(&line);
+}
+
+/// Says a line, as `println!` does, but for a reader that is gone.
+macro_rules! out {
+    ($($arg:tt)*) => { $crate::say::put(&format!($($arg)*)) };
+}
+
+/// Says a line. When nobody reads any more the command is over: what it was asked for is said to nobody.
+pub(crate) fn put(line: &str) {
+    if writeln!(std::io::stdout().lock(), "{line}").is_err() {
+        std::process::exit(0);
+    }
 }
 
 /// Rows under a head, each column as wide as its widest cell.

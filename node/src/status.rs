@@ -14,7 +14,7 @@ use crate::cluster::{Connected, with};
 use crate::say::{Failure, say, table};
 
 /// How long a node may take to say how it stands: one that does not is said to be away.
-const NODE_DEADLINE: Duration = Duration::from_secs(2);
+pub(crate) const NODE_DEADLINE: Duration = Duration::from_secs(2);
 /// Groups of which a node is asked at a time.
 const ASKED_MAX: usize = 1024;
 
@@ -210,12 +210,12 @@ fn overview(answered: &[Answered], groups: &[GroupReport], json: bool) {
             state,
         ]
     };
-    println!(
+    out!(
         "{}\n",
         table(&["node", "address", "groups", "leads", "state"], &nodes.iter().map(row).collect::<Vec<_>>())
     );
     let rows: Vec<_> = groups.iter().map(group_row).collect();
-    println!("{}", table(&GROUP_HEAD, &rows));
+    out!("{}", table(&GROUP_HEAD, &rows));
 }
 
 const GROUP_HEAD: [&str; 7] = ["group", "leader", "term", "voters", "learners", "records", "in service"];
@@ -251,7 +251,7 @@ fn describe(answered: &[Answered], groups: &[GroupReport], number: u64, json: bo
         replicas.iter().for_each(|replica| say(true, replica, |_| String::new()));
         return Ok(());
     }
-    println!("{}\n", table(&GROUP_HEAD, &[group_row(group)]));
+    out!("{}\n", table(&GROUP_HEAD, &[group_row(group)]));
     let row = |replica: &ReplicaReport| {
         let is = [
             (replica.is_quarantined, "out of service"),
@@ -272,10 +272,10 @@ fn describe(answered: &[Answered], groups: &[GroupReport], number: u64, json: bo
         ]
     };
     let head = ["node", "role", "term", "records", "committed", "applied", "last entry", "is"];
-    println!("{}", table(&head, &replicas.iter().map(row).collect::<Vec<_>>()));
+    out!("{}", table(&head, &replicas.iter().map(row).collect::<Vec<_>>()));
     for node in answered {
         if let Err(problem) = &node.replicas {
-            println!("node {} is away: {problem}", node.node);
+            out!("node {} is away: {problem}", node.node);
         }
     }
     Ok(())

@@ -50,14 +50,14 @@ pub(crate) fn run(args: &TuneArgs, json: bool) -> Result<ExitCode, Failure> {
     if json {
         proposals.iter().for_each(|proposal| say(true, proposal, |_| String::new()));
     } else {
-        println!("{}", text(&resources, args.workload, &proposals));
+        out!("{}", text(&resources, args.workload, &proposals));
     }
     if args.apply {
         let Some(path) = &args.config else {
             return Err(Failure::Refused("--apply needs --config: the node's file that is to change".into()));
         };
         apply(path, &proposals)?;
-        println!("{} has them now; start the node again", path.display());
+        out!("{} has them now; start the node again", path.display());
     }
     if args.try_it {
         return try_it(args.workload, &explained.config, &proposals);
@@ -276,7 +276,7 @@ fn try_it(workload: Workload, present: &NodeConfig, proposals: &[Proposal]) -> R
             Workload::ManyGroups => &["--groups", "512", "--in-flight", "4096", "--warmup", "5s"],
             Workload::Latency => &["--clients", "1", "--in-flight", "1"],
         };
-        println!(
+        out!(
             "==> {name}: {:?}",
             command.get_args().skip(1).chain(load.iter().map(AsRef::as_ref)).collect::<Vec<_>>()
         );

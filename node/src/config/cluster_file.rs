@@ -37,6 +37,8 @@ pub(crate) enum ClusterFileError {
     NoName { path: PathBuf },
     #[error("{} is the cluster {found}, not {wanted}: choose another file, or that name", path.display())]
     OtherCluster { path: PathBuf, found: String, wanted: String },
+    #[error("{} has that key as client {name} with the rights {rights}: change that line, and start the nodes again", path.display())]
+    OtherRights { path: PathBuf, name: String, rights: String },
     #[error("{} has node {node} already, as {found}: choose another number, or remove that line", path.display())]
     NodeTwice { path: PathBuf, node: NodeId, found: String },
 }
@@ -114,6 +116,10 @@ impl ClusterFile {
     pub(crate) fn add_to(&self, path: &Path) -> Result<(), ClusterFileError> {
         let there = if path.exists() { Some(ClusterFile::read(path)?) } else { None };
         let mut lines = if there.is_none() { HEAD.to_owned() } else { String::new() };
+        if !std::fs::read(path).unwrap_or_default().ends_with(b"\n") && there.is_some() {
+            // Somebody's editor left the last line open.
+            lines.push('\n');
+        }
         let there = there.unwrap_or_default();
         match (&there.name, &self.name) {
             (None, Some(name)) => _ = writeln!(lines, "cluster = {name}"),
@@ -140,7 +146,15 @@ impl ClusterFile {
             }
         }
         for (name, client) in &self.clients {
-            if !there.clients.iter().any(|(_, other)| other.endpoint == client.endpoint) {
+            let same = there.clients.iter().find(|(_, other)| other.endpoint == client.endpoint);
+            if let Some((name, other)) = same.filter(|(_, other)| other.rights != client.rights) {
+                return Err(ClusterFileError::OtherRights {
+                    path: path.to_path_buf(),
+                    name: name.clone(),
+                    rights: show_rights(other.rights),
+                });
+            }
+            if same.is_none() {
                 _ = writeln!(lines, "client {name} = {} {}", client.endpoint, show_rights(client.rights));
             }
         }

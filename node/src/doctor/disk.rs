@@ -84,7 +84,8 @@ fn free_space(folder: &Path, config: &NodeConfig) -> Finding {
         Err(error) => return Finding::unknown(NAME, format!("{}: {error}", folder.display())),
     };
     let ShardOptions { free_bytes_min, journal_bytes_max, .. } = config.engine.storage;
-    let needed = free_bytes_min + u64::from(config.engine.shards) * journal_bytes_max;
+    let needed =
+        free_bytes_min.saturating_add(journal_bytes_max.saturating_mul(u64::from(config.engine.shards)));
     let found = format!("{} GiB", free >> 30);
     if free >= needed {
         return Finding::good(NAME, found);

@@ -46,7 +46,7 @@ fn io_uring(host: &Host) -> Finding {
                 remedy("sysctl -w kernel.io_uring_disabled=0"),
             );
         }
-        Some(1) => {
+        Some(1) if iroh_raft::check_machine().is_ok() => {
             let mend = "sysctl -w kernel.io_uring_disabled=0, or put the node's user into the group of kernel.io_uring_group";
             return Finding::of(
                 NAME,

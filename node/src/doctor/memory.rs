@@ -14,13 +14,16 @@ pub(super) fn look(host: &Host, config: &NodeConfig) -> Vec<Finding> {
 /// What a node may take by its bounds.
 fn needed(config: &NodeConfig) -> u64 {
     let engine = &config.engine;
-    let shard = engine.storage.journal_cache_bytes
-        + engine.storage.log_cache_bytes
-        + engine.core.window_bytes_max
-        + engine.core.shard_pending_bytes_max
-        + engine.flush_bytes_max
-        + 2 * engine.ring_bytes_max;
-    NODE_BYTES + shard as u64 * u64::from(engine.shards)
+    let bounds = [
+        engine.storage.journal_cache_bytes,
+        engine.storage.log_cache_bytes,
+        engine.core.window_bytes_max,
+        engine.core.shard_pending_bytes_max,
+        engine.flush_bytes_max,
+        engine.ring_bytes_max.saturating_mul(2),
+    ];
+    let shard = bounds.iter().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes as u64));
+    NODE_BYTES.saturating_add(shard.saturating_mul(u64::from(engine.shards)))
 }
 
 fn room(host: &Host, config: &NodeConfig) -> Finding {

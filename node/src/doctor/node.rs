@@ -73,13 +73,17 @@ fn address(config: &NodeConfig) -> Finding {
     let bind = config.engine.bind;
     match UdpSocket::bind(bind) {
         Ok(_) => Finding::good(NAME, format!("{bind} is free")),
+        // It may be this very node that has it.
+        Err(error) if DataFolder::is_used(&config.engine.data_dir) => {
+            Finding::unknown(NAME, format!("{bind} is taken ({error}): by this node, if it runs"))
+        }
         Err(error) => Finding::of(
             NAME,
             Level::Bad,
             format!("{bind} cannot be bound: {error}"),
             Remedy {
                 right: "an address of this machine that nobody has",
-                cost: "the node does not start, unless it is this node that runs",
+                cost: "the node does not start",
                 mend: "stop what uses it (ss -ulpn), or choose another node.bind".to_owned(),
             },
         ),
