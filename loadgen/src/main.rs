@@ -163,7 +163,7 @@ struct Quick {
     /// File for a page with pictures, which needs nothing else.
     #[arg(long)]
     html: Option<PathBuf>,
-    /// A fault on the way, as KIND@TIME[+LENGTH][:WHOM] from the start of the measured time: kill@5s (SIGKILL to the node that
+    /// A fault on the way, as `KIND@TIME[+LENGTH][:WHOM]` from the start of the measured time: kill@5s (SIGKILL to the node that
     /// leads most groups, started again after two seconds), stop@2s+500ms:all (SIGSTOP), kill@1s:3 (node 3). May be given several times.
     #[arg(long = "fault", value_name = "FAULT")]
     faults: Vec<Fault>,
