@@ -79,7 +79,9 @@ impl Cluster {
             std::fs::OpenOptions::new().create(true).append(true).open(self.path(&format!("n{node}.log")));
         let log = log.unwrap();
         let config = format!("n{node}/node.toml");
-        let mut command = self.command(&["start", "--config", &config, "--set", "groups.count=2"]);
+        // One that comes in later begins no groups: it joins those there are.
+        let groups = if node <= 3 { "groups.count=2" } else { "groups.count=0" };
+        let mut command = self.command(&["start", "--config", &config, "--set", groups]);
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         self.nodes[node as usize - 1] = Some(child);
     }
