@@ -419,6 +419,10 @@ impl Replica {
             if !self.is_leader() && (self.must_not_lead(turn) || self.leadership.is_resting()) {
                 self.let_tick_pass();
                 self.handle_repair_tick(turn);
+                if !self.is_under_repair() && self.is_in_the_past() {
+                    // It asks for no votes, and so it would hear of nothing: not that the group is gone.
+                    self.handle_leaving_tick(turn, false);
+                }
                 continue;
             }
             if !self.may_campaign(turn) {

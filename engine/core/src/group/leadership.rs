@@ -326,7 +326,7 @@ impl Replica {
     /// perhaps, and takes all that was since. If it was once the only voter, it would be elected by nobody but itself, without what
     /// was committed after that. It is in the past until it has applied the entry that made it a member, as far as it remembers
     /// that, and in a group that was recovered until it has applied the recovery, which its term tells it of.
-    fn is_in_the_past(&self) -> bool {
+    pub(super) fn is_in_the_past(&self) -> bool {
         use crate::validate::LogView as _;
         let is_lapsed = is_lapsed(self.term_at(self.applied), Term(self.raw.raft.term));
         (is_lapsed || self.applied < self.leadership.joined_at) && !mutants::is(Mutant::PastLeads)

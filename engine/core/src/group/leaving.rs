@@ -108,7 +108,7 @@ impl Replica {
             (self.leaving.is_inviting, self.is_dirty) = (true, true);
         }
         // Voters ask for votes, unless they must not.
-        if self.members.now.is_voter(self.node) && !self.is_under_repair() {
+        if self.members.now.is_voter(self.node) && !self.is_under_repair() && !self.is_in_the_past() {
             return;
         }
         self.leaving.silent_ticks = self.leaving.silent_ticks.saturating_add(1);
