@@ -179,7 +179,8 @@ pub(crate) struct TuneArgs {
     /// Writes the proposal into the node's file; all else in it stays.
     #[arg(long)]
     pub(crate) apply: bool,
-    /// Runs the load generator with the settings as they are and as they are proposed, and compares: some minutes.
+    /// Runs the load generator with as many shards and bridge threads as there are and as are proposed, and compares: some minutes. It
+    /// takes no other settings.
     #[arg(long = "try")]
     pub(crate) try_it: bool,
 }
