@@ -190,6 +190,7 @@ impl Flush<'_> {
                 conf_state: None,
                 meta: None,
                 under_repair: None,
+                joined_at: None,
                 entries: vec![entry],
             }
         };

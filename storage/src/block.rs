@@ -10,8 +10,8 @@
 
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
-    ConfState, EntryKind, FlushSeq, GroupAppend, GroupId, HardState, Index, LogChange, LogStart, NodeId,
-    Offset, ShardId, Term, TermRun, has_records,
+    ConfState, EntryKind, FlushSeq, GroupAppend, GroupId, HardState, Index, LogChange, LogPosition, LogStart,
+    NodeId, Offset, ShardId, Term, TermRun, has_records,
 };
 
 use crate::cursor::{Cursor, Pen};
@@ -28,6 +28,7 @@ const HARD_STATE_BYTES: usize = 24;
 const CHANGE_BYTES: usize = 32;
 const CONF_STATE_HEADER_BYTES: usize = 16;
 const META_HEADER_BYTES: usize = 4;
+pub(crate) const POSITION_BYTES: usize = 16;
 pub(crate) const ENTRY_ROW_BYTES: usize = 16;
 const FLAG_HARD_STATE: u16 = 1;
 const FLAG_CONF_STATE: u16 = 2;
@@ -36,13 +37,15 @@ const FLAG_CARRIED: u16 = 8;
 const FLAG_META: u16 = 16;
 const FLAG_UNDER_REPAIR: u16 = 32;
 const FLAG_REPAIRED: u16 = 64;
+const FLAG_JOINED: u16 = 128;
 const FLAGS: u16 = FLAG_HARD_STATE
     | FLAG_CONF_STATE
     | FLAG_CHANGE
     | FLAG_CARRIED
     | FLAG_META
     | FLAG_UNDER_REPAIR
-    | FLAG_REPAIRED;
+    | FLAG_REPAIRED
+    | FLAG_JOINED;
 
 const _: () = assert!(BLOCK_BYTES_MAX <= u32::MAX as usize);
 
@@ -175,7 +178,14 @@ pub(crate) fn part_bytes(part: &GroupAppend) -> usize {
     let hard_state = part.hard_state.map_or(0, |_| HARD_STATE_BYTES);
     let conf_state = part.conf_state.as_ref().map_or(0, conf_state_bytes);
     let meta = part.meta.as_ref().map_or(0, |meta| META_HEADER_BYTES + meta.len());
-    PART_HEADER_BYTES + change + hard_state + conf_state + meta + part.entries.len() * ENTRY_ROW_BYTES
+    let joined_at = part.joined_at.map_or(0, |_| POSITION_BYTES);
+    PART_HEADER_BYTES
+        + change
+        + hard_state
+        + conf_state
+        + meta
+        + joined_at
+        + part.entries.len() * ENTRY_ROW_BYTES
 }
 
 /// Bytes of the data of one group's entries.
@@ -202,7 +212,8 @@ fn encode_part(pen: &mut Pen<'_>, new: &NewPart<'_>) {
             | flag(new.is_carried, FLAG_CARRIED)
             | flag(part.meta.is_some(), FLAG_META)
             | flag(part.under_repair == Some(true), FLAG_UNDER_REPAIR)
-            | flag(part.under_repair == Some(false), FLAG_REPAIRED),
+            | flag(part.under_repair == Some(false), FLAG_REPAIRED)
+            | flag(part.joined_at.is_some(), FLAG_JOINED),
     );
     pen.u16(0);
     pen.u32(u32::try_from(part.entries.len()).expect("a block below 1 GiB has fewer than 2^32 entries"));
@@ -223,6 +234,9 @@ fn encode_part(pen: &mut Pen<'_>, new: &NewPart<'_>) {
         pen.u32(u32::try_from(meta.len()).expect("a block is below 1 GiB"));
         pen.put(meta);
     }
+    if let Some(joined_at) = part.joined_at {
+        encode_position(pen, joined_at);
+    }
     for entry in &part.entries {
         encode_entry_row(pen, entry.term, entry.data.len(), entry.kind);
     }
@@ -232,6 +246,15 @@ pub(crate) fn encode_entry_row(pen: &mut Pen<'_>, term: Term, bytes: usize, kind
     pen.u64(term.0);
     pen.u32(u32::try_from(bytes).expect("a block is below 1 GiB"));
     pen.put(&[kind as u8, 0, 0, 0]);
+}
+
+pub(crate) fn encode_position(pen: &mut Pen<'_>, position: LogPosition) {
+    pen.u64(position.term.0);
+    pen.u64(position.index.0);
+}
+
+pub(crate) fn parse_position(cursor: &mut Cursor<'_>) -> Option<LogPosition> {
+    Some(LogPosition { term: Term(cursor.u64()?), index: Index(cursor.u64()?) })
 }
 
 fn encode_change(pen: &mut Pen<'_>, change: LogChange) {
@@ -423,6 +446,7 @@ pub(crate) struct Part<'a> {
     pub(crate) conf_state: Option<ConfState>,
     pub(crate) meta: Option<&'a [u8]>,
     pub(crate) under_repair: Option<bool>,
+    pub(crate) joined_at: Option<LogPosition>,
     /// Index of the first entry; meaningless without entries.
     pub(crate) first: Index,
     /// Number of entries.
@@ -463,6 +487,7 @@ impl<'a> Part<'a> {
         let hard_state = if has(FLAG_HARD_STATE) { Some(parse_hard_state(&mut cursor)?) } else { None };
         let conf_state = if has(FLAG_CONF_STATE) { Some(parse_conf_state(&mut cursor)?) } else { None };
         let meta = if has(FLAG_META) { Some(parse_meta(&mut cursor)?) } else { None };
+        let joined_at = if has(FLAG_JOINED) { Some(parse_position(&mut cursor)?) } else { None };
         let rows = cursor.bytes((count as usize).checked_mul(ENTRY_ROW_BYTES)?)?;
         let place = PartPlace {
             position: u32::try_from(position).ok()?,
@@ -479,6 +504,7 @@ impl<'a> Part<'a> {
             conf_state,
             meta,
             under_repair,
+            joined_at,
             first,
             count,
             base,

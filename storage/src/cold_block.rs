@@ -4,19 +4,24 @@
 //! block stands a small index row, so that opening reads no block.
 
 use bytes::Bytes;
-use iroh_raft_core::{EntryKind, GroupId, Index, LogStart, Offset, ShardId, Term, TermRun};
+use iroh_raft_core::{EntryKind, GroupId, Index, LogPosition, LogStart, Offset, ShardId, Term, TermRun};
 use smallvec::SmallVec;
 
 use crate::block::{
     BLOCK_BYTES_MAX, BlockError, ENTRY_ROW_BYTES, EntryRows, EntryView, JournalIdentity, encode_entry_row,
     entries, is_consistent, parse_conf_state, parse_hard_state,
 };
-use crate::block::{conf_state_bytes, encode_conf_state, encode_hard_state};
+use crate::block::{
+    POSITION_BYTES, conf_state_bytes, encode_conf_state, encode_hard_state, encode_position, parse_position,
+};
 use crate::cursor::{Cursor, Pen};
 use crate::group_log::{ColdSpan, GroupLog};
 
 const MAGIC: [u8; 4] = *b"IRLB";
 pub(crate) const LOG_VERSION: u16 = 1;
+/// Flags of a group's row.
+const ROW_UNDER_REPAIR: u16 = 1;
+const ROW_JOINED: u16 = 2;
 const HEADER_BYTES: usize = 64;
 const CHECKSUM_AT: usize = HEADER_BYTES - 4;
 
@@ -262,6 +267,7 @@ pub(crate) struct GroupRow {
     pub(crate) conf_state: iroh_raft_core::ConfState,
     pub(crate) meta: Bytes,
     pub(crate) is_under_repair: bool,
+    pub(crate) joined_at: LogPosition,
 }
 
 impl GroupRow {
@@ -276,14 +282,18 @@ impl GroupRow {
             conf_state: log.conf_state.clone(),
             meta: log.meta.clone(),
             is_under_repair: log.is_under_repair,
+            joined_at: log.joined_at,
         }
     }
 
     pub(crate) fn encode(&self, group: GroupId) -> Vec<u8> {
-        let mut row = zeros(8 + 24 + 16 + 24 + conf_state_bytes(&self.conf_state) + self.meta.len());
+        let has_joined = self.joined_at != LogPosition::default();
+        let position_bytes = if has_joined { POSITION_BYTES } else { 0 };
+        let mut row =
+            zeros(8 + 24 + 16 + 24 + position_bytes + conf_state_bytes(&self.conf_state) + self.meta.len());
         let mut pen = Pen::new(&mut row);
         pen.u16(LOG_VERSION);
-        pen.u16(u16::from(self.is_under_repair));
+        pen.u16(u16::from(self.is_under_repair) * ROW_UNDER_REPAIR | u16::from(has_joined) * ROW_JOINED);
         pen.u32(self.checksum);
         pen.u64(self.start.index.0);
         pen.u64(self.start.term.0);
@@ -292,6 +302,9 @@ impl GroupRow {
         pen.u64(self.moved_end.0);
         encode_hard_state(&mut pen, self.hard_state);
         encode_conf_state(&mut pen, &self.conf_state);
+        if has_joined {
+            encode_position(&mut pen, self.joined_at);
+        }
         pen.put(&self.meta);
         sealed(&[group.0], row)
     }
@@ -300,11 +313,11 @@ impl GroupRow {
     pub(crate) fn parse(group: GroupId, bytes: &[u8]) -> Option<GroupRow> {
         let mut cursor = Cursor::new(unsealed(&[group.0], bytes)?);
         let version = cursor.u16()?;
-        let is_under_repair = match cursor.u16()? {
-            0 => false,
-            1 => true,
-            _ => return None,
-        };
+        let flags = cursor.u16()?;
+        if flags & !(ROW_UNDER_REPAIR | ROW_JOINED) != 0 {
+            return None;
+        }
+        let is_under_repair = flags & ROW_UNDER_REPAIR != 0;
         let checksum = cursor.u32()?;
         let start = LogStart {
             index: Index(cursor.u64()?),
@@ -315,10 +328,21 @@ impl GroupRow {
         let moved_end = Offset(cursor.u64()?);
         let hard_state = parse_hard_state(&mut cursor)?;
         let conf_state = parse_conf_state(&mut cursor)?;
+        let has_joined = flags & ROW_JOINED != 0;
+        let joined_at = if has_joined { parse_position(&mut cursor)? } else { LogPosition::default() };
         let meta = Bytes::copy_from_slice(cursor.bytes(cursor.left())?);
         let is_possible = version == LOG_VERSION && moved >= start.index && moved_end >= start.offset;
-        let row =
-            GroupRow { start, moved, moved_end, checksum, hard_state, conf_state, meta, is_under_repair };
+        let row = GroupRow {
+            start,
+            moved,
+            moved_end,
+            checksum,
+            hard_state,
+            conf_state,
+            meta,
+            is_under_repair,
+            joined_at,
+        };
         is_possible.then_some(row)
     }
 }

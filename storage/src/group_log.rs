@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use iroh_raft_core::{ConfState, FlushSeq, HardState, Index, LogChange, LogStart, Offset};
+use iroh_raft_core::{ConfState, FlushSeq, HardState, Index, LogChange, LogPosition, LogStart, Offset};
 
 use crate::block::PartPlace;
 
@@ -57,6 +57,7 @@ pub(crate) struct GroupLog {
     pub(crate) conf_state: ConfState,
     pub(crate) meta: Bytes,
     pub(crate) is_under_repair: bool,
+    pub(crate) joined_at: LogPosition,
     start: LogStart,
     cold: VecDeque<ColdSpan>,
     /// Last index in the log file, or where the log starts.

@@ -277,6 +277,7 @@ impl StoredGroup {
         let mut log = GroupLog::from_log_file(row.start, row.moved, row.moved_end, row.checksum);
         log.hard_state = row.hard_state;
         log.is_under_repair = row.is_under_repair;
+        log.joined_at = row.joined_at;
         log.conf_state = row.conf_state;
         log.meta = row.meta;
         let end = (row.start.index, row.start.offset);

@@ -397,6 +397,7 @@ impl Scan {
                 && part.conf_state.is_none()
                 && part.meta.is_none()
                 && part.under_repair.is_none()
+                && part.joined_at.is_none()
                 && part.count == 0;
             if change == LogChange::Remove && is_all {
                 return;
@@ -417,6 +418,7 @@ impl Scan {
             log.meta = Bytes::copy_from_slice(meta);
         }
         log.is_under_repair = part.under_repair.unwrap_or(log.is_under_repair);
+        log.joined_at = part.joined_at.unwrap_or(log.joined_at);
     }
 
     fn take_change(&mut self, group: GroupId, change: LogChange, key: FlushSeq) {
@@ -427,7 +429,8 @@ impl Scan {
             LogChange::Remove if is_moved && recovering.is_stored => {
                 let log = self.index.group(group);
                 log.drop_hot();
-                (log.hard_state, log.conf_state, log.meta, log.is_under_repair) = Default::default();
+                (log.hard_state, log.conf_state, log.meta) = Default::default();
+                (log.is_under_repair, log.joined_at) = Default::default();
                 recovering.forget_after(log.moved());
             }
             LogChange::Remove => {
@@ -609,6 +612,7 @@ impl Scan {
                 snapshot: None,
                 damage: damage.map(|(first, last)| LogDamage { first, last }),
                 is_under_repair: log.is_under_repair,
+                joined_at: log.joined_at,
                 has_state_machine: false,
             });
             if log.hot_up_to(moved).next().is_some() {

@@ -313,6 +313,7 @@ fn nothing_of(group: GroupId) -> GroupAppend {
         conf_state: None,
         meta: None,
         under_repair: None,
+        joined_at: None,
         entries: Vec::new(),
     }
 }
@@ -325,6 +326,7 @@ fn first_part(state: &GroupState) -> GroupAppend {
         conf_state: Some(state.conf_state.clone()),
         meta: (!state.meta.is_empty()).then(|| state.meta.clone()),
         under_repair: state.is_under_repair.then_some(true),
+        joined_at: (state.joined_at != Default::default()).then_some(state.joined_at),
         ..nothing_of(state.group)
     }
 }

@@ -118,6 +118,7 @@ impl LogReader {
             snapshot,
             damage: found.damage.map(|(first, last)| LogDamage { first, last }),
             is_under_repair: log.is_under_repair,
+            joined_at: log.joined_at,
             has_state_machine: false,
         })
     }

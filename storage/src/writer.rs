@@ -300,6 +300,7 @@ impl JournalWriter {
                     conf_state: None,
                     meta: None,
                     under_repair: None,
+                    joined_at: None,
                     entries,
                 };
                 carried.push(Carried { append, base });
@@ -478,6 +479,7 @@ impl JournalWriter {
                 log.meta.clone_from(meta);
             }
             log.is_under_repair = part.under_repair.unwrap_or(log.is_under_repair);
+            log.joined_at = part.joined_at.unwrap_or(log.joined_at);
         }
         index.flushed_bytes += u64::from(block.bytes);
         (self.bounds.is_move_due(&index), self.bounds.is_full(&index))
@@ -597,6 +599,7 @@ fn is_nothing_else(part: &GroupAppend) -> bool {
         && part.conf_state.is_none()
         && part.meta.is_none()
         && part.under_repair.is_none()
+        && part.joined_at.is_none()
         && part.entries.is_empty()
 }
 

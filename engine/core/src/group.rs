@@ -38,7 +38,7 @@ use crate::disk_watch::DiskHealth;
 use crate::error::{BusyReason, RequestError};
 use crate::find::Finds;
 use crate::group_meta::GroupMeta;
-use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term, Timestamp, WallTime};
+use crate::ids::{FlushSeq, GroupId, Index, LogPosition, NodeId, Offset, Term, Timestamp, WallTime};
 use crate::io::{
     AnswerOn, ConfState, EntryKind, Event, FetchId, GroupStatus, HardState, LogChange, LogDamage, LogEntry,
     MessageKind, Outputs, PeerMessage, Propose, Reply, Retention, ShardConfig, Token, has_records,
@@ -145,6 +145,8 @@ pub(crate) struct Replica {
     leading: Option<Term>,
     leadership: Leadership,
     leaving: Leaving,
+    /// The entry that made this replica a member.
+    joined_at: LogPosition,
     /// Who waits until this replica is on the disk.
     opening: Option<Token>,
     announced: (Term, Option<NodeId>),
@@ -223,10 +225,11 @@ impl Replica {
             leading: None,
             leadership: Leadership::default(),
             leaving: Leaving::default(),
+            joined_at: state.joined_at,
             opening: None,
             announced: (state.hard_state.term, None),
             is_dirty: first_conf_state.is_some() || (state.has_state_machine && commit.0 > 0),
-            persistence: Persistence::new(*written, state.hard_state, first_conf_state),
+            persistence: Persistence::new(*written, state.hard_state, first_conf_state, state.joined_at),
             pending: Pending::new(state.group),
             reads: Reads::new(state.group, config.node, config.seed),
             lease: Lease::default(),
@@ -272,10 +275,8 @@ impl Replica {
     }
 
     /// The replica has just begun, perhaps in the place of one that left. Somebody waits until it is on the disk.
-    /// `since`: the entry that made it a member.
-    pub(crate) fn handle_opening(&mut self, token: Token, is_again: bool, since: Index) {
+    pub(crate) fn handle_opening(&mut self, token: Token, is_again: bool) {
         self.opening = Some(token);
-        self.leadership.joined_at = since;
         if is_again {
             self.persistence.begin_anew();
         }
@@ -477,7 +478,7 @@ impl Replica {
         {
             return;
         }
-        if self.is_kept_from(&message) {
+        if self.is_kept_from(&message) || self.is_from_the_past(&message) {
             return;
         }
         match message.kind {

@@ -83,6 +83,17 @@ impl Timestamp {
     }
 }
 
+/// A place in the log: an entry by its term and index. One that is later belongs to a log that is more up to date (Raft
+/// paper, 5.4.1); 0 of term 0 is before every log.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct LogPosition {
+    /// The entry's term.
+    pub term: Term,
+    /// The entry's index.
+    pub index: Index,
+}
+
 impl Index {
     /// The index after this one.
     #[must_use]

@@ -124,6 +124,7 @@ mutants! {
     LostNotDismissed = "those that were given up and come back are not told",
     RepairVotes = "a replica under repair votes",
     PastLeads = "a replica campaigns by members of the past, on its way through the log",
+    PastVotes = "a replica that lost its log when it left votes for candidates that lack what it had",
     RepairCampaigns = "a replica under repair campaigns",
     RepairEndsEarly = "a repair is over once the leader has answered, whatever the replica has by then",
     RepairForgotten = "a restart forgets that a repair was under way",

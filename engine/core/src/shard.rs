@@ -22,7 +22,7 @@ use crate::find::{Find, Seeker};
 use crate::group::{Buffers, Replica, SendBudget, SnapshotsOpen, Turn};
 use crate::group_meta::GroupMeta;
 use crate::ids::{
-    FlushSeq, GroupId, Index, NodeId, Owner, Sequence, SessionId, ShardId, Timestamp, WallTime,
+    FlushSeq, GroupId, Index, LogPosition, NodeId, Owner, Sequence, SessionId, ShardId, Timestamp, WallTime,
 };
 use crate::io::{
     Append, ConfState, Event, FetchError, FetchId, GroupState, GroupStatus, HardState, Input, Invite,
@@ -414,8 +414,8 @@ impl Shard {
         }
         match validate::check_invite(self.config.node, &message) {
             Ok(members) => {
-                let since = message.index;
-                if tombstone.is_none_or(|tombstone| tombstone.admits(since)) {
+                let since = LogPosition { term: message.log_term, index: message.index };
+                if tombstone.is_none_or(|tombstone| tombstone.admits(since.index)) {
                     out.invites.push(Invite { group: message.group, members, since });
                 }
             }
@@ -436,7 +436,7 @@ impl Shard {
 
     /// Whether a replica began; it is here already otherwise.
     fn try_open(&mut self, now: Timestamp, open: Open) -> Result<bool, RequestError> {
-        let (group, token, since) = (open.group, open.token, open.since);
+        let (group, token) = (open.group, open.token);
         let at = self.position(group);
         if let Some(Member::Left(tombstone)) = at.map(|at| &self.members[at])
             && tombstone.is_of_removed_group()
@@ -447,7 +447,7 @@ impl Shard {
             let what = "a group has a number above 0, and 1 to 256 different members";
             return Err(RequestError::Invalid { what });
         }
-        if open.since == Index(0) && !open.members.is_member(self.config.node) {
+        if open.since.index == Index(0) && !open.members.is_member(self.config.node) {
             return Err(RequestError::Invalid { what: "this node is not among the group's members" });
         }
         if self.placements.elsewhere(group).is_some() {
@@ -456,7 +456,9 @@ impl Shard {
         let state = match at.map(|at| &self.members[at]) {
             None if self.groups.len() >= GROUPS_MAX => return Err(RequestError::busy(BusyReason::Groups)),
             None => fresh(open),
-            Some(Member::Left(tombstone)) if tombstone.admits(open.since) => tombstone.reopen(fresh(open)),
+            Some(Member::Left(tombstone)) if tombstone.admits(open.since.index) => {
+                tombstone.reopen(fresh(open))
+            }
             Some(Member::Live(replica)) if replica.began_with(&open.members) => {
                 return if replica.is_opening() {
                     Err(RequestError::busy(BusyReason::Starting))
@@ -470,7 +472,7 @@ impl Shard {
         };
         let mut member = start(&self.next_life(), state, now);
         if let Member::Live(replica) = &mut member {
-            replica.handle_opening(token, at.is_some(), since);
+            replica.handle_opening(token, at.is_some());
         }
         let at = match at {
             Some(at) => {
@@ -834,8 +836,8 @@ fn refuse_message(message: &PeerMessage, reason: validate::Refusal, out: &mut Ou
 }
 
 fn fresh(open: Open) -> GroupState {
-    let Open { group, members, has_state_machine, retention, .. } = open;
-    GroupState { retention, ..GroupState::fresh(group, members, has_state_machine) }
+    let Open { group, members, since: joined_at, has_state_machine, retention, .. } = open;
+    GroupState { joined_at, retention, ..GroupState::fresh(group, members, has_state_machine) }
 }
 
 fn start(config: &ShardConfig, mut state: GroupState, now: Timestamp) -> Member {

@@ -50,6 +50,7 @@ impl Tombstone {
             conf_state: Some(ConfState::default()),
             meta: None,
             under_repair: None,
+            joined_at: None,
             entries: Vec::new(),
         }
     }

@@ -11,7 +11,7 @@ mod snapshot;
 
 use crate::batch::{Batch, BatchError};
 use crate::group_command::{GroupCommandError, GroupCommands};
-use crate::ids::{Index, NodeId, Offset, ShardId, Term, Timestamp};
+use crate::ids::{Index, LogPosition, NodeId, Offset, ShardId, Term, Timestamp};
 use crate::io::{CONTEXT_BYTES_MAX, ConfState, EntryKind, LogEntry, MessageKind, PeerMessage, Role};
 use crate::lease::{ROUND_BYTES, Stamp};
 use crate::members::{self, decode_members};
@@ -324,6 +324,7 @@ pub(crate) fn check_invite(node: NodeId, message: &PeerMessage) -> Result<ConfSt
     check_address(node, message)?;
     let members = first_members(message)?;
     let is_for_us = message.index > Index(0) || members.is_member(node);
+    let is_for_us = is_for_us && message.log_term.0 <= NUMBER_MAX;
     if is_for_us && message.group.0 != 0 { Ok(members) } else { Err(Refusal::Invite) }
 }
 
@@ -449,11 +450,6 @@ fn check_append(view: &GroupView<'_>, message: &PeerMessage) -> Result<(), Refus
         }
     }
     check_batches(view, message)
-}
-
-struct LogPosition {
-    index: Index,
-    term: Term,
 }
 
 /// Offsets are a function of the log before: known only where the message continues our log.

@@ -16,9 +16,9 @@ use futures_channel::{mpsc, oneshot};
 use iroh_raft_core::mutants::{self, Mutant};
 use iroh_raft_core::{
     AnswerOn, Append, BusyReason, ClientRun, ConfState, Consistency, CursorName, Event, FlushSeq, Freshness,
-    GroupCommand, GroupId, Index, Input, Invite, MessageKind, NodeId, Open as OpenGroup, Outputs, Owner,
-    Propose, Recover, Reply, RequestError, Retention, Role, Sequence, SessionId, SessionRefusal, Shard,
-    ShardId, SnapshotEvent, SnapshotStep, Timestamp, Token, WallTime,
+    GroupCommand, GroupId, Index, Input, Invite, LogPosition, MessageKind, NodeId, Open as OpenGroup,
+    Outputs, Owner, Propose, Recover, Reply, RequestError, Retention, Role, Sequence, SessionId,
+    SessionRefusal, Shard, ShardId, SnapshotEvent, SnapshotStep, Timestamp, Token, WallTime,
 };
 use iroh_raft_netbridge::port::{Rights, ShardPort, ToShard};
 use iroh_raft_netbridge::ring::{Consumer, Producer};
@@ -514,7 +514,7 @@ impl Driver {
             }
             ClientBody::CreateGroup { voters } => {
                 let members = ConfState { voters, ..ConfState::default() };
-                self.open_group(token, group, members, Index(0));
+                self.open_group(token, group, members, LogPosition::default());
             }
             ClientBody::RemoveGroup => self.step(Input::RemoveGroup { token, group, deadline }),
             ClientBody::Revive => self.step(Input::Revive { token, group }),
@@ -561,7 +561,7 @@ impl Driver {
 
     /// A replica is to begin here: its state machine is there before anything can be applied, and nothing that one
     /// before it has left.
-    fn open_group(&mut self, token: Token, group: GroupId, members: ConfState, since: Index) {
+    fn open_group(&mut self, token: Token, group: GroupId, members: ConfState, since: LogPosition) {
         if self.parts.snapshots.is_leaving(group) && !self.is_fenced {
             let busy = RequestError::busy(BusyReason::Starting);
             return self.answer(token, group, ReplyBody::Failed(busy));

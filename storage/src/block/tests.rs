@@ -49,6 +49,7 @@ fn decode(directory: &[u8], data: &[u8]) -> Result<Vec<GroupAppend>, BlockError>
             conf_state: part.conf_state.clone(),
             meta: part.meta.map(Bytes::copy_from_slice),
             under_repair: part.under_repair,
+            joined_at: part.joined_at,
             entries: part.entries(data).map(entry).collect(),
         })
     };
@@ -103,14 +104,16 @@ fn group_append() -> impl Strategy<Value = GroupAppend> {
     });
     let meta = prop::option::of(prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from));
     let states = (prop::option::of(change()), prop::option::of(hard_state), prop::option::of(conf_state));
-    (any::<u64>(), states, any::<Option<bool>>(), meta, entries).prop_map(
-        |(group, (change, hard_state, conf_state), under_repair, meta, entries)| GroupAppend {
+    let joined_at = prop::option::of((any::<u64>(), any::<u64>()));
+    (any::<u64>(), states, any::<Option<bool>>(), joined_at, meta, entries).prop_map(
+        |(group, (change, hard_state, conf_state), under_repair, joined_at, meta, entries)| GroupAppend {
             group: GroupId(group),
             change,
             hard_state,
             conf_state,
             meta,
             under_repair,
+            joined_at: joined_at.map(|(term, index)| LogPosition { term: Term(term), index: Index(index) }),
             entries,
         },
     )

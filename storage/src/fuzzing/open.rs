@@ -64,6 +64,7 @@ impl Known {
                 conf_state: Some(conf_state(group)),
                 meta: Some(meta(group)),
                 under_repair: None,
+                joined_at: None,
                 entries: vec![entry(group, *last)],
             }
         });

@@ -104,6 +104,7 @@ fn one(index: u64, commit: u64) -> GroupAppend {
         conf_state: None,
         meta: None,
         under_repair: None,
+        joined_at: None,
         entries: vec![entry(index, 1, index - 1, 1)],
     }
 }

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use iroh_raft_core::batch::{RecordBlock, encode_batch};
 use iroh_raft_core::{
     Append, ClusterId, ConfState, EntryKind, Fetch, FetchFrom, FetchId, FlushSeq, GroupAppend, GroupId,
-    GroupState, HardState, Index, LogChange, LogEntry, LogStart, NodeId, Offset, Placement, ShardId, Term,
-    TermRun, WallTime,
+    GroupState, HardState, Index, LogChange, LogEntry, LogPosition, LogStart, NodeId, Offset, Placement,
+    ShardId, Term, TermRun, WallTime,
 };
 use iroh_raft_storage::{
     DataFolder, Disk, FileDisk, FileKind, FolderIdentity, FolderLock, LogReader, OpenShard, ShardOptions,
@@ -218,6 +218,7 @@ pub(crate) fn entries_only(group: u64, entries: Vec<LogEntry>) -> GroupAppend {
         conf_state: None,
         meta: None,
         under_repair: None,
+        joined_at: None,
         entries,
     }
 }
@@ -239,6 +240,7 @@ pub(crate) struct ModelGroup {
     pub(crate) conf_state: ConfState,
     pub(crate) meta: Bytes,
     pub(crate) is_under_repair: bool,
+    pub(crate) joined_at: LogPosition,
     pub(crate) start: LogStart,
     /// The entries after the start.
     pub(crate) entries: Vec<LogEntry>,
@@ -334,6 +336,7 @@ impl Model {
                     && part.conf_state.is_none()
                     && part.meta.is_none()
                     && part.under_repair.is_none()
+                    && part.joined_at.is_none()
                     && part.entries.is_empty();
                 if change == LogChange::Remove && is_all {
                     self.groups.remove(&part.group);
@@ -341,6 +344,7 @@ impl Model {
                 }
             }
             group.is_under_repair = part.under_repair.unwrap_or(group.is_under_repair);
+            group.joined_at = part.joined_at.unwrap_or(group.joined_at);
             part.entries.iter().for_each(|entry| group.take(entry));
             group.hard_state = part.hard_state.unwrap_or(group.hard_state);
             if let Some(conf_state) = &part.conf_state {
@@ -369,6 +373,7 @@ impl Model {
         assert_eq!(state.conf_state, model.conf_state, "conf state of group {group}");
         assert_eq!(state.meta, model.meta, "table of group {group}");
         assert_eq!(state.is_under_repair, model.is_under_repair, "repair of group {group}");
+        assert_eq!(state.joined_at, model.joined_at, "entry that made it a member of group {group}");
         assert!(state.is_durable);
         assert_eq!(state.damage, None, "group {group}");
         assert_eq!(state.start, model.start, "start of group {group}");

@@ -4,7 +4,7 @@
 //! `proptest-regressions`, from where it is run first ever after.
 
 use iroh_raft_core::{
-    Append, GroupAppend, GroupId, HardState, Index, LogChange, LogDamage, LogStart, Offset, Term,
+    Append, GroupAppend, GroupId, HardState, Index, LogChange, LogDamage, LogPosition, LogStart, Offset, Term,
 };
 use iroh_raft_storage::{DataFolder, OpenShard};
 use proptest::prelude::*;
@@ -160,6 +160,8 @@ fn make_part(model: &Model, plan: &PartPlan, term: u64) -> GroupAppend {
             hard_state(term, (known.hard_state.commit.0.max(known.start.index.0) + commit).min(last))
         });
     part.conf_state = plan.has_conf_state.then(|| conf_state(&[term, plan.group]));
+    let joined_at = LogPosition { term: Term(term), index: Index(plan.group) };
+    part.joined_at = (plan.has_conf_state && term % 2 == 0).then_some(joined_at);
     part.meta = plan.has_meta.then(|| format!("table of flush {term}").into());
     part
 }

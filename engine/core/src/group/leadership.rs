@@ -11,7 +11,7 @@
 
 use raft::INVALID_ID;
 
-use super::{GroupId, Index, NodeId, Replica, Term, Timestamp, Turn};
+use super::{GroupId, LogPosition, NodeId, PeerMessage, Replica, Term, Timestamp, Turn};
 use crate::convert::to_node;
 use crate::disk_watch::DiskHealth;
 use crate::error::{RequestError, TransferError};
@@ -29,8 +29,6 @@ pub(super) struct Leadership {
     transfer: Option<Transfer>,
     /// Ticks for which this replica does not campaign, for it has stepped down.
     rest_ticks: u32,
-    /// The entry that made this replica a member, if it began because of one since the process did.
-    pub(super) joined_at: Index,
 }
 
 /// Who wants leadership to go elsewhere.
@@ -324,12 +322,23 @@ impl Replica {
 
     /// Whether the members in force here are surely those of long ago: this replica has begun with an empty log, again
     /// perhaps, and takes all that was since. If it was once the only voter, it would be elected by nobody but itself, without what
-    /// was committed after that. It is in the past until it has applied the entry that made it a member, as far as it remembers
-    /// that, and in a group that was recovered until it has applied the recovery, which its term tells it of.
+    /// was committed after that. It is in the past until it has applied the entry that made it a member, and in a group
+    /// that was recovered until it has applied the recovery, which its term tells it of.
     pub(super) fn is_in_the_past(&self) -> bool {
         use crate::validate::LogView as _;
-        let is_lapsed = is_lapsed(self.term_at(self.applied), Term(self.raw.raft.term));
-        (is_lapsed || self.applied < self.leadership.joined_at) && !mutants::is(Mutant::PastLeads)
+        let term = self.term_at(self.applied);
+        let applied = LogPosition { term, index: self.applied };
+        let is_lapsed = is_lapsed(term, Term(self.raw.raft.term));
+        (is_lapsed || applied < self.joined_at) && !mutants::is(Mutant::PastLeads)
+    }
+
+    /// Whether a candidate lacks what was committed before this replica became a member. It may have acknowledged that in
+    /// an earlier life, whose log is gone: it votes as if it had that still. So losing the log at a removal breaks no
+    /// promise, however many of the voters come back in this way.
+    pub(super) fn is_from_the_past(&self, message: &PeerMessage) -> bool {
+        matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote)
+            && LogPosition { term: message.log_term, index: message.index } < self.joined_at
+            && !mutants::is(Mutant::PastVotes)
     }
 
     /// Whether the next tick may make this replica campaign, if it would: only so many do in one turn of the shard,

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use raft::StateRole;
 
-use super::{Index, NodeId, Replica, Term, Timestamp, Turn};
+use super::{Index, LogPosition, NodeId, Replica, Term, Timestamp, Turn};
 use crate::error::RequestError;
 use crate::io::{EntryKind, Event, LogEntry, LogStart, MessageKind, PeerMessage, Send};
 use crate::members::encode_members;
@@ -139,13 +139,25 @@ impl Replica {
             return;
         }
         let members: Bytes = encode_members(self.members.at(self.log_start().index)).into();
+        let since = self.members_since();
         for to in strangers {
             let mut message = self.say(MessageKind::Invite, to, Term(0));
-            message.index = self.members.since;
+            (message.log_term, message.index) = (since.term, since.index);
             let (index, term, kind) = (Index(0), Term(0), EntryKind::ConfChangeV2);
             message.entries.push(LogEntry { index, term, kind, data: members.clone() });
             let after = self.persistence.vote_flush(turn.persisted);
             turn.out.sends.push(Send { message, after });
+        }
+    }
+
+    /// The change that put the members in force. Of what was compacted away no term is known: then where the log begins, for
+    /// nothing has changed between.
+    fn members_since(&self) -> LogPosition {
+        let (start, since) = (self.log_start(), self.members.since);
+        if since <= start.index {
+            LogPosition { term: start.term, index: start.index }
+        } else {
+            LogPosition { term: self.term_at(since), index: since }
         }
     }
 
@@ -155,10 +167,8 @@ impl Replica {
 
     /// Tells somebody who is no member, and does not know it, that it is none. Says whether it is none.
     pub(super) fn dismiss(&self, turn: &mut Turn<'_>, message: &PeerMessage) -> bool {
-        let (start, since) = (self.log_start(), self.members.since);
-        // Of what was compacted away no term is known; it has been none from there to the beginning of the log as well.
-        let place =
-            if since <= start.index { (start.term, start.index) } else { (self.term_at(since), since) };
+        let LogPosition { term, index } = self.members_since();
+        let place = (term, index);
         // One that was given up has to begin anew, also where it is a member again.
         let is_given_up = message.kind == MessageKind::MayLeave
             && message.index > Index(0)

@@ -11,7 +11,7 @@ use raft::eraftpb::MessageType;
 
 use super::{FlushSeq, HardState, Index, Replica, Term, Turn, to_hard_state};
 use crate::convert::{to_log_entry, to_peer_message};
-use crate::ids::NodeId;
+use crate::ids::{LogPosition, NodeId};
 use crate::io::{Append, ConfState, GroupAppend, LogChange, LogEntry, MessageKind, Send};
 use crate::mutants::{self, Mutant};
 
@@ -30,6 +30,7 @@ pub(super) struct Persistence {
     conf_state: Option<Box<ConfState>>,
     change: Option<LogChange>,
     under_repair: Option<bool>,
+    joined_at: Option<LogPosition>,
     /// Flushes on their way, each with the number of the last `Ready` that it covers.
     flushes: VecDeque<(FlushSeq, u64)>,
     /// Flush that makes our term and vote durable, while it is on its way.
@@ -47,13 +48,20 @@ struct Campaign {
 
 impl Persistence {
     /// `written` is what is durable, `current` what the replica starts with: it may know of a later commit.
-    pub(super) fn new(written: HardState, current: HardState, conf_state: Option<ConfState>) -> Persistence {
+    pub(super) fn new(
+        written: HardState,
+        current: HardState,
+        conf_state: Option<ConfState>,
+        joined_at: LogPosition,
+    ) -> Persistence {
+        let joined_at = (conf_state.is_some() && joined_at != LogPosition::default()).then_some(joined_at);
         Persistence {
             written,
             current,
             conf_state: conf_state.map(Box::new),
             change: None,
             under_repair: None,
+            joined_at,
             flushes: VecDeque::new(),
             vote_flush: None,
             campaign: None,
@@ -84,10 +92,11 @@ impl Persistence {
         self.conf_state = members.map(Box::new).or(self.conf_state.take());
     }
 
-    /// A repair begins that leaves nothing of what was stored but term and vote: they are written again.
-    pub(super) fn begin_repair_anew(&mut self, members: ConfState) {
+    /// A repair begins that leaves nothing of what was stored but term, vote and where the replica joined: they are written again.
+    pub(super) fn begin_repair_anew(&mut self, members: ConfState, joined_at: LogPosition) {
         self.begin_anew();
         (self.conf_state, self.under_repair) = (Some(Box::new(members)), Some(true));
+        self.joined_at = (joined_at != LogPosition::default()).then_some(joined_at);
     }
 
     /// The repair is over with the next flush.
@@ -226,6 +235,7 @@ impl Replica {
                 conf_state: None,
                 meta: None,
                 under_repair: None,
+                joined_at: None,
                 entries: Vec::new(),
             });
         }
@@ -245,6 +255,9 @@ impl Replica {
         }
         if let Some(under_repair) = state.under_repair.take() {
             ours.under_repair = Some(under_repair);
+        }
+        if let Some(joined_at) = state.joined_at.take() {
+            ours.joined_at = Some(joined_at);
         }
         if let Some(conf_state) = state.conf_state.take() {
             ours.conf_state = Some(*conf_state);

@@ -218,7 +218,7 @@ impl Replica {
                 _ if mutants::is(Mutant::RepairKeepsDamage) => (None, None),
                 Cut::Nothing => (None, None),
                 Cut::Rest => (Some(LogChange::CutAfter(place)), None),
-                Cut::Anew(members) => return self.persistence.begin_repair_anew(members),
+                Cut::Anew(members) => return self.persistence.begin_repair_anew(members, self.joined_at),
                 Cut::All(members) => (Some(LogChange::StartAfter(start)), Some(members)),
             };
             return self.persistence.begin_repair(change, members);

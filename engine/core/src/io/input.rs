@@ -4,7 +4,8 @@ use super::{ConfState, GroupState, LogDamage, LogEntry, PeerMessage, Retention, 
 use crate::batch::RecordBlock;
 use crate::group_command::GroupCommand;
 use crate::ids::{
-    FlushSeq, GroupId, Index, NodeId, Offset, Owner, Sequence, SessionId, Term, Timestamp, WallTime,
+    FlushSeq, GroupId, Index, LogPosition, NodeId, Offset, Owner, Sequence, SessionId, Term, Timestamp,
+    WallTime,
 };
 use crate::placement::Placement;
 
@@ -327,9 +328,9 @@ pub struct Open {
     pub group: GroupId,
     /// Its members as its log begins.
     pub members: ConfState,
-    /// The entry that made this node a member; 0 if it is one from the start. A replica that left the
-    /// group comes back only for a later entry than the one that removed it.
-    pub since: Index,
+    /// The entry that made this node a member, or a later one that is committed; 0 if it is one from the start. A
+    /// replica that left the group comes back only for a later entry than the one that removed it.
+    pub since: LogPosition,
     /// Whether committed entries go to a state machine.
     pub has_state_machine: bool,
     /// How long its records are kept.

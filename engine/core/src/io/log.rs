@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Retention, Snapshot};
 use crate::group_command::GROUP_COMMANDS_TAG;
-use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
+use crate::ids::{FlushSeq, GroupId, Index, LogPosition, NodeId, Offset, Term};
 
 /// What an entry of the log is for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -214,6 +214,8 @@ pub struct GroupState {
     pub damage: Option<LogDamage>,
     /// Whether a repair was under way when the process ended ([`GroupAppend::under_repair`]).
     pub is_under_repair: bool,
+    /// The entry that made this replica a member ([`GroupAppend::joined_at`]).
+    pub joined_at: LogPosition,
     /// Whether committed entries go to a state machine ([`Outputs::applies`](crate::Outputs::applies)). A group that is only
     /// a log answers on commit and applies nothing.
     pub has_state_machine: bool,
@@ -261,6 +263,7 @@ impl GroupState {
             snapshot: None,
             damage: None,
             is_under_repair: false,
+            joined_at: LogPosition::default(),
             has_state_machine,
         }
     }
@@ -294,6 +297,9 @@ pub struct GroupAppend {
     /// Whether the replica is under repair from this flush on, if that changes: it has lost entries that it may have
     /// acknowledged, and must not vote before it has them again.
     pub under_repair: Option<bool>,
+    /// A committed entry at or after the one that made this replica a member, if it begins with this flush and is none
+    /// from the start. It may have had, and may have acknowledged, all before that in an earlier life.
+    pub joined_at: Option<LogPosition>,
     /// Contiguous entries. The first may be at or below the stored last index: everything stored
     /// from there on is then void (Raft paper, 5.3).
     pub entries: Vec<LogEntry>,

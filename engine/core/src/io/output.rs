@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Append, Compare, ConfState, Fetch, LogDamage, LogEntry, PeerMessage, SnapshotTask, Token};
 use crate::error::{RequestError, TransferError};
-use crate::ids::{FlushSeq, GroupId, Index, NodeId, Offset, Term};
+use crate::ids::{FlushSeq, GroupId, Index, LogPosition, NodeId, Offset, Term};
 use crate::recovery::Recovered;
 
 /// How far a replica is as it answers a read.
@@ -106,8 +106,8 @@ pub struct Invite {
     pub group: GroupId,
     /// Its members as its log begins.
     pub members: ConfState,
-    /// The entry that made this node a member; 0 if it is one from the start.
-    pub since: Index,
+    /// The entry that made this node a member, or a later one that is committed; 0 if it is one from the start.
+    pub since: LogPosition,
 }
 
 /// A message for a peer, and what must be durable before it may leave.

@@ -32,6 +32,7 @@ fn state(tail: usize) -> GroupState {
         snapshot: None,
         damage: None,
         is_under_repair: false,
+        joined_at: Default::default(),
         term_runs: vec![
             TermRun { first: Index(1), term: Term(1) },
             TermRun { first: Index(3), term: Term(3) },

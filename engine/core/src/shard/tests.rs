@@ -499,7 +499,8 @@ fn a_replica_that_begins_again_asks_under_other_names() {
     let left = GroupState { conf_state: ConfState::default(), ..following() };
     let mut fixture = Fixture::new(vec![left]);
     let (token, group, members) = (Token { origin: 3, request: 99 }, GroupId(1), following().conf_state);
-    let (since, has_state_machine, retention) = (Index(7), false, Default::default());
+    let (since, has_state_machine, retention) =
+        (LogPosition { term: Term(1), index: Index(7) }, false, Default::default());
     fixture.step(Input::Open(Open { token, group, members, since, has_state_machine, retention }));
     assert_ne!(context_of_a_read(&mut fixture), first);
 }

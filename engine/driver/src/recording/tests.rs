@@ -64,6 +64,7 @@ fn run(out: &Memory, bytes_max: u64, turns: u64) -> u64 {
         conf_changes: Vec::new(),
         damage: None,
         is_under_repair: false,
+        joined_at: Default::default(),
         has_state_machine: false,
     };
     let start = Timestamp(5);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use iroh_raft_core::{
     Append, ConfState, FlushSeq, GroupAppend, GroupId, GroupState, HardState, Index, Invite, LogChange,
-    LogStart, NodeId, Placement, ShardId, Term,
+    LogPosition, LogStart, NodeId, Placement, ShardId, Term,
 };
 
 use super::log::id_of;
@@ -26,6 +26,7 @@ pub(super) struct Stored {
     pub(super) entries: Vec<EntryId>,
     start: LogStart,
     is_under_repair: bool,
+    joined_at: LogPosition,
     /// What stood after its entries, and is damaged: it was durable.
     lost: Vec<EntryId>,
     /// Position of the first of them.
@@ -49,6 +50,7 @@ struct Part {
     /// The log is void but for these, which a snapshot covers.
     covered: Option<Vec<EntryId>>,
     under_repair: Option<bool>,
+    joined_at: Option<LogPosition>,
     meta: Option<Bytes>,
     first: Index,
     entries: Vec<EntryId>,
@@ -85,6 +87,7 @@ impl Stored {
             self.entries.truncate(usize::try_from(place.index.0).expect("a short log"));
         }
         self.is_under_repair = part.under_repair.unwrap_or(self.is_under_repair);
+        self.joined_at = part.joined_at.unwrap_or(self.joined_at);
         if part.under_repair == Some(false) {
             self.lost.clear();
         }
@@ -183,6 +186,7 @@ impl Durable {
                 _ => None,
             },
             under_repair: part.under_repair,
+            joined_at: part.joined_at,
             meta: part.meta.clone(),
             first: part.entries.first().map_or(Index(0), |entry| entry.index),
             entries: part.entries.iter().map(id_of).collect(),
@@ -266,7 +270,7 @@ impl Durable {
         let left =
             self.of(node, invite.group).filter(|stored| stored.has_left).map(|stored| stored.start.index);
         ensure(
-            left.is_none_or(|left| invite.since > left),
+            left.is_none_or(|left| invite.since.index > left),
             "who left comes back for a later change only",
             || format!("node {node} left after {left:?}: {invite:?}"),
         )
@@ -319,6 +323,12 @@ fn same(node: NodeId, stored: &Stored, state: &GroupState) -> Checked {
         format!(
             "node {node} group {group}: under repair is {} instead of {}",
             state.is_under_repair, stored.is_under_repair
+        )
+    })?;
+    ensure(state.joined_at == stored.joined_at, FOUND_AGAIN, || {
+        format!(
+            "node {node} group {group}: joined at {:?} instead of {:?}",
+            state.joined_at, stored.joined_at
         )
     })?;
     ensure(stored.meta == state.meta, FOUND_AGAIN, || {

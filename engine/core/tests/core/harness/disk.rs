@@ -6,7 +6,7 @@ use bytes::Bytes;
 use iroh_raft_core::batch::BatchHeader;
 use iroh_raft_core::{
     Append, ConfState, EntryKind, Fetch, FetchError, FetchFrom, FlushSeq, GroupId, GroupState, HardState,
-    Index, LogChange, LogDamage, LogEntry, LogStart, Offset, TermRun,
+    Index, LogChange, LogDamage, LogEntry, LogPosition, LogStart, Offset, TermRun,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -16,6 +16,7 @@ pub(crate) struct StoredGroup {
     pub(crate) start: LogStart,
     pub(crate) meta: Bytes,
     pub(crate) is_under_repair: bool,
+    pub(crate) joined_at: LogPosition,
     /// First entry that is damaged, and the last one that there was then.
     pub(crate) damage: Option<LogDamage>,
     pub(crate) entries: Vec<LogEntry>,
@@ -45,6 +46,7 @@ impl Disk {
                 before.commit = Index(0);
             }
             stored.is_under_repair = change.under_repair.unwrap_or(stored.is_under_repair);
+            stored.joined_at = change.joined_at.unwrap_or(stored.joined_at);
             stored.hard_state = change.hard_state.unwrap_or(before);
             let HardState { term, vote, commit } = stored.hard_state;
             let is_back = before.commit > commit && stored.damage.is_none();
@@ -107,6 +109,7 @@ impl Disk {
             start: stored.start,
             damage: None,
             is_under_repair: stored.is_under_repair,
+            joined_at: stored.joined_at,
             term_runs: runs,
             last: stored.last(),
             next_offset: stored.next_offset(),

@@ -258,7 +258,8 @@ fn group_append(append: &GroupAppend) -> String {
         None => "",
     };
     let meta = append.meta.as_ref().map_or("", |_| " table");
-    format!("{change}{repair}{members}{state}{meta}{}", entries(&append.entries))
+    let joined = append.joined_at.map(|at| format!(" joined {}/{};", at.index, at.term)).unwrap_or_default();
+    format!("{change}{repair}{joined}{members}{state}{meta}{}", entries(&append.entries))
 }
 
 pub(super) fn stored(node: NodeId, group: GroupId, stored: &StoredGroup) -> String {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, Append, ClientRun, ConfState, Consistency, Fetch, FetchError, GroupId, GroupState, GroupStatus,
-    Index, Input, Invite, LogDamage, MessageKind, NodeId, Offset, Open, Outputs, Owner, PeerMessage, Propose,
-    Recover, Reopen, Retention, Role, RunOutcome, Send, Sequence, SessionId, Shard, ShardConfig,
-    SnapshotTask, Term, Timestamp, Token, WallTime,
+    Index, Input, Invite, LogDamage, LogPosition, MessageKind, NodeId, Offset, Open, Outputs, Owner,
+    PeerMessage, Propose, Recover, Reopen, Retention, Role, RunOutcome, Send, Sequence, SessionId, Shard,
+    ShardConfig, SnapshotTask, Term, Timestamp, Token, WallTime,
 };
 
 use super::message::{parse_change, parse_command, parse_number, print_message, print_record};
@@ -522,10 +522,10 @@ impl World {
     pub(super) fn create(&mut self, id: NodeId, group: GroupId, voters: Vec<NodeId>) -> Result<(), String> {
         let (token, _) = self.request(id, "create".to_owned(), None)?;
         let members = ConfState { voters, ..ConfState::default() };
-        self.feed(id, Input::Open(self.open(token, group, members, Index(0))))
+        self.feed(id, Input::Open(self.open(token, group, members, LogPosition::default())))
     }
 
-    fn open(&self, token: Token, group: GroupId, members: ConfState, since: Index) -> Open {
+    fn open(&self, token: Token, group: GroupId, members: ConfState, since: LogPosition) -> Open {
         let has_state_machine = self.groups.iter().any(|known| known.id == group && known.has_state_machine);
         let retention = self.retention;
         Open { token, group, members, since, has_state_machine, retention }
