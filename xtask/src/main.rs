@@ -7,6 +7,7 @@
 
 mod bench;
 mod deps;
+mod elsewhere;
 mod lint;
 mod sim;
 mod step;
@@ -20,7 +21,7 @@ const USAGE: &str =
        cargo xtask bench picture --svg FILE [--runs N]
        cargo xtask sim [OPTIONS] | cargo xtask mutants
 
-  test           all tests, doc tests included; the last line says how many passed and failed
+  test           all tests, doc tests and what others read of ours included; the last line says how many passed and failed
   test --quick   unit tests only, with few cases for each property test
   lint           formatting, clippy, rustdoc, dependency rules, licences; warnings are errors
   bench storage  our storage, raft-engine and bare files in the same run; writes the figures to FILE.

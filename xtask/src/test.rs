@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-use crate::{sim, step};
+use crate::{elsewhere, sim, step};
 
 /// Cases of a property test in a quick run.
 const QUICK_CASES: &str = "16";
@@ -40,8 +40,9 @@ pub(crate) fn run(is_quick: bool) -> bool {
     if !is_quick {
         totals += counted("doc tests", &mut step::cargo(&["test", "--workspace", "--doc", "--no-fail-fast"]));
         totals += counted("tests of the comparison", &mut step::comparison(&["test", "--no-fail-fast"]));
-        let (passed, failed) = sim::test();
-        totals += Totals { passed, failed };
+        for (passed, failed) in [elsewhere::hdr_log(), sim::test()] {
+            totals += Totals { passed, failed };
+        }
     }
     println!("{} passed, {} failed", totals.passed, totals.failed);
     totals.failed == 0
