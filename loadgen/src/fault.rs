@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::cluster::{Cluster, ClusterError};
 use crate::quick::{LOOK, QuickError, finish, runtime};
 use crate::report::{Killed, Replaced};
+use crate::watch::Watch;
 
 /// How long a killed or stopped node stays down, unless said otherwise.
 const DOWN: Duration = Duration::from_secs(2);
@@ -106,11 +107,12 @@ impl Faults {
         cluster: &mut Cluster,
         now: Duration,
         warmup: Duration,
+        watch: &mut Watch,
     ) -> Result<(), QuickError> {
         for outage in &mut self.outages {
-            outage.drive(cluster, now, warmup)?;
+            outage.drive(cluster, now, warmup, watch)?;
         }
-        self.replace.drive(cluster, now, warmup)
+        self.replace.drive(cluster, now, warmup, watch)
     }
 
     /// Whether nothing is under way or to come.
@@ -148,7 +150,13 @@ impl Outage {
         !self.is_due && self.over.is_none()
     }
 
-    fn drive(&mut self, cluster: &mut Cluster, now: Duration, warmup: Duration) -> Result<(), QuickError> {
+    fn drive(
+        &mut self,
+        cluster: &mut Cluster,
+        now: Duration,
+        warmup: Duration,
+        watch: &mut Watch,
+    ) -> Result<(), QuickError> {
         let Fault { signal, at, lasting, whom } = self.fault;
         if self.is_due && now >= warmup + at {
             self.is_due = false;
@@ -169,7 +177,7 @@ impl Outage {
             }
             let groups: Vec<u32> = nodes.iter().flat_map(|node| led[*node].iter().copied()).collect();
             let numbers: Vec<u64> = nodes.iter().map(|node| *node as u64 + 1).collect();
-            eprintln!("{signal:?} to nodes {numbers:?}, which led {} groups", groups.len());
+            watch.say(&format!("{signal:?} to nodes {numbers:?}, which led {} groups", groups.len()));
             let killed = Killed {
                 node: numbers.first().copied().unwrap_or(0),
                 nodes: numbers,
@@ -187,7 +195,7 @@ impl Outage {
                     Signal::Kill => cluster.start_node(node)?,
                     Signal::Stop => cluster.continue_node(node)?,
                 }
-                eprintln!("node {} is back", node + 1);
+                watch.say(&format!("node {} is back", node + 1));
             }
         }
         Ok(())
@@ -240,13 +248,19 @@ impl Replace {
         self.left == 0 && matches!(self.step, Step::Idle)
     }
 
-    fn drive(&mut self, cluster: &mut Cluster, now: Duration, warmup: Duration) -> Result<(), QuickError> {
+    fn drive(
+        &mut self,
+        cluster: &mut Cluster,
+        now: Duration,
+        warmup: Duration,
+        watch: &mut Watch,
+    ) -> Result<(), QuickError> {
         self.step = match std::mem::replace(&mut self.step, Step::Idle) {
             Step::Idle if self.left > 0 && now >= self.from => {
                 self.left -= 1;
                 let began = Instant::now();
                 let (old, new) = cluster.replace_node(self.done.len() % cluster.len())?;
-                eprintln!("killed node {old} and its disk; node {new} takes its place");
+                watch.say(&format!("killed node {old} and its disk; node {new} takes its place"));
                 let at = now.saturating_sub(warmup);
                 Step::Starting(Swap { old, new, began, at, members: Duration::ZERO })
             }
@@ -294,10 +308,10 @@ impl Replace {
                         members_s: swap.members.as_secs_f64(),
                         caught_up_s: swap.began.elapsed().as_secs_f64(),
                     };
-                    eprintln!(
+                    watch.say(&format!(
                         "node {} is in after {:.1} s, and has all after {:.1} s",
                         done.new, done.members_s, done.caught_up_s
-                    );
+                    ));
                     self.done.push(done);
                     Step::Idle
                 }

@@ -39,6 +39,7 @@ mod report;
 mod schedule;
 mod snapshot;
 mod sweep;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
+use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
 use iroh_raft::net::ring::Waits;
 use iroh_raft::{GroupId, NodeId, cluster_id};
@@ -22,13 +23,14 @@ use crate::hdr::{self, Stretch};
 use crate::html;
 use crate::ledger::Ledger;
 use crate::machine::{self, Device, Machine};
-use crate::node::EmbeddedPlan;
+use crate::node::{EmbeddedPlan, NodeSummary};
 use crate::recorder::{Interval, Timeline};
 use crate::report::{
     Config, FaultSeen, Killed, Latency, OpenLoop, Replaced, Report, Ring, Runs, Slice, core_us, count,
     percentiles, ratio,
 };
 use crate::schedule::Pacer;
+use crate::watch::{NodeLook, Watch};
 use crate::{plot, readback};
 
 /// Time for a cluster to start and elect its leaders.
@@ -41,6 +43,8 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
 /// Bytes that a record in flight costs the client beside itself.
 const IN_FLIGHT_OVERHEAD_BYTES: usize = 128;
+/// With more groups asking all nodes each second would be a load of its own.
+const GROUPS_WATCHED_MAX: u64 = 1024;
 
 /// What `loadgen quick` was asked for.
 #[derive(Clone, Debug)]
@@ -441,6 +445,29 @@ fn spawn_driver(
     std::thread::Builder::new().name(format!("clients-{thread}")).spawn(run).map_err(QuickError::Thread)
 }
 
+/// What the live view is headed by.
+fn title(plan: &QuickPlan) -> String {
+    let records = format!("{} B records, {} groups", plan.cluster.record_bytes, plan.cluster.groups);
+    match plan.per_s {
+        Some(per_s) => format!("open loop, {}/s, {records}", count(per_s.into())),
+        None => format!("closed loop, {} clients x {} in flight, {records}", plan.clients, plan.in_flight),
+    }
+}
+
+/// Asks the nodes how they stand, if somebody looks.
+fn look_at(cluster: &mut Cluster, watch: &mut Watch) -> Result<(), QuickError> {
+    if !watch.is_live() || cluster.groups() > GROUPS_WATCHED_MAX {
+        return Ok(());
+    }
+    let (used, summaries) = (cluster.usage()?, cluster.summaries()?);
+    let nodes = cluster.addresses().into_iter().zip(summaries).zip(&used);
+    let look = |((address, summary), used): ((PeerAddress, Option<NodeSummary>), &NodeUsage)| {
+        NodeLook::of(address.node.0, summary.map(|summary| summary.leading as usize), used)
+    };
+    watch.look(nodes.map(look).collect());
+    Ok(())
+}
+
 /// Drives the cluster, samples it at both ends of the measured window, and kills a leader if asked.
 fn load(
     plan: &QuickPlan,
@@ -453,7 +480,9 @@ fn load(
     let (start, began) = (Instant::now(), SystemTime::now());
     let (drivers, progress) = start_drivers(plan, cluster, start, stop)?;
     let threads = drivers.len();
-    let mut watch = Watch::new(threads, plan.files.hdr_log.is_some());
+    let mut watch =
+        Watch::new(threads, plan.files.hdr_log.is_some(), title(plan), plan.warmup + plan.duration);
+    look_at(cluster, &mut watch)?;
     let mut before = None;
     let mut after = None;
     let mut faults = Faults::new(&plan.faults, plan.replacements, plan.warmup, client_config(plan, cluster));
@@ -470,7 +499,7 @@ fn load(
         if before.is_none() && now >= plan.warmup {
             before = Some(Sample::take(cluster, device.as_ref())?);
         }
-        faults.drive(cluster, now, plan.warmup)?;
+        faults.drive(cluster, now, plan.warmup, &mut watch)?;
         if now >= end {
             after = Some(Sample::take(cluster, device.as_ref())?);
         }
@@ -479,7 +508,11 @@ fn load(
         let edges = [plan.warmup, end].into_iter().filter(|edge| *edge > now);
         let look = edges.map(|edge| edge - now).chain([LOOK]).min().unwrap_or(LOOK);
         match progress.recv_timeout(look) {
-            Ok(progress) => watch.handle(progress),
+            Ok(progress) => {
+                if watch.handle(progress) {
+                    look_at(cluster, &mut watch)?;
+                }
+            }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
     }
@@ -489,7 +522,7 @@ fn load(
     for thread in drivers {
         // Calls that are still open are answered or given up first; a killed node comes back meanwhile.
         while !thread.is_finished() {
-            faults.drive(cluster, start.elapsed(), plan.warmup)?;
+            faults.drive(cluster, start.elapsed(), plan.warmup, &mut watch)?;
             std::thread::sleep(LOOK);
         }
         let result = thread.join().map_err(|_| QuickError::Panicked)??;
@@ -497,9 +530,9 @@ fn load(
         timeline.merge(result.timeline);
         last_error = last_error.or(result.last_error.map(|error| error.to_string()));
     }
-    progress.try_iter().for_each(|progress| watch.handle(progress));
+    progress.try_iter().for_each(|progress| _ = watch.handle(progress));
     while !faults.are_over() && !stop.load(Ordering::Relaxed) {
-        faults.drive(cluster, start.elapsed(), plan.warmup)?;
+        faults.drive(cluster, start.elapsed(), plan.warmup, &mut watch)?;
         std::thread::sleep(LOOK);
     }
     if stop.load(Ordering::Relaxed) {
@@ -587,76 +620,6 @@ fn load_embedded(
         eprintln!("WARNING: {} groups got another leader and no load from then on", load.leader_changes);
     }
     Ok(load)
-}
-
-/// Merges what the threads hand over, and shows it.
-struct Watch {
-    threads: usize,
-    /// The interval that is gathering, and from how many threads.
-    gathering: Interval,
-    gathered: usize,
-    from: Duration,
-    measured: Interval,
-    slices: Vec<Slice>,
-    stretches: Vec<Stretch>,
-    is_logging: bool,
-}
-
-impl Watch {
-    fn new(threads: usize, is_logging: bool) -> Watch {
-        let empty = || Interval::new(true);
-        Watch {
-            threads,
-            gathering: empty(),
-            gathered: 0,
-            from: Duration::ZERO,
-            measured: empty(),
-            slices: Vec::new(),
-            stretches: Vec::new(),
-            is_logging,
-        }
-    }
-
-    fn handle(&mut self, progress: Progress) {
-        if progress.interval.is_measured {
-            self.measured.merge(&progress.interval);
-        }
-        self.gathering.merge(&progress.interval);
-        self.gathered += 1;
-        if self.gathered < self.threads {
-            return;
-        }
-        let seconds = progress.until.saturating_sub(self.from).as_secs_f64();
-        let latency = Latency::of(&self.gathering.latencies);
-        eprintln!(
-            "{:6.1} s {:9} {:>8} records/s  p50 {:>8}  p99 {:>8}  max {:>8}  failed {}  unknown {}",
-            progress.until.as_secs_f64(),
-            if progress.interval.is_measured { "" } else { "(warm-up)" },
-            count(ratio(self.gathering.acked() as f64, seconds)),
-            plot::duration(latency.p50 as f64),
-            plot::duration(latency.p99 as f64),
-            plot::duration(latency.max as f64),
-            self.gathering.refused,
-            self.gathering.unknown,
-        );
-        self.slices.push(Slice {
-            until_s: progress.until.as_secs_f64(),
-            is_measured: progress.interval.is_measured,
-            records_per_s: ratio(self.gathering.acked() as f64, seconds),
-            p50_us: latency.p50,
-            p99_us: latency.p99,
-            max_us: latency.max,
-            failed: self.gathering.refused,
-            unknown: self.gathering.unknown,
-        });
-        let from = std::mem::replace(&mut self.from, progress.until);
-        self.gathered = 0;
-        let gathered = std::mem::replace(&mut self.gathering, Interval::new(true));
-        if self.is_logging && progress.interval.is_measured {
-            let length = progress.until.saturating_sub(from);
-            self.stretches.push(Stretch { from, length, latencies: gathered.latencies });
-        }
-    }
 }
 
 /// What the threads of the nodes used between two samples, for each record.

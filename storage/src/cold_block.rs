@@ -293,7 +293,7 @@ impl GroupRow {
             zeros(8 + 24 + 16 + 24 + position_bytes + conf_state_bytes(&self.conf_state) + self.meta.len());
         let mut pen = Pen::new(&mut row);
         pen.u16(LOG_VERSION);
-        pen.u16(u16::from(self.is_under_repair) * ROW_UNDER_REPAIR | u16::from(has_joined) * ROW_JOINED);
+        pen.u16((u16::from(self.is_under_repair) * ROW_UNDER_REPAIR) | (u16::from(has_joined) * ROW_JOINED));
         pen.u32(self.checksum);
         pen.u64(self.start.index.0);
         pen.u64(self.start.term.0);

@@ -161,7 +161,7 @@ fn make_part(model: &Model, plan: &PartPlan, term: u64) -> GroupAppend {
         });
     part.conf_state = plan.has_conf_state.then(|| conf_state(&[term, plan.group]));
     let joined_at = LogPosition { term: Term(term), index: Index(plan.group) };
-    part.joined_at = (plan.has_conf_state && term % 2 == 0).then_some(joined_at);
+    part.joined_at = (plan.has_conf_state && term.is_multiple_of(2)).then_some(joined_at);
     part.meta = plan.has_meta.then(|| format!("table of flush {term}").into());
     part
 }
