@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::ledger::{AckRun, GroupLedger};
 use crate::record::{RecordId, mix};
+use crate::sizes::RecordSizes;
 
 /// Offsets that share one content hash when replicas are compared.
 pub(crate) const RANGE_OFFSETS: u64 = 256;
@@ -55,7 +56,7 @@ impl AddAssign for AuditCounts {
 pub(crate) struct ReplicaAudit<'a> {
     ledger: &'a GroupLedger,
     group: u32,
-    record_bytes: usize,
+    sizes: &'a RecordSizes,
     /// Acknowledged runs that are not fully compared yet.
     runs: &'a [AckRun],
     /// Next offset expected.
@@ -71,13 +72,13 @@ pub(crate) struct ReplicaAudit<'a> {
 
 impl<'a> ReplicaAudit<'a> {
     /// An audit that has seen nothing yet. The ledger is sealed.
-    pub(crate) fn new(ledger: &'a GroupLedger, group: u32, record_bytes: usize) -> ReplicaAudit<'a> {
+    pub(crate) fn new(ledger: &'a GroupLedger, group: u32, sizes: &'a RecordSizes) -> ReplicaAudit<'a> {
         let clients = u32::try_from(ledger.clients()).unwrap_or(u32::MAX);
         let words = |client| usize::try_from(ledger.sent(client).div_ceil(64)).unwrap_or(usize::MAX);
         ReplicaAudit {
             ledger,
             group,
-            record_bytes,
+            sizes,
             runs: ledger.acked(),
             next: 0,
             seen: (0..clients).map(|client| vec![0; words(client)]).collect(),
@@ -104,7 +105,7 @@ impl<'a> ReplicaAudit<'a> {
             self.compare(None);
             self.hash(0);
         }
-        let id = RecordId::read(record, self.record_bytes).filter(|id| id.group == self.group);
+        let id = RecordId::read(record, self.sizes).filter(|id| id.group == self.group);
         self.compare(id);
         self.hash(content_hash(record));
         match id {
@@ -239,7 +240,7 @@ mod tests {
     fn audit(log: &[Vec<u8>]) -> (AuditCounts, Vec<u64>) {
         let ledger = ledger();
         let (_, group) = ledger.groups().next().unwrap();
-        let mut audit = ReplicaAudit::new(group, 1, BYTES);
+        let mut audit = ReplicaAudit::new(group, 1, &RecordSizes::Fixed(BYTES));
         (0..).zip(log).for_each(|(offset, record)| audit.handle_record(offset, record));
         audit.finish()
     }
@@ -290,7 +291,7 @@ mod tests {
         ledger.acked(1, AckRun { first: 990, client: 1, count: 5, sequence: 500 }, 0);
         ledger.seal();
         let (_, group) = ledger.groups().next().unwrap();
-        let mut audit = ReplicaAudit::new(group, 1, BYTES);
+        let mut audit = ReplicaAudit::new(group, 1, &RecordSizes::Fixed(BYTES));
         (0..).zip(&log()).for_each(|(offset, record)| audit.handle_record(offset, record));
         assert_eq!(audit.finish().0, AuditCounts { checked: 1505, lost: 5, ..CLEAN });
     }
@@ -316,7 +317,7 @@ mod tests {
     fn offsets_left_out_are_lost() {
         let ledger = ledger();
         let (_, group) = ledger.groups().next().unwrap();
-        let mut audit = ReplicaAudit::new(group, 1, BYTES);
+        let mut audit = ReplicaAudit::new(group, 1, &RecordSizes::Fixed(BYTES));
         for (offset, record) in (0..).zip(&log()).filter(|(offset, _)| !(300..310).contains(offset)) {
             audit.handle_record(offset, record);
         }

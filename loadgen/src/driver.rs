@@ -17,10 +17,13 @@ use futures_util::{FutureExt, StreamExt};
 use iroh_raft::net::client::{self, Appender, Client, ClientConfig, ClientError, Completion, Completions};
 use iroh_raft::{Appended, Engine, GroupId, RecordBlock, Retry};
 
+use crate::arrivals::Times;
 use crate::ledger::{AckRun, Ledger, SentRun};
 use crate::record::RecordId;
 use crate::recorder::{Interval, Timeline};
 use crate::schedule::{Pacer, Schedule};
+use crate::sizes::RecordSizes;
+use crate::skew::Skew;
 
 /// How long a lane rests after the client has given up on its records: long enough not to spin.
 const REST: Duration = Duration::from_millis(10);
@@ -44,10 +47,12 @@ pub(crate) struct DriverPlan {
     pub(crate) targets: Vec<u32>,
     /// Records in flight of each client.
     pub(crate) in_flight: u32,
-    /// Records a second that are due, in the open loop; `None` for the closed one.
-    pub(crate) per_s: Option<f64>,
+    /// How these are spread over them.
+    pub(crate) skew: Skew,
+    /// When records are due, in the open loop; `None` for the closed one.
+    pub(crate) times: Option<Times>,
     /// Bytes of a record.
-    pub(crate) record_bytes: usize,
+    pub(crate) sizes: RecordSizes,
     /// When the load begins; all times count from here.
     pub(crate) start: Instant,
     /// What is not measured.
@@ -62,7 +67,7 @@ impl DriverPlan {
         (self.warmup + self.duration).as_secs() as usize + 3
     }
 
-    fn end(&self) -> Duration {
+    pub(crate) fn end(&self) -> Duration {
         self.warmup + self.duration
     }
 
@@ -93,6 +98,8 @@ pub(crate) struct DriverResult {
     pub(crate) ledger: Ledger,
     /// When each group acknowledged.
     pub(crate) timeline: Timeline,
+    /// Records that were due in the measured time, in the open loop.
+    pub(crate) due: u64,
     /// The last error that a record met, if any did.
     pub(crate) last_error: Option<ClientError>,
 }
@@ -194,6 +201,8 @@ pub(crate) async fn drive(
 struct Lane {
     client: u32,
     group: u32,
+    /// Where records that are due are dealt to it.
+    slots: Vec<u64>,
     /// Records that may be in flight.
     window: u32,
     in_flight: u32,
@@ -236,12 +245,15 @@ struct Driver<T> {
     last_error: Option<ClientError>,
     /// Reused: the bytes of the records of one append.
     bytes: Vec<u8>,
+    /// Reused: where each of them ends.
+    ends: Vec<usize>,
 }
 
 impl<T: Target> Driver<T> {
     fn new(plan: DriverPlan, target: T, progress: SyncSender<Progress>) -> Driver<T> {
         let lanes = lanes(&plan);
-        let schedule = plan.per_s.map(|per_s| Schedule { per_s, lanes: lanes.len() as u64 });
+        let slots = lanes.iter().map(|lane| lane.slots.len() as u64).sum();
+        let schedule = plan.times.clone().map(|times| Schedule { times, slots });
         Driver {
             schedule,
             target,
@@ -257,6 +269,7 @@ impl<T: Target> Driver<T> {
             timeline: Timeline::new(plan.groups),
             last_error: None,
             bytes: Vec::new(),
+            ends: Vec::new(),
             plan,
         }
     }
@@ -300,7 +313,9 @@ impl<T: Target> Driver<T> {
     }
 
     fn into_result(self) -> DriverResult {
-        DriverResult { ledger: self.ledger, timeline: self.timeline, last_error: self.last_error }
+        let (warmup, end) = (self.plan.warmup, self.plan.end());
+        let due = self.schedule.map_or(0, |schedule| schedule.times.by(end) - schedule.times.by(warmup));
+        DriverResult { ledger: self.ledger, timeline: self.timeline, due, last_error: self.last_error }
     }
 
     fn is_idle(&self) -> bool {
@@ -339,11 +354,10 @@ impl<T: Target> Driver<T> {
 
     /// Sends what lanes have room for.
     fn fill(&mut self, now: Instant) -> Result<(), ClientError> {
-        let record_bytes = self.plan.record_bytes;
         for at in std::mem::take(&mut self.ready) {
             let lane = &mut self.lanes[at];
             let room = lane.window - lane.in_flight;
-            let count = match self.schedule {
+            let count = match &self.schedule {
                 None => {
                     lane.is_queued = false;
                     room
@@ -351,7 +365,7 @@ impl<T: Target> Driver<T> {
                 // Each lane is looked at every time.
                 Some(schedule) => {
                     self.ready.push(at);
-                    let due = schedule.due(at as u64, now.saturating_duration_since(self.plan.start));
+                    let due = schedule.due(&lane.slots, now.saturating_duration_since(self.plan.start));
                     u32::try_from(due - lane.sent).unwrap_or(u32::MAX).min(room)
                 }
             };
@@ -361,8 +375,11 @@ impl<T: Target> Driver<T> {
             let (client, group) = (lane.client, lane.group);
             let sequence = self.ledger.send(group, client, count);
             self.bytes.clear();
+            self.ends.clear();
             for sequence in sequence..sequence + u64::from(count) {
-                RecordId { client, group, sequence }.write(record_bytes, &mut self.bytes);
+                let id = RecordId { client, group, sequence };
+                id.write(self.plan.sizes.of(id), &mut self.bytes);
+                self.ends.push(self.bytes.len());
             }
             lane.in_flight += count;
             let run = SentRun { client, sequence, count };
@@ -373,7 +390,9 @@ impl<T: Target> Driver<T> {
                 self.flights.push(None);
             }
             self.flights[tag] = Some(flight);
-            let records: Vec<&[u8]> = self.bytes.chunks_exact(record_bytes).collect();
+            let starts = [0].into_iter().chain(self.ends.iter().copied());
+            let records: Vec<&[u8]> =
+                starts.zip(&self.ends).map(|(from, to)| &self.bytes[from..*to]).collect();
             if let Err(error) = self.target.try_append(GroupId(group.into()), &records, tag as u64) {
                 self.complete(Completion { tag: tag as u64, result: Err(error) }, now)?;
             }
@@ -404,12 +423,12 @@ impl<T: Target> Driver<T> {
                 lane.floor = lane.floor.max(first + u64::from(run.count));
                 let ack = AckRun { first, client: run.client, count: run.count, sequence: run.sequence };
                 self.ledger.acked(group, ack, flight.floor);
-                match self.schedule {
+                match &self.schedule {
                     None => self.interval.record(now - flight.sent, run.count.into()),
                     Some(schedule) => {
                         self.interval.serve(now - flight.sent, run.count.into());
                         for number in flight.number..flight.number + u64::from(run.count) {
-                            let due = self.plan.start + schedule.due_at(flight.lane as u64, number);
+                            let due = self.plan.start + schedule.due_at(&lane.slots, number);
                             self.interval.record(now.saturating_duration_since(due), 1);
                             let is_late = flight.sent.saturating_duration_since(due) > LATE;
                             self.interval.late += u64::from(is_late);
@@ -446,8 +465,38 @@ impl<T: Target> Driver<T> {
     }
 }
 
-/// Spreads the records in flight over the targets: record `i` of all belongs to target `i` modulo their number.
+fn lane(client: u32, group: u32, slots: Vec<u64>, window: u32) -> Lane {
+    Lane { client, group, slots, window, in_flight: 0, sent: 0, floor: 0, is_queued: true }
+}
+
+/// Spreads the records in flight over the targets.
 fn lanes(plan: &DriverPlan) -> Vec<Lane> {
+    if plan.skew == Skew::Uniform { even_lanes(plan) } else { skewed_lanes(plan) }
+}
+
+/// Where all slots of all clients are dealt out, a lane has those of its client and group.
+fn skewed_lanes(plan: &DriverPlan) -> Vec<Lane> {
+    let in_flight = u64::from(plan.in_flight);
+    let dealt = plan.skew.deal(u64::from(plan.clients_total) * in_flight, plan.targets.len());
+    let (count, mut lanes) = (plan.clients.len() as u64, Vec::new());
+    for (at, client) in (0..).zip(plan.clients.clone()) {
+        let mut slots = vec![Vec::new(); plan.targets.len()];
+        for slot in 0..in_flight {
+            // Records that follow each other belong to different clients.
+            let target = dealt[(u64::from(client) * in_flight + slot) as usize];
+            slots[target].push(slot * count + at);
+        }
+        let used = plan.targets.iter().zip(slots).filter(|(_, slots)| !slots.is_empty());
+        lanes.extend(used.map(|(group, slots)| {
+            let window = slots.len() as u32;
+            lane(client, *group, slots, window)
+        }));
+    }
+    lanes
+}
+
+/// Record `i` of all belongs to target `i` modulo their number.
+fn even_lanes(plan: &DriverPlan) -> Vec<Lane> {
     let mut lanes = Vec::new();
     for client in plan.clients.clone() {
         let first = u64::from(client) * u64::from(plan.in_flight);
@@ -456,7 +505,7 @@ fn lanes(plan: &DriverPlan) -> Vec<Lane> {
         for share in 0..groups {
             let group = plan.targets[((first + u64::from(share)) % targets) as usize];
             let window = plan.in_flight / groups + u32::from(share < plan.in_flight % groups);
-            lanes.push(Lane { client, group, window, in_flight: 0, sent: 0, floor: 0, is_queued: true });
+            lanes.push(lane(client, group, vec![lanes.len() as u64], window));
         }
     }
     lanes
@@ -473,8 +522,9 @@ mod tests {
             groups,
             targets: (1..=groups).collect(),
             in_flight,
-            per_s: None,
-            record_bytes: 64,
+            skew: Skew::Uniform,
+            times: None,
+            sizes: RecordSizes::Fixed(64),
             start: Instant::now(),
             warmup: Duration::from_millis(1500),
             duration: Duration::from_millis(2200),
@@ -500,6 +550,22 @@ mod tests {
             pairs.dedup();
             assert_eq!(pairs.len(), lanes.len(), "a client has one lane in a group");
         }
+    }
+
+    #[test]
+    fn skewed_lanes_keep_what_each_client_has_in_flight() {
+        let plan = DriverPlan { skew: Skew::Zipf(1.0), ..plan(4, 100, 8) };
+        let lanes = lanes(&plan);
+        for client in 0..4 {
+            let own = lanes.iter().filter(|lane| lane.client == client);
+            assert_eq!(own.map(|lane| lane.window).sum::<u32>(), 100);
+        }
+        let mut slots: Vec<u64> = lanes.iter().flat_map(|lane| lane.slots.clone()).collect();
+        slots.sort_unstable();
+        assert!(slots.into_iter().eq(0..400), "each slot belongs to one lane");
+        let of_group =
+            |group| lanes.iter().filter(|lane| lane.group == group).map(|lane| lane.window).sum::<u32>();
+        assert!(of_group(1) > 6 * of_group(8), "{} and {}", of_group(1), of_group(8));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) fn page(report: &Report) -> String {
     let title = format!(
         "{} records/s of {} B, {} groups, {} nodes",
         count(report.throughput_records_per_s),
-        config.record_bytes,
+        config.record_sizes,
         config.groups,
         config.nodes
     );
@@ -102,7 +102,7 @@ pub(crate) fn sweep_page(sweep: &Sweep) -> String {
     let config = &first.report.config;
     let note = format!(
         "{} B records, {} groups, {} nodes with {} shards; open loop, latency from when records were due; p99 and p99.9 logarithmic",
-        config.record_bytes, config.groups, config.nodes, config.shards
+        config.record_sizes, config.groups, config.nodes, config.shards
     );
     section(&mut out, title, &note, &sweep_picture(sweep));
     out.push_str("<table>\n<tr><td>records/s</td><td>p50</td><td>p99</td><td>p99.9</td><td>max</td><td>core-us a record</td><td></td></tr>\n");

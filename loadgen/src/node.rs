@@ -26,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use crate::driver::{self, DriverPlan};
 use crate::ledger::Ledger;
 use crate::recorder::{Interval, IntervalParts, Timeline};
+use crate::sizes::RecordSizes;
+use crate::skew::Skew;
 
 /// Pause before a shard that was too busy to say how its groups stand is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
@@ -126,7 +128,7 @@ pub(crate) struct EmbeddedPlan {
     /// Records in flight of each client.
     pub(crate) in_flight: u32,
     /// Bytes of a record.
-    pub(crate) record_bytes: usize,
+    pub(crate) sizes: RecordSizes,
     /// What is not measured.
     pub(crate) warmup: Duration,
     /// What is measured.
@@ -339,8 +341,9 @@ fn start_load(
             groups: plan.groups,
             targets: plan.targets,
             in_flight: plan.in_flight,
-            per_s: None,
-            record_bytes: plan.record_bytes,
+            skew: Skew::Uniform,
+            times: None,
+            sizes: plan.sizes,
             start: Instant::now(),
             warmup: plan.warmup,
             duration: plan.duration,

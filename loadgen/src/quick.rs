@@ -16,6 +16,7 @@ use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
 use iroh_raft::net::ring::Waits;
 use iroh_raft::{GroupId, NodeId, cluster_id};
 
+use crate::arrivals::{Arrivals, Pattern};
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
 use crate::driver::{self, DriverPlan, DriverResult, Progress};
 use crate::fault::{Fault, Faults, Signal, Whom};
@@ -30,6 +31,8 @@ use crate::report::{
     percentiles, ratio,
 };
 use crate::schedule::Pacer;
+use crate::sizes::RecordSizes;
+use crate::skew::Skew;
 use crate::watch::{NodeLook, Watch};
 use crate::{plot, readback};
 
@@ -58,6 +61,14 @@ pub(crate) struct QuickPlan {
     pub(crate) is_embedded: bool,
     /// Records a second in the open loop; `None` for the closed one.
     pub(crate) per_s: Option<u32>,
+    /// How they arrive in it.
+    pub(crate) arrivals: Arrivals,
+    /// Bytes of a record.
+    pub(crate) sizes: RecordSizes,
+    /// How load is spread over the groups.
+    pub(crate) skew: Skew,
+    /// Of all that is drawn.
+    pub(crate) seed: u64,
     pub(crate) duration: Duration,
     pub(crate) warmup: Duration,
     pub(crate) data_dir: Option<PathBuf>,
@@ -71,6 +82,12 @@ pub(crate) struct QuickPlan {
     pub(crate) idle_timeout: Option<Duration>,
     /// Nodes that are killed with their disks and replaced, one after the other, from the start of the measured time.
     pub(crate) replacements: u32,
+}
+
+impl QuickPlan {
+    fn pattern(&self) -> Option<Pattern> {
+        self.per_s.map(|per_s| Pattern { per_s, arrivals: self.arrivals })
+    }
 }
 
 /// Files of a result, beside the JSON object.
@@ -199,6 +216,8 @@ struct Load {
     measured: Interval,
     ledger: Ledger,
     timeline: Timeline,
+    /// Records that were due in the measured time of an open loop.
+    due: u64,
     before: Sample,
     after: Sample,
     /// The nodes that were away, when, and the groups they led.
@@ -287,7 +306,7 @@ fn measure(
         other => other?,
     }
     let config = ClientConfig { nodes: cluster.addresses(), ..client_config(plan, cluster) };
-    let audit = readback::audit(config, &load.ledger, plan.cluster.record_bytes);
+    let audit = readback::audit(config, &load.ledger, &plan.sizes);
     let runtime = runtime()?;
     let (audit, unreadable) = interruptible(&runtime, audit, stop)??;
     finish(&runtime);
@@ -408,8 +427,9 @@ fn start_drivers(
         groups: plan.cluster.groups,
         targets: (1..=plan.cluster.groups).collect(),
         in_flight: plan.in_flight,
-        per_s: plan.per_s.map(|per_s| f64::from(per_s) / f64::from(threads)),
-        record_bytes: plan.cluster.record_bytes,
+        skew: plan.skew,
+        times: None,
+        sizes: plan.sizes.clone(),
         start,
         warmup: plan.warmup,
         duration: plan.duration,
@@ -419,6 +439,7 @@ fn start_drivers(
     for thread in 0..threads {
         let own = DriverPlan {
             clients: plan.clients * thread / threads..plan.clients * (thread + 1) / threads,
+            times: plan.pattern().map(|pattern| pattern.times(thread, threads, base.end(), plan.seed)),
             ..base.clone()
         };
         drivers.push(spawn_driver(thread, own, client_config(plan, cluster), sender.clone(), stop.clone())?);
@@ -436,7 +457,8 @@ fn spawn_driver(
     let run = move || {
         let runtime = runtime()?;
         let result = runtime.block_on(async {
-            let pacer = plan.per_s.map(|_| Pacer::start()).transpose().map_err(QuickError::Thread)?;
+            let pacer =
+                plan.times.as_ref().map(|_| Pacer::start()).transpose().map_err(QuickError::Thread)?;
             Ok(driver::drive(plan, pacer, client, progress, stop).await?)
         });
         finish(&runtime);
@@ -447,9 +469,11 @@ fn spawn_driver(
 
 /// What the live view is headed by.
 fn title(plan: &QuickPlan) -> String {
-    let records = format!("{} B records, {} groups", plan.cluster.record_bytes, plan.cluster.groups);
-    match plan.per_s {
-        Some(per_s) => format!("open loop, {}/s, {records}", count(per_s.into())),
+    let records = format!("{} B records, {} groups", plan.sizes, plan.cluster.groups);
+    match plan.pattern() {
+        Some(Pattern { per_s, arrivals }) => {
+            format!("open loop, {}/s ({arrivals}), {records}", count(per_s.into()))
+        }
         None => format!("closed loop, {} clients x {} in flight, {records}", plan.clients, plan.in_flight),
     }
 }
@@ -518,7 +542,7 @@ fn load(
     }
     let mut ledger = Ledger::new(plan.cluster.groups, plan.clients);
     let mut timeline = Timeline::new(plan.cluster.groups);
-    let mut last_error = None;
+    let (mut due, mut last_error) = (0, None);
     for thread in drivers {
         // Calls that are still open are answered or given up first; a killed node comes back meanwhile.
         while !thread.is_finished() {
@@ -528,6 +552,7 @@ fn load(
         let result = thread.join().map_err(|_| QuickError::Panicked)??;
         ledger.merge(result.ledger);
         timeline.merge(result.timeline);
+        due += result.due;
         last_error = last_error.or(result.last_error.map(|error| error.to_string()));
     }
     progress.try_iter().for_each(|progress| _ = watch.handle(progress));
@@ -548,6 +573,7 @@ fn load(
         measured: watch.measured,
         ledger,
         timeline,
+        due,
         before: before.unwrap_or_default(),
         after: after.unwrap_or_default(),
         killed,
@@ -575,7 +601,7 @@ fn load_embedded(
         groups: plan.cluster.groups,
         targets: Vec::new(),
         in_flight: plan.in_flight,
-        record_bytes: plan.cluster.record_bytes,
+        sizes: plan.sizes.clone(),
         warmup: plan.warmup,
         duration: plan.duration,
     })?;
@@ -599,6 +625,7 @@ fn load_embedded(
         measured: Interval::new(true),
         ledger: Ledger::new(plan.cluster.groups, clients_total),
         timeline: Timeline::new(plan.cluster.groups),
+        due: 0,
         before,
         after,
         killed: Vec::new(),
@@ -680,7 +707,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         latency_us: Latency::of(&load.measured.latencies),
         percentiles_us: percentiles(&load.measured.latencies),
         slices: load.slices.clone(),
-        open_loop: plan.per_s.map(|per_s| OpenLoop::of(per_s, plan.duration, &load.measured)),
+        open_loop: plan.per_s.map(|per_s| OpenLoop::of(per_s, load.due, &load.measured)),
         flushes,
         records_per_flush: ratio(measured_records as f64 * f64::from(plan.cluster.nodes), flushes as f64),
         flush_us_mean: ratio(flush_us as f64, flushes as f64),
@@ -713,7 +740,11 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
             shards: plan.cluster.shards,
             bridge_threads: plan.cluster.bridge_threads,
             groups: plan.cluster.groups,
-            record_bytes: plan.cluster.record_bytes,
+            record_bytes: plan.sizes.mean() as usize,
+            record_sizes: plan.sizes.clone(),
+            skew: plan.skew.to_string(),
+            arrivals: plan.per_s.map(|_| plan.arrivals.to_string()),
+            seed: plan.seed,
             clients: plan.clients,
             in_flight: plan.in_flight,
             client_threads: plan.client_threads.min(plan.clients),

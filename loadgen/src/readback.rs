@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::audit::{AuditCounts, ReplicaAudit, diverged};
 use crate::ledger::{GroupLedger, Ledger};
+use crate::sizes::RecordSizes;
 
 /// Bytes of one read.
 const READ_BYTES: u32 = 4 << 20;
@@ -36,7 +37,7 @@ pub(crate) struct Unreadable {
 pub(crate) async fn audit(
     config: ClientConfig,
     ledger: &Ledger,
-    record_bytes: usize,
+    sizes: &RecordSizes,
 ) -> Result<(AuditCounts, Vec<Unreadable>), ClientError> {
     let nodes: Vec<NodeId> = config.nodes.iter().map(|node| node.node).collect();
     let client = Client::connect(config).await?;
@@ -45,7 +46,7 @@ pub(crate) async fn audit(
     for (group, of_group) in ledger.groups() {
         let mut hashes = Vec::new();
         for &node in &nodes {
-            let (found, ranges, failure) = replica(&client, node, group, of_group, record_bytes).await;
+            let (found, ranges, failure) = replica(&client, node, group, of_group, sizes).await;
             counts += found;
             hashes.push(ranges);
             unreadable.extend(failure);
@@ -63,9 +64,9 @@ async fn replica(
     node: NodeId,
     group: u32,
     ledger: &GroupLedger,
-    record_bytes: usize,
+    sizes: &RecordSizes,
 ) -> (AuditCounts, Vec<u64>, Option<Unreadable>) {
-    let mut audit = ReplicaAudit::new(ledger, group, record_bytes);
+    let mut audit = ReplicaAudit::new(ledger, group, sizes);
     let (sender, mut answers) = mpsc::channel(ANSWERS_AHEAD_MAX);
     let reader = tokio::spawn(read_all(client.clone(), node, group, sender));
     while let Some(records) = answers.recv().await {

@@ -3,8 +3,12 @@
 //! Layout, little-endian: client (u32), group (u32), sequence (u64), then filler derived from all
 //! three. So a record read back proves its own identity, and every byte of it is checked.
 
+use crate::sizes::RecordSizes;
+
 /// Smallest record that can name itself, in bytes.
 pub(crate) const RECORD_BYTES_MIN: usize = 16;
+/// Largest record that the nodes take by default, in bytes.
+pub(crate) const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// A record's identity. Sequences of a client are dense within a group, from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -30,10 +34,7 @@ impl RecordId {
     }
 
     /// The id that a record claims and, by every byte of it, proves.
-    pub(crate) fn read(record: &[u8], record_bytes: usize) -> Option<RecordId> {
-        if record.len() != record_bytes {
-            return None;
-        }
+    pub(crate) fn read(record: &[u8], sizes: &RecordSizes) -> Option<RecordId> {
         let (client, rest) = record.split_first_chunk()?;
         let (group, rest) = rest.split_first_chunk()?;
         let (sequence, rest) = rest.split_first_chunk()?;
@@ -43,7 +44,8 @@ impl RecordId {
             sequence: u64::from_le_bytes(*sequence),
         };
         let mut filler = id.filler();
-        let is_right = rest.chunks(8).all(|chunk| filler.next().to_le_bytes().starts_with(chunk));
+        let is_right = record.len() == sizes.of(id)
+            && rest.chunks(8).all(|chunk| filler.next().to_le_bytes().starts_with(chunk));
         is_right.then_some(id)
     }
 
@@ -81,13 +83,14 @@ mod tests {
             let mut record = Vec::new();
             id.write(record_bytes, &mut record);
             assert_eq!(record.len(), record_bytes);
-            assert_eq!(RecordId::read(&record, record_bytes), Some(id));
+            let sizes = RecordSizes::Fixed(record_bytes);
+            assert_eq!(RecordId::read(&record, &sizes), Some(id));
             for at in 0..record_bytes {
                 let mut damaged = record.clone();
                 damaged[at] ^= 0x10;
-                assert_ne!(RecordId::read(&damaged, record_bytes), Some(id), "byte {at}");
+                assert_ne!(RecordId::read(&damaged, &sizes), Some(id), "byte {at}");
             }
-            assert_eq!(RecordId::read(&record[1..], record_bytes), None);
+            assert_eq!(RecordId::read(&record[1..], &sizes), None);
         }
     }
 }

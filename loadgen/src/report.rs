@@ -15,6 +15,7 @@ use crate::fault::Signal;
 use crate::machine::Machine;
 use crate::plot;
 use crate::recorder::Interval;
+use crate::sizes::RecordSizes;
 
 /// The settings of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -23,7 +24,14 @@ pub(crate) struct Config {
     pub(crate) shards: u16,
     pub(crate) bridge_threads: u16,
     pub(crate) groups: u32,
+    /// On average.
     pub(crate) record_bytes: usize,
+    pub(crate) record_sizes: RecordSizes,
+    /// How load is spread over the groups.
+    pub(crate) skew: String,
+    /// How records arrive in the open loop.
+    pub(crate) arrivals: Option<String>,
+    pub(crate) seed: u64,
     pub(crate) clients: u32,
     pub(crate) in_flight: u32,
     pub(crate) client_threads: u32,
@@ -72,7 +80,7 @@ impl Latency {
 /// What the open loop says beside its latencies, which count from when records were due.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct OpenLoop {
-    /// Records a second that were due.
+    /// Records a second that were due; with a ramp at its beginning.
     pub(crate) rate_per_s: u32,
     /// Latencies from when records were sent.
     pub(crate) service_us: Latency,
@@ -84,8 +92,9 @@ pub(crate) struct OpenLoop {
 }
 
 impl OpenLoop {
-    pub(crate) fn of(rate_per_s: u32, duration: Duration, measured: &Interval) -> OpenLoop {
-        let due = f64::from(rate_per_s) * duration.as_secs_f64();
+    /// `due`: records that were due in the measured time.
+    pub(crate) fn of(rate_per_s: u32, due: u64, measured: &Interval) -> OpenLoop {
+        let due = due as f64;
         OpenLoop {
             rate_per_s,
             service_us: Latency::of(&measured.services),
@@ -329,14 +338,15 @@ impl Report {
             (
                 "load",
                 format!(
-                    "{} clients{} x {} in flight, {} groups, {} nodes x {} shards, {} B records",
+                    "{} clients{} x {} in flight, {} groups{}, {} nodes x {} shards, {} B records",
                     config.clients,
                     if config.is_embedded { " in each node" } else { "" },
                     config.in_flight,
                     config.groups,
+                    if config.skew == "uniform" { String::new() } else { format!(" ({})", config.skew) },
                     config.nodes,
                     config.shards,
-                    config.record_bytes
+                    config.record_sizes
                 ),
             ),
             (
@@ -429,8 +439,9 @@ impl Report {
             let verdict =
                 if open.is_schedule_kept { "kept" } else { "NOT KEPT: these latencies are of another load" };
             let text = format!(
-                "{} records/s, {verdict}; {} sent late; from when they were sent: p50 {}, p99 {}, p99.9 {}",
+                "{} records/s ({}), {verdict}; {} sent late; from when they were sent: p50 {}, p99 {}, p99.9 {}",
                 count(open.rate_per_s.into()),
+                config.arrivals.as_deref().unwrap_or("fixed"),
                 open.late_records,
                 time(open.service_us.p50),
                 time(open.service_us.p99),
@@ -549,6 +560,10 @@ pub(crate) mod tests {
                 bridge_threads: 1,
                 groups: 8,
                 record_bytes: 64,
+                record_sizes: RecordSizes::Fixed(64),
+                skew: "uniform".into(),
+                arrivals: None,
+                seed: 1,
                 clients: 8,
                 in_flight: 256,
                 client_threads: 1,
@@ -615,7 +630,7 @@ pub(crate) mod tests {
             measured.record(Duration::from_millis(2), answered);
             measured.serve(Duration::from_millis(1), answered);
             measured.late = late;
-            OpenLoop::of(1000, Duration::from_secs(10), &measured)
+            OpenLoop::of(1000, 10_000, &measured)
         };
         let kept = of(9_995, 50);
         assert!(kept.is_schedule_kept && kept.service_us.p50.abs_diff(1000) < 10);

@@ -11,28 +11,32 @@ use rustix::time::{
 };
 use tokio::net::unix::pipe::Receiver;
 
+use crate::arrivals::Times;
+
 /// How often records that are due are sent: more often would cost more than the records.
 const PACE: Duration = Duration::from_micros(250);
 
-/// Records at a fixed rate, dealt out to lanes in turn.
-#[derive(Clone, Copy, PartialEq, Debug)]
+/// Records that are due, dealt out to the slots of lanes in turn: each lane has one or several.
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Schedule {
-    /// Records a second, above 0.
-    pub(crate) per_s: f64,
-    /// Number of lanes, at least 1.
-    pub(crate) lanes: u64,
+    /// When records are due.
+    pub(crate) times: Times,
+    /// Number of slots of all lanes, at least 1.
+    pub(crate) slots: u64,
 }
 
 impl Schedule {
-    /// When a lane's record is due, from the start of the load; numbers begin with 0.
-    pub(crate) fn due_at(&self, lane: u64, number: u64) -> Duration {
-        Duration::from_secs_f64((number * self.lanes + lane) as f64 / self.per_s)
+    /// When a lane's record is due, from the start of the load; numbers begin with 0. `own`: the lane's slots, in order.
+    pub(crate) fn due_at(&self, own: &[u64], number: u64) -> Duration {
+        let count = own.len() as u64;
+        self.times.at(number / count * self.slots + own[(number % count) as usize])
     }
 
     /// How many records of a lane are due by then.
-    pub(crate) fn due(&self, lane: u64, elapsed: Duration) -> u64 {
-        let all = (elapsed.as_secs_f64() * self.per_s) as u64 + 1;
-        (all + self.lanes - 1 - lane) / self.lanes
+    pub(crate) fn due(&self, own: &[u64], elapsed: Duration) -> u64 {
+        let all = self.times.by(elapsed);
+        let of_this_round = own.partition_point(|slot| *slot < all % self.slots);
+        all / self.slots * own.len() as u64 + of_this_round as u64
     }
 }
 
@@ -75,18 +79,34 @@ mod tests {
     #[test]
     fn every_record_is_due_once_and_in_time() {
         for (per_s, lanes) in [(1.0, 1), (50_000.0, 64), (333.3, 7), (3.0, 8)] {
-            let schedule = Schedule { per_s, lanes };
+            let schedule = Schedule { times: Times::Fixed { per_s }, slots: lanes };
             for ms in [0, 1, 250, 1000, 60_000] {
                 let elapsed = Duration::from_millis(ms);
-                let due: Vec<u64> = (0..lanes).map(|lane| schedule.due(lane, elapsed)).collect();
+                let due: Vec<u64> = (0..lanes).map(|lane| schedule.due(&[lane], elapsed)).collect();
                 let all: u64 = due.iter().sum();
                 assert_eq!(all, (elapsed.as_secs_f64() * per_s) as u64 + 1, "{schedule:?} after {ms} ms");
                 for (lane, due) in (0..).zip(due) {
                     let early = Duration::from_nanos(1);
-                    assert!(due == 0 || schedule.due_at(lane, due - 1) <= elapsed + early);
-                    assert!(schedule.due_at(lane, due) + early > elapsed);
+                    assert!(due == 0 || schedule.due_at(&[lane], due - 1) <= elapsed + early);
+                    assert!(schedule.due_at(&[lane], due) + early > elapsed);
                 }
             }
         }
+    }
+
+    #[test]
+    fn lanes_with_more_slots_get_more() {
+        let lanes: [&[u64]; 3] = [&[0, 2, 3, 5], &[1], &[4, 6]];
+        let schedule = Schedule { times: Times::Bursts { per_s: 100.0, of: 3 }, slots: 7 };
+        for ms in [0, 10, 29, 30, 500, 7000] {
+            let elapsed = Duration::from_millis(ms);
+            let due = lanes.map(|own| schedule.due(own, elapsed));
+            assert_eq!(due.iter().sum::<u64>(), schedule.times.by(elapsed), "{due:?} after {ms} ms");
+            for (own, due) in lanes.into_iter().zip(due) {
+                assert!(due == 0 || schedule.due_at(own, due - 1) <= elapsed);
+                assert!(schedule.due_at(own, due) > elapsed);
+            }
+        }
+        assert_eq!(lanes.map(|own| schedule.due(own, Duration::from_millis(6970))), [400, 100, 199]);
     }
 }

@@ -1,0 +1,247 @@
+//! The options of `quick`, `find` and `sweep`, and what they come to.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use iroh_raft::storage::BackendChoice;
+
+use crate::arrivals::{Arrivals, TIMES_MAX};
+use crate::cluster::ClusterPlan;
+use crate::duration;
+use crate::fault::{Fault, Signal, Whom};
+use crate::find::{FindPlan, Objective};
+use crate::quick::{Files, QuickPlan};
+use crate::sizes::RecordSizes;
+use crate::skew::Skew;
+use crate::sweep::SweepPlan;
+
+#[derive(Args, Debug)]
+pub(crate) struct Quick {
+    /// Nodes, each a process of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=15))]
+    nodes: u16,
+    /// Shards of each node.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    shards: u16,
+    /// Threads of each node's bridge to the network.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    bridge_threads: u16,
+    /// Raft groups, each on all nodes.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    groups: u32,
+    /// Bytes of a record, at least 16: client, group and sequence are in it. A size, or 64-1024 for sizes between two, or
+    /// 64x9,1024x1 for sizes with their weights.
+    #[arg(long, default_value = "64")]
+    record_bytes: RecordSizes,
+    /// How load is spread over the groups: uniform, zipf:1.0 (the n-th group gets one over n to that power), or hot:0.9 (the
+    /// first one gets that part).
+    #[arg(long, default_value = "uniform", conflicts_with = "embedded")]
+    skew: Skew,
+    /// Closed-loop clients.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    clients: u32,
+    /// Records each client keeps in flight, spread over the groups.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    in_flight: u32,
+    /// Threads for the clients; those of one thread share its connections.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    client_threads: u32,
+    /// Clients in the processes of the nodes, each for the groups that its node leads: no network between them. `--clients`
+    /// and `--in-flight` are then those of each node.
+    #[arg(long, conflicts_with_all = ["client_threads", "rate", "faults", "replace_nodes"])]
+    embedded: bool,
+    /// Open loop: records a second that are due, whatever became of those before; latency counts from when they were
+    /// due. Without it a record is sent as another one is answered.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    rate: Option<u32>,
+    /// How records arrive in the open loop: fixed, poisson (independent of each other), bursts:100 (so many at once), or
+    /// ramp:100000 (from the rate to this one).
+    #[arg(long, default_value = "fixed", value_name = "HOW")]
+    arrivals: Arrivals,
+    /// Of what is drawn: the same seed draws the same.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Measured time, such as 10s or 500ms.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    duration: Duration,
+    /// Time before it that is not measured.
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    warmup: Duration,
+    /// Runs, each on a cluster of its own; several give medians and their spread.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), conflicts_with = "data_dir")]
+    repeat: u32,
+    /// How the nodes' files are written: through the page cache (buffered), past it (direct), or as each node finds best
+    /// at its first start (auto).
+    #[arg(long, default_value = "auto")]
+    backend: BackendChoice,
+    /// New or empty folder for the nodes' data, on a disk; it stays. Default: a temporary one that
+    /// is removed when the audit is clean.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// File for the results as one JSON object.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// File for the latencies, second by second, as an interval log of HdrHistogram.
+    #[arg(long, conflicts_with = "embedded")]
+    hdr_log: Option<PathBuf>,
+    /// File for the latencies over percentiles, as HdrHistogram's tools draw them.
+    #[arg(long)]
+    hgrm: Option<PathBuf>,
+    /// File for a page with pictures, which needs nothing else.
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// A fault on the way, as `KIND@TIME[+LENGTH][:WHOM]` from the start of the measured time: kill@5s (SIGKILL to the node that
+    /// leads most groups, started again after two seconds), stop@2s+500ms:all (SIGSTOP), kill@1s:3 (node 3). May be given several times.
+    #[arg(long = "fault", value_name = "FAULT")]
+    faults: Vec<Fault>,
+    /// How long a connection of the clients may be without a sign of life before it counts as lost, and what was under way on it
+    /// as unknown. Default: the client's own, 600ms.
+    #[arg(long, value_parser = duration)]
+    idle_timeout: Option<Duration>,
+    /// How many nodes are replaced, in turn: SIGKILL, the disk removed, and a new node with a new key takes its place
+    /// in every group. Begins with the measured time; the next one follows when the new one has caught up.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    replace_nodes: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Find {
+    /// A percentile of the latency and how long it may be: p50, p90, p99, p99.9, p99.99 or max.
+    #[arg(long)]
+    slo: Objective,
+    /// The first rate that is tried, in records a second.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..=100_000_000))]
+    from: u32,
+    /// The rate is right to so many percent.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    precision: u32,
+    /// Measured time of each rate.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    trial: Duration,
+    #[command(flatten)]
+    load: Quick,
+}
+
+impl Find {
+    pub(crate) fn plan(self) -> Result<FindPlan, String> {
+        let (objective, from, precision) = (self.slo, self.from, f64::from(self.precision) / 100.0);
+        let trial = self.trial;
+        let files = [&self.load.hdr_log, &self.load.hgrm, &self.load.html];
+        if files.into_iter().any(Option::is_some) {
+            return Err("find writes --json alone: leave out --hdr-log, --hgrm and --html".into());
+        }
+        if self.load.rate.is_some()
+            || self.load.embedded
+            || self.load.repeat > 1
+            || self.load.data_dir.is_some()
+            || matches!(self.load.arrivals, Arrivals::Ramp(_))
+        {
+            return Err("find chooses the rate, on the network, in folders of its own: leave out --rate, a ramp, --embedded, --repeat and --data-dir".into());
+        }
+        let json = self.load.json.clone();
+        let load = Quick { duration: trial, ..self.load }.plan()?;
+        Ok(FindPlan { load, objective, from, precision, json })
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SweepArgs {
+    /// Rates, in records a second; default: parts of what the closed loop gives.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    rates: Vec<u32>,
+    #[command(flatten)]
+    load: Quick,
+}
+
+impl SweepArgs {
+    pub(crate) fn plan(self) -> Result<SweepPlan, String> {
+        if self.load.rate.is_some()
+            || self.load.embedded
+            || self.load.repeat > 1
+            || self.load.data_dir.is_some()
+            || matches!(self.load.arrivals, Arrivals::Ramp(_))
+        {
+            return Err("sweep chooses the rates, on the network, in folders of its own: leave out --rate, a ramp, --embedded, --repeat and --data-dir".into());
+        }
+        if self.load.hdr_log.is_some() || self.load.hgrm.is_some() {
+            return Err("sweep writes --json and --html: leave out --hdr-log and --hgrm".into());
+        }
+        let (json, html) = (self.load.json.clone(), self.load.html.clone());
+        Ok(SweepPlan { load: self.load.plan()?, rates: self.rates, json, html })
+    }
+}
+
+impl Quick {
+    pub(crate) fn plan(self) -> Result<QuickPlan, String> {
+        if self.duration.is_zero() {
+            return Err("--duration 0 measures nothing: give at least 1ms".into());
+        }
+        for Fault { signal, at, whom, .. } in &self.faults {
+            let end = self.duration;
+            if *at >= end {
+                return Err(format!(
+                    "--fault at {at:?} is after the end: it must be below --duration {end:?}"
+                ));
+            }
+            if matches!(whom, Whom::Node(number) if *number > self.nodes) {
+                return Err(format!("--fault to {whom:?}: there are {} nodes", self.nodes));
+            }
+            // Who stands still has no leader to lose; who is killed has.
+            if self.nodes < 3 && *signal == Signal::Kill && *whom != Whom::All {
+                return Err("--fault kill needs --nodes 3 or more: fewer have no quorum without one".into());
+            }
+        }
+        match (self.rate, self.arrivals) {
+            (None, arrivals) if arrivals != Arrivals::Fixed => {
+                return Err(format!("--arrivals {arrivals} is of the open loop: give --rate, too"));
+            }
+            (Some(rate), Arrivals::Poisson)
+                if f64::from(rate) * (self.warmup + self.duration).as_secs_f64() > TIMES_MAX =>
+            {
+                return Err(format!(
+                    "--arrivals poisson keeps the time of each record, {TIMES_MAX:e} at most: lower --rate or --duration"
+                ));
+            }
+            _ => {}
+        }
+        if self.replace_nodes > 0 && self.nodes < 3 {
+            return Err("--replace-nodes needs --nodes 3 or more: fewer have no quorum without one".into());
+        }
+        if self.replace_nodes > 0 && !self.faults.is_empty() {
+            return Err("--replace-nodes and --fault exclude each other: run them one by one".into());
+        }
+        let spares = u16::try_from(self.replace_nodes).unwrap_or(u16::MAX);
+        Ok(QuickPlan {
+            cluster: ClusterPlan {
+                nodes: self.nodes,
+                shards: self.shards,
+                bridge_threads: self.bridge_threads,
+                groups: self.groups,
+                record_bytes: self.record_bytes.max(),
+                has_state_machines: false,
+                spares,
+                lag_entries_max: None,
+                backend: self.backend,
+            },
+            clients: self.clients,
+            in_flight: self.in_flight,
+            client_threads: self.client_threads,
+            is_embedded: self.embedded,
+            per_s: self.rate,
+            arrivals: self.arrivals,
+            sizes: self.record_bytes,
+            skew: self.skew,
+            seed: self.seed,
+            repeat: self.repeat,
+            duration: self.duration,
+            warmup: self.warmup,
+            data_dir: self.data_dir,
+            json: self.json,
+            files: Files { hdr_log: self.hdr_log, hgrm: self.hgrm, html: self.html },
+            faults: self.faults,
+            idle_timeout: self.idle_timeout,
+            replacements: self.replace_nodes,
+        })
+    }
+}
