@@ -7,36 +7,32 @@ use clap::Args;
 use iroh_raft::storage::BackendChoice;
 
 use crate::arrivals::{Arrivals, TIMES_MAX};
+use crate::clients::LoadPlan;
 use crate::cluster::ClusterPlan;
 use crate::duration;
 use crate::fault::{Fault, Signal, Whom};
 use crate::find::{FindPlan, Objective};
+use crate::later::Place;
 use crate::quick::{Files, QuickPlan};
+use crate::running::{Access, RunPlan};
 use crate::sizes::RecordSizes;
 use crate::skew::Skew;
 use crate::sweep::SweepPlan;
 
+/// A load, whatever it meets.
 #[derive(Args, Debug)]
-pub(crate) struct Quick {
-    /// Nodes, each a process of its own.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=15))]
-    nodes: u16,
-    /// Shards of each node.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    shards: u16,
-    /// Threads of each node's bridge to the network.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    bridge_threads: u16,
-    /// Raft groups, each on all nodes.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    groups: u32,
+pub(crate) struct Load {
+    /// The options of a load in a TOML file (`in-flight = 512`), or under a name: small, large, mixed, latency, skew, many-groups.
+    /// What is said here as well counts more.
+    #[arg(long, value_name = "FILE|NAME")]
+    workload: Option<String>,
     /// Bytes of a record, at least 16: client, group and sequence are in it. A size, or 64-1024 for sizes between two, or
     /// 64x9,1024x1 for sizes with their weights.
     #[arg(long, default_value = "64")]
     record_bytes: RecordSizes,
     /// How load is spread over the groups: uniform, zipf:1.0 (the n-th group gets one over n to that power), or hot:0.9 (the
     /// first one gets that part).
-    #[arg(long, default_value = "uniform", conflicts_with = "embedded")]
+    #[arg(long, default_value = "uniform")]
     skew: Skew,
     /// Closed-loop clients.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -47,10 +43,6 @@ pub(crate) struct Quick {
     /// Threads for the clients; those of one thread share its connections.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     client_threads: u32,
-    /// Clients in the processes of the nodes, each for the groups that its node leads: no network between them. `--clients`
-    /// and `--in-flight` are then those of each node.
-    #[arg(long, conflicts_with_all = ["client_threads", "rate", "faults", "replace_nodes"])]
-    embedded: bool,
     /// Open loop: records a second that are due, whatever became of those before; latency counts from when they were
     /// due. Without it a record is sent as another one is answered.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
@@ -68,6 +60,78 @@ pub(crate) struct Quick {
     /// Time before it that is not measured.
     #[arg(long, default_value = "2s", value_parser = duration)]
     warmup: Duration,
+    /// How long a connection of the clients may be without a sign of life before it counts as lost, and what was under way on it
+    /// as unknown. Default: the client's own, 600ms.
+    #[arg(long, value_parser = duration)]
+    idle_timeout: Option<Duration>,
+    /// File for the results as one JSON object.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// File for the latencies, second by second, as an interval log of HdrHistogram.
+    #[arg(long)]
+    hdr_log: Option<PathBuf>,
+    /// File for the latencies over percentiles, as HdrHistogram's tools draw them.
+    #[arg(long)]
+    hgrm: Option<PathBuf>,
+    /// File for what clients were told of each record: `loadgen audit` looks for it at any later time.
+    #[arg(long)]
+    ack_log: Option<PathBuf>,
+}
+
+impl Load {
+    fn plan(&self) -> Result<LoadPlan, String> {
+        if self.duration.is_zero() {
+            return Err("--duration 0 measures nothing: give at least 1ms".into());
+        }
+        match (self.rate, self.arrivals) {
+            (None, arrivals) if arrivals != Arrivals::Fixed => {
+                return Err(format!("--arrivals {arrivals} is of the open loop: give --rate, too"));
+            }
+            (Some(rate), Arrivals::Poisson)
+                if f64::from(rate) * (self.warmup + self.duration).as_secs_f64() > TIMES_MAX =>
+            {
+                return Err(format!(
+                    "--arrivals poisson keeps the time of each record, {TIMES_MAX:e} at most: lower --rate or --duration"
+                ));
+            }
+            _ => {}
+        }
+        Ok(LoadPlan {
+            clients: self.clients,
+            in_flight: self.in_flight,
+            client_threads: self.client_threads,
+            per_s: self.rate,
+            arrivals: self.arrivals,
+            sizes: self.record_bytes.clone(),
+            skew: self.skew,
+            seed: self.seed,
+            duration: self.duration,
+            warmup: self.warmup,
+            idle_timeout: self.idle_timeout,
+        })
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Quick {
+    #[command(flatten)]
+    load: Load,
+    /// Nodes, each a process of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=15))]
+    nodes: u16,
+    /// Shards of each node.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    shards: u16,
+    /// Threads of each node's bridge to the network.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    bridge_threads: u16,
+    /// Raft groups, each on all nodes.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    groups: u32,
+    /// Clients in the processes of the nodes, each for the groups that its node leads: no network between them. `--clients`
+    /// and `--in-flight` are then those of each node.
+    #[arg(long, conflicts_with_all = ["client_threads", "rate", "skew", "hdr_log", "faults", "replace_nodes"])]
+    embedded: bool,
     /// Runs, each on a cluster of its own; several give medians and their spread.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), conflicts_with = "data_dir")]
     repeat: u32,
@@ -79,15 +143,6 @@ pub(crate) struct Quick {
     /// is removed when the audit is clean.
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// File for the results as one JSON object.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// File for the latencies, second by second, as an interval log of HdrHistogram.
-    #[arg(long, conflicts_with = "embedded")]
-    hdr_log: Option<PathBuf>,
-    /// File for the latencies over percentiles, as HdrHistogram's tools draw them.
-    #[arg(long)]
-    hgrm: Option<PathBuf>,
     /// File for a page with pictures, which needs nothing else.
     #[arg(long)]
     html: Option<PathBuf>,
@@ -95,14 +150,81 @@ pub(crate) struct Quick {
     /// leads most groups, started again after two seconds), stop@2s+500ms:all (SIGSTOP), kill@1s:3 (node 3). May be given several times.
     #[arg(long = "fault", value_name = "FAULT")]
     faults: Vec<Fault>,
-    /// How long a connection of the clients may be without a sign of life before it counts as lost, and what was under way on it
-    /// as unknown. Default: the client's own, 600ms.
-    #[arg(long, value_parser = duration)]
-    idle_timeout: Option<Duration>,
     /// How many nodes are replaced, in turn: SIGKILL, the disk removed, and a new node with a new key takes its place
     /// in every group. Begins with the measured time; the next one follows when the new one has caught up.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     replace_nodes: u32,
+}
+
+/// The way to a cluster that runs.
+#[derive(Args, Debug)]
+pub(crate) struct AccessArgs {
+    /// The cluster file: its name and its nodes, as `iroh-raft init` writes it.
+    #[arg(long, value_name = "FILE", default_value = "cluster")]
+    cluster: PathBuf,
+    /// The client's key, as `iroh-raft client-key` makes it; it needs the rights to append and to read.
+    #[arg(long, value_name = "FILE", default_value = "client.key")]
+    key: PathBuf,
+}
+
+impl AccessArgs {
+    fn access(self) -> Access {
+        Access { cluster_file: self.cluster, key: self.key }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    load: Load,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// Groups that are written to; default: all that there are.
+    #[arg(long = "group", value_name = "GROUP", value_delimiter = ',')]
+    groups: Vec<u64>,
+    /// Reads nothing back.
+    #[arg(long)]
+    no_audit: bool,
+}
+
+impl Run {
+    pub(crate) fn plan(self) -> Result<RunPlan, String> {
+        Ok(RunPlan {
+            load: self.load.plan()?,
+            access: self.access.access(),
+            groups: self.groups,
+            is_audited: !self.no_audit,
+            json: self.load.json,
+            files: Files {
+                hdr_log: self.load.hdr_log,
+                hgrm: self.load.hgrm,
+                html: None,
+                ack_log: self.load.ack_log,
+            },
+        })
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Audit {
+    /// What `--ack-log` has written.
+    acks: PathBuf,
+    /// The folder that `quick --data-dir` has left. Without it the cluster runs.
+    #[arg(long, conflicts_with_all = ["cluster", "key"])]
+    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    access: AccessArgs,
+}
+
+impl Audit {
+    /// The log, and where its records are.
+    pub(crate) fn place(self) -> (PathBuf, Place) {
+        let place = match self.data_dir {
+            Some(folder) => Place::Folder(folder),
+            None => Place::Running(self.access.access()),
+        };
+        (self.acks, place)
+    }
 }
 
 #[derive(Args, Debug)]
@@ -127,20 +249,21 @@ impl Find {
     pub(crate) fn plan(self) -> Result<FindPlan, String> {
         let (objective, from, precision) = (self.slo, self.from, f64::from(self.precision) / 100.0);
         let trial = self.trial;
-        let files = [&self.load.hdr_log, &self.load.hgrm, &self.load.html];
+        let files = [&self.load.load.hdr_log, &self.load.load.hgrm, &self.load.html];
         if files.into_iter().any(Option::is_some) {
             return Err("find writes --json alone: leave out --hdr-log, --hgrm and --html".into());
         }
-        if self.load.rate.is_some()
+        if self.load.load.rate.is_some()
             || self.load.embedded
             || self.load.repeat > 1
             || self.load.data_dir.is_some()
-            || matches!(self.load.arrivals, Arrivals::Ramp(_))
+            || matches!(self.load.load.arrivals, Arrivals::Ramp(_))
         {
             return Err("find chooses the rate, on the network, in folders of its own: leave out --rate, a ramp, --embedded, --repeat and --data-dir".into());
         }
-        let json = self.load.json.clone();
-        let load = Quick { duration: trial, ..self.load }.plan()?;
+        let json = self.load.load.json.clone();
+        let mut load = self.load.plan()?;
+        load.load.duration = trial;
         Ok(FindPlan { load, objective, from, precision, json })
     }
 }
@@ -156,29 +279,27 @@ pub(crate) struct SweepArgs {
 
 impl SweepArgs {
     pub(crate) fn plan(self) -> Result<SweepPlan, String> {
-        if self.load.rate.is_some()
+        if self.load.load.rate.is_some()
             || self.load.embedded
             || self.load.repeat > 1
             || self.load.data_dir.is_some()
-            || matches!(self.load.arrivals, Arrivals::Ramp(_))
+            || matches!(self.load.load.arrivals, Arrivals::Ramp(_))
         {
             return Err("sweep chooses the rates, on the network, in folders of its own: leave out --rate, a ramp, --embedded, --repeat and --data-dir".into());
         }
-        if self.load.hdr_log.is_some() || self.load.hgrm.is_some() {
+        if self.load.load.hdr_log.is_some() || self.load.load.hgrm.is_some() {
             return Err("sweep writes --json and --html: leave out --hdr-log and --hgrm".into());
         }
-        let (json, html) = (self.load.json.clone(), self.load.html.clone());
+        let (json, html) = (self.load.load.json.clone(), self.load.html.clone());
         Ok(SweepPlan { load: self.load.plan()?, rates: self.rates, json, html })
     }
 }
 
 impl Quick {
     pub(crate) fn plan(self) -> Result<QuickPlan, String> {
-        if self.duration.is_zero() {
-            return Err("--duration 0 measures nothing: give at least 1ms".into());
-        }
+        let load = self.load.plan()?;
         for Fault { signal, at, whom, .. } in &self.faults {
-            let end = self.duration;
+            let end = load.duration;
             if *at >= end {
                 return Err(format!(
                     "--fault at {at:?} is after the end: it must be below --duration {end:?}"
@@ -191,19 +312,6 @@ impl Quick {
             if self.nodes < 3 && *signal == Signal::Kill && *whom != Whom::All {
                 return Err("--fault kill needs --nodes 3 or more: fewer have no quorum without one".into());
             }
-        }
-        match (self.rate, self.arrivals) {
-            (None, arrivals) if arrivals != Arrivals::Fixed => {
-                return Err(format!("--arrivals {arrivals} is of the open loop: give --rate, too"));
-            }
-            (Some(rate), Arrivals::Poisson)
-                if f64::from(rate) * (self.warmup + self.duration).as_secs_f64() > TIMES_MAX =>
-            {
-                return Err(format!(
-                    "--arrivals poisson keeps the time of each record, {TIMES_MAX:e} at most: lower --rate or --duration"
-                ));
-            }
-            _ => {}
         }
         if self.replace_nodes > 0 && self.nodes < 3 {
             return Err("--replace-nodes needs --nodes 3 or more: fewer have no quorum without one".into());
@@ -218,29 +326,24 @@ impl Quick {
                 shards: self.shards,
                 bridge_threads: self.bridge_threads,
                 groups: self.groups,
-                record_bytes: self.record_bytes.max(),
+                record_bytes: load.sizes.max(),
                 has_state_machines: false,
                 spares,
                 lag_entries_max: None,
                 backend: self.backend,
             },
-            clients: self.clients,
-            in_flight: self.in_flight,
-            client_threads: self.client_threads,
+            load,
             is_embedded: self.embedded,
-            per_s: self.rate,
-            arrivals: self.arrivals,
-            sizes: self.record_bytes,
-            skew: self.skew,
-            seed: self.seed,
             repeat: self.repeat,
-            duration: self.duration,
-            warmup: self.warmup,
             data_dir: self.data_dir,
-            json: self.json,
-            files: Files { hdr_log: self.hdr_log, hgrm: self.hgrm, html: self.html },
+            json: self.load.json,
+            files: Files {
+                hdr_log: self.load.hdr_log,
+                hgrm: self.load.hgrm,
+                html: self.html,
+                ack_log: self.load.ack_log,
+            },
             faults: self.faults,
-            idle_timeout: self.idle_timeout,
             replacements: self.replace_nodes,
         })
     }

@@ -4,13 +4,13 @@
 //! replica, and nowhere else.
 
 use std::collections::BTreeSet;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 
 use serde::Serialize;
 
+use crate::ack_log::AckLog;
 use crate::ledger::{AckRun, GroupLedger};
 use crate::record::{RecordId, mix};
-use crate::sizes::RecordSizes;
 
 /// Offsets that share one content hash when replicas are compared.
 pub(crate) const RANGE_OFFSETS: u64 = 256;
@@ -38,6 +38,20 @@ impl AuditCounts {
     pub(crate) fn is_clean(&self) -> bool {
         AuditCounts { checked: 0, ..*self } == AuditCounts::default()
     }
+
+    /// Whether every one of so many acknowledged records was looked up on each of so many nodes, and nothing is wrong.
+    pub(crate) fn is_clean_of(&self, acked: u64, nodes: usize) -> bool {
+        self.is_clean() && self.checked == acked * nodes as u64
+    }
+
+    /// The counts in words, and what was made of them.
+    pub(crate) fn verdict(&self, is_clean: bool) -> String {
+        let AuditCounts { checked, lost, duplicated, reordered, diverged, phantom } = self;
+        format!(
+            "{}: {checked} checked, {lost} lost, {duplicated} duplicated, {reordered} reordered, {diverged} diverged, {phantom} phantom",
+            if is_clean { "CLEAN" } else { "FAILED" }
+        )
+    }
 }
 
 impl AddAssign for AuditCounts {
@@ -54,9 +68,9 @@ impl AddAssign for AuditCounts {
 /// Reads one replica's log of one group, in order of offset.
 #[derive(Debug)]
 pub(crate) struct ReplicaAudit<'a> {
+    acks: &'a AckLog,
     ledger: &'a GroupLedger,
     group: u32,
-    sizes: &'a RecordSizes,
     /// Acknowledged runs that are not fully compared yet.
     runs: &'a [AckRun],
     /// Next offset expected.
@@ -71,16 +85,16 @@ pub(crate) struct ReplicaAudit<'a> {
 }
 
 impl<'a> ReplicaAudit<'a> {
-    /// An audit that has seen nothing yet. The ledger is sealed.
-    pub(crate) fn new(ledger: &'a GroupLedger, group: u32, sizes: &'a RecordSizes) -> ReplicaAudit<'a> {
+    /// An audit that has seen nothing yet, of a group of the ledger.
+    pub(crate) fn new(acks: &'a AckLog, group: u32, ledger: &'a GroupLedger) -> ReplicaAudit<'a> {
         let clients = u32::try_from(ledger.clients()).unwrap_or(u32::MAX);
         let words = |client| usize::try_from(ledger.sent(client).div_ceil(64)).unwrap_or(usize::MAX);
         ReplicaAudit {
+            acks,
             ledger,
             group,
-            sizes,
             runs: ledger.acked(),
-            next: 0,
+            next: span(acks, ledger).start,
             seen: (0..clients).map(|client| vec![0; words(client)]).collect(),
             misplaced: BTreeSet::new(),
             counts: AuditCounts::default(),
@@ -105,23 +119,26 @@ impl<'a> ReplicaAudit<'a> {
             self.compare(None);
             self.hash(0);
         }
-        let id = RecordId::read(record, self.sizes).filter(|id| id.group == self.group);
+        let id = RecordId::read(record, &self.acks.sizes).filter(|id| id.group == self.group);
+        // Its client as the ledger counts them.
+        let id =
+            id.and_then(|id| Some(RecordId { client: id.client.checked_sub(self.acks.first_client)?, ..id }));
         self.compare(id);
         self.hash(content_hash(record));
         match id {
-            Some(id) => self.note(id),
-            None => self.counts.phantom += 1,
+            Some(id) if !self.acks.is_shared || (id.client as usize) < self.ledger.clients() => self.note(id),
+            _ => self.counts.phantom += u64::from(!self.acks.is_shared),
         }
     }
 
     /// What was found, and the content hash of each range of offsets.
     pub(crate) fn finish(mut self) -> (AuditCounts, Vec<u64>) {
-        let read_to = self.next;
+        let (from, read_to) = (span(self.acks, self.ledger).start, self.next);
         while self.next < self.ledger.end() {
             self.compare(None);
             self.next += 1;
         }
-        if !read_to.is_multiple_of(RANGE_OFFSETS) {
+        if read_to > from && !read_to.is_multiple_of(RANGE_OFFSETS) {
             self.hashes.push(self.range_hash);
         }
         for &(client, sequence) in &self.misplaced {
@@ -182,6 +199,15 @@ impl<'a> ReplicaAudit<'a> {
     }
 }
 
+/// The offsets that are looked at: where others write as well, from the first to the last one that was acknowledged.
+pub(crate) fn span(acks: &AckLog, ledger: &GroupLedger) -> Range<u64> {
+    match ledger.acked().first() {
+        Some(first) if acks.is_shared => first.first..ledger.end(),
+        None if acks.is_shared => 0..0,
+        _ => 0..u64::MAX,
+    }
+}
+
 fn is_set(seen: &[Vec<u64>], client: u32, sequence: u64) -> bool {
     let word = usize::try_from(sequence / 64).ok().and_then(|at| seen.get(client as usize)?.get(at).copied());
     word.is_some_and(|word| word & (1 << (sequence % 64)) != 0)
@@ -211,6 +237,7 @@ pub(crate) fn diverged(replicas: &[Vec<u64>]) -> u64 {
 mod tests {
     use super::*;
     use crate::ledger::{Ledger, SentRun};
+    use crate::sizes::RecordSizes;
 
     const BYTES: usize = 40;
 
@@ -239,8 +266,9 @@ mod tests {
 
     fn audit(log: &[Vec<u8>]) -> (AuditCounts, Vec<u64>) {
         let ledger = ledger();
-        let (_, group) = ledger.groups().next().unwrap();
-        let mut audit = ReplicaAudit::new(group, 1, &RecordSizes::Fixed(BYTES));
+        let acks = AckLog::new("test", &RecordSizes::Fixed(BYTES), ledger);
+        let (_, group) = acks.ledger.groups().next().unwrap();
+        let mut audit = ReplicaAudit::new(&acks, 1, group);
         (0..).zip(log).for_each(|(offset, record)| audit.handle_record(offset, record));
         audit.finish()
     }
@@ -290,8 +318,9 @@ mod tests {
         let mut ledger = ledger();
         ledger.acked(1, AckRun { first: 990, client: 1, count: 5, sequence: 500 }, 0);
         ledger.seal();
-        let (_, group) = ledger.groups().next().unwrap();
-        let mut audit = ReplicaAudit::new(group, 1, &RecordSizes::Fixed(BYTES));
+        let acks = AckLog::new("test", &RecordSizes::Fixed(BYTES), ledger);
+        let (_, group) = acks.ledger.groups().next().unwrap();
+        let mut audit = ReplicaAudit::new(&acks, 1, group);
         (0..).zip(&log()).for_each(|(offset, record)| audit.handle_record(offset, record));
         assert_eq!(audit.finish().0, AuditCounts { checked: 1505, lost: 5, ..CLEAN });
     }
@@ -316,8 +345,9 @@ mod tests {
     #[test]
     fn offsets_left_out_are_lost() {
         let ledger = ledger();
-        let (_, group) = ledger.groups().next().unwrap();
-        let mut audit = ReplicaAudit::new(group, 1, &RecordSizes::Fixed(BYTES));
+        let acks = AckLog::new("test", &RecordSizes::Fixed(BYTES), ledger);
+        let (_, group) = acks.ledger.groups().next().unwrap();
+        let mut audit = ReplicaAudit::new(&acks, 1, group);
         for (offset, record) in (0..).zip(&log()).filter(|(offset, _)| !(300..310).contains(offset)) {
             audit.handle_record(offset, record);
         }

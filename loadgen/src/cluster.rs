@@ -25,6 +25,8 @@ const LINES_WAITING_MAX: usize = 16;
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 /// Time for it to say what its clients have seen: the last of their records may be answered late.
 const LOADED_DEADLINE: Duration = Duration::from_secs(30);
+/// Numbers of nodes in a folder go up to here: those of the start and those that took their place.
+const NODES_MAX: u16 = 128;
 /// Lines of a node's log that an error shows.
 const LOG_LINES_SHOWN: usize = 12;
 
@@ -44,6 +46,14 @@ pub(crate) enum ClusterError {
     NotEmpty {
         /// Which.
         path: PathBuf,
+    },
+    /// A folder holds no cluster.
+    #[error("{}: {problem}; name a folder that `quick --data-dir` has left", path.display())]
+    NoCluster {
+        /// Which folder, or which file in it.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
     },
     /// A key could not be made.
     #[error(transparent)]
@@ -223,6 +233,58 @@ impl Cluster {
         let mut nodes: Vec<Node> = nodes.collect();
         let spares = nodes.split_off(plan.nodes.into()).into();
         Ok(Cluster { nodes, spares, all_addresses: addresses, groups: plan.groups, client, name })
+    }
+
+    /// The nodes that an earlier run has left in a folder. Starts nothing.
+    pub(crate) fn open(folder: &Path) -> Result<Cluster, ClusterError> {
+        let client = folder.join("client.key");
+        let read = |path: &Path| {
+            let text = fs::read(path);
+            text.map_err(|source| ClusterError::NoCluster {
+                path: path.to_path_buf(),
+                problem: source.to_string(),
+            })
+        };
+        read(&client)?;
+        let client = Identity::load(&client)?;
+        let mut nodes = Vec::new();
+        for number in 1..=u64::from(NODES_MAX) {
+            let folder = folder.join(format!("node-{number}"));
+            // A spare one that never came in has no configuration, and one that was replaced no data.
+            if !folder.join("config.json").is_file() || !folder.join("data").is_dir() {
+                continue;
+            }
+            let path = folder.join("config.json");
+            let config: NodeConfig = serde_json::from_slice(&read(&path)?)
+                .map_err(|error| ClusterError::NoCluster { path, problem: error.to_string() })?;
+            // The folder may have another name by now.
+            let config = NodeConfig { data_dir: folder.join("data"), key_file: folder.join("key"), ..config };
+            let endpoint = Identity::load(&config.key_file)?.endpoint_id();
+            let address = PeerAddress { node: NodeId(config.node), endpoint, addr: config.bind };
+            nodes.push(Node {
+                address,
+                config,
+                folder,
+                process: None,
+                used: NodeUsage::default(),
+                is_loaded: false,
+            });
+        }
+        let Some(first) = nodes.first() else {
+            let problem = "there is no node in it".to_owned();
+            return Err(ClusterError::NoCluster { path: folder.to_path_buf(), problem });
+        };
+        let (name, groups) =
+            (first.config.cluster.clone(), nodes.iter().map(|node| node.config.groups).max());
+        let all_addresses = nodes.iter().map(|node| node.address).collect();
+        Ok(Cluster {
+            nodes,
+            spares: VecDeque::new(),
+            all_addresses,
+            groups: groups.unwrap_or(0),
+            client,
+            name,
+        })
     }
 
     /// Where the nodes are.

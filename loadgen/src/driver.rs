@@ -41,7 +41,9 @@ pub(crate) struct DriverPlan {
     pub(crate) clients: Range<u32>,
     /// Number of all clients, of all threads.
     pub(crate) clients_total: u32,
-    /// Number of groups.
+    /// Number of the first of them in the records.
+    pub(crate) first_client: u32,
+    /// Highest number of a group.
     pub(crate) groups: u32,
     /// Those that these clients send to.
     pub(crate) targets: Vec<u32>,
@@ -377,7 +379,7 @@ impl<T: Target> Driver<T> {
             self.bytes.clear();
             self.ends.clear();
             for sequence in sequence..sequence + u64::from(count) {
-                let id = RecordId { client, group, sequence };
+                let id = RecordId { client: self.plan.first_client + client, group, sequence };
                 id.write(self.plan.sizes.of(id), &mut self.bytes);
                 self.ends.push(self.bytes.len());
             }
@@ -519,6 +521,7 @@ mod tests {
         DriverPlan {
             clients: 0..clients,
             clients_total: clients,
+            first_client: 0,
             groups,
             targets: (1..=groups).collect(),
             in_flight,

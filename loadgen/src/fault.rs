@@ -14,8 +14,9 @@ use iroh_raft::{GroupId, MemberChange, MemberRole, NodeId};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::clients::{finish, runtime};
 use crate::cluster::{Cluster, ClusterError};
-use crate::quick::{LOOK, QuickError, finish, runtime};
+use crate::quick::{LOOK, QuickError};
 use crate::report::{Killed, Replaced};
 use crate::watch::Watch;
 

@@ -133,7 +133,7 @@ pub(crate) fn run(plan: &FindPlan, stop: &Arc<AtomicBool>) -> Result<bool, Quick
     let mut is_clean = true;
     let best = search(plan.from, plan.precision, |rate| {
         for attempt in 1..=ATTEMPTS {
-            let load = QuickPlan { per_s: Some(rate), json: None, ..plan.load.clone() };
+            let load = plan.load.at_rate(Some(rate));
             let report = quick::trial(&load, stop)?.report;
             is_clean &= report.is_clean();
             let is_kept = objective.is_kept(&report) && report.is_clean();

@@ -14,10 +14,11 @@ use iroh_raft::net::client::{Client, ClientError};
 use iroh_raft::{GroupId, cluster_id};
 use serde::Serialize;
 
+use crate::clients::{finish, interruptible, runtime};
 use crate::cluster::{Cluster, ClusterPlan};
 use crate::machine::{self, Machine};
 use crate::node::NodeSummary;
-use crate::quick::{Folder, QuickError, finish, interruptible, runtime, wait_for};
+use crate::quick::{Folder, QuickError, wait_for};
 
 /// Time for all groups to be led and quiet, beside what is allowed for each.
 const START_DEADLINE: Duration = Duration::from_secs(60);

@@ -17,9 +17,11 @@
 //! processes.
 #![forbid(unsafe_code)]
 
+mod ack_log;
 mod args;
 mod arrivals;
 mod audit;
+mod clients;
 mod cluster;
 mod compare;
 mod driver;
@@ -28,6 +30,7 @@ mod find;
 mod hdr;
 mod html;
 mod idle;
+mod later;
 mod ledger;
 mod machine;
 mod node;
@@ -38,12 +41,14 @@ mod reads;
 mod record;
 mod recorder;
 mod report;
+mod running;
 mod schedule;
 mod sizes;
 mod skew;
 mod snapshot;
 mod sweep;
 mod watch;
+mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,7 +60,7 @@ use clap::{Args, Parser, Subcommand};
 use iroh_raft::storage::BackendChoice;
 use tracing_subscriber::EnvFilter;
 
-use args::{Find, Quick, SweepArgs};
+use args::{Audit, Find, Quick, Run, SweepArgs};
 use cluster::ClusterPlan;
 use idle::IdlePlan;
 use quick::QuickError;
@@ -70,7 +75,9 @@ const EXIT_INTERRUPTED: u8 = 130;
 #[command(
     name = "loadgen",
     version,
-    about = "Load generator for iroh-raft, with an audit of every acknowledged record"
+    about = "Load generator for iroh-raft, with an audit of every acknowledged record",
+    // What a workload says comes first.
+    args_override_self = true
 )]
 struct Cli {
     #[command(subcommand)]
@@ -85,6 +92,10 @@ enum Command {
     Find(Find),
     /// Measure latency over throughput, from nearly nothing to as much as the cluster takes.
     Sweep(SweepArgs),
+    /// Drive a cluster that runs already, and read back what it acknowledged.
+    Run(Run),
+    /// Read back what an earlier run was told of (`--ack-log`), from the nodes that it left or from a cluster that runs.
+    Audit(Audit),
     /// Compare two results of `quick --json`; ends with status 1 if the second is worse by more than chance and tolerance.
     Compare(Compare),
     /// Start nodes with many groups that nobody uses: what they cost, and how soon one answers.
@@ -240,7 +251,10 @@ impl Idle {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match workload::expand(std::env::args_os().collect()) {
+        Ok(args) => Cli::parse_from(args),
+        Err(problem) => return refuse(&problem),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
         .with_writer(std::io::stderr)
@@ -263,6 +277,14 @@ fn main() -> ExitCode {
             Ok(plan) => run_until_interrupted(|stop| quick::run(&plan, stop)),
             Err(problem) => refuse(&problem),
         },
+        Command::Run(run) => match run.plan() {
+            Ok(plan) => run_until_interrupted(|stop| running::run(&plan, stop)),
+            Err(problem) => refuse(&problem),
+        },
+        Command::Audit(audit) => {
+            let (acks, place) = audit.place();
+            run_until_interrupted(|stop| later::run(&acks, &place, stop))
+        }
         Command::Find(find) => match find.plan() {
             Ok(plan) => run_until_interrupted(|stop| find::run(&plan, stop)),
             Err(problem) => refuse(&problem),
@@ -349,11 +371,16 @@ mod tests {
     }
 
     #[test]
+    fn options_fit_together() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
     fn the_defaults_are_the_documented_ones() {
         let plan = plan(&[]).unwrap();
         assert_eq!((plan.cluster.nodes, plan.cluster.shards, plan.cluster.groups), (3, 1, 8));
-        assert_eq!((plan.cluster.record_bytes, plan.clients, plan.in_flight), (64, 8, 256));
-        assert_eq!((plan.duration, plan.warmup), (Duration::from_secs(10), Duration::from_secs(2)));
+        assert_eq!((plan.cluster.record_bytes, plan.load.clients, plan.load.in_flight), (64, 8, 256));
+        assert_eq!((plan.load.duration, plan.load.warmup), (Duration::from_secs(10), Duration::from_secs(2)));
         assert!(plan.data_dir.is_none() && plan.json.is_none() && plan.faults.is_empty());
     }
 

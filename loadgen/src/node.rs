@@ -338,6 +338,7 @@ fn start_load(
         let driver = DriverPlan {
             clients: plan.first_client..plan.first_client + plan.clients,
             clients_total: plan.clients_total,
+            first_client: 0,
             groups: plan.groups,
             targets: plan.targets,
             in_flight: plan.in_flight,

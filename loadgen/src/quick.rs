@@ -6,33 +6,32 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
 use iroh_raft::net::allow::PeerAddress;
-use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
+use iroh_raft::net::client::{ClientConfig, ClientError};
+use iroh_raft::net::cluster_file::ClusterFileError;
+use iroh_raft::net::identity::IdentityError;
 use iroh_raft::net::ring::Waits;
 use iroh_raft::{GroupId, NodeId, cluster_id};
 
-use crate::arrivals::{Arrivals, Pattern};
+use crate::ack_log::{AckLog, AckLogError};
+use crate::audit::AuditCounts;
+use crate::clients::{Clients, LoadPlan, finish, interruptible, runtime};
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
-use crate::driver::{self, DriverPlan, DriverResult, Progress};
 use crate::fault::{Fault, Faults, Signal, Whom};
 use crate::hdr::{self, Stretch};
 use crate::html;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerTotals};
 use crate::machine::{self, Device, Machine};
 use crate::node::{EmbeddedPlan, NodeSummary};
 use crate::recorder::{Interval, Timeline};
 use crate::report::{
-    Config, FaultSeen, Killed, Latency, OpenLoop, Replaced, Report, Ring, Runs, Slice, core_us, count,
-    percentiles, ratio,
+    Config, FaultSeen, Killed, Latency, OpenLoop, Replaced, Report, Ring, Runs, Slice, core_us, percentiles,
+    ratio,
 };
-use crate::schedule::Pacer;
-use crate::sizes::RecordSizes;
-use crate::skew::Skew;
 use crate::watch::{NodeLook, Watch};
 use crate::{plot, readback};
 
@@ -40,12 +39,8 @@ use crate::{plot, readback};
 pub(crate) const LEADERS_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for all replicas to catch up before they are read back.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
-/// Time for clients to say goodbye to the nodes.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// How often the orchestration looks around.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
-/// Bytes that a record in flight costs the client beside itself.
-const IN_FLIGHT_OVERHEAD_BYTES: usize = 128;
 /// With more groups asking all nodes each second would be a load of its own.
 const GROUPS_WATCHED_MAX: u64 = 1024;
 
@@ -53,24 +48,10 @@ const GROUPS_WATCHED_MAX: u64 = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct QuickPlan {
     pub(crate) cluster: ClusterPlan,
-    pub(crate) clients: u32,
-    pub(crate) in_flight: u32,
-    pub(crate) client_threads: u32,
+    pub(crate) load: LoadPlan,
     /// Whether clients are in the processes of the nodes, each with the groups that its node leads; `clients` and
     /// `in_flight` are then those of each node.
     pub(crate) is_embedded: bool,
-    /// Records a second in the open loop; `None` for the closed one.
-    pub(crate) per_s: Option<u32>,
-    /// How they arrive in it.
-    pub(crate) arrivals: Arrivals,
-    /// Bytes of a record.
-    pub(crate) sizes: RecordSizes,
-    /// How load is spread over the groups.
-    pub(crate) skew: Skew,
-    /// Of all that is drawn.
-    pub(crate) seed: u64,
-    pub(crate) duration: Duration,
-    pub(crate) warmup: Duration,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
     /// Other files of the result.
@@ -78,15 +59,15 @@ pub(crate) struct QuickPlan {
     /// How often, each time on a cluster of its own.
     pub(crate) repeat: u32,
     pub(crate) faults: Vec<Fault>,
-    /// How long the clients' connections may be silent; `None` for the client's own time.
-    pub(crate) idle_timeout: Option<Duration>,
     /// Nodes that are killed with their disks and replaced, one after the other, from the start of the measured time.
     pub(crate) replacements: u32,
 }
 
 impl QuickPlan {
-    fn pattern(&self) -> Option<Pattern> {
-        self.per_s.map(|per_s| Pattern { per_s, arrivals: self.arrivals })
+    /// The same at another rate, for who writes the results itself.
+    pub(crate) fn at_rate(&self, per_s: Option<u32>) -> QuickPlan {
+        let load = LoadPlan { per_s, ..self.load.clone() };
+        QuickPlan { load, json: None, ..self.clone() }
     }
 }
 
@@ -99,6 +80,8 @@ pub(crate) struct Files {
     pub(crate) hgrm: Option<PathBuf>,
     /// A page with pictures.
     pub(crate) html: Option<PathBuf>,
+    /// What clients were told of their records.
+    pub(crate) ack_log: Option<PathBuf>,
 }
 
 /// A run: what it gave, and its latencies in the measured window, and second by second.
@@ -130,6 +113,18 @@ pub(crate) enum QuickError {
     Client(#[from] ClientError),
     #[error("no folder for data in {}: {source}; name one with --data-dir", path.display())]
     Folder { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    AckLog(#[from] AckLogError),
+    #[error(transparent)]
+    ClusterFile(#[from] ClusterFileError),
+    #[error("{} is no key of a client ({source}): name the file that `iroh-raft client-key` made", path.display())]
+    Key { path: PathBuf, source: IdentityError },
+    #[error("no node of {} says which groups it has ({problem}): start the nodes, and give the client the right to read", path.display())]
+    NoGroups { path: PathBuf, problem: String },
+    #[error("{}", no_such_group(*group, there))]
+    NoSuchGroup { group: u64, there: Vec<u64> },
+    #[error("{} is of the cluster {wanted}, and this is {found}: name the cluster that was written to", path.display())]
+    OtherCluster { path: PathBuf, found: String, wanted: String },
     #[error("cannot write {}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error("{what} within {} s: see the nodes' logs in {}", deadline.as_secs(), folder.display())]
@@ -144,6 +139,16 @@ pub(crate) enum QuickError {
     Panicked,
     #[error("interrupted")]
     Interrupted,
+}
+
+fn no_such_group(group: u64, there: &[u64]) -> String {
+    const SHOWN: usize = 20;
+    let shown = there.iter().take(SHOWN).map(u64::to_string).collect::<Vec<_>>().join(", ");
+    let more = if there.len() > SHOWN { ", ..." } else { "" };
+    match there {
+        [] => "the cluster has no groups: make some with `iroh-raft group create`".to_owned(),
+        _ => format!("the cluster has no group {group}; it has {shown}{more}"),
+    }
 }
 
 /// Where the data is: a temporary folder, or one that was named and stays.
@@ -288,7 +293,7 @@ fn measure(
     cluster.start()?;
     let no_leaders = late("not every group had a leader", LEADERS_DEADLINE, folder);
     wait_for(LEADERS_DEADLINE, LOOK, no_leaders, stop, || cluster.has_leaders())?;
-    let load = if plan.is_embedded {
+    let mut load = if plan.is_embedded {
         load_embedded(plan, cluster, folder, stop)?
     } else {
         load(plan, cluster, folder, stop)?
@@ -299,32 +304,42 @@ fn measure(
     cluster.start()?;
     let no_leaders = late("after the restart not every group had a leader", LEADERS_DEADLINE, folder);
     wait_for(LEADERS_DEADLINE, LOOK, no_leaders, stop, || cluster.has_leaders())?;
-    // Replicas that stay behind are found by the audit, record by record.
-    let behind = late("some replicas did not catch up", CATCH_UP_DEADLINE, folder);
-    match wait_for(CATCH_UP_DEADLINE, LOOK, behind, stop, || has_caught_up(cluster, &load.ledger)) {
-        Err(error @ QuickError::Late { .. }) => eprintln!("{error}"),
-        other => other?,
+    let acks = AckLog::new(cluster.name(), &plan.load.sizes, std::mem::take(&mut load.ledger));
+    if let Some(path) = &plan.files.ack_log {
+        acks.write(path)?;
     }
     let config = ClientConfig { nodes: cluster.addresses(), ..client_config(plan, cluster) };
-    let audit = readback::audit(config, &load.ledger, &plan.sizes);
-    let runtime = runtime()?;
-    let (audit, unreadable) = interruptible(&runtime, audit, stop)??;
-    finish(&runtime);
-    for replica in &unreadable {
-        eprintln!(
-            "node {}, group {}: unreadable from offset {}: {}",
-            replica.node, replica.group, replica.from, replica.error
-        );
-    }
+    let audit = audit(cluster, folder, config, &acks, stop)?;
 
-    let report = report(plan, folder, &load, audit);
+    let report = report(plan, folder, &load, acks.ledger.totals(), audit);
     if let Some(error) = &load.last_error {
         eprintln!("last error: {error}");
     }
     Ok(Trial { report, latencies: load.measured.latencies, stretches: load.stretches, began: load.began })
 }
 
-fn late(what: &'static str, deadline: Duration, folder: &Path) -> QuickError {
+/// Reads back what clients were told of, from the nodes of a cluster that has just started.
+pub(crate) fn audit(
+    cluster: &mut Cluster,
+    folder: &Path,
+    config: ClientConfig,
+    acks: &AckLog,
+    stop: &AtomicBool,
+) -> Result<AuditCounts, QuickError> {
+    // Replicas that stay behind are found by the audit, record by record.
+    let behind = late("some replicas did not catch up", CATCH_UP_DEADLINE, folder);
+    match wait_for(CATCH_UP_DEADLINE, LOOK, behind, stop, || has_caught_up(cluster, &acks.ledger)) {
+        Err(error @ QuickError::Late { .. }) => eprintln!("{error}"),
+        other => other?,
+    }
+    let runtime = runtime()?;
+    let (audit, unreadable) = interruptible(&runtime, readback::audit(config, acks), stop)??;
+    finish(&runtime);
+    unreadable.iter().for_each(|replica| eprintln!("{replica}"));
+    Ok(audit)
+}
+
+pub(crate) fn late(what: &'static str, deadline: Duration, folder: &Path) -> QuickError {
     QuickError::Late { what, deadline, folder: folder.to_path_buf() }
 }
 
@@ -363,118 +378,12 @@ fn has_caught_up(cluster: &mut Cluster, ledger: &Ledger) -> Result<bool, Cluster
 }
 
 fn client_config(plan: &QuickPlan, cluster: &Cluster) -> ClientConfig {
-    let records = plan.clients as usize * plan.in_flight as usize;
-    let bytes = records * (plan.cluster.record_bytes + IN_FLIGHT_OVERHEAD_BYTES);
-    let mut limits = ClientLimits::default();
-    limits.in_flight_bytes_max = limits.in_flight_bytes_max.max(bytes);
-    limits.idle_timeout = plan.idle_timeout.unwrap_or(limits.idle_timeout);
     ClientConfig {
         cluster: cluster_id(cluster.name()),
         identity: cluster.client().clone(),
         nodes: cluster.all_addresses().to_vec(),
         bind: None,
-        limits,
-    }
-}
-
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, QuickError> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(QuickError::Thread)
-}
-
-/// Lets the tasks of clients that were closed come to their end.
-pub(crate) fn finish(runtime: &tokio::runtime::Runtime) {
-    runtime.block_on(async {
-        let tasks = tokio::runtime::Handle::current().metrics();
-        let until = Instant::now() + CLOSE_DEADLINE;
-        while tasks.num_alive_tasks() > 0 && Instant::now() < until {
-            tokio::time::sleep(LOOK).await;
-        }
-    });
-}
-
-/// Runs a future to its end, or until `stop` is set.
-pub(crate) fn interruptible<T>(
-    runtime: &tokio::runtime::Runtime,
-    work: impl Future<Output = T>,
-    stop: &AtomicBool,
-) -> Result<T, QuickError> {
-    runtime.block_on(async {
-        let mut work = std::pin::pin!(work);
-        loop {
-            if let Ok(done) = tokio::time::timeout(LOOK * 10, &mut work).await {
-                return Ok(done);
-            }
-            if stop.load(Ordering::Relaxed) {
-                return Err(QuickError::Interrupted);
-            }
-        }
-    })
-}
-
-type DriverThread = JoinHandle<Result<DriverResult, QuickError>>;
-
-/// Starts the threads of the clients.
-fn start_drivers(
-    plan: &QuickPlan,
-    cluster: &Cluster,
-    start: Instant,
-    stop: &Arc<AtomicBool>,
-) -> Result<(Vec<DriverThread>, Receiver<Progress>), QuickError> {
-    let threads = plan.client_threads.min(plan.clients);
-    let base = DriverPlan {
-        clients: 0..plan.clients,
-        clients_total: plan.clients,
-        groups: plan.cluster.groups,
-        targets: (1..=plan.cluster.groups).collect(),
-        in_flight: plan.in_flight,
-        skew: plan.skew,
-        times: None,
-        sizes: plan.sizes.clone(),
-        start,
-        warmup: plan.warmup,
-        duration: plan.duration,
-    };
-    let (sender, progress) = sync_channel(base.intervals_max() * threads as usize);
-    let mut drivers = Vec::new();
-    for thread in 0..threads {
-        let own = DriverPlan {
-            clients: plan.clients * thread / threads..plan.clients * (thread + 1) / threads,
-            times: plan.pattern().map(|pattern| pattern.times(thread, threads, base.end(), plan.seed)),
-            ..base.clone()
-        };
-        drivers.push(spawn_driver(thread, own, client_config(plan, cluster), sender.clone(), stop.clone())?);
-    }
-    Ok((drivers, progress))
-}
-
-fn spawn_driver(
-    thread: u32,
-    plan: DriverPlan,
-    client: ClientConfig,
-    progress: SyncSender<Progress>,
-    stop: Arc<AtomicBool>,
-) -> Result<DriverThread, QuickError> {
-    let run = move || {
-        let runtime = runtime()?;
-        let result = runtime.block_on(async {
-            let pacer =
-                plan.times.as_ref().map(|_| Pacer::start()).transpose().map_err(QuickError::Thread)?;
-            Ok(driver::drive(plan, pacer, client, progress, stop).await?)
-        });
-        finish(&runtime);
-        result
-    };
-    std::thread::Builder::new().name(format!("clients-{thread}")).spawn(run).map_err(QuickError::Thread)
-}
-
-/// What the live view is headed by.
-fn title(plan: &QuickPlan) -> String {
-    let records = format!("{} B records, {} groups", plan.sizes, plan.cluster.groups);
-    match plan.pattern() {
-        Some(Pattern { per_s, arrivals }) => {
-            format!("open loop, {}/s ({arrivals}), {records}", count(per_s.into()))
-        }
-        None => format!("closed loop, {} clients x {} in flight, {records}", plan.clients, plan.in_flight),
+        limits: plan.load.limits(),
     }
 }
 
@@ -502,36 +411,36 @@ fn load(
     let device = Device::under(folder);
     let led_before: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
     let (start, began) = (Instant::now(), SystemTime::now());
-    let (drivers, progress) = start_drivers(plan, cluster, start, stop)?;
-    let threads = drivers.len();
-    let mut watch =
-        Watch::new(threads, plan.files.hdr_log.is_some(), title(plan), plan.warmup + plan.duration);
+    let (groups, client) = (plan.cluster.groups, client_config(plan, cluster));
+    let clients = Clients::start(&plan.load, (1..=groups).collect(), 0, &client, start, stop)?;
+    let end = plan.load.end();
+    let title = plan.load.title(groups as usize);
+    let mut watch = Watch::new(clients.threads(), plan.files.hdr_log.is_some(), title, end);
     look_at(cluster, &mut watch)?;
     let mut before = None;
     let mut after = None;
-    let mut faults = Faults::new(&plan.faults, plan.replacements, plan.warmup, client_config(plan, cluster));
-    let end = plan.warmup + plan.duration;
+    let mut faults = Faults::new(&plan.faults, plan.replacements, plan.load.warmup, client);
     while after.is_none() {
-        if start.elapsed() < end && drivers.iter().any(JoinHandle::is_finished) {
-            // Only an error, told below, and Ctrl-C end a thread before its time.
+        if start.elapsed() < end && clients.has_ended() {
+            // The error is told below.
             break;
         }
         if stop.load(Ordering::Relaxed) {
             return Err(QuickError::Interrupted);
         }
         let now = start.elapsed();
-        if before.is_none() && now >= plan.warmup {
+        if before.is_none() && now >= plan.load.warmup {
             before = Some(Sample::take(cluster, device.as_ref())?);
         }
-        faults.drive(cluster, now, plan.warmup, &mut watch)?;
+        faults.drive(cluster, now, plan.load.warmup, &mut watch)?;
         if now >= end {
             after = Some(Sample::take(cluster, device.as_ref())?);
         }
         // The edges of the window are met as exactly as a thread can wake.
         let now = start.elapsed();
-        let edges = [plan.warmup, end].into_iter().filter(|edge| *edge > now);
+        let edges = [plan.load.warmup, end].into_iter().filter(|edge| *edge > now);
         let look = edges.map(|edge| edge - now).chain([LOOK]).min().unwrap_or(LOOK);
-        match progress.recv_timeout(look) {
+        match clients.progress.recv_timeout(look) {
             Ok(progress) => {
                 if watch.handle(progress) {
                     look_at(cluster, &mut watch)?;
@@ -540,30 +449,16 @@ fn load(
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
     }
-    let mut ledger = Ledger::new(plan.cluster.groups, plan.clients);
-    let mut timeline = Timeline::new(plan.cluster.groups);
-    let (mut due, mut last_error) = (0, None);
-    for thread in drivers {
-        // Calls that are still open are answered or given up first; a killed node comes back meanwhile.
-        while !thread.is_finished() {
-            faults.drive(cluster, start.elapsed(), plan.warmup, &mut watch)?;
-            std::thread::sleep(LOOK);
-        }
-        let result = thread.join().map_err(|_| QuickError::Panicked)??;
-        ledger.merge(result.ledger);
-        timeline.merge(result.timeline);
-        due += result.due;
-        last_error = last_error.or(result.last_error.map(|error| error.to_string()));
-    }
+    let (known, progress) =
+        clients.join(|| faults.drive(cluster, start.elapsed(), plan.load.warmup, &mut watch))?;
     progress.try_iter().for_each(|progress| _ = watch.handle(progress));
     while !faults.are_over() && !stop.load(Ordering::Relaxed) {
-        faults.drive(cluster, start.elapsed(), plan.warmup, &mut watch)?;
+        faults.drive(cluster, start.elapsed(), plan.load.warmup, &mut watch)?;
         std::thread::sleep(LOOK);
     }
     if stop.load(Ordering::Relaxed) {
         return Err(QuickError::Interrupted);
     }
-    ledger.seal();
     let led_after: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
     let (killed, replaced) = faults.into_done();
     Ok(Load {
@@ -571,15 +466,15 @@ fn load(
         slices: watch.slices,
         stretches: watch.stretches,
         measured: watch.measured,
-        ledger,
-        timeline,
-        due,
+        ledger: known.ledger,
+        timeline: known.timeline,
+        due: known.due,
         before: before.unwrap_or_default(),
         after: after.unwrap_or_default(),
         killed,
         replaced,
         leader_changes: led_after.saturating_sub(led_before),
-        last_error,
+        last_error: known.last_error,
     })
 }
 
@@ -591,19 +486,19 @@ fn load_embedded(
     stop: &Arc<AtomicBool>,
 ) -> Result<Load, QuickError> {
     let device = Device::under(folder);
-    let clients_total = plan.clients * u32::from(plan.cluster.nodes);
+    let clients_total = plan.load.clients * u32::from(plan.cluster.nodes);
     let led_before: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
     let (start, began) = (Instant::now(), SystemTime::now());
     cluster.begin_load(&EmbeddedPlan {
         first_client: 0,
-        clients: plan.clients,
+        clients: plan.load.clients,
         clients_total,
         groups: plan.cluster.groups,
         targets: Vec::new(),
-        in_flight: plan.in_flight,
-        sizes: plan.sizes.clone(),
-        warmup: plan.warmup,
-        duration: plan.duration,
+        in_flight: plan.load.in_flight,
+        sizes: plan.load.sizes.clone(),
+        warmup: plan.load.warmup,
+        duration: plan.load.duration,
     })?;
     let wait_until = |at: Duration| {
         while start.elapsed() < at {
@@ -614,9 +509,9 @@ fn load_embedded(
         }
         Ok(())
     };
-    wait_until(plan.warmup)?;
+    wait_until(plan.load.warmup)?;
     let before = Sample::take(cluster, device.as_ref())?;
-    wait_until(plan.warmup + plan.duration)?;
+    wait_until(plan.load.warmup + plan.load.duration)?;
     let after = Sample::take(cluster, device.as_ref())?;
     let mut load = Load {
         began,
@@ -674,7 +569,7 @@ fn rings(before: &Sample, after: &Sample) -> BTreeMap<String, Ring> {
     sum(after).into_iter().map(since).filter(|(_, ring)| ring.items > 0).collect()
 }
 
-fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::AuditCounts) -> Report {
+fn report(plan: &QuickPlan, folder: &Path, load: &Load, totals: LedgerTotals, audit: AuditCounts) -> Report {
     let measured_records = load.measured.acked();
     let (before, after) = (&load.before, &load.after);
     let more = |of: fn(&NodeUsage) -> u64| after.sum(of).saturating_sub(before.sum(of));
@@ -682,11 +577,10 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
     let client_cpu = after.client_cpu.saturating_sub(before.client_cpu);
     let cpu = after.node_cpu().saturating_sub(before.node_cpu()) + client_cpu;
     let device_flushes = after.device_flushes.zip(before.device_flushes);
-    let totals = load.ledger.totals();
-    let end = plan.warmup + plan.duration;
+    let end = plan.load.warmup + plan.load.duration;
     // What a fault did is seen until the next one comes.
     let gap_after = |killed: &Killed, groups: &[u32]| {
-        let at = |killed: &Killed| plan.warmup + Duration::from_secs_f64(killed.at_s);
+        let at = |killed: &Killed| plan.load.warmup + Duration::from_secs_f64(killed.at_s);
         let later = load.killed.iter().map(|(other, _)| at(other)).filter(|other| *other > at(killed));
         let to = later.chain([end]).min().unwrap_or(end);
         groups.iter().map(|&group| load.timeline.longest_gap_ms(group, at(killed), to)).max()
@@ -696,18 +590,18 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
         let is_it = |fault: &&Fault| fault.signal == signal && fault.whom == Whom::Leader;
         plan.faults.iter().find(is_it).map(|fault| fault.at.as_secs_f64())
     };
-    let gap_ms = |group| load.timeline.longest_gap_ms(group, plan.warmup, end);
+    let gap_ms = |group| load.timeline.longest_gap_ms(group, plan.load.warmup, end);
     Report {
-        throughput_records_per_s: ratio(measured_records as f64, plan.duration.as_secs_f64()),
+        throughput_records_per_s: ratio(measured_records as f64, plan.load.duration.as_secs_f64()),
         acked_records: totals.acked,
         measured_records,
-        measured_s: plan.duration.as_secs_f64(),
+        measured_s: plan.load.duration.as_secs_f64(),
         failed_records: totals.refused,
         unknown_records: totals.unknown,
         latency_us: Latency::of(&load.measured.latencies),
         percentiles_us: percentiles(&load.measured.latencies),
         slices: load.slices.clone(),
-        open_loop: plan.per_s.map(|per_s| OpenLoop::of(per_s, load.due, &load.measured)),
+        open_loop: plan.load.per_s.map(|per_s| OpenLoop::of(per_s, load.due, &load.measured)),
         flushes,
         records_per_flush: ratio(measured_records as f64 * f64::from(plan.cluster.nodes), flushes as f64),
         flush_us_mean: ratio(flush_us as f64, flushes as f64),
@@ -740,21 +634,21 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, audit: crate::audit::Aud
             shards: plan.cluster.shards,
             bridge_threads: plan.cluster.bridge_threads,
             groups: plan.cluster.groups,
-            record_bytes: plan.sizes.mean() as usize,
-            record_sizes: plan.sizes.clone(),
-            skew: plan.skew.to_string(),
-            arrivals: plan.per_s.map(|_| plan.arrivals.to_string()),
-            seed: plan.seed,
-            clients: plan.clients,
-            in_flight: plan.in_flight,
-            client_threads: plan.client_threads.min(plan.clients),
+            record_bytes: plan.load.sizes.mean() as usize,
+            record_sizes: plan.load.sizes.clone(),
+            skew: plan.load.skew.to_string(),
+            arrivals: plan.load.per_s.map(|_| plan.load.arrivals.to_string()),
+            seed: plan.load.seed,
+            clients: plan.load.clients,
+            in_flight: plan.load.in_flight,
+            client_threads: plan.load.client_threads.min(plan.load.clients),
             is_embedded: plan.is_embedded,
-            duration_s: plan.duration.as_secs_f64(),
-            warmup_s: plan.warmup.as_secs_f64(),
+            duration_s: plan.load.duration.as_secs_f64(),
+            warmup_s: plan.load.warmup.as_secs_f64(),
             replacements: plan.replacements,
             kill_leader_at_s: outage_at_s(Signal::Kill),
             stop_leader_at_s: outage_at_s(Signal::Stop),
-            loop_kind: if plan.per_s.is_some() { "open" } else { "closed" },
+            loop_kind: if plan.load.per_s.is_some() { "open" } else { "closed" },
         },
         machine: Machine::look(folder),
         versions: machine::versions(),

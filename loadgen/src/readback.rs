@@ -1,5 +1,7 @@
 //! Reads every replica's whole log of every group back over the network, into the audit.
 
+use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use iroh_raft::net::client::{Client, ClientConfig, ClientError, Records};
@@ -7,9 +9,9 @@ use iroh_raft::{GroupId, NodeId, Offset, RequestError, Retry};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::audit::{AuditCounts, ReplicaAudit, diverged};
-use crate::ledger::{GroupLedger, Ledger};
-use crate::sizes::RecordSizes;
+use crate::ack_log::AckLog;
+use crate::audit::{AuditCounts, ReplicaAudit, diverged, span};
+use crate::ledger::GroupLedger;
 
 /// Bytes of one read.
 const READ_BYTES: u32 = 4 << 20;
@@ -29,6 +31,13 @@ pub(crate) struct Unreadable {
     pub(crate) error: ClientError,
 }
 
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unreadable { node, group, from, error } = self;
+        write!(f, "node {node}, group {group}: unreadable from offset {from}: {error}")
+    }
+}
+
 /// Audits every group on every node. Also returns what could not be read: its records count as
 /// lost.
 ///
@@ -36,17 +45,16 @@ pub(crate) struct Unreadable {
 /// [`ClientError`] when no node can be reached at all.
 pub(crate) async fn audit(
     config: ClientConfig,
-    ledger: &Ledger,
-    sizes: &RecordSizes,
+    acks: &AckLog,
 ) -> Result<(AuditCounts, Vec<Unreadable>), ClientError> {
     let nodes: Vec<NodeId> = config.nodes.iter().map(|node| node.node).collect();
     let client = Client::connect(config).await?;
     let mut counts = AuditCounts::default();
     let mut unreadable = Vec::new();
-    for (group, of_group) in ledger.groups() {
+    for (group, of_group) in acks.ledger.groups() {
         let mut hashes = Vec::new();
         for &node in &nodes {
-            let (found, ranges, failure) = replica(&client, node, group, of_group, sizes).await;
+            let (found, ranges, failure) = replica(&client, node, acks, group, of_group).await;
             counts += found;
             hashes.push(ranges);
             unreadable.extend(failure);
@@ -62,15 +70,20 @@ pub(crate) async fn audit(
 async fn replica(
     client: &Client,
     node: NodeId,
+    acks: &AckLog,
     group: u32,
     ledger: &GroupLedger,
-    sizes: &RecordSizes,
 ) -> (AuditCounts, Vec<u64>, Option<Unreadable>) {
-    let mut audit = ReplicaAudit::new(ledger, group, sizes);
+    let mut audit = ReplicaAudit::new(acks, group, ledger);
+    let span = span(acks, ledger);
+    if span.is_empty() {
+        let (counts, hashes) = audit.finish();
+        return (counts, hashes, None);
+    }
     let (sender, mut answers) = mpsc::channel(ANSWERS_AHEAD_MAX);
-    let reader = tokio::spawn(read_all(client.clone(), node, group, sender));
+    let reader = tokio::spawn(read_all(client.clone(), node, group, span.clone(), sender));
     while let Some(records) = answers.recv().await {
-        for record in records.iter() {
+        for record in records.iter().filter(|record| span.contains(&record.offset.0)) {
             audit.handle_record(record.offset.0, record.data);
         }
     }
@@ -89,12 +102,13 @@ async fn read_all(
     client: Client,
     node: NodeId,
     group: u32,
+    span: Range<u64>,
     answers: mpsc::Sender<Records>,
 ) -> Result<(), ClientError> {
-    let mut from = Offset(0);
+    let mut from = Offset(span.start);
     loop {
         let records = read(&client, node, group, from).await?;
-        let is_end = records.is_empty() || records.next() >= records.end();
+        let is_end = records.is_empty() || records.next() >= records.end() || records.next().0 >= span.end;
         from = records.next();
         if answers.send(records).await.is_err() || is_end {
             return Ok(());

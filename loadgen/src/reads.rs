@@ -17,9 +17,10 @@ use iroh_raft::{Consistency, GroupId, Message, cluster_id};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::clients::{finish, interruptible, runtime};
 use crate::cluster::{Cluster, ClusterPlan};
 use crate::machine::Machine;
-use crate::quick::{Folder, LEADERS_DEADLINE, LOOK, QuickError, finish, interruptible, runtime, wait_for};
+use crate::quick::{Folder, LEADERS_DEADLINE, LOOK, QuickError, wait_for};
 use crate::recorder::Interval;
 use crate::report::{Latency, count, ratio};
 

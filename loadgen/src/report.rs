@@ -325,8 +325,7 @@ pub(crate) struct Replaced {
 impl Report {
     /// Whether the audit found nothing, and looked at everything.
     pub(crate) fn is_clean(&self) -> bool {
-        let expected = self.acked_records * u64::from(self.config.nodes);
-        self.audit.is_clean() && self.audit.checked == expected
+        self.audit.is_clean_of(self.acked_records, self.config.nodes.into())
     }
 
     /// What a person wants to know, line by line.
@@ -470,15 +469,7 @@ impl Report {
             );
             rows.push(("replaced", text));
         }
-        let audit = &self.audit;
-        let verdict = if self.is_clean() { "CLEAN" } else { "FAILED" };
-        rows.push((
-            "audit",
-            format!(
-                "{verdict}: {} checked, {} lost, {} duplicated, {} reordered, {} diverged, {} phantom",
-                audit.checked, audit.lost, audit.duplicated, audit.reordered, audit.diverged, audit.phantom
-            ),
-        ));
+        rows.push(("audit", self.audit.verdict(self.is_clean())));
         rows
     }
 

@@ -15,9 +15,10 @@ use iroh_raft::{Consistency, GroupId, MemberChange, MemberRole, Message, NodeId,
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::clients::{finish, interruptible, runtime};
 use crate::cluster::{Cluster, ClusterPlan};
 use crate::machine::{self, Machine};
-use crate::quick::{Folder, LEADERS_DEADLINE, LOOK, QuickError, finish, interruptible, runtime, wait_for};
+use crate::quick::{Folder, LEADERS_DEADLINE, LOOK, QuickError, wait_for};
 use crate::recorder::Interval;
 use crate::report::{Latency, count, ratio};
 

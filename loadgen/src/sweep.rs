@@ -49,7 +49,7 @@ pub(crate) struct Sweep {
 /// [`QuickError`] of a run that could not be made.
 pub(crate) fn run(plan: &SweepPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickError> {
     let trial = |per_s: Option<u32>| {
-        let load = QuickPlan { per_s, json: None, ..plan.load.clone() };
+        let load = plan.load.at_rate(per_s);
         quick::trial(&load, stop).map(|trial| trial.report)
     };
     let mut sweep = Sweep { closed_loop_per_s: None, points: Vec::new() };

@@ -23,6 +23,8 @@ mod client_server;
 #[cfg(feature = "endpoint")]
 mod close;
 #[cfg(feature = "endpoint")]
+pub mod cluster_file;
+#[cfg(feature = "endpoint")]
 pub mod endpoint;
 #[cfg(feature = "endpoint")]
 pub mod identity;

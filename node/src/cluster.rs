@@ -8,8 +8,8 @@ use iroh_raft::net::identity::IdentityError;
 use iroh_raft::{Identity, cluster_id};
 
 use crate::cli::Access;
-use crate::config::cluster_file::ClusterFile;
 use crate::say::Failure;
+use iroh_raft::net::cluster_file::ClusterFile;
 
 /// Why a command cannot get at the cluster.
 #[derive(Debug, thiserror::Error)]

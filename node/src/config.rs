@@ -11,12 +11,11 @@ use iroh_raft::{EngineError, NodeId, Preset};
 use serde::Serialize;
 use toml::de::{DeTable, DeValue};
 
-pub(crate) mod cluster_file;
 pub(crate) mod page;
 pub(crate) mod settings;
 pub(crate) mod shape;
 
-use cluster_file::{ClusterFile, ClusterFileError};
+use iroh_raft::net::cluster_file::{ClusterFile, ClusterFileError};
 use settings::{NodeConfig, PRESETS, SETTINGS, find, nearest, variable};
 use shape::{Shape, list};
 

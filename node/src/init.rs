@@ -8,10 +8,10 @@ use iroh_raft::{Identity, NodeId, Preset};
 use serde::Serialize;
 
 use crate::cli::{Access, ClientKeyArgs, ConfigCommand, InitArgs};
-use crate::config::cluster_file::{ClusterFile, parse_rights};
 use crate::config::settings::{NodeConfig, PRESETS, find, nearest};
 use crate::config::{Sources, page};
 use crate::say::{Failure, say, table};
+use iroh_raft::net::cluster_file::{ClusterFile, parse_rights};
 
 /// Name of a node's file in its folder.
 pub(crate) const NODE_FILE: &str = "node.toml";

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cluster::AccessError;
 use crate::config::ConfigError;
-use crate::config::cluster_file::ClusterFileError;
+use iroh_raft::net::cluster_file::ClusterFileError;
 
 /// Why a command could not do what it was asked to. One line each, with what to do.
 #[derive(Debug, thiserror::Error)]

@@ -8,9 +8,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::StartArgs;
 use crate::config::Sources;
-use crate::config::cluster_file::ClusterFile;
 use crate::config::settings::NodeConfig;
 use crate::say::Failure;
+use iroh_raft::net::cluster_file::ClusterFile;
 
 /// `iroh-raft start`.
 pub(crate) fn run(args: &StartArgs) -> Result<ExitCode, Failure> {

@@ -10,37 +10,90 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use iroh_raft::net::allow::{ClientGrant, PeerAddress};
-use iroh_raft::{EndpointId, NodeId, Rights};
+use iroh::EndpointId;
+use iroh_raft_core::NodeId;
+
+use crate::allow::{ClientGrant, PeerAddress};
+use crate::port::Rights;
 
 /// What the file says.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub(crate) struct ClusterFile {
+pub struct ClusterFile {
     /// The cluster's name.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
     /// Its nodes.
-    pub(crate) nodes: Vec<PeerAddress>,
+    pub nodes: Vec<PeerAddress>,
     /// Its clients, with their names.
-    pub(crate) clients: Vec<(String, ClientGrant)>,
+    pub clients: Vec<(String, ClientGrant)>,
 }
 
 /// Why a cluster file is none.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClusterFileError {
+pub enum ClusterFileError {
+    /// There is no such file, or it cannot be read.
     #[error("{} cannot be read ({source}): name the cluster file, which `iroh-raft init` writes", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It cannot be written.
     #[error("{} cannot be written: {source}", path.display())]
-    Write { path: PathBuf, source: std::io::Error },
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A line says nothing that is known.
     #[error("{}:{line}: {text:?}: {problem}", path.display())]
-    Line { path: PathBuf, line: usize, text: String, problem: String },
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: usize,
+        /// What it says.
+        text: String,
+        /// What is wrong with that, and what would be right.
+        problem: String,
+    },
+    /// The cluster has no name.
     #[error("{} has no line `cluster = NAME`: add it, or give `init` --cluster NAME", path.display())]
-    NoName { path: PathBuf },
+    NoName {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is of another cluster than the one that something is added to.
     #[error("{} is the cluster {found}, not {wanted}: choose another file, or that name", path.display())]
-    OtherCluster { path: PathBuf, found: String, wanted: String },
+    OtherCluster {
+        /// The file.
+        path: PathBuf,
+        /// Its cluster.
+        found: String,
+        /// The other one.
+        wanted: String,
+    },
+    /// A client is there with other rights.
     #[error("{} has that key as client {name} with the rights {rights}: change that line, and start the nodes again", path.display())]
-    OtherRights { path: PathBuf, name: String, rights: String },
+    OtherRights {
+        /// The file.
+        path: PathBuf,
+        /// The client's name there.
+        name: String,
+        /// Its rights there.
+        rights: String,
+    },
+    /// A node of that number is there with another key or address.
     #[error("{} has node {node} already, as {found}: choose another number, or remove that line", path.display())]
-    NodeTwice { path: PathBuf, node: NodeId, found: String },
+    NodeTwice {
+        /// The file.
+        path: PathBuf,
+        /// The number.
+        node: NodeId,
+        /// Its key and address there.
+        found: String,
+    },
 }
 
 const HEAD: &str = "# Who belongs to the cluster, for all its nodes and clients. `iroh-raft init` adds lines; nodes read it at\n\
@@ -49,7 +102,10 @@ const LINES: &str = "a line is `cluster = NAME`, `node NUMBER = KEY@ADDRESS` or 
 
 impl ClusterFile {
     /// Reads a file.
-    pub(crate) fn read(path: &Path) -> Result<ClusterFile, ClusterFileError> {
+    ///
+    /// # Errors
+    /// That it cannot be read, or the first line that is wrong.
+    pub fn read(path: &Path) -> Result<ClusterFile, ClusterFileError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ClusterFileError::Read { path: path.to_path_buf(), source })?;
         ClusterFile::parse(&text).map_err(|(line, text, problem)| ClusterFileError::Line {
@@ -60,8 +116,11 @@ impl ClusterFile {
         })
     }
 
-    /// The cluster's name, which a client needs.
-    pub(crate) fn name(&self, path: &Path) -> Result<&str, ClusterFileError> {
+    /// The cluster's name, which a client needs. `path`: for the error.
+    ///
+    /// # Errors
+    /// [`ClusterFileError::NoName`].
+    pub fn name(&self, path: &Path) -> Result<&str, ClusterFileError> {
         self.name.as_deref().ok_or_else(|| ClusterFileError::NoName { path: path.to_path_buf() })
     }
 
@@ -113,7 +172,10 @@ impl ClusterFile {
     }
 
     /// Adds what is new to a file, which is created if it is not there.
-    pub(crate) fn add_to(&self, path: &Path) -> Result<(), ClusterFileError> {
+    ///
+    /// # Errors
+    /// What is there and contradicts it; or that the file cannot be read or written.
+    pub fn add_to(&self, path: &Path) -> Result<(), ClusterFileError> {
         let there = if path.exists() { Some(ClusterFile::read(path)?) } else { None };
         let mut lines = if there.is_none() { HEAD.to_owned() } else { String::new() };
         if !std::fs::read(path).unwrap_or_default().ends_with(b"\n") && there.is_some() {
@@ -165,8 +227,11 @@ impl ClusterFile {
     }
 }
 
-/// `NUMBER` and `KEY@ADDRESS`.
-pub(crate) fn parse_node(number: &str, text: &str) -> Result<PeerAddress, String> {
+/// A node from `NUMBER` and `KEY@ADDRESS`.
+///
+/// # Errors
+/// What is wrong with it, and what would be right.
+pub fn parse_node(number: &str, text: &str) -> Result<PeerAddress, String> {
     let node = match number.parse() {
         Ok(0) | Err(_) => return Err(format!("{number:?} is no number of a node: they count from 1")),
         Ok(number) => NodeId(number),
@@ -191,7 +256,10 @@ fn parse_key(text: &str) -> Result<EndpointId, String> {
 }
 
 /// Rights by their names, joined by `+`.
-pub(crate) fn parse_rights(text: &str) -> Result<Rights, String> {
+///
+/// # Errors
+/// The name that is none, and those that are.
+pub fn parse_rights(text: &str) -> Result<Rights, String> {
     let mut rights = Rights::default();
     for right in text.split('+') {
         match right.trim() {
@@ -211,7 +279,7 @@ fn show_rights(rights: Rights) -> String {
 
 #[cfg(test)]
 mod tests {
-    use iroh_raft::Identity;
+    use crate::identity::Identity;
 
     use super::*;
 

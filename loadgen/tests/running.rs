@@ -1,0 +1,134 @@
+//! A cluster that runs already: load on it, and audits of what it and others have acknowledged.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_loadgen");
+
+/// A short run whose nodes and acknowledgements stay.
+fn leave(folder: &Path) {
+    let mut command = Command::new(PROGRAM);
+    command.args(["quick", "--duration", "300ms", "--warmup", "100ms", "--groups", "3", "--clients", "2"]);
+    command.args(["--record-bytes", "16-400", "--skew", "zipf:1", "--rate", "2000", "--arrivals", "poisson"]);
+    command.arg("--data-dir").arg(folder.join("data")).arg("--ack-log").arg(folder.join("acks"));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The nodes that were left, running; they end with this.
+struct Nodes(Vec<Child>);
+
+impl Nodes {
+    /// Starts them, and writes their cluster file.
+    fn start(folder: &Path) -> Nodes {
+        let mut lines = String::new();
+        let mut nodes = Vec::new();
+        for number in 1..=3_u64 {
+            let config = folder.join(format!("data/node-{number}/config.json"));
+            // Its own key and address stand with the others.
+            let other = json(&folder.join(format!("data/node-{}/config.json", number % 3 + 1)));
+            let own = other["peers"].as_array().unwrap().iter().find(|peer| peer["node"] == number).unwrap();
+            let (key, address) = (own["endpoint"].as_str().unwrap(), own["address"].as_str().unwrap());
+            lines += &format!("node {number} = {key}@{address}\n");
+            lines += &format!("cluster = {}\n", other["cluster"].as_str().unwrap());
+            let mut command = Command::new(PROGRAM);
+            command.arg("node").arg("--config").arg(config).stdin(Stdio::piped()).stdout(Stdio::piped());
+            nodes.push(command.stderr(Stdio::null()).spawn().unwrap());
+        }
+        fs::write(folder.join("cluster"), lines).unwrap();
+        for node in &mut nodes {
+            let mut line = String::new();
+            BufReader::new(node.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            assert!(line.contains("ready"), "{line}");
+        }
+        Nodes(nodes)
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for node in &mut self.0 {
+            _ = node.kill();
+            _ = node.wait();
+        }
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_audited_later_from_the_nodes_that_were_left() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    leave(folder.path());
+    // Also where it was moved to meanwhile.
+    let (acks, moved) = (folder.path().join("acks"), folder.path().join("moved"));
+    fs::rename(folder.path().join("data"), &moved).unwrap();
+    let audit = |acks: &Path| {
+        Command::new(PROGRAM).arg("audit").arg(acks).arg("--data-dir").arg(&moved).output().unwrap()
+    };
+    let clean = audit(&acks);
+    assert!(clean.status.success() && said(&clean).contains("CLEAN"), "{}", said(&clean));
+
+    // Somebody was told that other records stand in the place of these.
+    let mut log = json(&acks);
+    let group = &mut log["ledger"]["groups"][0];
+    let run = &group["acked"][0];
+    let (client, count) = (run["client"].as_u64().unwrap() as usize, run["count"].as_u64().unwrap());
+    let sequence = group["sent"][client].as_u64().unwrap();
+    group["acked"][0]["sequence"] = sequence.into();
+    group["sent"][client] = (sequence + count).into();
+    let wrong = folder.path().join("wrong");
+    fs::write(&wrong, log.to_string()).unwrap();
+    let lost = audit(&wrong);
+    assert_eq!(lost.status.code(), Some(1), "{}", said(&lost));
+    assert!(said(&lost).contains(&format!(" {} lost", 3 * count)), "{}", said(&lost));
+
+    log["cluster"] = "another".into();
+    fs::write(&wrong, log.to_string()).unwrap();
+    let other = audit(&wrong);
+    assert_eq!(other.status.code(), Some(1));
+    assert!(said(&other).contains("of the cluster another"), "{}", said(&other));
+}
+
+#[test]
+fn a_running_cluster_is_driven_and_audited_beside_what_others_wrote() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    leave(folder.path());
+    let _nodes = Nodes::start(folder.path());
+    let access = |command: &mut Command| {
+        command.arg("--cluster").arg(folder.path().join("cluster"));
+        command.arg("--key").arg(folder.path().join("data/client.key")).output().unwrap()
+    };
+    let (report, acks) = (folder.path().join("report.json"), folder.path().join("second"));
+    let mut run = Command::new(PROGRAM);
+    run.args(["run", "--duration", "300ms", "--warmup", "100ms", "--clients", "2", "--in-flight", "8"]);
+    run.args(["--group", "1,3", "--json"]).arg(&report).arg("--ack-log").arg(&acks);
+    let output = access(&mut run);
+    assert!(output.status.success(), "{}", said(&output));
+    let report = json(&report);
+    assert_eq!(report["config"]["groups"], 2);
+    let acked = report["acked_records"].as_u64().unwrap();
+    assert!(acked > 0 && report["audit"]["checked"].as_u64() == Some(3 * acked), "{report}");
+    // That of the first run is still there, under the other's records.
+    for acks in [&acks, &folder.path().join("acks")] {
+        let mut audit = Command::new(PROGRAM);
+        let output = access(audit.arg("audit").arg(acks));
+        let is_first = acks.ends_with("acks");
+        // The first one had the cluster for itself, and says so: what others wrote is not its own.
+        assert_eq!(output.status.success(), !is_first, "{}", said(&output));
+        assert!(said(&output).contains(" 0 lost"), "{}", said(&output));
+    }
+    let output = access(Command::new(PROGRAM).args(["run", "--group", "9"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("no group 9; it has 1, 2, 3"), "{}", said(&output));
+}
