@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use iroh_raft::net::client::{ClientConfig, ClientLimits};
 
-use crate::arrivals::{Arrivals, Pattern};
+use crate::arrivals::{Arrivals, Pattern, Times};
 use crate::driver::{self, DriverPlan, DriverResult, Progress};
 use crate::ledger::Ledger;
 use crate::quick::{LOOK, QuickError};
-use crate::recorder::Timeline;
-use crate::report::count;
+use crate::recorder::{Interval, Timeline};
+use crate::report::{OpenLoop, count};
 use crate::schedule::Pacer;
 use crate::sizes::RecordSizes;
 use crate::skew::Skew;
@@ -53,6 +53,17 @@ impl LoadPlan {
     /// When it ends, from its start.
     pub(crate) fn end(&self) -> Duration {
         self.warmup + self.duration
+    }
+
+    /// How it kept to its schedule, if it had one.
+    pub(crate) fn open_loop(&self, times: &[Times], measured: &Interval) -> Option<OpenLoop> {
+        let per_s = self.per_s?;
+        // What was answered in the measured time was due as much earlier as answers take. Where arrivals are not even, that
+        // is another number than was due in the measured time itself.
+        let answer = Duration::from_micros(measured.latencies.value_at_quantile(0.5));
+        let by = |at: Duration| times.iter().map(|times| times.by(at.saturating_sub(answer))).sum::<u64>();
+        let due = by(self.end()).saturating_sub(by(self.warmup));
+        Some(OpenLoop::of(per_s, due, measured))
     }
 
     /// Limits of a client that has all of it in flight.
@@ -127,8 +138,8 @@ pub(crate) struct Known {
     /// Sealed.
     pub(crate) ledger: Ledger,
     pub(crate) timeline: Timeline,
-    /// Records that were due in the measured time of an open loop.
-    pub(crate) due: u64,
+    /// When records were due in an open loop, by thread.
+    pub(crate) times: Vec<Times>,
     pub(crate) last_error: Option<String>,
 }
 
@@ -192,7 +203,7 @@ impl Clients {
         mut drive: impl FnMut() -> Result<(), QuickError>,
     ) -> Result<(Known, Receiver<Progress>), QuickError> {
         let (ledger, timeline) = self.empty;
-        let mut known = Known { ledger, timeline, due: 0, last_error: None };
+        let mut known = Known { ledger, timeline, times: Vec::new(), last_error: None };
         for thread in self.threads {
             // Calls that are still open are answered or given up first; a killed node comes back meanwhile.
             while !thread.is_finished() {
@@ -202,7 +213,7 @@ impl Clients {
             let result = thread.join().map_err(|_| QuickError::Panicked)??;
             known.ledger.merge(result.ledger);
             known.timeline.merge(result.timeline);
-            known.due += result.due;
+            known.times.extend(result.times);
             known.last_error = known.last_error.or(result.last_error.map(|error| error.to_string()));
         }
         known.ledger.seal();

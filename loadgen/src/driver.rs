@@ -100,8 +100,8 @@ pub(crate) struct DriverResult {
     pub(crate) ledger: Ledger,
     /// When each group acknowledged.
     pub(crate) timeline: Timeline,
-    /// Records that were due in the measured time, in the open loop.
-    pub(crate) due: u64,
+    /// When records were due, in the open loop.
+    pub(crate) times: Option<Times>,
     /// The last error that a record met, if any did.
     pub(crate) last_error: Option<ClientError>,
 }
@@ -315,9 +315,8 @@ impl<T: Target> Driver<T> {
     }
 
     fn into_result(self) -> DriverResult {
-        let (warmup, end) = (self.plan.warmup, self.plan.end());
-        let due = self.schedule.map_or(0, |schedule| schedule.times.by(end) - schedule.times.by(warmup));
-        DriverResult { ledger: self.ledger, timeline: self.timeline, due, last_error: self.last_error }
+        let times = self.schedule.map(|schedule| schedule.times);
+        DriverResult { ledger: self.ledger, timeline: self.timeline, times, last_error: self.last_error }
     }
 
     fn is_idle(&self) -> bool {

@@ -18,6 +18,7 @@ use iroh_raft::net::ring::Waits;
 use iroh_raft::{GroupId, NodeId, cluster_id};
 
 use crate::ack_log::{AckLog, AckLogError};
+use crate::arrivals::Times;
 use crate::audit::AuditCounts;
 use crate::clients::{Clients, LoadPlan, finish, interruptible, runtime};
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
@@ -29,8 +30,7 @@ use crate::machine::{self, Device, Machine};
 use crate::node::{EmbeddedPlan, NodeSummary};
 use crate::recorder::{Interval, Timeline};
 use crate::report::{
-    Config, FaultSeen, Killed, Latency, OpenLoop, Replaced, Report, Ring, Runs, Slice, core_us, percentiles,
-    ratio,
+    Config, FaultSeen, Killed, Latency, Replaced, Report, Ring, Runs, Slice, core_us, percentiles, ratio,
 };
 use crate::watch::{NodeLook, Watch};
 use crate::{plot, readback};
@@ -221,8 +221,8 @@ struct Load {
     measured: Interval,
     ledger: Ledger,
     timeline: Timeline,
-    /// Records that were due in the measured time of an open loop.
-    due: u64,
+    /// When records were due in an open loop, by thread.
+    times: Vec<Times>,
     before: Sample,
     after: Sample,
     /// The nodes that were away, when, and the groups they led.
@@ -468,7 +468,7 @@ fn load(
         measured: watch.measured,
         ledger: known.ledger,
         timeline: known.timeline,
-        due: known.due,
+        times: known.times,
         before: before.unwrap_or_default(),
         after: after.unwrap_or_default(),
         killed,
@@ -520,7 +520,7 @@ fn load_embedded(
         measured: Interval::new(true),
         ledger: Ledger::new(plan.cluster.groups, clients_total),
         timeline: Timeline::new(plan.cluster.groups),
-        due: 0,
+        times: Vec::new(),
         before,
         after,
         killed: Vec::new(),
@@ -601,7 +601,7 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, totals: LedgerTotals, au
         latency_us: Latency::of(&load.measured.latencies),
         percentiles_us: percentiles(&load.measured.latencies),
         slices: load.slices.clone(),
-        open_loop: plan.load.per_s.map(|per_s| OpenLoop::of(per_s, load.due, &load.measured)),
+        open_loop: plan.load.open_loop(&load.times, &load.measured),
         flushes,
         records_per_flush: ratio(measured_records as f64 * f64::from(plan.cluster.nodes), flushes as f64),
         flush_us_mean: ratio(flush_us as f64, flushes as f64),

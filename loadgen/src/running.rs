@@ -146,7 +146,7 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
         latency_us: Latency::of(&measured.latencies),
         percentiles_us: percentiles(&measured.latencies),
         slices: watch.slices.clone(),
-        open_loop: plan.load.per_s.map(|per_s| OpenLoop::of(per_s, known.due, measured)),
+        open_loop: plan.load.open_loop(&known.times, measured),
         client_core_us_per_record: ratio(cpu.as_secs_f64() * 1e6, totals.acked as f64),
         audit,
         config: RunConfig {
