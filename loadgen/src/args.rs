@@ -10,7 +10,7 @@ use crate::arrivals::{Arrivals, TIMES_MAX};
 use crate::clients::LoadPlan;
 use crate::cluster::ClusterPlan;
 use crate::duration;
-use crate::fault::{Fault, Signal, Whom};
+use crate::fault::{self, Fault, Signal, Whom};
 use crate::find::{FindPlan, Objective};
 use crate::later::Place;
 use crate::quick::{Files, QuickPlan};
@@ -147,9 +147,13 @@ pub(crate) struct Quick {
     #[arg(long)]
     html: Option<PathBuf>,
     /// A fault on the way, as `KIND@TIME[+LENGTH][:WHOM]` from the start of the measured time: kill@5s (SIGKILL to the node that
-    /// leads most groups, started again after two seconds), stop@2s+500ms:all (SIGSTOP), kill@1s:3 (node 3). May be given several times.
+    /// leads most groups, started again after two seconds), stop@2s+500ms:all (SIGSTOP), disk-stall@2s+1s:leader (nothing reaches
+    /// the journal), kill@1s:3 (node 3). May be given several times.
     #[arg(long = "fault", value_name = "FAULT")]
     faults: Vec<Fault>,
+    /// So many faults of all kinds, drawn with `--seed`, one after the other over the measured time.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000), conflicts_with_all = ["faults", "replace_nodes", "embedded"])]
+    random_faults: u32,
     /// How many nodes are replaced, in turn: SIGKILL, the disk removed, and a new node with a new key takes its place
     /// in every group. Begins with the measured time; the next one follows when the new one has caught up.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
@@ -298,7 +302,16 @@ impl SweepArgs {
 impl Quick {
     pub(crate) fn plan(self) -> Result<QuickPlan, String> {
         let load = self.load.plan()?;
-        for Fault { signal, at, whom, .. } in &self.faults {
+        if self.random_faults > 0 && self.nodes < 3 {
+            return Err("--random-faults needs --nodes 3 or more: fewer have no quorum without one".into());
+        }
+        let faults = if self.random_faults > 0 {
+            fault::random(self.random_faults, self.nodes, load.duration, load.seed)
+        } else {
+            self.faults
+        };
+        let has_hanging_disks = faults.iter().any(|fault| fault.signal == Signal::DiskStall);
+        for Fault { signal, at, whom, .. } in &faults {
             let end = load.duration;
             if *at >= end {
                 return Err(format!(
@@ -316,7 +329,7 @@ impl Quick {
         if self.replace_nodes > 0 && self.nodes < 3 {
             return Err("--replace-nodes needs --nodes 3 or more: fewer have no quorum without one".into());
         }
-        if self.replace_nodes > 0 && !self.faults.is_empty() {
+        if self.replace_nodes > 0 && !faults.is_empty() {
             return Err("--replace-nodes and --fault exclude each other: run them one by one".into());
         }
         let spares = u16::try_from(self.replace_nodes).unwrap_or(u16::MAX);
@@ -331,6 +344,7 @@ impl Quick {
                 spares,
                 lag_entries_max: None,
                 backend: self.backend,
+                has_hanging_disks,
             },
             load,
             is_embedded: self.embedded,
@@ -343,7 +357,7 @@ impl Quick {
                 html: self.html,
                 ack_log: self.load.ack_log,
             },
-            faults: self.faults,
+            faults,
             replacements: self.replace_nodes,
         })
     }

@@ -114,6 +114,8 @@ pub(crate) struct ClusterPlan {
     pub(crate) lag_entries_max: Option<u64>,
     /// How the nodes' files are written.
     pub(crate) backend: BackendChoice,
+    /// Whether the nodes' journals can be made to stand still; then files are written through the page cache.
+    pub(crate) has_hanging_disks: bool,
 }
 
 /// Counters of a node over all its processes, with those of the nodes whose place it took.
@@ -220,6 +222,7 @@ impl Cluster {
                 has_state_machines: plan.has_state_machines,
                 lag_entries_max: plan.lag_entries_max,
                 backend: plan.backend.to_string(),
+                has_hanging_disk: plan.has_hanging_disks,
             };
             Node {
                 address: *own,
@@ -409,6 +412,11 @@ impl Cluster {
         node.used = node.usage()?;
         node.kill();
         Ok(())
+    }
+
+    /// From now on nothing reaches the journals of a node (counted from 0), or all does again.
+    pub(crate) fn hang_disk(&mut self, at: usize, is_hung: bool) -> Result<(), ClusterError> {
+        self.nodes[at].ask(&NodeRequest::HangDisk { is_hung }).map(drop)
     }
 
     /// Sends SIGSTOP to a node (counted from 0): it stands for one that does not run until

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::clients::{finish, runtime};
 use crate::cluster::{Cluster, ClusterError};
 use crate::quick::{LOOK, QuickError};
+use crate::record::mix;
 use crate::report::{Killed, Replaced};
 use crate::watch::Watch;
 
@@ -57,14 +58,15 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Fault, String> {
         let problem = || {
             format!(
-                "{text} is no fault: write KIND@TIME, such as kill@5s or stop@2s+500ms:all, with kill (SIGKILL, and started again) or \
-                 stop (SIGSTOP), how long it lasts (2s unless said), and whom it meets: leader, all, or the number of a node"
+                "{text} is no fault: write KIND@TIME, such as kill@5s or stop@2s+500ms:all, with kill (SIGKILL, and started again), \
+                 stop (SIGSTOP) or disk-stall (nothing reaches the journal), how long it lasts (2s unless said), and whom it meets: leader, all, or the number of a node"
             )
         };
         let (kind, rest) = text.split_once('@').ok_or_else(problem)?;
         let signal = match kind {
             "kill" => Signal::Kill,
             "stop" => Signal::Stop,
+            "disk-stall" => Signal::DiskStall,
             _ => return Err(problem()),
         };
         let (times, whom) = rest.split_once(':').unwrap_or((rest, "leader"));
@@ -79,6 +81,24 @@ impl FromStr for Fault {
         };
         Ok(Fault { signal, at, lasting, whom })
     }
+}
+
+/// Draws so many faults, to one node each, that begin one after the other in the measured time.
+pub(crate) fn random(count: u32, nodes: u16, duration: Duration, seed: u64) -> Vec<Fault> {
+    let mut draws = mix(seed ^ 0x5bd1_e995_9e37_79b9);
+    let mut draw = |below: u64| {
+        draws = mix(draws.wrapping_add(0x9e37_79b9_7f4a_7c15));
+        draws % below
+    };
+    let part = duration / count.max(1);
+    let fault = |number: u32| Fault {
+        signal: [Signal::Kill, Signal::Stop, Signal::DiskStall][draw(3) as usize],
+        // The first half of its part of the time, so that the node is back before the next.
+        at: part * number + part * (draw(250) as u32) / 1000,
+        lasting: part * (100 + draw(400) as u32) / 1000,
+        whom: Whom::Node(1 + draw(nodes.into()) as u16),
+    };
+    (0..count).map(fault).collect()
 }
 
 /// The faults of a run.
@@ -135,6 +155,8 @@ pub(crate) enum Signal {
     Kill,
     /// SIGSTOP, and SIGCONT later.
     Stop,
+    /// No write to a journal returns, until later.
+    DiskStall,
 }
 
 /// Nodes are gone for a while.
@@ -174,6 +196,7 @@ impl Outage {
                 match signal {
                     Signal::Kill => cluster.kill_node(node)?,
                     Signal::Stop => cluster.stop_node(node)?,
+                    Signal::DiskStall => cluster.hang_disk(node, true)?,
                 }
             }
             let groups: Vec<u32> = nodes.iter().flat_map(|node| led[*node].iter().copied()).collect();
@@ -195,6 +218,7 @@ impl Outage {
                 match signal {
                     Signal::Kill => cluster.start_node(node)?,
                     Signal::Stop => cluster.continue_node(node)?,
+                    Signal::DiskStall => cluster.hang_disk(node, false)?,
                 }
                 watch.say(&format!("node {} is back", node + 1));
             }
@@ -379,6 +403,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn random_faults_follow_from_their_seed_and_one_another() {
+        let (all, duration) = (random(20, 3, Duration::from_secs(40), 7), Duration::from_secs(40));
+        assert_eq!(all, random(20, 3, duration, 7));
+        assert_ne!(all, random(20, 3, duration, 8));
+        for pair in all.windows(2) {
+            assert!(pair[0].at + pair[0].lasting <= pair[1].at, "{pair:?}");
+        }
+        for signal in [Signal::Kill, Signal::Stop, Signal::DiskStall] {
+            assert!(all.iter().any(|fault| fault.signal == signal), "{all:?}");
+        }
+        let nodes = (1..=3).map(Whom::Node);
+        assert!(nodes.into_iter().all(|whom| all.iter().any(|fault| fault.whom == whom)), "{all:?}");
+    }
+
+    #[test]
     fn faults_are_read_and_refused_with_what_is_right() {
         let ms = Duration::from_millis;
         for (text, signal, at, lasting, whom) in [
@@ -386,6 +425,7 @@ mod tests {
             ("kill@1s:leader", Signal::Kill, ms(1000), DOWN, Whom::Leader),
             ("stop@2s+500ms:all", Signal::Stop, ms(2000), ms(500), Whom::All),
             ("stop@100ms:3", Signal::Stop, ms(100), DOWN, Whom::Node(3)),
+            ("disk-stall@1s+2s:2", Signal::DiskStall, ms(1000), ms(2000), Whom::Node(2)),
         ] {
             assert_eq!(text.parse(), Ok(Fault { signal, at, lasting, whom }), "{text}");
         }

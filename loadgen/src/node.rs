@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use iroh_raft::kv::KeyValue;
 use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::net::client::ClientError;
 use iroh_raft::net::ring::Waits;
-use iroh_raft::storage::{BackendChoice, UnknownBackend};
+use iroh_raft::storage::{BackendChoice, Disk, HangingDisk, UnknownBackend};
 use iroh_raft::{
     EndpointId, Engine, GroupStatus, LeaseReads, LogOnly, NodeId, Pinning, RaftCluster, RaftClusterBuilder,
     RequestError, Rights, Role,
@@ -65,6 +66,8 @@ pub(crate) struct NodeConfig {
     pub(crate) lag_entries_max: Option<u64>,
     /// Name of how its files are written.
     pub(crate) backend: String,
+    /// Whether its journals can be made to stand still.
+    pub(crate) has_hanging_disk: bool,
 }
 
 /// Another node.
@@ -105,6 +108,11 @@ pub(crate) enum NodeRequest {
     Remove {
         /// Its number.
         node: u64,
+    },
+    /// Let nothing reach the journals, or let it again.
+    HangDisk {
+        /// Which.
+        is_hung: bool,
     },
     /// Begin to append in this process.
     Load(EmbeddedPlan),
@@ -282,18 +290,23 @@ fn serve(path: &Path) -> Result<(), NodeError> {
     let config: NodeConfig = serde_json::from_slice(&text)
         .map_err(|source| NodeError::Parse { path: path.to_path_buf(), source })?;
     let runtime = runtime()?;
-    let builder = builder(&config)?;
+    let disk = HangingDisk::default();
+    let builder = builder(&config, &disk)?;
     if !config.has_state_machines {
-        return answer(&runtime, runtime.block_on(builder.build())?);
+        return answer(&runtime, runtime.block_on(builder.build())?, &disk);
     }
     let builder = builder
         .tune(|engine| engine.core.lease_reads = Some(LeaseReads::default()))
         .state_machine(KeyValue::default);
-    answer(&runtime, runtime.block_on(builder.build())?)
+    answer(&runtime, runtime.block_on(builder.build())?, &disk)
 }
 
 /// Answers the parent's questions until there are no more.
-fn answer<S>(runtime: &tokio::runtime::Runtime, cluster: RaftCluster<S>) -> Result<(), NodeError> {
+fn answer<S>(
+    runtime: &tokio::runtime::Runtime,
+    cluster: RaftCluster<S>,
+    disk: &HangingDisk,
+) -> Result<(), NodeError> {
     let engine = cluster.engine().clone();
     let watcher = runtime_thread(engine)?;
     let mut load = None;
@@ -311,6 +324,10 @@ fn answer<S>(runtime: &tokio::runtime::Runtime, cluster: RaftCluster<S>) -> Resu
             }
             NodeRequest::Remove { node } => {
                 engine.remove_node(NodeId(node))?;
+                NodeLine::Done
+            }
+            NodeRequest::HangDisk { is_hung } => {
+                disk.hang(is_hung);
                 NodeLine::Done
             }
             NodeRequest::Load(plan) => {
@@ -386,7 +403,7 @@ fn endpoint(text: &str) -> Result<EndpointId, NodeError> {
     text.parse().map_err(|_| NodeError::Endpoint { text: text.to_owned() })
 }
 
-fn builder(config: &NodeConfig) -> Result<RaftClusterBuilder<LogOnly>, NodeError> {
+fn builder(config: &NodeConfig, disk: &HangingDisk) -> Result<RaftClusterBuilder<LogOnly>, NodeError> {
     let backend: BackendChoice = config.backend.parse()?;
     let mut builder = RaftCluster::builder()
         .cluster(&config.cluster)
@@ -402,6 +419,7 @@ fn builder(config: &NodeConfig) -> Result<RaftClusterBuilder<LogOnly>, NodeError
             engine.record_bytes_max = engine.record_bytes_max.max(config.record_bytes_max);
             engine.backend = backend;
             engine.bridge_threads = config.bridge_threads;
+            engine.disk = config.has_hanging_disk.then(|| Arc::new(disk.clone()) as Arc<dyn Disk>);
             let snapshots = &mut engine.core.snapshots;
             snapshots.lag_entries_max = config.lag_entries_max.unwrap_or(snapshots.lag_entries_max);
         });

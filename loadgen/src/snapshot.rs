@@ -73,6 +73,7 @@ impl SnapshotPlan {
             has_state_machines: true,
             spares: 1,
             backend: BackendChoice::Auto,
+            has_hanging_disks: false,
             lag_entries_max: (self.kill == Some(Side::Leader)).then_some(LAG_ENTRIES),
         }
     }

@@ -93,6 +93,18 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
     assert!(open["open_loop"]["service_us"]["p99"].as_u64() < Some(500_000), "{open}");
 }
 
+/// Nothing reaches the disk of the node that leads the only group: another one leads, and nothing acknowledged is lost.
+#[test]
+fn a_disk_that_stands_still_costs_a_leader_and_no_record() {
+    let load =
+        ["--groups", "1", "--clients", "1", "--in-flight", "8", "--warmup", "500ms", "--duration", "4s"];
+    let report = report_of(&[&load[..], &["--fault", "disk-stall@500ms+3s"]].concat());
+    assert_eq!(report["faults"][0]["signal"], "disk_stall", "{report}");
+    assert!(report["leader_changes"].as_u64() > Some(0), "{report}");
+    let unavailable_ms = report["faults"][0]["unavailable_ms"].as_u64().unwrap();
+    assert!((100..3000).contains(&unavailable_ms), "another one took over meanwhile: {unavailable_ms} ms");
+}
+
 #[test]
 fn several_runs_are_told_together_and_compared() {
     let folder = tempfile::tempdir().unwrap();

@@ -26,6 +26,7 @@ mod folder;
 #[doc(hidden)]
 pub mod fuzzing;
 mod group_log;
+mod hanging_disk;
 mod index;
 mod journal;
 mod log_file;
@@ -57,6 +58,7 @@ pub use direct::DirectDisk;
 pub use disk::{Disk, FileDisk, FileKind, FolderLock};
 pub use error::{AffectedRange, AppendProblem, FileDamage, StorageError, Unmovable};
 pub use folder::{Boot, DataFolder, OfflineFolder};
+pub use hanging_disk::HangingDisk;
 pub use manifest::FolderIdentity;
 pub use mover::{MoveReport, Mover};
 pub use nodes::{KnownNode, KnownNodes};

@@ -2,7 +2,6 @@
 #![deny(unsafe_code)]
 
 pub mod allocations;
-pub mod hanging_disk;
 pub mod load;
 pub mod steady_load;
 

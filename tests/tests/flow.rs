@@ -9,8 +9,8 @@ use std::time::Duration;
 use iroh_raft::net::client::Client;
 use iroh_raft::prelude::*;
 use iroh_raft::stats::ShardStats;
+use iroh_raft::storage::HangingDisk;
 use iroh_raft::{EngineConfig, GroupStatus, Role};
-use iroh_raft_tests::hanging_disk::HangingDisk;
 use iroh_raft_tests::load::{
     EMBEDDED_OPEN_MAX, Numbers, REQUEST_BYTES, Seen, closed, open, open_embedded, raw,
 };

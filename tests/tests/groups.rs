@@ -6,8 +6,8 @@ use std::time::Duration;
 use iroh_raft::net::allow::{AllowError, PeerAddress};
 use iroh_raft::net::client::{Client, ClientError};
 use iroh_raft::prelude::*;
+use iroh_raft::storage::HangingDisk;
 use iroh_raft::{EndpointId, EngineError, MemberChange, MemberRole, NodeError, RequestError};
-use iroh_raft_tests::hanging_disk::HangingDisk;
 use iroh_raft_tests::{Plan, free_addresses, until};
 
 const GROUP: GroupId = GroupId(40);

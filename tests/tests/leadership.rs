@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use iroh_raft::net::client::{Client, ClientError};
 use iroh_raft::prelude::*;
+use iroh_raft::storage::HangingDisk;
 use iroh_raft::{
     EngineConfig, GroupStatus, HandedOver, LeadershipError, Message, RequestError, Role, TransferError,
 };
-use iroh_raft_tests::hanging_disk::HangingDisk;
 use iroh_raft_tests::{Plan, until};
 
 const GROUP: GroupId = GroupId(1);

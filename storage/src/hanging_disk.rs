@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use iroh_raft::storage::{Disk, FileDisk, FileKind, FolderLock};
 use redb::{BackendError, StorageBackend};
+
+use crate::disk::{Disk, FileDisk, FileKind, FolderLock};
 
 /// What a sync takes on a slow disk whatever it writes.
 const SEEK: Duration = Duration::from_millis(2);
