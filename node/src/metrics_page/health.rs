@@ -94,7 +94,8 @@ impl Health {
         match facts.groups {
             Ok(groups) => health.judge_groups(groups),
             Err(problem) => {
-                health.red(Part::Consensus, format!("a shard does not say how its groups stand: {problem}"))
+                let what = format!("a shard does not say how its groups stand: {problem}");
+                health.red(Part::Consensus, what);
             }
         }
         health.judge_network(facts);

@@ -559,8 +559,8 @@ scrape_configs:
     static_configs: [{ targets: [\"127.0.0.1:9464\"] }]
 ```
 
-What it costs: counters are read where they stand. How the groups stand is asked of the shards, once a second at most, however many look. There are about 400 series
-for each shard and 100 for the node, as many for ten thousand groups as for one: of groups there are sums, the highest term, and in `/health` the numbers of the first eight
+What it costs: counters are read where they stand. How the groups stand is asked of the shards, once a second at most, however many look. There are about 330 series
+for each shard and 90 for the node, as many for ten thousand groups as for one: of groups there are sums, the highest term, and in `/health` the numbers of the first eight
 that are red; `iroh-raft status` has each.
 
 A counter grows from the start of the process; a metric that is not known now is left out. Names and meanings:

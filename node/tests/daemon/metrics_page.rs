@@ -236,7 +236,7 @@ fn the_page_has_what_its_reference_says_and_the_dashboard_asks_for_what_it_has()
 
 #[test]
 fn what_asks_in_another_way_is_refused_and_a_node_that_stops_says_so() {
-    let pages = Pages::start();
+    let mut pages = Pages::start();
     pages.until_well(&[1, 2, 3]);
     let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(9 << 10));
     for (request, starts) in [
@@ -259,6 +259,18 @@ fn what_asks_in_another_way_is_refused_and_a_node_that_stops_says_so() {
     ]);
     let error = String::from_utf8(taken.stderr).unwrap();
     assert!(taken.status.code() == Some(2) && error.contains("choose another port"), "{error}");
+
+    // The others do not answer, so that handing over takes its time.
+    let leader = pages.cluster.leader(1).unwrap();
+    (1..=3).filter(|node| *node != leader).for_each(|node| pages.cluster.signal(node, Signal::STOP));
+    pages.cluster.signal(leader, Signal::TERM);
+    pages.cluster.until("it says that it stops", || {
+        let (is_ok, parts) = pages.health(leader).expect("it says so before nobody listens any more");
+        (!is_ok && parts.contains("node")).then_some(())
+    });
+    pages.cluster.until("nobody listens", || pages.get(leader, "/health").is_none().then_some(()));
+    let status = pages.cluster.nodes[leader as usize - 1].as_mut().unwrap().wait().unwrap();
+    assert!(status.success(), "{status}: {}", pages.cluster.log(leader));
 }
 
 /// What the reference says: type and labels of each name.
