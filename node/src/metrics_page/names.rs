@@ -181,34 +181,44 @@ pub(super) const METRICS: &[Metric] = &[
         "Proposals that wait or are not committed.",
         shard!(pending_bytes),
     )),
-    gauge(("raft_pending_bytes_peak", "bytes", "The most that it has been.", shard!(pending_bytes_peak))),
+    gauge((
+        "raft_pending_bytes_peak",
+        "bytes",
+        "The most that raft_pending_bytes has been.",
+        shard!(pending_bytes_peak),
+    )),
     gauge(("raft_unflushed_bytes", "bytes", "Entries on their way to the disk.", shard!(unflushed_bytes))),
-    gauge(("raft_unflushed_bytes_peak", "bytes", "The most that it has been.", shard!(unflushed_bytes_peak))),
+    gauge((
+        "raft_unflushed_bytes_peak",
+        "bytes",
+        "The most that raft_unflushed_bytes has been.",
+        shard!(unflushed_bytes_peak),
+    )),
     // Groups.
     gauge(("raft_groups", "groups", "Groups with a replica here.", groups!(|groups| groups.count))),
-    gauge(("raft_groups_led", "groups", "Those that this node leads.", groups!(|groups| groups.led))),
+    gauge(("raft_groups_led", "groups", "Groups that this node leads.", groups!(|groups| groups.led))),
     gauge((
         "raft_groups_quiet",
         "groups",
-        "Those with nothing to do: no ticks, no heartbeats.",
+        "Groups with nothing to do: no ticks, no heartbeats.",
         groups!(|groups| groups.quiet),
     )),
     gauge((
         "raft_groups_leaderless",
         "groups",
-        "Those without a leader that is known here.",
+        "Groups without a leader that is known here.",
         groups!(|groups| groups.leaderless.count),
     )),
     gauge((
         "raft_groups_quarantined",
         "groups",
-        "Those out of service after a broken invariant.",
+        "Groups out of service after a broken invariant.",
         groups!(|groups| groups.quarantined.count),
     )),
     gauge((
         "raft_groups_under_repair",
         "groups",
-        "Those whose replica here had lost entries and does not vote until they are back.",
+        "Groups whose replica here had lost entries and does not vote until they are back.",
         groups!(|groups| groups.under_repair.count),
     )),
     gauge(("raft_current_term", "term", "The highest term of a group.", groups!(|groups| groups.term_max))),
@@ -254,8 +264,18 @@ pub(super) const METRICS: &[Metric] = &[
         "Groups that lost their quorum and were recovered from the replica here.",
         shard!(quorums_recovered),
     )),
-    counter(("raft_repairs_begun_total", "times", "Replicas that had lost entries.", shard!(repairs_begun))),
-    counter(("raft_repairs_done_total", "times", "Replicas that have them all again.", shard!(repairs_done))),
+    counter((
+        "raft_repairs_begun_total",
+        "times",
+        "Repairs begun of replicas that had lost entries.",
+        shard!(repairs_begun),
+    )),
+    counter((
+        "raft_repairs_done_total",
+        "times",
+        "Repairs done: the replica has all entries again.",
+        shard!(repairs_done),
+    )),
     counter((
         "raft_states_differing_total",
         "times",
@@ -302,7 +322,7 @@ pub(super) const METRICS: &[Metric] = &[
     counter((
         "snapshots_given_up_total",
         "times",
-        "Transfers, either way, that were given up for a while.",
+        "Transfers of snapshots, either way, that were given up for a while.",
         shard!(snapshots_given_up),
     )),
     counter((
@@ -314,24 +334,29 @@ pub(super) const METRICS: &[Metric] = &[
     counter((
         "snapshots_chunks_sent_total",
         "chunks",
-        "Chunks handed to the bridge for followers.",
+        "Chunks of snapshots handed to the bridge for followers.",
         shard!(snapshot_chunks_sent),
     )),
     counter((
         "snapshots_chunks_received_total",
         "chunks",
-        "Chunks of leaders handed to the disk.",
+        "Chunks of snapshots of leaders handed to the disk.",
         shard!(snapshot_chunks_received),
     )),
     // Shards.
     counter(("shard_turns_total", "turns", "Turns of the executor's loop.", shard!(turns))),
-    counter(("shard_sleeps_total", "times", "Times that it found nothing to do.", shard!(sleeps))),
+    counter(("shard_sleeps_total", "times", "Times that the executor found nothing to do.", shard!(sleeps))),
     counter(("shard_flushes_total", "flushes", "Commits of the journal, one fsync each.", shard!(flushes))),
-    counter(("shard_flush_bytes_total", "bytes", "Blocks written by them.", shard!(flush_bytes))),
+    counter((
+        "shard_flush_bytes_total",
+        "bytes",
+        "Blocks written by commits of the journal.",
+        shard!(flush_bytes),
+    )),
     counter((
         "shard_flush_seconds_total",
         "s",
-        "Time spent in them.",
+        "Time spent in commits of the journal.",
         Source::Shard(|shard| shard.flush_us_total as f64 / 1e6),
     )),
     counter((
@@ -354,11 +379,11 @@ pub(super) const METRICS: &[Metric] = &[
         Source::Ring(|ring| ring.full as f64),
     )),
     gauge(("ring_items", "items", "Items in the ring now.", Source::Ring(|ring| ring.length as f64))),
-    gauge(("ring_items_max", "items", "Items in it at most.", Source::Ring(|ring| ring.bound as f64))),
+    gauge(("ring_items_max", "items", "Items in the ring at most.", Source::Ring(|ring| ring.bound as f64))),
     gauge((
         "ring_bytes",
         "bytes",
-        "Bytes in it now; 0 where they are not weighed.",
+        "Bytes in the ring now; 0 where they are not weighed.",
         Source::Ring(|ring| ring.bytes as f64),
     )),
     histogram((
@@ -374,28 +399,38 @@ pub(super) const METRICS: &[Metric] = &[
         "Other nodes that this one knows.",
         Source::One(|sample| Some(sample.peers_known as f64)),
     )),
-    gauge(("network_peers_connected", "nodes", "Those connected now.", bridge!(peers_connected))),
+    gauge((
+        "network_peers_connected",
+        "nodes",
+        "Other nodes that are connected now.",
+        bridge!(peers_connected),
+    )),
     gauge(("network_clients_connected", "clients", "Clients connected now.", bridge!(clients_connected))),
     counter(("network_peer_connects_total", "connections", "Peer connections made.", bridge!(peer_connects))),
     counter(("network_peer_losses_total", "connections", "Peer connections lost.", bridge!(peer_losses))),
     counter(("network_frames_out_total", "frames", "Peer frames written.", lanes!(frames_out))),
-    counter(("network_bytes_out_total", "bytes", "Bytes of them.", lanes!(bytes_out))),
+    counter(("network_bytes_out_total", "bytes", "Bytes of peer frames written.", lanes!(bytes_out))),
     counter(("network_frames_in_total", "frames", "Peer frames received and decoded.", lanes!(frames_in))),
-    counter(("network_bytes_in_total", "bytes", "Bytes of them.", lanes!(bytes_in))),
+    counter(("network_bytes_in_total", "bytes", "Bytes of peer frames received.", lanes!(bytes_in))),
     counter((
         "network_client_frames_in_total",
         "frames",
         "Request frames received and decoded.",
         bridge!(client_frames_in),
     )),
-    counter(("network_client_bytes_in_total", "bytes", "Bytes of them.", bridge!(client_bytes_in))),
+    counter(("network_client_bytes_in_total", "bytes", "Bytes of request frames.", bridge!(client_bytes_in))),
     counter((
         "network_client_frames_out_total",
         "frames",
         "Answer frames written.",
         bridge!(client_frames_out),
     )),
-    counter(("network_client_bytes_out_total", "bytes", "Bytes of them.", bridge!(client_bytes_out))),
+    counter((
+        "network_client_bytes_out_total",
+        "bytes",
+        "Bytes of answer frames.",
+        bridge!(client_bytes_out),
+    )),
     counter((
         "network_requests_busy_total",
         "requests",
@@ -428,9 +463,9 @@ pub(super) const METRICS: &[Metric] = &[
     )),
     // Storage, which counts for itself.
     counter(("storage_flush_count", "flushes", "Commits of the journal.", STORAGE)),
-    histogram(("storage_flush_us", "us", "Time of a commit.", STORAGE)),
-    histogram(("storage_flush_records", "records", "Records in a commit.", STORAGE)),
-    histogram(("storage_flush_bytes", "bytes", "Its block.", STORAGE)),
+    histogram(("storage_flush_us", "us", "Time of a commit of the journal.", STORAGE)),
+    histogram(("storage_flush_records", "records", "Records in a commit of the journal.", STORAGE)),
+    histogram(("storage_flush_bytes", "bytes", "Block of a commit of the journal.", STORAGE)),
     histogram(("storage_queue_us", "us", "How long what is to be written waited for the writer.", STORAGE)),
     gauge((
         "storage_journal_bytes",
@@ -439,8 +474,8 @@ pub(super) const METRICS: &[Metric] = &[
         STORAGE,
     )),
     counter(("storage_move_count", "moves", "Commits of the log file.", STORAGE)),
-    histogram(("storage_move_us", "us", "Time of a move.", STORAGE)),
-    counter(("storage_move_bytes", "bytes", "Blocks moved.", STORAGE)),
+    histogram(("storage_move_us", "us", "Time of a move to the log file.", STORAGE)),
+    counter(("storage_move_bytes", "bytes", "Blocks moved to the log file.", STORAGE)),
     gauge(("storage_log_bytes", "bytes", "Blocks in the log file.", STORAGE)),
     counter(("storage_written_bytes", "bytes", "What redb wrote to a file.", STORAGE_FILE)),
     gauge((
@@ -452,9 +487,9 @@ pub(super) const METRICS: &[Metric] = &[
     counter(("storage_cache_hit_count", "pages", "Pages found in redb's cache.", STORAGE_FILE)),
     counter(("storage_cache_miss_count", "pages", "Pages read from the file.", STORAGE_FILE)),
     counter(("storage_scrub_bytes", "bytes", "What the scrub verified.", STORAGE)),
-    counter(("storage_damage_count", "blocks", "Damaged blocks that it found.", STORAGE)),
+    counter(("storage_damage_count", "blocks", "Damaged blocks that the scrub found.", STORAGE)),
     gauge(("storage_recovery_ms", "ms", "Time of the recovery at the start.", STORAGE)),
-    counter(("storage_torn_count", "flushes", "Torn flushes that it cut.", STORAGE)),
+    counter(("storage_torn_count", "flushes", "Torn flushes that the recovery at the start cut.", STORAGE)),
     // The machine.
     counter((
         "thread_cpu_seconds_total",
@@ -465,7 +500,7 @@ pub(super) const METRICS: &[Metric] = &[
     counter((
         "thread_sleeps_total",
         "times",
-        "Times that it gave up its CPU to wait.",
+        "Times that a thread gave up its CPU to wait.",
         threads!(|thread| Some(thread.sleeps as f64)),
     )),
     counter((
@@ -489,7 +524,7 @@ pub(super) const METRICS: &[Metric] = &[
     gauge((
         "process_open_fds",
         "descriptors",
-        "Its open file descriptors.",
+        "Open file descriptors of the process.",
         Source::One(|sample| Some(sample.asked.machine.open_fds? as f64)),
     )),
     gauge((
@@ -507,7 +542,7 @@ pub(super) const METRICS: &[Metric] = &[
     gauge((
         "disk_size_bytes",
         "bytes",
-        "The disk.",
+        "Size of the data folder's disk.",
         Source::One(|sample| Some(sample.asked.machine.disk?.size_bytes as f64)),
     )),
     gauge((
@@ -543,9 +578,9 @@ listen = \"127.0.0.1:9464\"
 ```
 
 - `GET /metrics`: everything below, in the text format of Prometheus (0.0.4).
-- `GET /health`: JSON; 200 with the status `ok`, or 503 with `failing` and the reasons. Red is: the node stops (from SIGTERM until it has); a shard is fenced or
+- `GET /health`: JSON; 200 with the status `ok`, or 503 with `failing` and the reasons. Red is: the node stops (from SIGTERM until it has); the node is broken or
   a flush hangs; a group has no leader that is known here, is out of service or under repair, or a shard does not say so within 2 seconds; so few other
-  nodes are connected that together they are no majority; the disk has less free than `storage.free_bytes_min`. Noted, and not red: a node less than all connected; a disk that
+  nodes are connected that together they are no majority; the disk has less free than `storage.free_bytes_min`. Noted, and not red: one of the other nodes is not connected; a disk that
   is nearly full. A node that is away is red on itself, not on all the others.
 - `GET /`: names both. HEAD works, other methods are refused with 405, other paths with 404. At most 16 connections of 5 seconds and 8 KiB of head each; one more
   is closed at once. While a node recovers, connections wait until it is up.
