@@ -233,6 +233,9 @@ pub(crate) enum ConfigCommand {
     Check(StartArgs),
     /// Prints the page of reference.
     Reference,
+    /// Prints the reference of the metrics and of the health page.
+    #[cfg(feature = "metrics-page")]
+    Metrics,
 }
 
 #[derive(Subcommand)]

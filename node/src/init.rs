@@ -163,6 +163,8 @@ pub(crate) fn config(command: &ConfigCommand, json: bool) -> Result<ExitCode, Fa
         ConfigCommand::Reference => {
             out!("{}", page::reference(&NodeConfig::new(Preset::Production)).trim_end());
         }
+        #[cfg(feature = "metrics-page")]
+        ConfigCommand::Metrics => out!("{}", crate::metrics_page::reference().trim_end()),
         ConfigCommand::Check(args) => {
             let sources = Sources::new(args.config.clone(), args.settings.clone());
             let config = sources.explain()?.finish()?;

@@ -15,6 +15,8 @@ mod doctor;
 mod folder;
 mod groups;
 mod init;
+#[cfg(feature = "metrics-page")]
+mod metrics_page;
 mod records;
 mod start;
 mod status;

@@ -9,6 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::cli::StartArgs;
 use crate::config::Sources;
 use crate::config::settings::NodeConfig;
+#[cfg(feature = "metrics-page")]
+use crate::metrics_page::{Page, Serving};
 use crate::say::Failure;
 use iroh_raft::net::cluster_file::ClusterFile;
 
@@ -31,6 +33,9 @@ fn log(config: &NodeConfig) {
 }
 
 async fn serve(config: NodeConfig) -> Result<ExitCode, Failure> {
+    // Before the engine: an address that is taken is said at once, and what storage counts is counted from its start.
+    #[cfg(feature = "metrics-page")]
+    let page = Page::bind(&config).await?;
     let NodeConfig { engine, cluster, cluster_file, stop_deadline, .. } = config;
     // Before the node is up: a signal that comes meanwhile ends it in order, too.
     let on = |kind| signal(kind).map_err(Failure::io("cannot wait for signals"));
@@ -40,6 +45,11 @@ async fn serve(config: NodeConfig) -> Result<ExitCode, Failure> {
     let raft = RaftCluster::builder().tune(|settings| *settings = engine).build().await?;
     let engine = raft.engine().clone();
     println!("node {node} of {cluster} serves on {} as {}", engine.local_addr(), engine.endpoint_id());
+    #[cfg(feature = "metrics-page")]
+    let serving = page.map(|page| {
+        println!("metrics and health at http://{}", page.address());
+        page.serve(engine.clone())
+    });
     let failure = loop {
         tokio::select! {
             _ = term.recv() => break None,
@@ -49,6 +59,8 @@ async fn serve(config: NodeConfig) -> Result<ExitCode, Failure> {
         }
     };
     tracing::info!(%node, "stopping: handing over, writing what is open");
+    #[cfg(feature = "metrics-page")]
+    serving.iter().for_each(Serving::drain);
     let stopped = engine.shutdown(stop_deadline).await;
     if let Some(failure) = failure {
         return Err(Failure::Refused(failure.to_string()));

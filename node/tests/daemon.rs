@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+#[cfg(feature = "metrics-page")]
+#[path = "daemon/metrics_page.rs"]
+mod metrics_page;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_iroh-raft");
 /// For what takes a second or two on a machine that does nothing else.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Cluster {
     folder: tempfile::TempDir,
     nodes: Vec<Option<Child>>,
+    /// What a node is told beside its file.
+    settings: Vec<(u64, String)>,
 }
 
 impl Drop for Cluster {
@@ -31,7 +37,7 @@ impl Drop for Cluster {
 
 impl Cluster {
     fn new() -> Cluster {
-        Cluster { folder: tempfile::tempdir().unwrap(), nodes: Vec::new() }
+        Cluster { folder: tempfile::tempdir().unwrap(), nodes: Vec::new(), settings: Vec::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -82,6 +88,9 @@ impl Cluster {
         // One that comes in later begins no groups: it joins those there are.
         let groups = if node <= 3 { "groups.count=2" } else { "groups.count=0" };
         let mut command = self.command(&["start", "--config", &config, "--set", groups]);
+        for (_, setting) in self.settings.iter().filter(|(of, _)| *of == node) {
+            command.args(["--set", setting]);
+        }
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         self.nodes[node as usize - 1] = Some(child);
     }
@@ -141,7 +150,12 @@ fn free_ports<const N: usize>() -> [u16; N] {
 }
 
 fn three() -> Cluster {
+    three_with(Vec::new())
+}
+
+fn three_with(settings: Vec<(u64, String)>) -> Cluster {
     let mut cluster = Cluster::new();
+    cluster.settings = settings;
     for port in free_ports::<3>() {
         cluster.init(port);
     }

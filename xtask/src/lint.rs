@@ -28,6 +28,8 @@ pub(crate) fn run() -> bool {
     check("purity of the core", purity());
     check("licences", licences());
     check("clippy", clippy(&["--workspace", "--all-targets"], "clippy"));
+    let with_features = [["--workspace", "--all-targets"], step::ALL_FEATURES].concat();
+    check("clippy, all features", clippy(&with_features, "clippy, with what is off by default"));
     check("clippy, no network", clippy(&NO_NETWORK, "clippy, rings and frames without the endpoint"));
     check("clippy, the client alone", clippy(&CLIENT_ALONE, "clippy, the client without the engine"));
     check("clippy, simulation", sim::lint());
@@ -56,6 +58,7 @@ fn clippy(packages: &[&str], name: &str) -> bool {
 
 fn documentation() -> bool {
     let mut command = step::cargo(&["doc", "--locked", "--workspace", "--no-deps"]);
+    command.args(step::ALL_FEATURES);
     step::run("documentation", command.env("RUSTDOCFLAGS", "-D warnings"))
 }
 

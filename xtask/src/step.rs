@@ -12,6 +12,10 @@ pub(crate) fn root() -> PathBuf {
     package.parent().unwrap_or(package).to_path_buf()
 }
 
+/// What is off by default and is built, looked at and tested all the same. It changes the features of no other package, so
+/// that builds with and without it share all but the package itself.
+pub(crate) const ALL_FEATURES: [&str; 2] = ["--features", "iroh-raft-node/metrics-page"];
+
 /// A `cargo` command in the workspace's folder.
 pub(crate) fn cargo(args: &[&str]) -> Command {
     // Cargo names itself here, so that the same toolchain runs the steps.

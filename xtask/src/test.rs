@@ -30,6 +30,7 @@ pub(crate) fn run(is_quick: bool) -> bool {
     } else {
         step::cargo(&["test", "--workspace", "--no-fail-fast"])
     };
+    units.args(step::ALL_FEATURES);
     if is_quick {
         units.args(["--lib", "--bins"]).env("PROPTEST_CASES", QUICK_CASES);
     } else if !has_nextest {

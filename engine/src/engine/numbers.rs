@@ -43,6 +43,12 @@ impl Engine {
         }
     }
 
+    /// Other nodes that this one knows, connected or not; 0 once it has stopped.
+    #[must_use]
+    pub fn peers_known(&self) -> usize {
+        lock(&self.inner.bridge).as_ref().map_or(0, |bridge| bridge.peers().count())
+    }
+
     /// What the rings between the node's threads have seen since start.
     #[must_use]
     pub fn rings(&self) -> Vec<RingReport> {

@@ -60,6 +60,12 @@ impl PeerList {
         Ok(true)
     }
 
+    /// Nodes that may connect, connected or not.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.allow().peers().count()
+    }
+
     /// Who may connect. Locked by the bridge thread for every connection: never held while something is waited for.
     pub(crate) fn allow(&self) -> MutexGuard<'_, AllowList> {
         self.allow.lock().unwrap_or_else(PoisonError::into_inner)

@@ -75,6 +75,24 @@ impl Waits {
         self.0.iter().rposition(|count| *count > 0).map_or(Duration::ZERO, end_of)
     }
 
+    /// Items that were in it for less than 2^`power` nanoseconds. `power` is from 8 to 40; what was shorter than 2^8 counts as
+    /// that, and what was longer than 2^40 as that.
+    #[must_use]
+    pub fn below(&self, power: u32) -> u64 {
+        let buckets = STEPS * power.saturating_sub(LOWEST) as usize;
+        self.0.iter().take(buckets).sum()
+    }
+
+    /// How long they were in it together.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        let ns = |(bucket, count): (usize, &u64)| {
+            let each = u64::try_from(end_of(bucket).as_nanos()).unwrap_or(u64::MAX);
+            each.saturating_mul(*count)
+        };
+        Duration::from_nanos(self.0.iter().enumerate().map(ns).fold(0, u64::saturating_add))
+    }
+
     /// Those since an earlier look at the same ring.
     #[must_use]
     pub fn since(&self, earlier: &Waits) -> Waits {
@@ -135,8 +153,15 @@ mod tests {
             assert!((expected..=1.125 * expected).contains(&ms(percent)), "{} at {percent}", ms(percent));
         }
         assert_eq!(waits.max(), waits.percentile(100.0));
+        // 1 to 16 ms are below 2^24 ns, 1 to 100 ms below 2^27; together they are 5050 ms.
+        assert_eq!((waits.below(8), waits.below(24), waits.below(27), waits.below(40)), (0, 16, 100, 100));
+        assert!(
+            (5050.0..=1.125 * 5050.0).contains(&(waits.total().as_secs_f64() * 1e3)),
+            "{:?}",
+            waits.total()
+        );
         let mut both = Waits::default();
-        assert_eq!((both.count(), both.percentile(50.0)), (0, Duration::ZERO));
+        assert_eq!((both.count(), both.percentile(50.0), both.total()), (0, Duration::ZERO, Duration::ZERO));
         both.add(&waits);
         both.add(&before);
         assert_eq!(both, counts.snapshot());

@@ -1,6 +1,7 @@
 //! Every setting of a node: its name, what it means, what it costs, where it goes. The one source of the configuration
 //! file that `init` writes, of `config explain`, and of the reference page.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(crate) struct NodeConfig {
     pub(crate) log_format: &'static str,
     /// How long a node that is told to stop may take.
     pub(crate) stop_deadline: Duration,
+    /// Where the page for Prometheus and the health page are, if anywhere.
+    pub(crate) metrics_listen: Option<SocketAddr>,
 }
 
 /// A setting.
@@ -118,6 +121,7 @@ const LOG_FORMATS: Shape = Shape::Word(&["text", "json"]);
 const FLAG: Shape = Shape::Flag;
 const CPUS: Shape = Shape::List("the number of a CPU");
 const PINNING: Shape = Shape::Other("auto, none, or a list of CPUs such as 1, 2, 3");
+const LISTEN: Shape = Shape::Other("none, or an address of loopback with its port, such as 127.0.0.1:9464");
 const PLACED: Shape = Shape::List("GROUP=SHARD, such as 7=3");
 const NODES: Shape = Shape::List("the number of a node");
 const PRIORITIES: Shape = Shape::List("NODE=PRIORITY, such as 1=10");
@@ -239,6 +243,20 @@ pub(crate) const SETTINGS: &[Setting] = &[
         cost: "",
         hazard: "A supervisor that kills earlier costs a recovery, and no data.",
         field: time!(stop_deadline, SECOND),
+    },
+    Setting {
+        key: "metrics.listen",
+        meaning: "Address of loopback where GET /metrics answers with the page for Prometheus and GET /health with how the node is; none: nobody listens. In a program that was built with `--features metrics-page` only.",
+        cost: "Each look asks the shards how their groups stand, once a second at most.",
+        hazard: "Every user of the machine can read it: names of no records, but numbers of groups and nodes.",
+        field: Field {
+            shape: LISTEN,
+            read: |config| config.metrics_listen.map_or_else(|| "none".to_owned(), |at| at.to_string()),
+            write: |config, text| {
+                config.metrics_listen = parse_listen(text, cfg!(feature = "metrics-page"))?;
+                Ok(())
+            },
+        },
     },
     Setting {
         key: "groups.count",
@@ -692,6 +710,7 @@ impl NodeConfig {
             log_filter: "info".to_owned(),
             log_format: "text",
             stop_deadline: Duration::from_secs(10),
+            metrics_listen: None,
         }
     }
 }
@@ -716,6 +735,27 @@ pub(crate) fn nearest(key: &str) -> &'static str {
 /// The name of a setting in the environment.
 pub(crate) fn variable(key: &str) -> String {
     format!("IROH_RAFT_{}", key.replace('.', "_").to_uppercase())
+}
+
+/// Where the pages are. `has_page` is whether this program was built with them.
+fn parse_listen(text: &str, has_page: bool) -> Result<Option<SocketAddr>, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let address: SocketAddr = text.parse().map_err(|_| format!("not an address: give {LISTEN}"))?;
+    if !address.ip().is_loopback() {
+        return Err(format!(
+            "not on loopback, and the page asks nobody who it is: give {LISTEN}, and put a proxy that asks before it"
+        ));
+    }
+    if !has_page {
+        return Err(
+            "this program was built without the page: give none, or build it with `cargo build --release \
+                    -p iroh-raft-node --features metrics-page`"
+                .to_owned(),
+        );
+    }
+    Ok(Some(address))
 }
 
 fn parse_cpus(text: &str, shape: Shape) -> Result<Vec<usize>, String> {
@@ -788,6 +828,22 @@ mod tests {
         ] {
             assert_eq!(nearest(slip), meant, "{slip}");
         }
+    }
+
+    #[test]
+    fn the_page_is_on_loopback_and_refused_where_there_is_none() {
+        for address in ["127.0.0.1:9464", "[::1]:0", "127.9.9.9:1"] {
+            assert_eq!(parse_listen(address, true), Ok(Some(address.parse().unwrap())));
+            let refused = parse_listen(address, false).unwrap_err();
+            assert!(refused.contains("--features metrics-page"), "{refused}");
+        }
+        for (address, says) in
+            [("0.0.0.0:9464", "loopback"), ("10.0.0.1:1", "a proxy"), ("9464", "127.0.0.1:9464")]
+        {
+            let refused = parse_listen(address, true).unwrap_err();
+            assert!(refused.contains(says), "{address}: {refused}");
+        }
+        assert_eq!((parse_listen("none", true), parse_listen("none", false)), (Ok(None), Ok(None)));
     }
 
     #[test]

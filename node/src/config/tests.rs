@@ -56,7 +56,7 @@ fn each_source_wins_over_those_before() {
 }
 
 /// What stands in the file, and what the answer names: key, value, reason, remedy.
-const MISTAKES: [(&str, &[&str]); 30] = [
+const MISTAKES: [(&str, &[&str]); 32] = [
     ("[node]\nid = 0\n", &["node.toml:2: node.id", "\"0\"", "too small", "a number from 1"]),
     ("[node]\nid = \"one\"\n", &["node.id", "\"one\"", "not a whole number"]),
     ("[shards]\ncount = 1\n", &["node.id", "missing", "a number from 1"]),
@@ -75,6 +75,11 @@ const MISTAKES: [(&str, &[&str]); 30] = [
     ("[node]\nid = 1\ncluster = \"bills\"\n", &["is the cluster orders, not bills", "choose another file"]),
     ("[node]\nid = 1\ncluster_file = \"nowhere\"\n", &["nowhere", "cannot be read", "iroh-raft init"]),
     ("[node]\nid = 1\nstop_deadline = 10\n", &["node.stop_deadline", "\"10\"", "no unit", "50ms or 7d"]),
+    (
+        "[node]\nid = 1\n[metrics]\nlisten = \"0.0.0.0:9464\"\n",
+        &["node.toml:4: metrics.listen", "\"0.0.0.0:9464\"", "not on loopback", "127.0.0.1:9464"],
+    ),
+    ("[node]\nid = 1\n[metrics]\nlisten = 9464\n", &["metrics.listen", "\"9464\"", "not an address", "none"]),
     (
         "preset = \"fast\"\n[node]\nid = 1\n",
         &["node.toml:1: preset", "\"fast\"", "production, development, testing"],
