@@ -3,9 +3,9 @@
 //!
 //! A group's records go to the server that leads its stream: an answer then takes no way through another.
 //!
-//! An acknowledged message is in the log of a majority. Whether it is on their disks depends on the version: from 2.10 on
-//! the servers started here sync each write (`sync_interval: always`; the default is every two minutes). Older
-//! ones have no such setting, and write to the page cache: what is acknowledged is lost when a majority loses power.
+//! An acknowledged message is in the log of a majority. Whether it is on their disks depends on the version: servers
+//! started here sync each write if they take that setting (`sync_interval: always`; the default is every two minutes).
+//! 2.9 has no such setting, and writes to the page cache: what is acknowledged is lost when a majority loses power.
 
 use std::ffi::OsString;
 use std::fs;
