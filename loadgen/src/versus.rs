@@ -108,7 +108,11 @@ impl VersusArgs {
                 Some(program) => rivals.push((rival, Source::Program(program))),
                 None => left_out.push(LeftOut {
                     name: rival.name().to_owned(),
-                    reason: format!("{} is not installed: {}", rival.program(), rival.how_to_install()),
+                    reason: format!(
+                        "the program {} is not installed: {}",
+                        rival.program(),
+                        rival.how_to_install()
+                    ),
                 }),
             }
         }

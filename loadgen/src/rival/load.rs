@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{APPEND_DEADLINE, Connected, READY_DEADLINE, Rival, RivalError, Servers, Source, etcd, nats};
-use crate::clients;
-use crate::driver::{self, DriverPlan, Target};
+use crate::clients::{self, LoadPlan};
+use crate::driver::{self, DriverPlan, DriverResult, Progress, Target};
 use crate::machine::{self, Device};
 use crate::quick::{Folder, LOOK, QuickError, QuickPlan};
+use crate::recorder::Interval;
 use crate::report::{Latency, core_us, ratio};
 use crate::schedule::Pacer;
 use crate::versus::outcome::{Measured, System};
@@ -111,70 +113,100 @@ fn drive<T: Target + Send + 'static>(
         duration: load.duration,
     };
     let (sender, progress) = sync_channel(driven.intervals_max());
-    let is_stopped = stop.clone();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let is_over_there = is_over.clone();
     let run = move || {
         runtime.block_on(async {
             let pacer =
                 driven.times.as_ref().map(|_| Pacer::start()).transpose().map_err(QuickError::Thread)?;
             let pacer = pacer.as_ref();
-            let driven = driver::drive_target(driven, pacer, target, APPEND_DEADLINE, sender, &is_stopped);
+            let driven = driver::drive_target(driven, pacer, target, APPEND_DEADLINE, sender, &is_over_there);
             driven.await.map_err(QuickError::Client)
         })
     };
-    let thread =
-        std::thread::Builder::new().name("clients-0".into()).spawn(run).map_err(QuickError::Thread)?;
+    let thread = std::thread::Builder::new().name("clients-0".into()).spawn(run);
+    let clients = RivalClients { thread: thread.map_err(QuickError::Thread)?, progress, start };
+    let mut watch = Watch::new(1, false, load.title(plan.cluster.groups as usize), load.end());
+    let samples = watch_load(load, &clients, servers, device.as_ref(), &mut watch, stop);
+    // What goes wrong with one rival is no burden on the next.
+    is_over.store(true, Ordering::Relaxed);
+    let result = clients.thread.join().map_err(|_| QuickError::Panicked)?;
+    let ((before, after), result) = (samples?, result?);
+    clients.progress.try_iter().for_each(|progress| _ = watch.handle(progress));
+    if let Some(error) = first_error.get() {
+        eprintln!("first error: {error}");
+    }
+    Ok((version, measured(load, &watch.measured, &result, &before, &after)))
+}
+
+/// The thread of a rival's clients.
+struct RivalClients {
+    thread: JoinHandle<Result<DriverResult, QuickError>>,
+    progress: Receiver<Progress>,
+    start: Instant,
+}
+
+/// Watches a load to its end; returns what was read at both ends of the measured window.
+fn watch_load(
+    load: &LoadPlan,
+    clients: &RivalClients,
+    servers: &mut Servers,
+    device: Option<&Device>,
+    watch: &mut Watch,
+    stop: &AtomicBool,
+) -> Result<(Sample, Sample), RivalError> {
     let (warmup, end) = (load.warmup, load.end());
-    let mut watch = Watch::new(1, false, load.title(plan.cluster.groups as usize), end);
     let (mut before, mut after) = (None, None);
     // Before the end only an error ends the thread; after it, it waits for answers, with a deadline.
-    while !(thread.is_finished() && (after.is_some() || start.elapsed() < end)) {
+    while !(clients.thread.is_finished() && (after.is_some() || clients.start.elapsed() < end)) {
         if stop.load(Ordering::Relaxed) {
             return Err(QuickError::Interrupted.into());
         }
         if let Some(processes) = &mut servers.processes {
             processes.check()?;
         }
-        let now = start.elapsed();
+        let now = clients.start.elapsed();
         if before.is_none() && now >= warmup {
-            before = Some(Sample::take(servers, device.as_ref()));
+            before = Some(Sample::take(servers, device));
         }
         if after.is_none() && now >= end {
-            after = Some(Sample::take(servers, device.as_ref()));
+            after = Some(Sample::take(servers, device));
         }
         // The edges of the window are met as exactly as a thread can wake.
-        let now = start.elapsed();
+        let now = clients.start.elapsed();
         let edges = [warmup, end].into_iter().filter(|edge| *edge > now);
         let look = edges.map(|edge| edge - now).chain([LOOK]).min().unwrap_or(LOOK);
-        match progress.recv_timeout(look) {
-            Ok(progress) => _ = watch.handle(progress),
-            // Nothing new, or the end of the thread, which is seen above.
-            Err(_) => {}
+        // Without progress nothing is new, or the thread has ended, which is seen above.
+        if let Ok(progress) = clients.progress.recv_timeout(look) {
+            watch.handle(progress);
         }
     }
-    let result = thread.join().map_err(|_| QuickError::Panicked)??;
-    progress.try_iter().for_each(|progress| _ = watch.handle(progress));
-    if let Some(error) = first_error.get() {
-        eprintln!("first error: {error}");
-    }
-    let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+    Ok((before.unwrap_or_default(), after.unwrap_or_default()))
+}
+
+fn measured(
+    load: &LoadPlan,
+    seen: &Interval,
+    result: &DriverResult,
+    before: &Sample,
+    after: &Sample,
+) -> Measured {
     let totals = result.ledger.totals();
-    let measured = &watch.measured;
     let seconds = load.duration.as_secs_f64();
     let generator = after.generator_cpu.saturating_sub(before.generator_cpu);
-    let servers_cpu = after.servers_cpu.zip(before.servers_cpu);
-    let all = servers_cpu.map(|(after, before)| after.saturating_sub(before) + generator);
+    let servers = after.servers_cpu.zip(before.servers_cpu);
+    let all = servers.map(|(after, before)| after.saturating_sub(before) + generator);
     let flushes = after.device_flushes.zip(before.device_flushes);
-    let measured = Measured {
-        records_per_s: ratio(measured.acked() as f64, seconds),
-        latency_us: Latency::of(&measured.latencies),
+    Measured {
+        records_per_s: ratio(seen.acked() as f64, seconds),
+        latency_us: Latency::of(&seen.latencies),
         failed_records: totals.refused,
         unknown_records: totals.unknown,
-        core_us_per_record: all.map(|cpu| core_us(cpu, measured.acked())),
+        core_us_per_record: all.map(|cpu| core_us(cpu, seen.acked())),
         generator_cores: generator.as_secs_f64() / seconds,
         device_flushes_per_s: flushes.map(|(after, before)| after.saturating_sub(before) as f64 / seconds),
-        is_schedule_kept: load.open_loop(result.times.as_slice(), measured).map(|open| open.is_schedule_kept),
-    };
-    Ok((version, measured))
+        is_schedule_kept: load.open_loop(result.times.as_slice(), seen).map(|open| open.is_schedule_kept),
+    }
 }
 
 /// Waits until the rival takes requests, and looks whether its servers live meanwhile.

@@ -204,7 +204,7 @@ impl Outcome {
         };
         vec![
             format!(
-                "load: bytes of a record, clients x records in flight of each; {kind}; {} groups; {:.0} s after {:.0} s of warm-up; {}",
+                "load: bytes of a record, clients x records in flight of each; {kind}; {} groups; {} s after {} s of warm-up; {}",
                 self.groups,
                 self.duration_s,
                 self.warmup_s,
