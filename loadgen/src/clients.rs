@@ -46,7 +46,8 @@ pub(crate) struct LoadPlan {
 }
 
 impl LoadPlan {
-    fn pattern(&self) -> Option<Pattern> {
+    /// How records arrive in the open loop.
+    pub(crate) fn pattern(&self) -> Option<Pattern> {
         self.per_s.map(|per_s| Pattern { per_s, arrivals: self.arrivals })
     }
 

@@ -218,7 +218,7 @@ fn section(out: &mut String, title: &str, note: &str, picture: &str) {
     _ = write!(out, "<h2>{title}</h2>\n<p class=\"note\">{note}</p>\n{picture}\n");
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -226,7 +226,7 @@ fn escape(text: &str) -> String {
 type Curve<'a> = (&'static str, &'static str, &'a dyn Fn(&Slice) -> Option<f64>);
 
 /// Where values lie on an axis.
-struct Axis {
+pub(crate) struct Axis {
     low: f64,
     high: f64,
     is_log: bool,
@@ -234,14 +234,14 @@ struct Axis {
 
 impl Axis {
     /// From 0 to a round number above the values.
-    fn linear(values: impl Iterator<Item = f64>) -> Axis {
+    pub(crate) fn linear(values: impl Iterator<Item = f64>) -> Axis {
         let most = values.fold(0.0, f64::max).max(1.0);
         let step = 10_f64.powf(most.log10().floor());
         Axis { low: 0.0, high: (most / step).ceil() * step, is_log: false }
     }
 
     /// Whole powers of ten around the values.
-    fn log(values: impl Iterator<Item = f64>) -> Axis {
+    pub(crate) fn log(values: impl Iterator<Item = f64>) -> Axis {
         let (least, most) =
             values.fold((f64::MAX, 1.0_f64), |(least, most), value| (least.min(value), most.max(value)));
         let low = 10_f64.powf(least.min(most).max(1.0).log10().floor());
@@ -250,7 +250,7 @@ impl Axis {
     }
 
     /// 0 to 1.
-    fn part(&self, value: f64) -> f64 {
+    pub(crate) fn part(&self, value: f64) -> f64 {
         let part = if self.is_log {
             (value.max(self.low) / self.low).ln() / (self.high / self.low).ln()
         } else {
@@ -259,7 +259,7 @@ impl Axis {
         part.clamp(0.0, 1.0)
     }
 
-    fn ticks(&self) -> Vec<f64> {
+    pub(crate) fn ticks(&self) -> Vec<f64> {
         if self.is_log {
             let powers = (self.high / self.low).log10().round() as i32;
             (0..=powers).map(|power| self.low * 10_f64.powi(power)).collect()

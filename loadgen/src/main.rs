@@ -13,6 +13,8 @@
 //!
 //! `loadgen snapshot` brings a large state machine to a new node while others write.
 //!
+//! `loadgen versus` (feature `rivals`) has other systems beside ours under the same load.
+//!
 //! It never looks into the engine while it measures: clients speak the client protocol, nodes are
 //! processes.
 #![forbid(unsafe_code)]
@@ -41,12 +43,16 @@ mod reads;
 mod record;
 mod recorder;
 mod report;
+#[cfg(feature = "rivals")]
+mod rival;
 mod running;
 mod schedule;
 mod sizes;
 mod skew;
 mod snapshot;
 mod sweep;
+#[cfg(feature = "rivals")]
+mod versus;
 mod watch;
 mod workload;
 
@@ -104,6 +110,13 @@ enum Command {
     Reads(Reads),
     /// Start nodes, fill a state machine, and bring it to a new node by a snapshot, under load.
     Snapshot(Snapshot),
+    /// Measure ours and other systems, under the same load by the same clients' clock, in one table.
+    #[cfg(feature = "rivals")]
+    Versus(versus::VersusArgs),
+    /// Be a rival's server; started by `versus`.
+    #[cfg(feature = "rivals")]
+    #[command(hide = true)]
+    Server(rival::process::ServerArgs),
     /// Run one node; started by the others.
     #[command(hide = true)]
     Node {
@@ -295,6 +308,13 @@ fn main() -> ExitCode {
             Ok(plan) => run_until_interrupted(|stop| sweep::run(&plan, stop)),
             Err(problem) => refuse(&problem),
         },
+        #[cfg(feature = "rivals")]
+        Command::Versus(args) => match args.plan() {
+            Ok(plan) => run_until_interrupted(|stop| versus::run(&plan, stop)),
+            Err(problem) => refuse(&problem),
+        },
+        #[cfg(feature = "rivals")]
+        Command::Server(server) => refuse(&format!("cannot become the server: {}", server.become_it())),
         Command::Compare(Compare { a, b, tolerance, any_config, json }) => {
             match compare::run(&a, &b, f64::from(tolerance) / 100.0, (any_config, json)) {
                 Ok(is_no_worse) => exit(is_no_worse),

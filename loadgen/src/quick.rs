@@ -179,7 +179,7 @@ impl Folder {
     }
 
     /// Keeps the data for whoever wants to know what went wrong.
-    fn keep(self) {
+    pub(crate) fn keep(self) {
         if let Folder::Temporary(folder) = self {
             eprintln!("the data and the nodes' logs are kept in {}", folder.keep().display());
         }

@@ -33,8 +33,8 @@ impl RecordId {
         }
     }
 
-    /// The id that a record claims and, by every byte of it, proves.
-    pub(crate) fn read(record: &[u8], sizes: &RecordSizes) -> Option<RecordId> {
+    /// The id that a record claims, and what follows it.
+    pub(crate) fn claim(record: &[u8]) -> Option<(RecordId, &[u8])> {
         let (client, rest) = record.split_first_chunk()?;
         let (group, rest) = rest.split_first_chunk()?;
         let (sequence, rest) = rest.split_first_chunk()?;
@@ -43,6 +43,12 @@ impl RecordId {
             group: u32::from_le_bytes(*group),
             sequence: u64::from_le_bytes(*sequence),
         };
+        Some((id, rest))
+    }
+
+    /// The id that a record claims and, by every byte of it, proves.
+    pub(crate) fn read(record: &[u8], sizes: &RecordSizes) -> Option<RecordId> {
+        let (id, rest) = RecordId::claim(record)?;
         let mut filler = id.filler();
         let is_right = record.len() == sizes.of(id)
             && rest.chunks(8).all(|chunk| filler.next().to_le_bytes().starts_with(chunk));

@@ -243,7 +243,8 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    fn of(mut values: Vec<f64>) -> Spread {
+    /// Of any number of values; all 0 of none.
+    pub(crate) fn of(mut values: Vec<f64>) -> Spread {
         values.sort_by(f64::total_cmp);
         let at = |at: usize| values.get(at).copied().unwrap_or(0.0);
         let last = values.len().saturating_sub(1);
