@@ -415,7 +415,7 @@ impl Shard {
         match validate::check_invite(self.config.node, &message) {
             Ok(members) => {
                 let since = LogPosition { term: message.log_term, index: message.index };
-                if tombstone.is_none_or(|tombstone| tombstone.admits(since.index)) {
+                if tombstone.is_none_or(|tombstone| tombstone.admits(since)) {
                     out.invites.push(Invite { group: message.group, members, since });
                 }
             }
@@ -456,9 +456,7 @@ impl Shard {
         let state = match at.map(|at| &self.members[at]) {
             None if self.groups.len() >= GROUPS_MAX => return Err(RequestError::busy(BusyReason::Groups)),
             None => fresh(open),
-            Some(Member::Left(tombstone)) if tombstone.admits(open.since.index) => {
-                tombstone.reopen(fresh(open))
-            }
+            Some(Member::Left(tombstone)) if tombstone.admits(open.since) => tombstone.reopen(fresh(open)),
             Some(Member::Live(replica)) if replica.began_with(&open.members) => {
                 return if replica.is_opening() {
                     Err(RequestError::busy(BusyReason::Starting))

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::ids::{GroupId, Index, NodeId, Term};
+use crate::ids::{GroupId, Index, LogPosition, NodeId, Term};
 use crate::io::{
     ConfState, GroupAppend, GroupState, HardState, LogChange, LogStart, MessageKind, PeerMessage, Send,
 };
@@ -60,8 +60,9 @@ impl Tombstone {
     }
 
     /// Whether a replica may begin here again.
-    pub(crate) fn admits(&self, since: Index) -> bool {
-        since > self.start.index || mutants::is(Mutant::TombstoneAdmitsAll)
+    pub(crate) fn admits(&self, since: LogPosition) -> bool {
+        let LogStart { index, term, .. } = self.start;
+        since > LogPosition { term, index } || mutants::is(Mutant::TombstoneAdmitsAll)
     }
 
     /// The replica that begins in its place.

@@ -324,7 +324,9 @@ pub(crate) fn check_invite(node: NodeId, message: &PeerMessage) -> Result<ConfSt
     check_address(node, message)?;
     let members = first_members(message)?;
     let is_for_us = message.index > Index(0) || members.is_member(node);
-    let is_for_us = is_for_us && message.log_term.0 <= NUMBER_MAX;
+    // An entry has a term.
+    let has_both = (message.index == Index(0)) == (message.log_term == Term(0));
+    let is_for_us = is_for_us && has_both && message.log_term.0 <= NUMBER_MAX;
     if is_for_us && message.group.0 != 0 { Ok(members) } else { Err(Refusal::Invite) }
 }
 

@@ -1,8 +1,12 @@
-//! What can only be measured: how long it takes to wake a thread, and how late timers are.
+//! What can only be tried: how long it takes to wake a thread, how late timers are, and whether packets go in batches.
 
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use noq_udp::UdpSocketState;
 
 use super::{Finding, Level, Remedy};
 use crate::config::settings::NodeConfig;
@@ -15,7 +19,7 @@ const WAKE_SLOW: Duration = Duration::from_micros(150);
 const TIMER_LATE: Duration = Duration::from_millis(1);
 
 pub(super) fn look(_config: &NodeConfig) -> Vec<Finding> {
-    vec![judge_wakes(&wakes()), judge_timers(&timers())]
+    vec![judge_wakes(&wakes()), judge_timers(&timers()), judge_offload(offload())]
 }
 
 /// Times from the ring of a doorbell to the first step of the thread that waits for it, sorted.
@@ -44,6 +48,34 @@ fn timers() -> Vec<Duration> {
     let mut times: Vec<Duration> = (0..SLEEPS).map(late).collect();
     times.sort_unstable();
     times
+}
+
+/// Packets that one call sends at most, and that one receives.
+fn offload() -> io::Result<(usize, usize)> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // As the bridge's own socket finds it out.
+    let state = UdpSocketState::new((&socket).into())?;
+    Ok((state.max_gso_segments().get(), state.gro_segments().get()))
+}
+
+fn judge_offload(found: io::Result<(usize, usize)>) -> Finding {
+    const NAME: &str = "UDP offload";
+    let (send, receive) = match found {
+        Ok(segments) => segments,
+        Err(error) => return Finding::unknown(NAME, format!("no UDP socket to try it with: {error}")),
+    };
+    let found = format!("{send} packets a call sent (GSO), {receive} received (GRO)");
+    if send > 1 && receive > 1 {
+        return Finding::good(NAME, found);
+    }
+    let remedy = Remedy {
+        right: "both above 1",
+        cost: "a system call for each packet: the bridge needs several times the CPU for the same bytes",
+        mend:
+            "Linux 5.0 or newer, outside of a sandbox that hides the socket options UDP_SEGMENT and UDP_GRO"
+                .to_owned(),
+    };
+    Finding::of(NAME, Level::Note, found, remedy)
 }
 
 fn percentiles(times: &[Duration]) -> Option<(Duration, Duration)> {
@@ -92,5 +124,15 @@ mod tests {
         assert_eq!(judge_timers(&times(90)).level, Level::Good);
         assert_eq!(judge_timers(&times(4000)).level, Level::Note);
         assert_eq!(judge_wakes(&[]).level, Level::Unknown);
+    }
+
+    #[test]
+    fn packets_one_by_one_are_told_of() {
+        assert_eq!(judge_offload(Ok((64, 64))).level, Level::Good);
+        assert_eq!(judge_offload(Ok((1, 64))).level, Level::Note);
+        assert_eq!(judge_offload(Ok((64, 1))).level, Level::Note);
+        assert_eq!(judge_offload(Err(io::ErrorKind::AddrNotAvailable.into())).level, Level::Unknown);
+        // This kernel has both, as every one has that io_uring needs.
+        assert_eq!(judge_offload(offload()).level, Level::Good);
     }
 }

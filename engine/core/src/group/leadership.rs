@@ -322,14 +322,13 @@ impl Replica {
 
     /// Whether the members in force here are surely those of long ago: this replica has begun with an empty log, again
     /// perhaps, and takes all that was since. If it was once the only voter, it would be elected by nobody but itself, without what
-    /// was committed after that. It is in the past until it has applied the entry that made it a member, and in a group
+    /// was committed after that. It is in the past until it has committed the entry that made it a member, and in a group
     /// that was recovered until it has applied the recovery, which its term tells it of.
     pub(super) fn is_in_the_past(&self) -> bool {
         use crate::validate::LogView as _;
-        let term = self.term_at(self.applied);
-        let applied = LogPosition { term, index: self.applied };
-        let is_lapsed = is_lapsed(term, Term(self.raw.raft.term));
-        (is_lapsed || applied < self.joined_at) && !mutants::is(Mutant::PastLeads)
+        let committed = LogPosition { term: self.term_at(self.commit), index: self.commit };
+        let is_lapsed = is_lapsed(self.term_at(self.applied), Term(self.raw.raft.term));
+        (is_lapsed || committed < self.joined_at) && !mutants::is(Mutant::PastLeads)
     }
 
     /// Whether a candidate lacks what was committed before this replica became a member. It may have acknowledged that in

@@ -267,10 +267,10 @@ impl Durable {
 
     /// A replica is about to begin. One that left before does so only for a change of members after that which removed it.
     pub(super) fn invited(&self, node: NodeId, invite: &Invite) -> Checked {
-        let left =
-            self.of(node, invite.group).filter(|stored| stored.has_left).map(|stored| stored.start.index);
+        let left = self.of(node, invite.group).filter(|stored| stored.has_left);
+        let left = left.map(|stored| LogPosition { term: stored.start.term, index: stored.start.index });
         ensure(
-            left.is_none_or(|left| invite.since.index > left),
+            left.is_none_or(|left| invite.since > left),
             "who left comes back for a later change only",
             || format!("node {node} left after {left:?}: {invite:?}"),
         )
