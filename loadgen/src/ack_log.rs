@@ -1,7 +1,7 @@
 //! What a run was told of its records, in a file: with it they can be audited at any later time.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,11 @@ pub(crate) struct AckLog {
     pub(crate) sizes: RecordSizes,
     /// The records.
     pub(crate) ledger: Ledger,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
 }
 
 /// Why a file is no log of acknowledgements.
@@ -68,13 +73,14 @@ impl AckLog {
 
     pub(crate) fn read(path: &Path) -> Result<AckLog, AckLogError> {
         let failed = |source| AckLogError::Read { path: path.to_path_buf(), source };
-        let file = BufReader::new(File::open(path).map_err(failed)?);
+        let text = std::fs::read(path).map_err(failed)?;
         let content = |source| AckLogError::Content { path: path.to_path_buf(), source };
-        let log: AckLog = serde_json::from_reader(file).map_err(content)?;
-        if log.format != FORMAT {
-            return Err(AckLogError::Format { path: path.to_path_buf(), found: log.format });
+        // First, for another format may have other things in it.
+        let Format { format: found } = serde_json::from_slice(&text).map_err(content)?;
+        if found != FORMAT {
+            return Err(AckLogError::Format { path: path.to_path_buf(), found });
         }
-        Ok(log)
+        serde_json::from_slice(&text).map_err(content)
     }
 }
 
@@ -94,7 +100,7 @@ mod tests {
         let log = AckLog::new("orders", &RecordSizes::Uniform(64, 128), ledger).shared(9);
         log.write(&path).unwrap();
         assert_eq!(AckLog::read(&path).unwrap(), log);
-        AckLog { format: 2, ..log }.write(&path).unwrap();
+        std::fs::write(&path, "{ \"format\": 2, \"acks\": [] }").unwrap();
         assert!(matches!(AckLog::read(&path), Err(AckLogError::Format { found: 2, .. })));
         std::fs::write(&path, "acks").unwrap();
         assert!(AckLog::read(&path).unwrap_err().to_string().contains("no log of acknowledgements"));

@@ -19,6 +19,9 @@ use crate::sizes::RecordSizes;
 use crate::skew::Skew;
 use crate::sweep::SweepPlan;
 
+/// Records in flight that a skew is drawn for, eight bytes each and more.
+const SLOTS_MAX: u64 = 4_000_000;
+
 /// A load, whatever it meets.
 #[derive(Args, Debug)]
 pub(crate) struct Load {
@@ -95,6 +98,12 @@ impl Load {
                 ));
             }
             _ => {}
+        }
+        if self.skew != Skew::Uniform && u64::from(self.clients) * u64::from(self.in_flight) > SLOTS_MAX {
+            return Err(format!(
+                "--skew {} deals out each record in flight, {SLOTS_MAX} at most: lower --clients or --in-flight",
+                self.skew
+            ));
         }
         Ok(LoadPlan {
             clients: self.clients,
@@ -253,9 +262,9 @@ impl Find {
     pub(crate) fn plan(self) -> Result<FindPlan, String> {
         let (objective, from, precision) = (self.slo, self.from, f64::from(self.precision) / 100.0);
         let trial = self.trial;
-        let files = [&self.load.load.hdr_log, &self.load.load.hgrm, &self.load.html];
+        let files = [&self.load.load.hdr_log, &self.load.load.hgrm, &self.load.html, &self.load.load.ack_log];
         if files.into_iter().any(Option::is_some) {
-            return Err("find writes --json alone: leave out --hdr-log, --hgrm and --html".into());
+            return Err("find writes --json alone: leave out --hdr-log, --hgrm, --html and --ack-log".into());
         }
         if self.load.load.rate.is_some()
             || self.load.embedded
@@ -266,8 +275,9 @@ impl Find {
             return Err("find chooses the rate, on the network, in folders of its own: leave out --rate, a ramp, --embedded, --repeat and --data-dir".into());
         }
         let json = self.load.load.json.clone();
-        let mut load = self.load.plan()?;
-        load.load.duration = trial;
+        let mut quick = self.load;
+        quick.load.duration = trial;
+        let load = quick.plan()?;
         Ok(FindPlan { load, objective, from, precision, json })
     }
 }
@@ -291,8 +301,9 @@ impl SweepArgs {
         {
             return Err("sweep chooses the rates, on the network, in folders of its own: leave out --rate, a ramp, --embedded, --repeat and --data-dir".into());
         }
-        if self.load.load.hdr_log.is_some() || self.load.load.hgrm.is_some() {
-            return Err("sweep writes --json and --html: leave out --hdr-log and --hgrm".into());
+        let files = [&self.load.load.hdr_log, &self.load.load.hgrm, &self.load.load.ack_log];
+        if files.into_iter().any(Option::is_some) {
+            return Err("sweep writes --json and --html: leave out --hdr-log, --hgrm and --ack-log".into());
         }
         let (json, html) = (self.load.load.json.clone(), self.load.html.clone());
         Ok(SweepPlan { load: self.load.plan()?, rates: self.rates, json, html })
@@ -331,6 +342,9 @@ impl Quick {
         }
         if self.replace_nodes > 0 && !faults.is_empty() {
             return Err("--replace-nodes and --fault exclude each other: run them one by one".into());
+        }
+        if self.load.ack_log.is_some() && self.data_dir.is_none() {
+            return Err("--ack-log is of records that go with the nodes: keep them with --data-dir".into());
         }
         let spares = u16::try_from(self.replace_nodes).unwrap_or(u16::MAX);
         Ok(QuickPlan {

@@ -39,9 +39,9 @@ impl AuditCounts {
         AuditCounts { checked: 0, ..*self } == AuditCounts::default()
     }
 
-    /// Whether every one of so many acknowledged records was looked up on each of so many nodes, and nothing is wrong.
-    pub(crate) fn is_clean_of(&self, acked: u64, nodes: usize) -> bool {
-        self.is_clean() && self.checked == acked * nodes as u64
+    /// Whether as many acknowledged records were looked up as had to be, over all replicas, and nothing is wrong.
+    pub(crate) fn is_clean_of(&self, expected: u64) -> bool {
+        self.is_clean() && self.checked == expected
     }
 
     /// The counts in words, and what was made of them.

@@ -414,9 +414,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// From now on nothing reaches the journals of a node (counted from 0), or all does again.
-    pub(crate) fn hang_disk(&mut self, at: usize, is_hung: bool) -> Result<(), ClusterError> {
-        self.nodes[at].ask(&NodeRequest::HangDisk { is_hung }).map(drop)
+    /// From now on nothing reaches the journals of a node (counted from 0), or all does again. Returns whether the node was
+    /// there to be told.
+    pub(crate) fn hang_disk(&mut self, at: usize, is_hung: bool) -> Result<bool, ClusterError> {
+        self.nodes[at].ask(&NodeRequest::HangDisk { is_hung }).map(|answer| answer.is_some())
     }
 
     /// Sends SIGSTOP to a node (counted from 0): it stands for one that does not run until

@@ -196,7 +196,11 @@ impl Outage {
                 match signal {
                     Signal::Kill => cluster.kill_node(node)?,
                     Signal::Stop => cluster.stop_node(node)?,
-                    Signal::DiskStall => cluster.hang_disk(node, true)?,
+                    Signal::DiskStall => {
+                        if !cluster.hang_disk(node, true)? {
+                            watch.say(&format!("node {} does not answer: its disk goes on", node + 1));
+                        }
+                    }
                 }
             }
             let groups: Vec<u32> = nodes.iter().flat_map(|node| led[*node].iter().copied()).collect();
@@ -213,12 +217,18 @@ impl Outage {
             self.done = Some((killed, groups));
             self.over = Some((now + lasting, nodes));
         }
-        if let Some((_, nodes)) = self.over.take_if(|(at, _)| now >= *at) {
-            for &node in &nodes {
+        if let Some((at, nodes)) = self.over.take_if(|(at, _)| now >= *at) {
+            for (done, &node) in nodes.iter().enumerate() {
                 match signal {
                     Signal::Kill => cluster.start_node(node)?,
                     Signal::Stop => cluster.continue_node(node)?,
-                    Signal::DiskStall => cluster.hang_disk(node, false)?,
+                    Signal::DiskStall => {
+                        if !cluster.hang_disk(node, false)? {
+                            // Another fault holds it: it is told as soon as it answers.
+                            self.over = Some((at, nodes[done..].to_vec()));
+                            break;
+                        }
+                    }
                 }
                 watch.say(&format!("node {} is back", node + 1));
             }

@@ -34,12 +34,11 @@ pub(crate) fn run(acks: &Path, place: &Place, stop: &Arc<AtomicBool>) -> Result<
         let (found, wanted) = (found.to_owned(), log.cluster.clone());
         Err(QuickError::OtherCluster { path: acks.to_path_buf(), found, wanted })
     };
-    let (counts, nodes) = match place {
+    let (counts, expected) = match place {
         Place::Running(access) => {
             let (name, client) = access.open(ClientLimits::default())?;
             is_of(&name)?;
-            let nodes = client.nodes.len();
-            (running::audit(client, &log, stop)?, nodes)
+            running::audit(client, &log, stop)?
         }
         Place::Folder(folder) => {
             let mut cluster = Cluster::open(folder)?;
@@ -54,10 +53,11 @@ pub(crate) fn run(acks: &Path, place: &Place, stop: &Arc<AtomicBool>) -> Result<
                 bind: None,
                 limits: ClientLimits::default(),
             };
-            (quick::audit(&mut cluster, folder, client, &log, stop)?, cluster.len())
+            let expected = log.ledger.totals().acked * cluster.len() as u64;
+            (quick::audit(&mut cluster, folder, client, &log, stop)?, expected)
         }
     };
-    let is_clean = counts.is_clean_of(log.ledger.totals().acked, nodes);
+    let is_clean = counts.is_clean_of(expected);
     println!("{}", counts.verdict(is_clean));
     Ok(is_clean)
 }

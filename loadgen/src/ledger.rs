@@ -62,6 +62,11 @@ impl GroupLedger {
         self.acked.last().map_or(0, AckRun::end)
     }
 
+    /// Acknowledged records, contested ones included.
+    pub(crate) fn records_acked(&self) -> u64 {
+        self.records_acked
+    }
+
     /// Number of clients that may have sent to the group.
     pub(crate) fn clients(&self) -> usize {
         self.sent.len()

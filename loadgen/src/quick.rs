@@ -123,6 +123,10 @@ pub(crate) enum QuickError {
     NoGroups { path: PathBuf, problem: String },
     #[error("{}", no_such_group(*group, there))]
     NoSuchGroup { group: u64, there: Vec<u64> },
+    #[error(
+        "group {group} has a number above {most}, up to which records are counted: name others with --group"
+    )]
+    GroupTooHigh { group: u64, most: u64 },
     #[error("{} is of the cluster {wanted}, and this is {found}: name the cluster that was written to", path.display())]
     OtherCluster { path: PathBuf, found: String, wanted: String },
     #[error("cannot write {}: {source}", path.display())]
@@ -333,7 +337,9 @@ pub(crate) fn audit(
         other => other?,
     }
     let runtime = runtime()?;
-    let (audit, unreadable) = interruptible(&runtime, readback::audit(config, acks), stop)??;
+    let nodes: Vec<NodeId> = config.nodes.iter().map(|node| node.node).collect();
+    let replicas = readback::everywhere(acks, &nodes);
+    let (audit, unreadable) = interruptible(&runtime, readback::audit(config, acks, &replicas), stop)??;
     finish(&runtime);
     unreadable.iter().for_each(|replica| eprintln!("{replica}"));
     Ok(audit)

@@ -1,5 +1,6 @@
 //! Reads every replica's whole log of every group back over the network, into the audit.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
@@ -38,7 +39,15 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Audits every group on every node. Also returns what could not be read: its records count as
+/// The nodes that have a group.
+pub(crate) type Replicas = BTreeMap<u32, Vec<NodeId>>;
+
+/// All groups of a log, on all of these nodes.
+pub(crate) fn everywhere(acks: &AckLog, nodes: &[NodeId]) -> Replicas {
+    acks.ledger.groups().map(|(group, _)| (group, nodes.to_vec())).collect()
+}
+
+/// Audits every group on every node that has it. Also returns what could not be read: its records count as
 /// lost.
 ///
 /// # Errors
@@ -46,14 +55,14 @@ impl fmt::Display for Unreadable {
 pub(crate) async fn audit(
     config: ClientConfig,
     acks: &AckLog,
+    replicas: &Replicas,
 ) -> Result<(AuditCounts, Vec<Unreadable>), ClientError> {
-    let nodes: Vec<NodeId> = config.nodes.iter().map(|node| node.node).collect();
     let client = Client::connect(config).await?;
     let mut counts = AuditCounts::default();
     let mut unreadable = Vec::new();
     for (group, of_group) in acks.ledger.groups() {
         let mut hashes = Vec::new();
-        for &node in &nodes {
+        for &node in replicas.get(&group).into_iter().flatten() {
             let (found, ranges, failure) = replica(&client, node, acks, group, of_group).await;
             counts += found;
             hashes.push(ranges);

@@ -326,7 +326,7 @@ pub(crate) struct Replaced {
 impl Report {
     /// Whether the audit found nothing, and looked at everything.
     pub(crate) fn is_clean(&self) -> bool {
-        self.audit.is_clean_of(self.acked_records, self.config.nodes.into())
+        self.audit.is_clean_of(self.acked_records * u64::from(self.config.nodes))
     }
 
     /// What a person wants to know, line by line.

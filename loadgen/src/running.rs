@@ -18,9 +18,9 @@ use crate::ack_log::AckLog;
 use crate::audit::AuditCounts;
 use crate::clients::{Clients, LoadPlan, finish, interruptible, runtime};
 use crate::hdr;
-use crate::ledger::Ledger;
+use crate::ledger::{GroupLedger, Ledger};
 use crate::quick::{Files, LOOK, QuickError};
-use crate::readback;
+use crate::readback::{self, Replicas};
 use crate::record::mix;
 use crate::report::{Latency, OpenLoop, Slice, count, percentiles, ratio};
 use crate::watch::Watch;
@@ -28,6 +28,8 @@ use crate::{machine, plot};
 
 /// Time for all replicas to catch up before they are read back.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a node may take to say how a group stands.
+const STATUS_DEADLINE: Duration = Duration::from_secs(2);
 /// Pause before they are asked again.
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 /// Highest number of a group: all up to there have a place in the ledger.
@@ -81,6 +83,8 @@ struct RunReport {
     client_core_us_per_record: f64,
     /// Null if it was not asked for.
     audit: Option<AuditCounts>,
+    /// Records that it had to look up, over all replicas.
+    audit_expected: u64,
     config: RunConfig,
 }
 
@@ -122,19 +126,24 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
     }
     let (known, progress) = clients.join(|| Ok(()))?;
     progress.try_iter().for_each(|progress| _ = watch.handle(progress));
-    if stop.load(Ordering::Relaxed) {
-        return Err(QuickError::Interrupted);
-    }
     let cpu = machine::cpu_time(std::process::id()).unwrap_or_default().saturating_sub(cpu_before);
     let totals = known.ledger.totals();
     let acks = AckLog::new(&name, &plan.load.sizes, known.ledger).shared(first_client);
     if let Some(path) = &plan.files.ack_log {
         acks.write(path)?;
     }
+    // The records stand in somebody's cluster: what was told of them is kept also when this ends early.
+    if stop.load(Ordering::Relaxed) {
+        return Err(QuickError::Interrupted);
+    }
     if let Some(error) = &known.last_error {
         eprintln!("last error: {error}");
     }
-    let audit = plan.is_audited.then(|| audit(client.clone(), &acks, stop)).transpose()?;
+    let (audit, failure) = match plan.is_audited.then(|| audit(client.clone(), &acks, stop)) {
+        Some(Err(error)) => (None, Some(error)),
+        Some(Ok(audit)) => (Some(audit), None),
+        None => (None, None),
+    };
     let measured = &watch.measured;
     let report = RunReport {
         throughput_records_per_s: ratio(measured.acked() as f64, plan.load.duration.as_secs_f64()),
@@ -148,7 +157,8 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
         slices: watch.slices.clone(),
         open_loop: plan.load.open_loop(&known.times, measured),
         client_core_us_per_record: ratio(cpu.as_secs_f64() * 1e6, totals.acked as f64),
-        audit,
+        audit: audit.map(|(counts, _)| counts),
+        audit_expected: audit.map_or(0, |(_, expected)| expected),
         config: RunConfig {
             cluster: name,
             nodes: client.nodes.len(),
@@ -167,8 +177,10 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
     println!("{}", plot::percentiles(&measured.latencies));
     print!("{}", report.table());
     write(plan, &report, &watch, began)?;
-    Ok(audit
-        .is_none_or(|audit| audit.is_clean() && audit.checked == totals.acked * client.nodes.len() as u64))
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(report.is_clean()),
+    }
 }
 
 fn write(plan: &RunPlan, report: &RunReport, watch: &Watch, began: SystemTime) -> Result<(), QuickError> {
@@ -191,7 +203,7 @@ fn write(plan: &RunPlan, report: &RunReport, watch: &Watch, began: SystemTime) -
 
 impl RunReport {
     fn is_clean(&self) -> bool {
-        self.audit.is_none_or(|audit| audit.is_clean_of(self.acked_records, self.config.nodes))
+        self.audit.is_none_or(|audit| audit.is_clean_of(self.audit_expected))
     }
 
     fn table(&self) -> String {
@@ -261,33 +273,38 @@ fn targets(plan: &RunPlan, client: &ClientConfig, stop: &AtomicBool) -> Result<V
         .map(|group| group.0)
         .collect();
     let wanted = if plan.groups.is_empty() { there.clone() } else { plan.groups.clone() };
-    let missing = wanted.iter().copied().find(|group| !there.contains(group) || *group > GROUP_MAX);
-    match missing {
-        Some(group) => Err(QuickError::NoSuchGroup { group, there }),
-        None if wanted.is_empty() => Err(QuickError::NoSuchGroup { group: 0, there }),
-        None => Ok(wanted.into_iter().map(|group| group as u32).collect()),
+    if let Some(group) = wanted.iter().copied().find(|group| !there.contains(group)) {
+        return Err(QuickError::NoSuchGroup { group, there });
+    }
+    match wanted.iter().max() {
+        None => Err(QuickError::NoSuchGroup { group: 0, there }),
+        Some(most) if *most > GROUP_MAX => Err(QuickError::GroupTooHigh { group: *most, most: GROUP_MAX }),
+        Some(_) => Ok(wanted.into_iter().map(|group| group as u32).collect()),
     }
 }
 
-/// The groups of the first node that answers, or why none does.
+/// The groups of all nodes that answer, or why none does.
 async fn groups_of(config: &ClientConfig) -> Result<Result<Vec<GroupId>, String>, QuickError> {
-    let client = Client::connect(config.clone()).await?;
-    let mut problem = "it has no nodes".to_owned();
+    let client = Client::connect(config.clone()).await?.with_deadline(STATUS_DEADLINE);
+    let mut found: Result<Vec<GroupId>, String> = Err("it has no nodes".to_owned());
     for node in &config.nodes {
-        match client.groups(node.node).await {
-            Ok(mut groups) => {
-                groups.sort_unstable();
-                client.close();
-                return Ok(Ok(groups));
-            }
-            Err(error) => problem = error.to_string(),
+        match (client.groups(node.node).await, &mut found) {
+            (Ok(groups), Ok(all)) => all.extend(groups),
+            (Ok(groups), Err(_)) => found = Ok(groups),
+            (Err(error), Err(problem)) => *problem = error.to_string(),
+            (Err(_), Ok(_)) => {}
         }
     }
     client.close();
-    Ok(Err(problem))
+    Ok(found.map(|mut groups| {
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    }))
 }
 
-/// Reads back what was acknowledged, from every node, as soon as all have it.
+/// Reads back what was acknowledged, from every node that has it, as soon as all do. Also returns how many records that
+/// had to be.
 ///
 /// # Errors
 /// [`QuickError`] when no node can be reached.
@@ -295,32 +312,55 @@ pub(crate) fn audit(
     config: ClientConfig,
     acks: &AckLog,
     stop: &AtomicBool,
-) -> Result<AuditCounts, QuickError> {
-    eprintln!("audit: read everything back from every node");
+) -> Result<(AuditCounts, u64), QuickError> {
+    eprintln!("audit: read everything back from every replica");
     let runtime = runtime()?;
-    let nodes: Vec<NodeId> = config.nodes.iter().map(|node| node.node).collect();
-    interruptible(&runtime, wait_until_caught_up(config.clone(), &nodes, &acks.ledger), stop)??;
-    let (counts, unreadable) = interruptible(&runtime, readback::audit(config, acks), stop)??;
+    let replicas = interruptible(&runtime, replicas_of(config.clone(), &acks.ledger), stop)??;
+    interruptible(&runtime, wait_until_caught_up(config.clone(), &replicas, &acks.ledger), stop)??;
+    let (counts, unreadable) = interruptible(&runtime, readback::audit(config, acks, &replicas), stop)??;
     finish(&runtime);
     unreadable.iter().for_each(|replica| eprintln!("{replica}"));
-    Ok(counts)
+    let of_group = |(group, ledger): (u32, &GroupLedger)| {
+        ledger.records_acked() * replicas.get(&group).map_or(0, |nodes| nodes.len() as u64)
+    };
+    Ok((counts, acks.ledger.groups().map(of_group).sum()))
+}
+
+/// The members of each group with acknowledged records, as the first of the nodes says that has it; all nodes where none
+/// does, for then its records are lost.
+async fn replicas_of(config: ClientConfig, ledger: &Ledger) -> Result<Replicas, QuickError> {
+    let nodes: Vec<NodeId> = config.nodes.iter().map(|node| node.node).collect();
+    let client = Client::connect(config).await?.with_deadline(STATUS_DEADLINE);
+    let mut replicas = Replicas::new();
+    for (group, _) in ledger.groups().filter(|(_, of_group)| of_group.end() > 0) {
+        let mut members = nodes.clone();
+        for &node in &nodes {
+            if let Ok(status) = client.status(node, GroupId(group.into())).await {
+                members = status.members.voters.iter().chain(&status.members.learners).copied().collect();
+                break;
+            }
+        }
+        replicas.insert(group, members);
+    }
+    client.close();
+    Ok(replicas)
 }
 
 /// Those that stay behind are found by the audit, record by record.
 async fn wait_until_caught_up(
     config: ClientConfig,
-    nodes: &[NodeId],
+    replicas: &Replicas,
     ledger: &Ledger,
 ) -> Result<(), QuickError> {
-    let client = Client::connect(config).await?;
+    let client = Client::connect(config).await?.with_deadline(STATUS_DEADLINE);
     let until = Instant::now() + CATCH_UP_DEADLINE;
-    for (group, of_group) in ledger.groups().filter(|(_, of_group)| of_group.end() > 0) {
-        for &node in nodes {
+    for (group, of_group) in ledger.groups() {
+        for &node in replicas.get(&group).into_iter().flatten() {
             let has_all = async || {
                 let status = client.status(node, GroupId(group.into())).await;
                 status.is_ok_and(|status| status.end.0 >= of_group.end())
             };
-            while !has_all().await && Instant::now() < until {
+            while Instant::now() < until && !has_all().await {
                 tokio::time::sleep(CATCH_UP_PAUSE).await;
             }
         }

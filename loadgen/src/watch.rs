@@ -163,6 +163,13 @@ impl View {
         }
     }
 
+    /// What fits into a line of the terminal: more would take another one, which the next view does not know of.
+    fn cut(frame: &str) -> String {
+        let columns = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| size.ws_col);
+        let columns = if columns == 0 { usize::MAX } else { columns.into() };
+        frame.lines().map(|line| line.chars().take(columns).chain(['\n']).collect::<String>()).collect()
+    }
+
     fn say(&mut self, line: &str) {
         let text = format!("{}{line}\n", self.wiped());
         show(&text);
@@ -171,7 +178,7 @@ impl View {
     fn draw(&mut self, slice: &Slice, latency: &Latency, before: &[Slice], length: Duration) {
         self.failed += slice.failed;
         self.unknown += slice.unknown;
-        let frame = self.frame(slice, latency, before, length);
+        let frame = View::cut(&self.frame(slice, latency, before, length));
         let text = format!("{}{frame}", self.wiped());
         self.lines = frame.lines().count();
         show(&text);

@@ -47,6 +47,9 @@ impl Nodes {
             command.arg("node").arg("--config").arg(config).stdin(Stdio::piped()).stdout(Stdio::piped());
             nodes.push(command.stderr(Stdio::null()).spawn().unwrap());
         }
+        // One that has none of the groups, and is away.
+        let first = json(&folder.join("data/node-1/config.json"));
+        lines += &format!("node 4 = {}@127.0.0.1:9\n", first["clients"][0].as_str().unwrap());
         fs::write(folder.join("cluster"), lines).unwrap();
         for node in &mut nodes {
             let mut line = String::new();

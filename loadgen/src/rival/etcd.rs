@@ -115,11 +115,16 @@ fn options(deadline: Duration) -> ConnectOptions {
 async fn leader(urls: &[String]) -> Result<(String, String), Error> {
     let mut found = Err(Error::InvalidArgs("no server has a leader yet".to_owned()));
     for url in urls {
-        let mut client = Client::connect([url], Some(options(ASK_DEADLINE))).await?;
-        let status = client.status().await?;
-        if status.leader() == 0 {
-            continue;
-        }
+        let ask = async || Client::connect([url], Some(options(ASK_DEADLINE))).await?.status().await;
+        let status = match ask().await {
+            Ok(status) if status.leader() != 0 => status,
+            Ok(_) => continue,
+            // Another one may be there.
+            Err(error) => {
+                found = found.or(Err(error));
+                continue;
+            }
+        };
         let member = status.header().map(|header| header.member_id());
         let version = status.version().to_owned();
         if member == Some(status.leader()) {
