@@ -10,7 +10,7 @@ use crate::arrivals::{Arrivals, TIMES_MAX};
 use crate::clients::LoadPlan;
 use crate::cluster::ClusterPlan;
 use crate::duration;
-use crate::fault::{self, Fault, Signal, Whom};
+use crate::fault::{self, Fault, Kind, Whom};
 use crate::find::{FindPlan, Objective};
 use crate::later::Place;
 use crate::quick::{Files, QuickPlan};
@@ -157,10 +157,11 @@ pub(crate) struct Quick {
     html: Option<PathBuf>,
     /// A fault on the way, as `KIND@TIME[+LENGTH][:WHOM]` from the start of the measured time: kill@5s (SIGKILL to the node that
     /// leads most groups, started again after two seconds), stop@2s+500ms:all (SIGSTOP), disk-stall@2s+1s:leader (nothing reaches
-    /// the journal), kill@1s:3 (node 3). May be given several times.
+    /// the journal), partition@2s (nothing from and to other nodes), wipe@2s (SIGKILL, the disk removed, a new node in its place),
+    /// kill@1s:3 (node 3). May be given several times.
     #[arg(long = "fault", value_name = "FAULT")]
     faults: Vec<Fault>,
-    /// So many faults of all kinds, drawn with `--seed`, one after the other over the measured time.
+    /// So many faults of all kinds but wipe, drawn with `--seed`, one after the other over the measured time.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000), conflicts_with_all = ["faults", "replace_nodes", "embedded"])]
     random_faults: u32,
     /// How many nodes are replaced, in turn: SIGKILL, the disk removed, and a new node with a new key takes its place
@@ -321,8 +322,8 @@ impl Quick {
         } else {
             self.faults
         };
-        let has_hanging_disks = faults.iter().any(|fault| fault.signal == Signal::DiskStall);
-        for Fault { signal, at, whom, .. } in &faults {
+        let has_hanging_disks = faults.iter().any(|fault| fault.kind == Kind::DiskStall);
+        for Fault { kind, at, whom, .. } in &faults {
             let end = load.duration;
             if *at >= end {
                 return Err(format!(
@@ -333,8 +334,11 @@ impl Quick {
                 return Err(format!("--fault to {whom:?}: there are {} nodes", self.nodes));
             }
             // Who stands still has no leader to lose; who is killed has.
-            if self.nodes < 3 && *signal == Signal::Kill && *whom != Whom::All {
-                return Err("--fault kill needs --nodes 3 or more: fewer have no quorum without one".into());
+            let takes_one_away = matches!(kind, Kind::Kill | Kind::Wipe) && *whom != Whom::All;
+            if self.nodes < 3 && takes_one_away {
+                return Err(
+                    "--fault kill and wipe need --nodes 3 or more: fewer have no quorum without one".into()
+                );
             }
         }
         if self.replace_nodes > 0 && self.nodes < 3 {
@@ -343,10 +347,21 @@ impl Quick {
         if self.replace_nodes > 0 && !faults.is_empty() {
             return Err("--replace-nodes and --fault exclude each other: run them one by one".into());
         }
+        let wipes = faults.iter().filter(|fault| fault.kind == Kind::Wipe).count();
+        if wipes > 0 && wipes < faults.len() {
+            return Err("--fault wipe and other faults exclude each other: run them one by one".into());
+        }
+        let mut cuts: Vec<&Fault> = faults.iter().filter(|fault| fault.kind == Kind::Partition).collect();
+        cuts.sort_by_key(|fault| fault.at);
+        if cuts.windows(2).any(|pair| pair[1].at < pair[0].at + pair[0].lasting) {
+            return Err(
+                "--fault partition: one begins before another has ended; let them follow one another".into(),
+            );
+        }
         if self.load.ack_log.is_some() && self.data_dir.is_none() {
             return Err("--ack-log is of records that go with the nodes: keep them with --data-dir".into());
         }
-        let spares = u16::try_from(self.replace_nodes).unwrap_or(u16::MAX);
+        let spares = u16::try_from(self.replace_nodes as usize + wipes).unwrap_or(u16::MAX);
         Ok(QuickPlan {
             cluster: ClusterPlan {
                 nodes: self.nodes,

@@ -16,8 +16,8 @@ use iroh_raft::storage::BackendChoice;
 use iroh_raft::{Identity, NodeId};
 use rustix::process::{Pid, Signal};
 
-use crate::machine;
 use crate::node::{Embedded, EmbeddedPlan, NodeConfig, NodeLine, NodeRequest, NodeStatus, NodeSummary, Peer};
+use crate::{machine, partition};
 
 /// Lines of a node that wait for us. Full: the node waits; it says a line only when asked.
 const LINES_WAITING_MAX: usize = 16;
@@ -429,6 +429,25 @@ impl Cluster {
     /// Sends SIGCONT to a node that was stopped.
     pub(crate) fn continue_node(&mut self, at: usize) -> Result<(), ClusterError> {
         self.nodes[at].signal(Signal::CONT, false)
+    }
+
+    /// Cuts the network between these nodes (counted from 0) and all others, and between one another. Clients reach them all.
+    pub(crate) fn cut(&mut self, nodes: &[usize]) -> Result<(), ClusterError> {
+        let processes = self.nodes.iter().enumerate().filter_map(|(at, node)| {
+            let process = node.process.as_ref()?;
+            Some((Pid::from_child(&process.child), nodes.contains(&at)))
+        });
+        let what = "cut the network between nodes (pidfd_getfd and a socket filter; a container may forbid the first)";
+        let processes: Vec<(Pid, bool)> = processes.collect();
+        partition::cut(&processes).map_err(|source| ClusterError::System { what, source })
+    }
+
+    /// Takes back every [`cut`](Cluster::cut).
+    pub(crate) fn heal(&mut self) -> Result<(), ClusterError> {
+        let processes = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        let processes: Vec<Pid> = processes.map(|process| Pid::from_child(&process.child)).collect();
+        let what = "bring the network between nodes back";
+        partition::heal(&processes).map_err(|source| ClusterError::System { what, source })
     }
 
     /// Sends SIGKILL to a node (counted from 0), removes its disk, and starts the next spare one in its place, which

@@ -4,6 +4,7 @@
 //! They are driven from the loop that watches the clients, a step at a time; whatever takes long has a thread or a
 //! process of its own.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
@@ -31,11 +32,11 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 /// A fault that is to come: `kill@5s`, `stop@2s+500ms:all`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Fault {
-    /// What is sent.
-    pub(crate) signal: Signal,
+    /// What is done.
+    pub(crate) kind: Kind,
     /// When, from the start of the measured time.
     pub(crate) at: Duration,
-    /// How long it lasts.
+    /// How long it lasts; of no meaning for [`Kind::Wipe`].
     pub(crate) lasting: Duration,
     /// To whom.
     pub(crate) whom: Whom,
@@ -52,6 +53,20 @@ pub(crate) enum Whom {
     Node(u16),
 }
 
+impl Whom {
+    /// Which nodes (counted from 0) these are, by the groups that each leads.
+    fn among(self, led: &[Vec<u32>]) -> Vec<usize> {
+        match self {
+            Whom::All => (0..led.len()).collect(),
+            Whom::Node(number) => vec![usize::from(number) - 1],
+            Whom::Leader => {
+                let most = led.iter().enumerate().max_by_key(|(_, groups)| groups.len());
+                most.map(|(node, _)| node).into_iter().collect()
+            }
+        }
+    }
+}
+
 impl FromStr for Fault {
     type Err = String;
 
@@ -59,14 +74,18 @@ impl FromStr for Fault {
         let problem = || {
             format!(
                 "{text} is no fault: write KIND@TIME, such as kill@5s or stop@2s+500ms:all, with kill (SIGKILL, and started again), \
-                 stop (SIGSTOP) or disk-stall (nothing reaches the journal), how long it lasts (2s unless said), and whom it meets: leader, all, or the number of a node"
+                 stop (SIGSTOP), disk-stall (nothing reaches the journal), partition (nothing from other nodes, nor to them) or wipe (SIGKILL, the disk \
+                 removed, and a new node in its place), how long it lasts (2s unless said; a wipe as long as it takes), and whom it meets: leader, \
+                 all (but for wipe), or the number of a node"
             )
         };
-        let (kind, rest) = text.split_once('@').ok_or_else(problem)?;
-        let signal = match kind {
-            "kill" => Signal::Kill,
-            "stop" => Signal::Stop,
-            "disk-stall" => Signal::DiskStall,
+        let (name, rest) = text.split_once('@').ok_or_else(problem)?;
+        let kind = match name {
+            "kill" => Kind::Kill,
+            "stop" => Kind::Stop,
+            "disk-stall" => Kind::DiskStall,
+            "partition" => Kind::Partition,
+            "wipe" => Kind::Wipe,
             _ => return Err(problem()),
         };
         let (times, whom) = rest.split_once(':').unwrap_or((rest, "leader"));
@@ -79,9 +98,15 @@ impl FromStr for Fault {
             Some((at, lasting)) => (crate::duration(at)?, crate::duration(lasting)?),
             None => (crate::duration(times)?, DOWN),
         };
-        Ok(Fault { signal, at, lasting, whom })
+        if kind == Kind::Wipe && (times.contains('+') || whom == Whom::All) {
+            return Err(problem());
+        }
+        Ok(Fault { kind, at, lasting, whom })
     }
 }
+
+/// What [`random`] draws from: whatever leaves the nodes as they were.
+const OUTAGES: [Kind; 4] = [Kind::Kill, Kind::Stop, Kind::DiskStall, Kind::Partition];
 
 /// Draws so many faults, to one node each, that begin one after the other in the measured time.
 pub(crate) fn random(count: u32, nodes: u16, duration: Duration, seed: u64) -> Vec<Fault> {
@@ -92,7 +117,7 @@ pub(crate) fn random(count: u32, nodes: u16, duration: Duration, seed: u64) -> V
     };
     let part = duration / count.max(1);
     let fault = |number: u32| Fault {
-        signal: [Signal::Kill, Signal::Stop, Signal::DiskStall][draw(3) as usize],
+        kind: OUTAGES[draw(OUTAGES.len() as u64) as usize],
         // The first half of its part of the time, so that the node is back before the next.
         at: part * number + part * (draw(250) as u32) / 1000,
         lasting: part * (100 + draw(400) as u32) / 1000,
@@ -108,18 +133,23 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// Nodes are replaced from the start of the measured time on, which is `warmup` after that of the load, by a manager
-    /// with this configuration.
+    /// `replacements` nodes are replaced from the start of the measured time on, which is `warmup` after that of the load. A
+    /// manager with this configuration changes the members.
     pub(crate) fn new(
         faults: &[Fault],
         replacements: u32,
         warmup: Duration,
         manager: ClientConfig,
     ) -> Faults {
-        let outage = |fault: &Fault| Outage { fault: *fault, is_due: true, over: None, done: None };
-        let replace =
-            Replace { left: replacements, from: warmup, step: Step::Idle, done: Vec::new(), manager };
-        Faults { outages: faults.iter().map(outage).collect(), replace }
+        let (wipes, outages): (Vec<Fault>, Vec<Fault>) =
+            faults.iter().partition(|fault| fault.kind == Kind::Wipe);
+        let outage = |fault: Fault| Outage { fault, is_due: true, over: None, done: None };
+        let mut due: Vec<Due> =
+            wipes.iter().map(|wipe| Due { at: warmup + wipe.at, whom: Some(wipe.whom) }).collect();
+        due.extend((0..replacements).map(|_| Due { at: warmup, whom: None }));
+        due.sort_by_key(|due| due.at);
+        let replace = Replace { due: due.into(), step: Step::Idle, done: Vec::new(), manager };
+        Faults { outages: outages.into_iter().map(outage).collect(), replace }
     }
 
     /// Goes on; `now` is the time since the start of the load.
@@ -141,22 +171,31 @@ impl Faults {
         self.outages.iter().all(Outage::is_over) && self.replace.is_over()
     }
 
-    /// The nodes that were away with the groups that they led, and the nodes that were replaced.
+    /// The nodes that were away or were replaced with the groups that they led, in the order of time, and the nodes that
+    /// were replaced.
     pub(crate) fn into_done(self) -> (Vec<(Killed, Vec<u32>)>, Vec<Replaced>) {
-        (self.outages.into_iter().filter_map(|outage| outage.done).collect(), self.replace.done)
+        let (wiped, replaced): (Vec<_>, Vec<_>) = self.replace.done.into_iter().unzip();
+        let outages = self.outages.into_iter().filter_map(|outage| outage.done);
+        let mut done: Vec<(Killed, Vec<u32>)> = outages.chain(wiped).collect();
+        done.sort_by(|(one, _), (other, _)| one.at_s.total_cmp(&other.at_s));
+        (done, replaced)
     }
 }
 
-/// What is sent to nodes.
+/// What is done to nodes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Signal {
+pub(crate) enum Kind {
     /// SIGKILL; they are started again later.
     Kill,
     /// SIGSTOP, and SIGCONT later.
     Stop,
     /// No write to a journal returns, until later.
     DiskStall,
+    /// Nothing comes from other nodes or reaches them, until later.
+    Partition,
+    /// SIGKILL, the disk is removed, and a new node takes the place.
+    Wipe,
 }
 
 /// Nodes are gone for a while.
@@ -180,36 +219,34 @@ impl Outage {
         warmup: Duration,
         watch: &mut Watch,
     ) -> Result<(), QuickError> {
-        let Fault { signal, at, lasting, whom } = self.fault;
+        let Fault { kind, at, lasting, whom } = self.fault;
         if self.is_due && now >= warmup + at {
             self.is_due = false;
             let led = groups_led(cluster)?;
-            let nodes: Vec<usize> = match whom {
-                Whom::All => (0..led.len()).collect(),
-                Whom::Node(number) => vec![usize::from(number) - 1],
-                Whom::Leader => {
-                    let most = led.iter().enumerate().max_by_key(|(_, groups)| groups.len());
-                    most.map(|(node, _)| node).into_iter().collect()
-                }
-            };
+            let nodes = whom.among(&led);
+            if kind == Kind::Partition {
+                cluster.cut(&nodes)?;
+            }
             for &node in &nodes {
-                match signal {
-                    Signal::Kill => cluster.kill_node(node)?,
-                    Signal::Stop => cluster.stop_node(node)?,
-                    Signal::DiskStall => {
+                match kind {
+                    Kind::Kill => cluster.kill_node(node)?,
+                    Kind::Stop => cluster.stop_node(node)?,
+                    Kind::DiskStall => {
                         if !cluster.hang_disk(node, true)? {
                             watch.say(&format!("node {} does not answer: its disk goes on", node + 1));
                         }
                     }
+                    // All at once, above; and what has a step of its own.
+                    Kind::Partition | Kind::Wipe => {}
                 }
             }
             let groups: Vec<u32> = nodes.iter().flat_map(|node| led[*node].iter().copied()).collect();
             let numbers: Vec<u64> = nodes.iter().map(|node| *node as u64 + 1).collect();
-            watch.say(&format!("{signal:?} to nodes {numbers:?}, which led {} groups", groups.len()));
+            watch.say(&format!("{kind:?} to nodes {numbers:?}, which led {} groups", groups.len()));
             let killed = Killed {
                 node: numbers.first().copied().unwrap_or(0),
                 nodes: numbers,
-                signal,
+                kind,
                 groups_led: groups.len(),
                 at_s: now.saturating_sub(warmup).as_secs_f64(),
                 lasting_s: lasting.as_secs_f64(),
@@ -218,17 +255,21 @@ impl Outage {
             self.over = Some((now + lasting, nodes));
         }
         if let Some((at, nodes)) = self.over.take_if(|(at, _)| now >= *at) {
+            if kind == Kind::Partition {
+                cluster.heal()?;
+            }
             for (done, &node) in nodes.iter().enumerate() {
-                match signal {
-                    Signal::Kill => cluster.start_node(node)?,
-                    Signal::Stop => cluster.continue_node(node)?,
-                    Signal::DiskStall => {
+                match kind {
+                    Kind::Kill => cluster.start_node(node)?,
+                    Kind::Stop => cluster.continue_node(node)?,
+                    Kind::DiskStall => {
                         if !cluster.hang_disk(node, false)? {
                             // Another fault holds it: it is told as soon as it answers.
                             self.over = Some((at, nodes[done..].to_vec()));
                             break;
                         }
                     }
+                    Kind::Partition | Kind::Wipe => {}
                 }
                 watch.say(&format!("node {} is back", node + 1));
             }
@@ -252,11 +293,18 @@ fn groups_led(cluster: &mut Cluster) -> Result<Vec<Vec<u32>>, ClusterError> {
 
 /// Nodes are killed with their disks, in turn, each as its predecessor has been replaced.
 struct Replace {
-    left: u32,
-    from: Duration,
+    due: VecDeque<Due>,
     step: Step,
-    done: Vec<Replaced>,
+    done: Vec<((Killed, Vec<u32>), Replaced)>,
     manager: ClientConfig,
+}
+
+/// A node that is to be replaced.
+struct Due {
+    /// From the start of the load, and not before the one before has been replaced.
+    at: Duration,
+    /// The next in turn unless said.
+    whom: Option<Whom>,
 }
 
 enum Step {
@@ -269,10 +317,11 @@ enum Step {
     CatchingUp(Swap, Vec<(u64, u64)>, Instant),
 }
 
-#[derive(Clone, Copy)]
 struct Swap {
     old: NodeId,
     new: NodeId,
+    /// What the old one led.
+    groups: Vec<u32>,
     began: Instant,
     at: Duration,
     members: Duration,
@@ -280,7 +329,7 @@ struct Swap {
 
 impl Replace {
     fn is_over(&self) -> bool {
-        self.left == 0 && matches!(self.step, Step::Idle)
+        self.due.is_empty() && matches!(self.step, Step::Idle)
     }
 
     fn drive(
@@ -291,22 +340,27 @@ impl Replace {
         watch: &mut Watch,
     ) -> Result<(), QuickError> {
         self.step = match std::mem::replace(&mut self.step, Step::Idle) {
-            Step::Idle if self.left > 0 && now >= self.from => {
-                self.left -= 1;
+            Step::Idle if self.due.front().is_some_and(|due| now >= due.at) => {
+                let whom = self.due.pop_front().and_then(|due| due.whom);
+                let mut led = groups_led(cluster)?;
+                let in_turn = self.done.len() % cluster.len();
+                let node = whom.and_then(|whom| whom.among(&led).first().copied()).unwrap_or(in_turn);
                 let began = Instant::now();
-                let (old, new) = cluster.replace_node(self.done.len() % cluster.len())?;
+                let (old, new) = cluster.replace_node(node)?;
                 watch.say(&format!("killed node {old} and its disk; node {new} takes its place"));
                 let at = now.saturating_sub(warmup);
-                Step::Starting(Swap { old, new, began, at, members: Duration::ZERO })
+                let groups = std::mem::take(&mut led[node]);
+                Step::Starting(Swap { old, new, groups, began, at, members: Duration::ZERO })
             }
             Step::Idle => Step::Idle,
             Step::Starting(swap) if cluster.is_ready()? => {
                 cluster.introduce(swap.new)?;
                 let groups = cluster.groups();
                 let (manager, (sender, changed)) = (self.manager.clone(), sync_channel(1));
+                let (old, new) = (swap.old, swap.new);
                 let change = move || {
                     // Nobody takes it when the run has ended meanwhile.
-                    let _ = sender.send(change_members(manager, groups, swap));
+                    let _ = sender.send(change_members(manager, groups, old, new));
                 };
                 let thread = std::thread::Builder::new().name("manager".into()).spawn(change);
                 thread.map_err(QuickError::Thread)?;
@@ -319,7 +373,7 @@ impl Replace {
                     result?;
                     swap.members = swap.began.elapsed();
                     let statuses = cluster.statuses()?;
-                    let mut ends = std::collections::BTreeMap::new();
+                    let mut ends = BTreeMap::new();
                     for replica in statuses.iter().flatten().flat_map(|status| &status.groups) {
                         let end: &mut u64 = ends.entry(replica.group).or_default();
                         *end = replica.end.max(*end);
@@ -347,7 +401,15 @@ impl Replace {
                         "node {} is in after {:.1} s, and has all after {:.1} s",
                         done.new, done.members_s, done.caught_up_s
                     ));
-                    self.done.push(done);
+                    let killed = Killed {
+                        node: done.old,
+                        nodes: vec![done.old],
+                        kind: Kind::Wipe,
+                        groups_led: swap.groups.len(),
+                        at_s: done.at_s,
+                        lasting_s: done.caught_up_s,
+                    };
+                    self.done.push(((killed, swap.groups), done));
                     Step::Idle
                 }
             }
@@ -367,13 +429,13 @@ fn has_all(cluster: &mut Cluster, node: NodeId, ends: &[(u64, u64)]) -> Result<b
 }
 
 /// Makes the new node a learner of every group, and then a voter in place of the old one.
-fn change_members(manager: ClientConfig, groups: u64, swap: Swap) -> Result<(), QuickError> {
+fn change_members(manager: ClientConfig, groups: u64, old: NodeId, new: NodeId) -> Result<(), QuickError> {
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         let client = Client::connect(manager).await?;
         let change = |node, role| MemberChange { node, role };
-        let learner = [change(swap.new, MemberRole::Learner)];
-        let voter = [change(swap.new, MemberRole::Voter), change(swap.old, MemberRole::Gone)];
+        let learner = [change(new, MemberRole::Learner)];
+        let voter = [change(new, MemberRole::Voter), change(old, MemberRole::Gone)];
         for step in [Arc::from(&learner[..]), Arc::from(&voter[..])] {
             change_all(&client, groups, &step).await?;
         }
@@ -420,8 +482,8 @@ mod tests {
         for pair in all.windows(2) {
             assert!(pair[0].at + pair[0].lasting <= pair[1].at, "{pair:?}");
         }
-        for signal in [Signal::Kill, Signal::Stop, Signal::DiskStall] {
-            assert!(all.iter().any(|fault| fault.signal == signal), "{all:?}");
+        for kind in OUTAGES {
+            assert!(all.iter().any(|fault| fault.kind == kind), "{all:?}");
         }
         let nodes = (1..=3).map(Whom::Node);
         assert!(nodes.into_iter().all(|whom| all.iter().any(|fault| fault.whom == whom)), "{all:?}");
@@ -430,16 +492,28 @@ mod tests {
     #[test]
     fn faults_are_read_and_refused_with_what_is_right() {
         let ms = Duration::from_millis;
-        for (text, signal, at, lasting, whom) in [
-            ("kill@5s", Signal::Kill, ms(5000), DOWN, Whom::Leader),
-            ("kill@1s:leader", Signal::Kill, ms(1000), DOWN, Whom::Leader),
-            ("stop@2s+500ms:all", Signal::Stop, ms(2000), ms(500), Whom::All),
-            ("stop@100ms:3", Signal::Stop, ms(100), DOWN, Whom::Node(3)),
-            ("disk-stall@1s+2s:2", Signal::DiskStall, ms(1000), ms(2000), Whom::Node(2)),
+        for (text, kind, at, lasting, whom) in [
+            ("kill@5s", Kind::Kill, ms(5000), DOWN, Whom::Leader),
+            ("kill@1s:leader", Kind::Kill, ms(1000), DOWN, Whom::Leader),
+            ("stop@2s+500ms:all", Kind::Stop, ms(2000), ms(500), Whom::All),
+            ("stop@100ms:3", Kind::Stop, ms(100), DOWN, Whom::Node(3)),
+            ("disk-stall@1s+2s:2", Kind::DiskStall, ms(1000), ms(2000), Whom::Node(2)),
+            ("partition@1s+300ms", Kind::Partition, ms(1000), ms(300), Whom::Leader),
+            ("wipe@1s:2", Kind::Wipe, ms(1000), DOWN, Whom::Node(2)),
         ] {
-            assert_eq!(text.parse(), Ok(Fault { signal, at, lasting, whom }), "{text}");
+            assert_eq!(text.parse(), Ok(Fault { kind, at, lasting, whom }), "{text}");
         }
-        for text in ["kill", "kill@", "crash@5s", "kill@5s:0", "kill@5s:nobody", "kill@5", "stop@1s+2:all"] {
+        for text in [
+            "kill",
+            "kill@",
+            "crash@5s",
+            "kill@5s:0",
+            "kill@5s:nobody",
+            "kill@5",
+            "stop@1s+2:all",
+            "wipe@1s+2s",
+            "wipe@1s:all",
+        ] {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
         assert!("crash@5s".parse::<Fault>().unwrap_err().contains("kill@5s"));

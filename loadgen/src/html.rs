@@ -376,7 +376,7 @@ fn over_time(report: &Report, is_log: bool, curves: &[Curve<'_>]) -> String {
             "<line class=\"fault\" x1=\"{from:.1}\" y1=\"{TOP}\" x2=\"{from:.1}\" y2=\"{:.1}\"/>",
             HEIGHT - BOTTOM
         );
-        let what = escape(&format!("{:?} {:?}", fault.signal, fault.nodes));
+        let what = escape(&format!("{:?} {:?}", fault.kind, fault.nodes));
         _ = write!(
             svg,
             "<text class=\"key\" x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{what}</text>",

@@ -36,6 +36,7 @@ mod later;
 mod ledger;
 mod machine;
 mod node;
+mod partition;
 mod plot;
 mod quick;
 mod readback;
@@ -417,6 +418,9 @@ mod tests {
         assert!(plan(&["--fault", "kill@1s", "--nodes", "2"]).unwrap_err().contains("quorum"));
         assert!(plan(&["--replace-nodes", "1", "--nodes", "2"]).unwrap_err().contains("quorum"));
         assert!(plan(&["--replace-nodes", "1", "--fault", "kill@1s"]).unwrap_err().contains("exclude"));
+        assert!(plan(&["--fault", "wipe@1s", "--fault", "kill@1s"]).unwrap_err().contains("exclude"));
+        let overlapping = ["--fault", "partition@3s+1s", "--fault", "partition@2s"];
+        assert!(plan(&overlapping).unwrap_err().contains("before another has ended"));
         assert_eq!(plan(&["--fault", "kill@1s", "--fault", "stop@5s:all"]).unwrap().faults.len(), 2);
         assert!(plan(&["--nodes", "0"]).is_err());
     }

@@ -22,7 +22,7 @@ use crate::arrivals::Times;
 use crate::audit::AuditCounts;
 use crate::clients::{Clients, LoadPlan, finish, interruptible, runtime};
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
-use crate::fault::{Fault, Faults, Signal, Whom};
+use crate::fault::{Fault, Faults, Kind, Whom};
 use crate::hdr::{self, Stretch};
 use crate::html;
 use crate::ledger::{Ledger, LedgerTotals};
@@ -592,8 +592,8 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, totals: LedgerTotals, au
         groups.iter().map(|&group| load.timeline.longest_gap_ms(group, at(killed), to)).max()
     };
     let unavailable_ms = load.killed.first().and_then(|(killed, groups)| gap_after(killed, groups));
-    let outage_at_s = |signal| {
-        let is_it = |fault: &&Fault| fault.signal == signal && fault.whom == Whom::Leader;
+    let outage_at_s = |kind| {
+        let is_it = |fault: &&Fault| fault.kind == kind && fault.whom == Whom::Leader;
         plan.faults.iter().find(is_it).map(|fault| fault.at.as_secs_f64())
     };
     let gap_ms = |group| load.timeline.longest_gap_ms(group, plan.load.warmup, end);
@@ -652,8 +652,8 @@ fn report(plan: &QuickPlan, folder: &Path, load: &Load, totals: LedgerTotals, au
             duration_s: plan.load.duration.as_secs_f64(),
             warmup_s: plan.load.warmup.as_secs_f64(),
             replacements: plan.replacements,
-            kill_leader_at_s: outage_at_s(Signal::Kill),
-            stop_leader_at_s: outage_at_s(Signal::Stop),
+            kill_leader_at_s: outage_at_s(Kind::Kill),
+            stop_leader_at_s: outage_at_s(Kind::Stop),
             loop_kind: if plan.load.per_s.is_some() { "open" } else { "closed" },
         },
         machine: Machine::look(folder),

@@ -11,7 +11,7 @@ use iroh_raft::net::ring::Waits;
 use serde::Serialize;
 
 use crate::audit::AuditCounts;
-use crate::fault::Signal;
+use crate::fault::Kind;
 use crate::machine::Machine;
 use crate::plot;
 use crate::recorder::Interval;
@@ -296,13 +296,13 @@ impl FaultSeen {
     }
 }
 
-/// The nodes that were killed or stopped.
+/// The nodes that a fault met.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Killed {
     /// The first of them.
     pub(crate) node: u64,
     pub(crate) nodes: Vec<u64>,
-    pub(crate) signal: Signal,
+    pub(crate) kind: Kind,
     pub(crate) groups_led: usize,
     /// When, in seconds from the start of the measured window.
     pub(crate) at_s: f64,
@@ -452,7 +452,7 @@ impl Report {
         for FaultSeen { fault, unavailable_ms } in &self.faults {
             let text = format!(
                 "{:?} to nodes {:?} at {:.1} s for {:.1} s, which led {} groups; longest gap {} ms",
-                fault.signal,
+                fault.kind,
                 fault.nodes,
                 fault.at_s,
                 fault.lasting_s,

@@ -99,11 +99,32 @@ fn a_disk_that_stands_still_costs_a_leader_and_no_record() {
     let load =
         ["--groups", "1", "--clients", "1", "--in-flight", "8", "--warmup", "500ms", "--duration", "4s"];
     let report = report_of(&[&load[..], &["--fault", "disk-stall@500ms+3s"]].concat());
-    assert_eq!(report["faults"][0]["signal"], "disk_stall", "{report}");
+    assert_eq!(report["faults"][0]["kind"], "disk_stall", "{report}");
     assert!(report["leader_changes"].as_u64() > Some(0), "{report}");
     // The others are a quorum meanwhile, first without the leader's disk and then without the leader.
     let unavailable_ms = report["faults"][0]["unavailable_ms"].as_u64();
     assert!(unavailable_ms.is_some_and(|ms| ms < 3000), "another one took over meanwhile: {report}");
+}
+
+/// The node that leads the only group is cut off from the others; clients reach all. It leads nobody any longer and comes back.
+#[test]
+fn a_partition_costs_a_leader_and_no_record() {
+    let load =
+        ["--groups", "1", "--clients", "1", "--in-flight", "8", "--warmup", "500ms", "--duration", "4s"];
+    let report = report_of(&[&load[..], &["--fault", "partition@500ms+2s"]].concat());
+    assert_eq!(report["faults"][0]["kind"], "partition", "{report}");
+    assert!(report["leader_changes"].as_u64() > Some(0), "{report}");
+    let unavailable_ms = report["faults"][0]["unavailable_ms"].as_u64();
+    assert!(unavailable_ms.is_some_and(|ms| (100..3500).contains(&ms)), "{report}");
+}
+
+/// A named node loses its disk, and a new one takes its place.
+#[test]
+fn a_wiped_node_has_a_successor_and_no_record_is_lost() {
+    let load = ["--groups", "2", "--clients", "1", "--warmup", "100ms", "--duration", "2s"];
+    let report = report_of(&[&load[..], &["--fault", "wipe@100ms:2"]].concat());
+    assert_eq!((&report["replaced"][0]["old"], &report["replaced"][0]["new"]), (&2.into(), &4.into()));
+    assert_eq!(report["faults"][0]["kind"], "wipe", "{report}");
 }
 
 #[test]
