@@ -32,7 +32,7 @@ pub(crate) enum CompareError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is no JSON: {source}", path.display())]
     Parse { path: PathBuf, source: serde_json::Error },
-    #[error("{} has no figure {figure}: give files that `loadgen quick --json` wrote", path.display())]
+    #[error("{} has no figure {figure}: give files that `loadgen quick --json` or `run --json` wrote", path.display())]
     NoFigure { path: PathBuf, figure: &'static str },
     #[error("{} and {} are of different loads ({what}): compare what was measured alike", a.display(), b.display())]
     OtherLoad { a: PathBuf, b: PathBuf, what: String },
@@ -81,6 +81,10 @@ pub(crate) fn run(
     }
     let mut lines = Vec::new();
     for (figure, at, is_more_better) in FIGURES {
+        // On a cluster that somebody else runs (`run --json`) nobody knows what the nodes use.
+        if !one.has(at) && !two.has(at) && figure != FIGURES[0].0 {
+            continue;
+        }
         lines.push(line(
             figure,
             &one.values(figure, at)?,
@@ -112,6 +116,10 @@ impl Series {
         // One run, or several by `--repeat`.
         let runs = value.get("runs").and_then(Value::as_array).cloned().unwrap_or_else(|| vec![value]);
         Ok(Series { path: path.to_path_buf(), runs })
+    }
+
+    fn has(&self, at: &str) -> bool {
+        self.runs.iter().any(|run| run.pointer(at).is_some())
     }
 
     fn values(&self, figure: &'static str, at: &str) -> Result<Vec<f64>, CompareError> {

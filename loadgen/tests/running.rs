@@ -103,6 +103,24 @@ fn what_was_acknowledged_is_audited_later_from_the_nodes_that_were_left() {
     assert!(said(&other).contains("of the cluster another"), "{}", said(&other));
 }
 
+/// Clusters with the settings of a node's file and with those that are proposed, under a load each, and the figures side by side.
+#[test]
+fn proposed_settings_are_tried_beside_those_that_are() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = folder.path().join("node.toml");
+    fs::write(&file, "[shards]\ncount = 2\n[storage]\nmove_bytes = \"8MiB\"\n").unwrap();
+    // The daemon is built beside the load generator, which it calls.
+    let mut tune = Command::new(Path::new(PROGRAM).with_file_name("iroh-raft"));
+    tune.args(["tune", "--workload", "latency", "--try", "--runs", "1", "--duration", "300ms", "--config"]);
+    let output = tune.arg(&file).output().unwrap();
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("compared: shards.count"), "{said}");
+    assert!(said.contains("1 of 1, now: ") && said.contains("1 of 1, proposed: "), "{said}");
+    assert!(said.contains("throughput") && said.contains("too few runs"), "{said}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left but the node's file");
+}
+
 #[test]
 fn a_running_cluster_is_driven_and_audited_beside_what_others_wrote() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

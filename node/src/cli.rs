@@ -179,10 +179,16 @@ pub(crate) struct TuneArgs {
     /// Writes the proposal into the node's file; all else in it stays.
     #[arg(long)]
     pub(crate) apply: bool,
-    /// Runs the load generator with as many shards and bridge threads as there are and as are proposed, and compares: some minutes. It
-    /// takes no other settings.
+    /// Measures clusters of three nodes on this machine with the settings as they are and as they are proposed, in turns, under
+    /// `loadgen run`, and compares: some minutes. What names CPUs is left out.
     #[arg(long = "try")]
     pub(crate) try_it: bool,
+    /// Runs with each; fewer than four say little.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100), requires = "try_it")]
+    pub(crate) runs: u32,
+    /// Time that each run measures.
+    #[arg(long, default_value = "10s", value_parser = deadline, requires = "try_it")]
+    pub(crate) duration: Duration,
 }
 
 /// What a cluster is for.

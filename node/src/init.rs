@@ -28,8 +28,9 @@ pub(crate) struct NewNode {
     pub(crate) cluster_file: PathBuf,
 }
 
-#[derive(Serialize)]
-struct NewClient {
+/// A client as it was listed.
+#[derive(Debug, Serialize)]
+pub(crate) struct NewClient {
     name: String,
     key: String,
     key_file: PathBuf,
@@ -133,6 +134,18 @@ fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
 
 /// `iroh-raft client-key`.
 pub(crate) fn client(args: &ClientKeyArgs, access: &Access, json: bool) -> Result<ExitCode, Failure> {
+    let new = list_client(args, access)?;
+    say(json, &new, |new| {
+        format!(
+            "client {} has the key {}; nodes that run know it once they are started again",
+            new.name, new.key
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a client's key, and lists it in the cluster file.
+pub(crate) fn list_client(args: &ClientKeyArgs, access: &Access) -> Result<NewClient, Failure> {
     let rights = parse_rights(&args.rights)
         .map_err(|problem| Failure::Refused(format!("--rights {}: {problem}", args.rights)))?;
     if args.name.is_empty() || args.name.contains(|c: char| c.is_whitespace() || c == '=' || c == '#') {
@@ -142,19 +155,12 @@ pub(crate) fn client(args: &ClientKeyArgs, access: &Access, json: bool) -> Resul
     let grant = ClientGrant { endpoint: key, rights };
     let listed = ClusterFile { clients: vec![(args.name.clone(), grant)], ..ClusterFile::default() };
     listed.add_to(&access.cluster_file)?;
-    let new = NewClient {
+    Ok(NewClient {
         name: args.name.clone(),
         key: key.to_string(),
         key_file: access.key.clone(),
         cluster_file: access.cluster_file.clone(),
-    };
-    say(json, &new, |new| {
-        format!(
-            "client {} has the key {}; nodes that run know it once they are started again",
-            new.name, new.key
-        )
-    });
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// `iroh-raft config`.

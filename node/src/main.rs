@@ -15,11 +15,13 @@ mod doctor;
 mod folder;
 mod groups;
 mod init;
+mod local;
 #[cfg(feature = "metrics-page")]
 mod metrics_page;
 mod records;
 mod start;
 mod status;
+mod trial;
 mod tune;
 
 use cli::{Cli, Command};

@@ -5,22 +5,25 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use iroh_raft::cpu;
 use serde::Serialize;
 
 use crate::cli::{TuneArgs, Workload};
-use crate::config::settings::{NodeConfig, SETTINGS, find};
+use crate::config::settings::{NodeConfig, find};
 use crate::config::shape::show_bytes;
 use crate::config::{Sources, page};
 use crate::doctor::Host;
 use crate::say::{Failure, say, table};
+use crate::trial;
 
 /// Cores that a shard keeps busy with all that belongs to it.
 const CORES_A_SHARD: usize = 4;
 /// Of the machine's memory, what all journals' caches may take together.
 const CACHE_PART: u64 = 4;
+/// Of it, what may wait in one place of a shard: this part.
+const QUEUE_PART: u64 = 64;
 const MIB: u64 = 1 << 20;
 
 /// What the machine has.
@@ -60,7 +63,9 @@ pub(crate) fn run(args: &TuneArgs, json: bool) -> Result<ExitCode, Failure> {
         out!("{} has them now; start the node again", path.display());
     }
     if args.try_it {
-        return try_it(args.workload, &explained.config, &proposals);
+        let plan = trial::Plan { workload: args.workload, runs: args.runs, duration: args.duration };
+        let disk = trial::disk_of(&explained.config);
+        return trial::run(plan, &explained.config, &proposals, &disk);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -126,7 +131,8 @@ pub(crate) fn propose(resources: &Resources, workload: Workload, present: &NodeC
         want(
             "shards.pinning",
             list(&resources.cpus[..shards]),
-            "a core for each shard, and none of it for others: its caches stay its own".to_owned(),
+            "a core for each shard: its caches stay its own; writers and movers go where there is room"
+                .to_owned(),
         );
         want(
             "bridge.cpus",
@@ -155,7 +161,23 @@ pub(crate) fn propose(resources: &Resources, workload: Workload, present: &NodeC
         show_bytes(journal / 4 * 5),
         "the journal and a quarter: moves read from memory".to_owned(),
     );
+    let queue = (resources.memory_bytes / QUEUE_PART / shards as u64 / MIB * MIB).clamp(8 * MIB, 64 * MIB);
+    for key in ["shards.ring_bytes", "storage.flush_bytes"] {
+        want(
+            key,
+            show_bytes(queue),
+            format!(
+                "{} MiB of memory: what waits in one place may take a {QUEUE_PART}th",
+                resources.memory_bytes / MIB
+            ),
+        );
+    }
     match workload {
+        Workload::Latency => {
+            let why = "a disk takes some 100 MB/s: what waits longer is better told Busy, and tried elsewhere or later";
+            want("raft.pending_bytes", show_bytes(2 * MIB), why.to_owned());
+            want("raft.shard_pending_bytes", show_bytes(8 * MIB), why.to_owned());
+        }
         Workload::ManyGroups => {
             want(
                 "storage.move_bytes",
@@ -175,7 +197,7 @@ pub(crate) fn propose(resources: &Resources, workload: Workload, present: &NodeC
                 "records of many KiB fill a small window in less than a round trip".to_owned(),
             );
         }
-        Workload::Throughput | Workload::Latency => {}
+        Workload::Throughput => {}
     }
     let is_other = |(key, value, why): (&'static str, String, String)| {
         let now = find(key).map(|setting| (setting.field.read)(present))?;
@@ -200,7 +222,7 @@ fn text(resources: &Resources, workload: Workload, proposals: &[Proposal]) -> St
     };
     let rows: Vec<_> = proposals.iter().map(row).collect();
     format!(
-        "{head}\n\n{}\n\n--apply writes them into the node's file, --try measures both",
+        "{head}\n\n{}\n\n--apply writes them into the node's file, --try measures what is now and what is proposed",
         table(&["setting", "now", "proposed", "why"], &rows)
     )
 }
@@ -245,53 +267,6 @@ fn set_line(lines: &mut Vec<String>, key: &str, value: &str) {
         Some(at) => lines[at] = wanted,
         None => lines.insert(end, wanted),
     }
-}
-
-/// Runs the load generator with the settings as they are and as they are proposed, and compares.
-fn try_it(workload: Workload, present: &NodeConfig, proposals: &[Proposal]) -> Result<ExitCode, Failure> {
-    let program = std::env::current_exe()
-        .map_err(Failure::io("this program's own file is not found"))?
-        .with_file_name("loadgen");
-    if !program.exists() {
-        let build = "cargo build --release -p iroh-raft-loadgen";
-        return Err(Failure::Refused(format!("--try needs {}: build it with `{build}`", program.display())));
-    }
-    let mut proposed = present.clone();
-    for Proposal { key, proposed: value, .. } in proposals {
-        if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == *key) {
-            (setting.field.write)(&mut proposed, value).map_err(Failure::Refused)?;
-        }
-    }
-    let folder = tempfile::tempdir().map_err(Failure::io("no folder for results"))?;
-    let mut files = Vec::new();
-    for (name, config) in [("now", present), ("proposed", &proposed)] {
-        let file = folder.path().join(format!("{name}.json"));
-        let mut command = Command::new(&program);
-        command.args(["quick", "--repeat", "4", "--json"]).arg(&file);
-        command.args(["--shards", &config.engine.shards.to_string()]);
-        command.args(["--bridge-threads", &config.engine.bridge_threads.to_string()]);
-        let load: &[&str] = match workload {
-            Workload::Throughput => &["--in-flight", "2048"],
-            Workload::LargeRecords => &["--record-bytes", "16384", "--in-flight", "64"],
-            Workload::ManyGroups => &["--groups", "512", "--in-flight", "4096", "--warmup", "5s"],
-            Workload::Latency => &["--clients", "1", "--in-flight", "1"],
-        };
-        out!(
-            "==> {name}: {:?}",
-            command.get_args().skip(1).chain(load.iter().map(AsRef::as_ref)).collect::<Vec<_>>()
-        );
-        let status = command.args(load).stdout(std::process::Stdio::null()).status();
-        if !status.map_err(Failure::io("the load generator cannot be run"))?.success() {
-            return Err(Failure::Refused(format!(
-                "the load generator failed with the settings {name}: it says why above"
-            )));
-        }
-        files.push(file);
-    }
-    // The loads differ in what is compared: shards and bridge threads.
-    let status = Command::new(&program).arg("compare").args(&files).arg("--any-config").status();
-    let status = status.map_err(Failure::io("the load generator cannot be run"))?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(test)]
