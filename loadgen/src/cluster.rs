@@ -170,7 +170,8 @@ struct Process {
     stdin: ChildStdin,
     lines: Receiver<NodeLine>,
     is_ready: bool,
-    is_stopped: bool,
+    /// While it is stopped: what it said last.
+    stopped: Option<NodeStatus>,
 }
 
 /// The nodes. Dropping it kills every process.
@@ -423,12 +424,13 @@ impl Cluster {
     /// Sends SIGSTOP to a node (counted from 0): it stands for one that does not run until
     /// [`continue_node`](Cluster::continue_node).
     pub(crate) fn stop_node(&mut self, at: usize) -> Result<(), ClusterError> {
-        self.nodes[at].signal(Signal::STOP, true)
+        let last = self.nodes[at].status()?.unwrap_or_default();
+        self.nodes[at].signal(Signal::STOP, Some(last))
     }
 
     /// Sends SIGCONT to a node that was stopped.
     pub(crate) fn continue_node(&mut self, at: usize) -> Result<(), ClusterError> {
-        self.nodes[at].signal(Signal::CONT, false)
+        self.nodes[at].signal(Signal::CONT, None)
     }
 
     /// Cuts the network between these nodes (counted from 0) and all others, and between one another. Clients reach them all.
@@ -569,12 +571,12 @@ impl Node {
             .name(format!("lines-{}", self.config.node))
             .spawn(read)
             .map_err(system("start a thread"))?;
-        self.process = Some(Process { child, stdin, lines, is_ready: false, is_stopped: false });
+        self.process = Some(Process { child, stdin, lines, is_ready: false, stopped: None });
         Ok(())
     }
 
     fn is_ready(&mut self) -> Result<bool, ClusterError> {
-        let Some(process) = self.process.as_mut().filter(|process| !process.is_stopped) else {
+        let Some(process) = self.process.as_mut().filter(|process| process.stopped.is_none()) else {
             return Ok(false);
         };
         if process.is_ready {
@@ -638,7 +640,9 @@ impl Node {
     }
 
     fn usage(&mut self) -> Result<NodeUsage, ClusterError> {
-        let status = self.status()?.unwrap_or_default();
+        let status = self.status()?;
+        let stopped = || self.process.as_ref().and_then(|process| process.stopped.clone());
+        let status = status.or_else(stopped).unwrap_or_default();
         let used = &self.used;
         let pid = self.process.as_ref().map(|process| process.child.id());
         let cpu = pid.and_then(machine::cpu_time).unwrap_or_default();
@@ -669,11 +673,11 @@ impl Node {
         })
     }
 
-    fn signal(&mut self, signal: Signal, is_stopped: bool) -> Result<(), ClusterError> {
+    fn signal(&mut self, signal: Signal, stopped: Option<NodeStatus>) -> Result<(), ClusterError> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let sent = rustix::process::kill_process(Pid::from_child(&process.child), signal);
         sent.map_err(|error| ClusterError::System { what: "signal a node", source: error.into() })?;
-        process.is_stopped = is_stopped;
+        process.stopped = stopped;
         Ok(())
     }
 

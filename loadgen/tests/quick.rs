@@ -93,6 +93,17 @@ fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
     assert!(open["open_loop"]["service_us"]["p99"].as_u64().is_some_and(|us| us < 500_000), "{open}");
 }
 
+/// Nodes that stand still at the end of the measured time say nothing, but what they have done so far counts.
+#[test]
+fn what_stopped_nodes_have_done_counts() {
+    let load =
+        ["--groups", "1", "--clients", "1", "--in-flight", "8", "--warmup", "100ms", "--duration", "1s"];
+    let report = report_of(&[&load[..], &["--fault", "stop@700ms+500ms:all"]].concat());
+    for counter in ["flushes", "turns", "requests", "peer_frames"] {
+        assert!(report[counter].as_u64() > Some(0), "{counter}: {report}");
+    }
+}
+
 /// Nothing reaches the disk of the node that leads the only group: another one leads, and nothing acknowledged is lost.
 #[test]
 fn a_disk_that_stands_still_costs_a_leader_and_no_record() {
