@@ -15,15 +15,15 @@ use rustix::process::{Pid, Signal};
 use crate::node::{Embedded, EmbeddedPlan, NodeConfig, NodeLine, NodeRequest, NodeStatus, NodeSummary, Peer};
 use crate::partition;
 
-/// Time for it to say what its clients have seen: the last of their records may be answered late.
-const LOADED_DEADLINE: Duration = Duration::from_secs(30);
-/// Numbers of nodes in a folder go up to here: those of the start and those that took their place.
-const NODES_MAX: u16 = 128;
-
 mod process;
 
 use process::Node;
 pub(crate) use process::NodeUsage;
+
+/// Time for a node to say what its clients have seen: the last of their records may be answered late.
+const LOADED_DEADLINE: Duration = Duration::from_secs(30);
+/// Numbers of nodes in a folder go up to here: those of the start and those that took their place.
+const NODES_MAX: u16 = 128;
 
 /// Why a cluster could not be started or asked.
 #[derive(Debug, thiserror::Error)]
