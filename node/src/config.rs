@@ -52,6 +52,8 @@ pub(crate) enum Origin {
     Environment(String),
     /// The command line.
     Flag,
+    /// The cluster file, which says the cluster's name to whoever gives none.
+    ClusterFile(PathBuf),
 }
 
 impl fmt::Display for Origin {
@@ -62,6 +64,7 @@ impl fmt::Display for Origin {
             Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
             Origin::Environment(name) => write!(f, "{name}"),
             Origin::Flag => f.write_str("--set"),
+            Origin::ClusterFile(path) => write!(f, "{}", path.display()),
         }
     }
 }
@@ -178,7 +181,9 @@ impl Sources {
             }
         }
         if mistakes.is_empty() {
-            Ok(Explained { config, preset: name, origins })
+            let mut explained = Explained { config, preset: name, origins };
+            explained.take_name();
+            Ok(explained)
         } else {
             Err(ConfigError::Mistakes(mistakes))
         }
@@ -269,6 +274,20 @@ fn text_of(value: &DeValue<'_>, source: &str) -> String {
 }
 
 impl Explained {
+    /// Takes the cluster's name from the cluster file if nobody said it. A file that cannot be read is no reason not to explain the
+    /// rest: [`finish`](Explained::finish) says what is wrong with it.
+    fn take_name(&mut self) {
+        let path = &self.config.cluster_file;
+        if self.origins.get("node.cluster") != Some(&Origin::Default) {
+            return;
+        }
+        let Ok(file) = ClusterFile::read(path) else { return };
+        let Ok(name) = file.name(path) else { return };
+        self.config.cluster = name.to_owned();
+        self.config.engine.cluster = iroh_raft::cluster_id(name);
+        self.origins.insert("node.cluster", Origin::ClusterFile(path.clone()));
+    }
+
     /// The configuration with who belongs to the cluster, checked as a whole.
     pub(crate) fn finish(mut self) -> Result<NodeConfig, ConfigError> {
         let mut mistakes = Vec::new();
@@ -280,10 +299,7 @@ impl Explained {
         }
         let file = ClusterFile::read(&self.config.cluster_file)?;
         let name = file.name(&self.config.cluster_file)?;
-        if self.origins.get("node.cluster") == Some(&Origin::Default) {
-            self.config.cluster = name.to_owned();
-            self.config.engine.cluster = iroh_raft::cluster_id(name);
-        } else if name != self.config.cluster {
+        if name != self.config.cluster {
             return Err(ConfigError::Cluster(ClusterFileError::OtherCluster {
                 path: self.config.cluster_file.clone(),
                 found: name.to_owned(),

@@ -43,6 +43,7 @@ fn each_source_wins_over_those_before() {
         ("shards.count", "2", Origin::File { path: file, line: 5 }),
         ("shards.ring_items", "1024", Origin::Environment("IROH_RAFT_SHARDS_RING_ITEMS".to_owned())),
         ("bridge.threads", "5", Origin::Flag),
+        ("node.cluster", "orders", Origin::ClusterFile(folder.path().join("cluster"))),
     ] {
         assert_eq!((value(&explained, key).as_str(), &explained.origins[key]), (text, &origin), "{key}");
     }
@@ -154,6 +155,8 @@ fn the_file_that_init_writes_says_what_holds() {
     for (key, text) in chosen {
         (find(key).unwrap().field.write)(&mut config, text).unwrap();
     }
+    // As the cluster file says: the node's file leaves it to that.
+    config.cluster = "orders".to_owned();
     let keys = chosen.map(|(key, _)| key);
     let text = page::node_file(&config, "production", &keys);
     let explained = sources(folder.path(), &text).explain().unwrap();
