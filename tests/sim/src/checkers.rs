@@ -14,6 +14,7 @@ mod leadership;
 pub(crate) mod linear;
 mod log;
 pub(crate) mod members;
+mod past;
 mod placement;
 mod quiet;
 pub(crate) mod reading;
@@ -44,6 +45,7 @@ use elections::Elections;
 use hashes::Hashes;
 use leadership::Leadership;
 use log::Logs;
+use past::Past;
 use placement::Placed;
 use quiet::Quiets;
 use recoveries::{Recoveries, group_of};
@@ -95,6 +97,7 @@ pub(crate) struct Checks {
     placed: Placed,
     quiets: Quiets,
     pub(crate) recoveries: Recoveries,
+    past: Past,
     repairs: Repairs,
     snapshots: Snapshots,
     pub(crate) commits: Commits,
@@ -128,6 +131,7 @@ impl Checks {
             placed: Placed::default(),
             quiets: Quiets::default(),
             recoveries: Recoveries::default(),
+            past: Past::default(),
             repairs: Repairs::default(),
             snapshots: Snapshots::default(),
             commits: Commits::new(plan),
@@ -591,6 +595,7 @@ impl Checks {
             let mut entries = message.entries.iter().filter(|_| is_append);
             let checked = sent::check(&message, &self.durable)
                 .and_then(|()| self.repairs.sent(&message))
+                .and_then(|()| self.past.sent(&message, &self.durable))
                 .and_then(|()| self.elections.voted(&message))
                 .and_then(|()| entries.try_for_each(|entry| self.logs.check(message.group, entry)));
             self.note(checked);

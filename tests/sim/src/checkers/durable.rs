@@ -26,7 +26,7 @@ pub(super) struct Stored {
     pub(super) entries: Vec<EntryId>,
     start: LogStart,
     is_under_repair: bool,
-    joined_at: LogPosition,
+    pub(super) joined_at: LogPosition,
     /// What stood after its entries, and is damaged: it was durable.
     lost: Vec<EntryId>,
     /// Position of the first of them.
