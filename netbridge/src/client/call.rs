@@ -369,6 +369,11 @@ impl Work {
         matches!(self.ask, Ask::Sealed(ClientBody::Tail { .. }))
     }
 
+    /// Whether it tells a node about a tail that is open there.
+    pub(super) fn is_about_tail(&self) -> bool {
+        matches!(self.ask, Ask::Sealed(ClientBody::GrantTail { .. } | ClientBody::EndTail { .. }))
+    }
+
     /// Hands out an answer that is not the last.
     pub(super) fn deliver(&self, reply: ReplyBody, node: NodeId) -> Result<(), BeyondCredit> {
         let protocol = || Err(ClientError::Protocol { node });
