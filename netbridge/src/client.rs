@@ -19,6 +19,7 @@
 
 mod budget;
 mod call;
+mod clock;
 mod compare;
 mod config;
 mod drive;

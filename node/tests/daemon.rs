@@ -384,3 +384,31 @@ fn doctor_finds_what_is_planted_and_praises_what_is_well() {
         assert_eq!(findings[name], "bad", "{before} {setting}: {findings:?}");
     }
 }
+
+#[test]
+fn doctor_asks_the_nodes_that_run_what_time_it_is() {
+    let mut cluster = three();
+    let skew = |cluster: &Cluster| {
+        let output = cluster.run(&["doctor", "--config", "n1/node.toml", "--json"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let findings = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let skews: Vec<_> = findings.filter(|finding| finding["name"] == "clock skew").collect();
+        assert_eq!(skews.len(), 1, "{text}");
+        let said = |key: &str| skews[0][key].as_str().unwrap().to_owned();
+        (said("level"), said("found"))
+    };
+    // They are on one machine.
+    let (level, found) = skew(&cluster);
+    assert_eq!(level, "good", "{found}");
+    for node in 1..=3 {
+        assert!(found.contains(&format!("node {node} ")), "{found}");
+    }
+    assert!(!found.contains("does not answer"), "{found}");
+    cluster.kill(3);
+    let (level, found) = skew(&cluster);
+    assert_eq!(level, "good", "{found}");
+    assert!(found.contains("node 3 does not answer"), "{found}");
+    (1..=2).for_each(|node| cluster.kill(node));
+    let (level, found) = skew(&cluster);
+    assert_eq!(level, "unknown", "{found}");
+}
