@@ -200,7 +200,7 @@ fn text(resources: &Resources, workload: Workload, proposals: &[Proposal]) -> St
     };
     let rows: Vec<_> = proposals.iter().map(row).collect();
     format!(
-        "{head}\n\n{}\n\n--apply writes them into the node's file, --try measures both",
+        "{head}\n\n{}\n\n--apply writes them into the node's file, --try measures those that the load generator takes, as they are and as proposed",
         table(&["setting", "now", "proposed", "why"], &rows)
     )
 }
@@ -247,8 +247,37 @@ fn set_line(lines: &mut Vec<String>, key: &str, value: &str) {
     }
 }
 
+/// Settings that the load generator takes, and its names for them. It has no others: its nodes share this machine, where CPUs that
+/// are meant for one are not those of three, and they live too short for the sizes of journals, moves and caches to tell.
+const TRIED: [(&str, &str); 3] =
+    [("shards.count", "--shards"), ("bridge.threads", "--bridge-threads"), ("storage.backend", "--backend")];
+
+/// Which of the proposed settings a trial compares, and which it does not.
+fn tried(proposals: &[Proposal]) -> (Vec<&'static str>, Vec<&'static str>) {
+    let keys = proposals.iter().map(|proposal| proposal.key);
+    keys.partition(|key| TRIED.iter().any(|(tried, _)| tried == key))
+}
+
+/// What the load generator is told of a node's settings.
+fn trial_args(config: &NodeConfig) -> Vec<String> {
+    let value = |key| find(key).map(|setting| (setting.field.read)(config));
+    TRIED.iter().filter_map(|(key, flag)| Some([(*flag).to_owned(), value(key)?])).flatten().collect()
+}
+
 /// Runs the load generator with the settings as they are and as they are proposed, and compares.
 fn try_it(workload: Workload, present: &NodeConfig, proposals: &[Proposal]) -> Result<ExitCode, Failure> {
+    let (compared, left_out) = tried(proposals);
+    if !left_out.is_empty() {
+        out!(
+            "not tried, since the load generator does not take them: {}; their reasons are above",
+            left_out.join(", ")
+        );
+    }
+    if compared.is_empty() {
+        out!("nothing to try: what the load generator takes is to stay as it is");
+        return Ok(ExitCode::SUCCESS);
+    }
+    out!("tried: {}", compared.join(", "));
     let program = std::env::current_exe()
         .map_err(Failure::io("this program's own file is not found"))?
         .with_file_name("loadgen");
@@ -268,8 +297,7 @@ fn try_it(workload: Workload, present: &NodeConfig, proposals: &[Proposal]) -> R
         let file = folder.path().join(format!("{name}.json"));
         let mut command = Command::new(&program);
         command.args(["quick", "--repeat", "4", "--json"]).arg(&file);
-        command.args(["--shards", &config.engine.shards.to_string()]);
-        command.args(["--bridge-threads", &config.engine.bridge_threads.to_string()]);
+        command.args(trial_args(config));
         let load: &[&str] = match workload {
             Workload::Throughput => &["--in-flight", "2048"],
             Workload::LargeRecords => &["--record-bytes", "16384", "--in-flight", "64"],
@@ -288,7 +316,7 @@ fn try_it(workload: Workload, present: &NodeConfig, proposals: &[Proposal]) -> R
         }
         files.push(file);
     }
-    // The loads differ in what is compared: shards and bridge threads.
+    // The loads differ in what is compared.
     let status = Command::new(&program).arg("compare").args(&files).arg("--any-config").status();
     let status = status.map_err(Failure::io("the load generator cannot be run"))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -338,6 +366,24 @@ mod tests {
         }
         assert_eq!(proposed(&resources(32, 64), Workload::Throughput).0.engine.shards, 8);
         assert_eq!(proposed(&resources(32, 64), Workload::Latency).0.engine.shards, 1);
+    }
+
+    #[test]
+    fn a_trial_says_what_it_compares_and_tells_the_load_generator_all_that_it_takes() {
+        let present = NodeConfig::new(Preset::Production);
+        let proposals = propose(&resources(32, 64), Workload::ManyGroups, &present);
+        let (compared, left_out) = tried(&proposals);
+        assert_eq!(compared, ["shards.count", "bridge.threads"]);
+        assert_eq!(compared.len() + left_out.len(), proposals.len());
+        for key in ["shards.pinning", "bridge.cpus", "storage.move_bytes", "storage.log_cache_bytes"] {
+            assert!(left_out.contains(&key), "{key}: {left_out:?}");
+        }
+        let mut config = present;
+        config.engine.shards = 3;
+        config.engine.bridge_threads = 5;
+        config.engine.backend = "direct".parse().unwrap();
+        let args = trial_args(&config);
+        assert_eq!(args, ["--shards", "3", "--bridge-threads", "5", "--backend", "direct"]);
     }
 
     #[test]
