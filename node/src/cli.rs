@@ -163,6 +163,10 @@ pub(crate) struct StartArgs {
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) node: StartArgs,
+    /// Measures disk and loopback as well, for some ten seconds, and which backend serves the disk better: that is kept in the data
+    /// folder, and the node uses it from its next start on. Not while the node runs.
+    #[arg(long)]
+    pub(crate) bench: bool,
     /// Where `proc` and `sys` are: a copy of another machine's, say.
     #[arg(long, default_value = "/", hide = true)]
     pub(crate) root: PathBuf,
@@ -179,8 +183,8 @@ pub(crate) struct TuneArgs {
     /// Writes the proposal into the node's file; all else in it stays.
     #[arg(long)]
     pub(crate) apply: bool,
-    /// Runs the load generator with as many shards and bridge threads as there are and as are proposed, and compares: some minutes. It
-    /// takes no other settings.
+    /// Runs the load generator with the settings as they are and as they are proposed, and compares: some minutes. It says which of
+    /// them are compared: shards and bridge threads, with the node's backend in both runs; the generator takes no others.
     #[arg(long = "try")]
     pub(crate) try_it: bool,
 }

@@ -12,10 +12,12 @@ use crate::config::Sources;
 use crate::config::settings::NodeConfig;
 use crate::say::{Failure, say};
 
+mod bench;
 mod clocks;
 mod cpu;
 mod disk;
 mod kernel;
+mod loopback;
 mod measure;
 mod memory;
 mod network;
@@ -113,6 +115,14 @@ impl Host {
 pub(crate) fn run(args: &DoctorArgs, access: &Access, json: bool) -> Result<ExitCode, Failure> {
     let sources = Sources::new(args.node.config.clone(), args.node.settings.clone());
     let (config, mut findings) = node::config(&sources);
+    if args.bench {
+        if let Some(finding) = findings.iter().find(|finding| finding.level > Level::Good) {
+            let refusal =
+                format!("--bench needs the file of a node that can be started (--config): {}", finding.found);
+            return Err(Failure::Refused(refusal));
+        }
+        findings.extend(bench::run(&config)?);
+    }
     findings.extend(look(&Host::new(args.root.clone()), &config));
     findings.extend(clocks::look(&config, sources.file.is_some(), access));
     if json {
