@@ -132,6 +132,8 @@
 //! [`ClientError::retry`] says whether asking again can help: `Safe` when nothing was done, `OutcomeUnknown` when it may have been. What is safe the
 //! client has already asked again by itself, at the leader it was told of, with pauses that grow
 //! ([`ClientLimits::retry_pause_min`]), up to [`ClientLimits::attempts_max`] times and within the deadline. `Busy` says when to come again.
+//! All calls of a client together have a budget for that ([`ClientLimits::retry_tokens_max`]): with a cluster in which everything fails they end with
+//! [`ClientError::RetriesSpent`], or as unknown where they may be done, and do not multiply its load. Whoever asks again then does so after a pause.
 //!
 //! ```
 //! # use std::time::Duration;

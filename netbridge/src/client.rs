@@ -13,8 +13,13 @@
 //! Changes that may be repeated are sent anew, and end as unknown when time runs out meanwhile.
 //! Appends that are under way together may be reordered by such a retry. A [`Session`] does retry them, and has them done
 //! once.
+//!
+//! What is sent anew has a budget for the whole client ([`ClientLimits::retry_tokens_max`]): a cluster in trouble is not given
+//! many times the load by those who wait for it.
 
+mod budget;
 mod call;
+mod clock;
 mod compare;
 mod config;
 mod drive;
@@ -90,10 +95,7 @@ impl Client {
             return Err(unusable("no nodes are given"));
         }
         let limits = &config.limits;
-        if limits.requests_per_group_max == 0 || limits.requests_per_node_max == 0 {
-            return Err(unusable("requests_per_group_max and requests_per_node_max are at least 1"));
-        }
-        if let Some(problem) = limits.behavior().problem() {
+        if let Some(problem) = limits.problem() {
             return Err(unusable(problem));
         }
         let addr = config.bind.unwrap_or_else(|| bind_for(&config));

@@ -163,6 +163,10 @@ pub(crate) struct StartArgs {
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) node: StartArgs,
+    /// Measures disk and loopback as well, for some ten seconds, and which backend serves the disk better: that is kept in the data
+    /// folder, and the node uses it from its next start on. Not while the node runs.
+    #[arg(long)]
+    pub(crate) bench: bool,
     /// Where `proc` and `sys` are: a copy of another machine's, say.
     #[arg(long, default_value = "/", hide = true)]
     pub(crate) root: PathBuf,

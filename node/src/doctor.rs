@@ -7,14 +7,17 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::cli::DoctorArgs;
+use crate::cli::{Access, DoctorArgs};
 use crate::config::Sources;
 use crate::config::settings::NodeConfig;
 use crate::say::{Failure, say};
 
+mod bench;
+mod clocks;
 mod cpu;
 mod disk;
 mod kernel;
+mod loopback;
 mod measure;
 mod memory;
 mod network;
@@ -109,10 +112,19 @@ impl Host {
 }
 
 /// `iroh-raft doctor`.
-pub(crate) fn run(args: &DoctorArgs, json: bool) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &DoctorArgs, access: &Access, json: bool) -> Result<ExitCode, Failure> {
     let sources = Sources::new(args.node.config.clone(), args.node.settings.clone());
     let (config, mut findings) = node::config(&sources);
+    if args.bench {
+        if let Some(finding) = findings.iter().find(|finding| finding.level > Level::Good) {
+            let refusal =
+                format!("--bench needs the file of a node that can be started (--config): {}", finding.found);
+            return Err(Failure::Refused(refusal));
+        }
+        findings.extend(bench::run(&config)?);
+    }
     findings.extend(look(&Host::new(args.root.clone()), &config));
+    findings.extend(clocks::look(&config, sources.file.is_some(), access));
     if json {
         findings.iter().for_each(|finding| say(true, finding, |_| String::new()));
     } else {
@@ -122,7 +134,7 @@ pub(crate) fn run(args: &DoctorArgs, json: bool) -> Result<ExitCode, Failure> {
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Everything that is looked at.
+/// Everything that is looked at on this machine.
 fn look(host: &Host, config: &NodeConfig) -> Vec<Finding> {
     let parts = [
         kernel::look(host, config),

@@ -45,7 +45,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::ClientKey(args) => init::client(&args, &access, json),
         Command::Start(args) => start::run(&args),
         Command::Dev(args) => dev::run(&args),
-        Command::Doctor(args) => doctor::run(&args, json),
+        Command::Doctor(args) => doctor::run(&args, &access, json),
         Command::Tune(args) => tune::run(&args, json),
         Command::Config { command } => init::config(&command, json),
         Command::Status { group } => status::run(&access, group, json),

@@ -384,3 +384,76 @@ fn doctor_finds_what_is_planted_and_praises_what_is_well() {
         assert_eq!(findings[name], "bad", "{before} {setting}: {findings:?}");
     }
 }
+
+#[test]
+fn doctor_asks_the_nodes_that_run_what_time_it_is() {
+    let mut cluster = three();
+    let skew = |cluster: &Cluster| {
+        let output = cluster.run(&["doctor", "--config", "n1/node.toml", "--json"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let findings = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let skews: Vec<_> = findings.filter(|finding| finding["name"] == "clock skew").collect();
+        assert_eq!(skews.len(), 1, "{text}");
+        let said = |key: &str| skews[0][key].as_str().unwrap().to_owned();
+        (said("level"), said("found"))
+    };
+    // They are on one machine.
+    let (level, found) = skew(&cluster);
+    assert_eq!(level, "good", "{found}");
+    for node in 1..=3 {
+        assert!(found.contains(&format!("node {node} ")), "{found}");
+    }
+    assert!(!found.contains("does not answer"), "{found}");
+    cluster.kill(3);
+    let (level, found) = skew(&cluster);
+    assert_eq!(level, "good", "{found}");
+    assert!(found.contains("node 3 does not answer"), "{found}");
+    (1..=2).for_each(|node| cluster.kill(node));
+    let (level, found) = skew(&cluster);
+    assert_eq!(level, "unknown", "{found}");
+}
+
+#[test]
+fn what_doctor_measures_is_what_the_node_uses() {
+    let mut cluster = Cluster::new();
+    cluster.init(free_ports::<1>()[0]);
+    let bench = ["doctor", "--bench", "--config", "n1/node.toml", "--set", "storage.backend=auto"];
+    let measure = |cluster: &Cluster| {
+        let args: Vec<&str> = bench.into_iter().chain(["--json"]).collect();
+        let output = cluster.run(&args);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let findings: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let measured =
+            findings.into_iter().filter(|finding| finding["name"].as_str().unwrap().starts_with("bench: "));
+        let measured: BTreeMap<String, String> = measured
+            .map(|finding| {
+                assert_eq!(finding["level"], "good", "{finding}");
+                let text = |key: &str| finding[key].as_str().unwrap().to_owned();
+                (text("name"), text("found"))
+            })
+            .collect();
+        assert_eq!(measured.len(), 6, "{text}{}", String::from_utf8_lossy(&output.stderr));
+        measured["bench: backend"].split("; kept").next().unwrap().to_owned()
+    };
+    // Before the first start, and again: the last one counts, to the microsecond.
+    measure(&cluster);
+    let calibration = measure(&cluster);
+    cluster.settings = vec![(1, "storage.backend=auto".to_owned())];
+    cluster.start(1);
+    cluster.until("the node says how it writes", || {
+        let log = cluster.log(1);
+        log.contains("files are written by calibration").then_some(log)
+    });
+    let log = cluster.log(1);
+    assert!(log.contains(&calibration), "{calibration}\n{log}");
+    assert!(!log.contains("calibrated"), "it did not measure by itself: {log}");
+
+    let refused = cluster.run(&bench);
+    let why = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{why}");
+    assert!(why.contains("is in use by another process"), "{why}");
+    let refused = cluster.run(&["doctor", "--bench"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let why = String::from_utf8(refused.stderr).unwrap();
+    assert!(why.contains("--bench needs the file of a node"), "{why}");
+}

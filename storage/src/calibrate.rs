@@ -15,10 +15,10 @@ use crate::error::{FileDamage, Result, StorageError};
 use crate::redb_file::RedbFailure;
 use crate::small_file::{self, Kind, io_error};
 
-const FILE: &str = "backend";
+pub(crate) const FILE: &str = "backend";
 const KIND: Kind = Kind { magic: *b"IRAFTBCK", version: 1 };
 /// A scratch file of a calibration; one that a crash left is overwritten by the next.
-const SCRATCH: &str = "calibrating.tmp";
+pub(crate) const SCRATCH: &str = "calibrating.tmp";
 const TABLE: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("scratch");
 /// Bytes of a small and of a large commit.
 const SMALL_BYTES: usize = 150;
@@ -146,14 +146,20 @@ pub(crate) fn choose(choice: BackendChoice, folder: &Path) -> Result<(BackendKin
         Ok(Some(calibration)) => calibration,
         // It is a measurement, and can be taken again.
         Ok(None) | Err(StorageError::DamagedFile { .. }) => {
-            let calibration = calibrate(folder)?;
-            small_file::replace(&FileDisk, &folder.join(FILE), KIND, &encode(calibration))?;
+            let calibration = renew(folder)?;
             tracing::info!(folder = %folder.display(), %calibration, "calibrated");
             calibration
         }
         Err(error) => return Err(error),
     };
     Ok((calibration.chosen, Some(calibration)))
+}
+
+/// Measures, and stores what was found for the starts to come.
+pub(crate) fn renew(folder: &Path) -> Result<Calibration> {
+    let calibration = calibrate(folder)?;
+    small_file::replace(&FileDisk, &folder.join(FILE), KIND, &encode(calibration))?;
+    Ok(calibration)
 }
 
 fn load(folder: &Path) -> Result<Option<Calibration>> {

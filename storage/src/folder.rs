@@ -31,8 +31,9 @@ const BOOT: &str = "boot";
 const PEERS: &str = "peers";
 const NODES: &str = "nodes";
 /// Files that a folder may hold before it is a data folder: the node's key, which belongs to the
-/// bridge, and what a fresh file system has.
-const TOLERATED: [&str; 4] = [LOCK, "creating.tmp", "key", "lost+found"];
+/// bridge, what a fresh file system has, and what a calibration leaves.
+const TOLERATED: [&str; 7] =
+    [LOCK, "creating.tmp", "key", "lost+found", calibrate::FILE, "backend.tmp", calibrate::SCRATCH];
 
 const CREATING_KIND: Kind = Kind { magic: *b"IRAFTNEW", version: 1 };
 pub(crate) const BOOT_KIND: Kind = Kind { magic: *b"IRAFTBOO", version: 1 };
@@ -175,6 +176,21 @@ impl DataFolder {
         let (kind, calibration) = calibrate::choose(choice, &self.path)?;
         self.disk = calibrate::disk_of(kind);
         Ok((kind, calibration))
+    }
+
+    /// Measures anew which backend serves the disk of a folder better, and keeps that for the node's starts from now on, as
+    /// [`choose_backend`](DataFolder::choose_backend) does it at the first one: about a second. The folder may be one that no
+    /// node was started on yet; it is made if there is none.
+    ///
+    /// # Errors
+    /// [`StorageError::InUse`] while a node runs on it, [`StorageError::ForeignFiles`] when it is something else, and when it
+    /// cannot be measured or stored.
+    pub fn calibrate(path: impl AsRef<Path>) -> Result<Calibration> {
+        let path = path.as_ref();
+        FileDisk.create_folder(path).map_err(io_error("create", path))?;
+        look(&FileDisk, path)?;
+        let _lock = lock_folder(&FileDisk, path)?;
+        calibrate::renew(path)
     }
 
     /// As [`open`](DataFolder::open), with the journals on another disk.

@@ -471,6 +471,7 @@ impl Driver {
             | ClientBody::Find { .. }
             | ClientBody::FetchCursor { .. }
             | ClientBody::Status
+            | ClientBody::Clock
             | ClientBody::ListGroups { .. } => rights.read,
         };
         if is_allowed {
@@ -531,6 +532,7 @@ impl Driver {
                 };
                 self.answer(token, group, body);
             }
+            ClientBody::Clock => self.answer(token, group, ReplyBody::Clock(self.wall)),
             ClientBody::ListGroups { after, groups_max } => {
                 let body = self.list_groups(after, groups_max as usize);
                 self.answer(token, group, body);

@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     AnswerOn, ConfState, DigestState, GroupCommand, GroupId, GroupStatus, Index, NodeId, Offset, Recovered,
-    Retry, RunOutcome, Term,
+    Retry, RunOutcome, Term, WallTime,
 };
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
@@ -81,6 +81,7 @@ pub(super) enum Outcome {
     Granted,
     Recovered(Recovered),
     Groups(GroupsOfShard),
+    Clock(WallTime),
     HandedOver(HandedOver),
     Done,
 }
@@ -326,6 +327,7 @@ impl Work {
                 | ClientBody::Find { .. }
                 | ClientBody::FetchCursor { .. }
                 | ClientBody::Status
+                | ClientBody::Clock
                 | ClientBody::ListGroups { .. }
                 | ClientBody::StateDigest { .. } => false,
             },
@@ -339,6 +341,8 @@ impl Work {
             Ask::Sealed(ClientBody::Append { run, .. }) => run.is_some(),
             Ask::Sealed(ClientBody::Command(command)) => command.is_repeatable(),
             Ask::Sealed(ClientBody::CreateGroup { .. } | ClientBody::Revive) => true,
+            // It would not be of that time; and a node of a build that does not know it cuts off who asks.
+            Ask::Sealed(ClientBody::Clock) => false,
             Ask::Sealed(_) => !self.is_change(),
         }
     }
@@ -367,6 +371,11 @@ impl Work {
     /// Whether it has a stream of answers, of which some may have come: nobody else can go on with it.
     pub(super) fn is_stream(&self) -> bool {
         matches!(self.ask, Ask::Sealed(ClientBody::Tail { .. }))
+    }
+
+    /// Whether it tells a node about a tail that is open there.
+    pub(super) fn is_about_tail(&self) -> bool {
+        matches!(self.ask, Ask::Sealed(ClientBody::GrantTail { .. } | ClientBody::EndTail { .. }))
     }
 
     /// Hands out an answer that is not the last.
@@ -479,6 +488,7 @@ impl Work {
             (ClientBody::ListGroups { .. }, ReplyBody::Groups { groups, is_more, shard_count }) => {
                 Outcome::Groups(GroupsOfShard { groups, is_more, shard_count })
             }
+            (ClientBody::Clock, ReplyBody::Clock(time)) => Outcome::Clock(time),
             (ClientBody::TransferLeader { .. }, ReplyBody::HandedOver(handed_over)) => {
                 Outcome::HandedOver(handed_over)
             }

@@ -48,8 +48,25 @@ pub struct ClientLimits {
     /// Requests under way to one node at a time. Default 16,384; must not be above what the nodes
     /// grant a client.
     pub requests_per_node_max: usize,
-    /// How often one call is sent anew where that is safe. Default 1,000: the deadline decides.
+    /// How often one call is sent anew where that is safe. Default 1,000: the deadline and the retry budget decide.
     pub attempts_max: u32,
+    /// The retry budget of the whole client, in tokens: how many requests it may send anew beyond what others have earned since
+    /// (`successes_per_retry`, `retries_per_s_min`). It begins full. Default 10,000, 1 to 1,000,000. A request takes a token
+    /// each time that it is sent anew; a tenth while its group has no leader; none to a leader that a node named, or when it was
+    /// never sent. What finds none left ends with [`RetriesSpent`](crate::client::ClientError::RetriesSpent), or as unknown if it
+    /// was sent and may be done.
+    ///
+    /// The default carries some 2,000 requests that are under way (an append request has up to `request_records_max` records)
+    /// over an election of 1.5 s, in which each is sent anew some 35 times. Higher: more get over a longer one, and a cluster in
+    /// trouble gets so much more load from each client, once. Lower: calls fail in elections that others would get over.
+    pub retry_tokens_max: u32,
+    /// How many requests have to succeed at their first attempt to earn one retry. Default 10, 1 to 1,000: in the long run
+    /// retries add a tenth to the load that goes well.
+    pub successes_per_retry: u32,
+    /// Retries that are earned in a second whatever fails, so that a client with few calls gets on. Default 10, 0 to 1,000: at a
+    /// tenth of a token, three calls are sent anew without end while an election lasts. Hazard: a cluster that is down gets so
+    /// many requests a second from each client.
+    pub retries_per_s_min: u32,
     /// Pause before a call is sent anew. Default 5 ms; doubles up to `retry_pause_max`, jittered.
     pub retry_pause_min: Duration,
     /// Longest such pause. Default 50 ms.
@@ -95,6 +112,23 @@ impl Default for TailOptions {
 }
 
 impl ClientLimits {
+    /// Why no client can have these limits; `None`: one can.
+    pub(super) fn problem(&self) -> Option<&'static str> {
+        if self.requests_per_group_max == 0 || self.requests_per_node_max == 0 {
+            return Some("requests_per_group_max and requests_per_node_max are at least 1");
+        }
+        if !(1..=1_000_000).contains(&self.retry_tokens_max) {
+            return Some("retry_tokens_max is 1 to 1,000,000: for no retries at all set attempts_max to 0");
+        }
+        if !(1..=1000).contains(&self.successes_per_retry) {
+            return Some("successes_per_retry is 1 to 1,000");
+        }
+        if self.retries_per_s_min > 1000 {
+            return Some("retries_per_s_min is at most 1,000");
+        }
+        self.behavior().problem()
+    }
+
     pub(super) fn behavior(&self) -> Behavior {
         Behavior {
             idle_timeout: self.idle_timeout,
@@ -115,6 +149,9 @@ impl Default for ClientLimits {
             requests_per_group_max: 4,
             requests_per_node_max: 16_384,
             attempts_max: 1000,
+            retry_tokens_max: 10_000,
+            successes_per_retry: 10,
+            retries_per_s_min: 10,
             retry_pause_min: Duration::from_millis(5),
             retry_pause_max: Duration::from_millis(50),
             request_frame: FrameLimits::REQUEST,

@@ -22,6 +22,16 @@ pub enum ClientError {
         /// What the last attempt met.
         reason: Arc<str>,
     },
+    /// Nothing was done, and the client may send nothing anew at present: its retry budget
+    /// ([`ClientLimits::retry_tokens_max`](super::ClientLimits::retry_tokens_max)) is spent. Try again later: whoever does so at
+    /// once puts the load on the cluster that the budget keeps from it.
+    #[error(
+        "the client's retries are spent, try again later; nothing was changed, and the last attempt ended so: {last}"
+    )]
+    RetriesSpent {
+        /// How the last attempt ended.
+        last: Arc<ClientError>,
+    },
     /// A node refuses this client.
     #[error("node {node} refuses this client: {reason}")]
     Refused {
@@ -82,7 +92,10 @@ impl ClientError {
         match self {
             ClientError::Request(error) => error.retry(),
             ClientError::OutcomeUnknown => Retry::OutcomeUnknown,
-            ClientError::Deadline | ClientError::Unreachable { .. } | ClientError::Full => Retry::Safe,
+            ClientError::Deadline
+            | ClientError::Unreachable { .. }
+            | ClientError::RetriesSpent { .. }
+            | ClientError::Full => Retry::Safe,
             ClientError::Refused { .. }
             | ClientError::Unfinished
             | ClientError::Over

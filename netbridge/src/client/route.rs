@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::budget::{Price, RetryBudget};
 use super::call::{CALL_BYTES, Target, Work};
 use super::config::{ClientConfig, ClientLimits};
 use super::drive;
@@ -95,6 +96,8 @@ pub(super) struct Shared {
     leaders: RwLock<HashMap<GroupId, usize>>,
     /// Bytes that calls may still take.
     room: Semaphore,
+    /// What calls may be sent anew for.
+    budget: RetryBudget,
     later: Mutex<BinaryHeap<Reverse<Later>>>,
     later_number: AtomicU64,
     /// Tails that were opened.
@@ -122,6 +125,7 @@ impl Shared {
             cluster,
             endpoint,
             leaders: RwLock::default(),
+            budget: RetryBudget::new(&limits, Instant::now()),
             room: Semaphore::new(limits.in_flight_bytes_max.min(Semaphore::MAX_PERMITS)),
             later: Mutex::default(),
             later_number: AtomicU64::new(0),
@@ -329,6 +333,9 @@ impl Shared {
         match reply.body {
             ReplyBody::Failed(error) => self.handle_failure(at, work, error),
             body => {
+                if work.attempts == 0 {
+                    self.budget.earn();
+                }
                 if work.is_for_leader_alone() {
                     self.learn_leader(work.group, at);
                 }
@@ -350,38 +357,43 @@ impl Shared {
                 self.unlearn_leader(work.group, at, leader.unwrap_or(next));
                 let is_first = work.attempts == 0;
                 let is_there = leader.is_some_and(|leader| self.nodes[leader].is_connected());
-                let pause = (!is_first || !is_there).then_some(Duration::ZERO);
-                self.retry(work, error.into(), pause)
+                if is_first && is_there {
+                    self.retry(work, error.into(), None, Price::Nothing)
+                } else {
+                    self.retry(work, error.into(), Some(Duration::ZERO), Price::Election)
+                }
             }
             RequestError::UnknownGroup if is_for_leader => {
-                if !work.strangers.contains(&node) {
+                let is_known = work.strangers.contains(&node);
+                if !is_known {
                     work.strangers.push(node);
                 }
                 if work.strangers.len() >= self.nodes.len() {
                     return work.fail(&error.into(), node);
                 }
                 self.unlearn_leader(work.group, at, next);
-                self.retry(work, error.into(), None)
+                let price = if is_known { Price::Whole } else { Price::Nothing };
+                self.retry(work, error.into(), None, price)
             }
             RequestError::Quarantined | RequestError::Fenced | RequestError::ShuttingDown
                 if is_for_leader =>
             {
                 self.unlearn_leader(work.group, at, next);
-                self.retry(work, error.into(), Some(Duration::ZERO))
+                self.retry(work, error.into(), Some(Duration::ZERO), Price::Whole)
             }
             RequestError::Busy { retry_after_ms, .. } => {
                 let pause = Duration::from_millis(retry_after_ms.into());
-                self.retry(work, error.into(), Some(pause))
+                self.retry(work, error.into(), Some(pause), Price::Whole)
             }
             RequestError::OutcomeUnknown { .. } => {
                 work.lose();
                 if work.is_repeatable() {
-                    self.retry(work, error.into(), Some(Duration::ZERO))
+                    self.retry(work, error.into(), Some(Duration::ZERO), Price::Whole)
                 } else {
                     work.fail(&error.into(), node)
                 }
             }
-            RequestError::Timeout => self.retry(work, error.into(), Some(Duration::ZERO)),
+            RequestError::Timeout => self.retry(work, error.into(), Some(Duration::ZERO), Price::Whole),
             // One call's records are too large, perhaps not all of them.
             RequestError::TooLarge { .. } if work.parts.len() > 1 => {
                 work.split().into_iter().for_each(|work| self.dispatch(work));
@@ -393,13 +405,17 @@ impl Shared {
 
     /// Sends work anew that has changed nothing, or may be repeated: at once, or after a pause of at least `pause`.
     /// Returns the bytes of room that are free again.
-    pub(super) fn retry(&self, mut work: Work, error: ClientError, pause: Option<Duration>) -> usize {
+    fn retry(&self, mut work: Work, error: ClientError, pause: Option<Duration>, price: Price) -> usize {
         let limits = &self.limits;
         work.attempts += 1;
         if work.attempts > limits.attempts_max {
             return work.fail(&error, NodeId(0));
         }
+        let now = Instant::now();
         let Some(pause) = pause else {
+            if !self.pay_for(&work, price, now) {
+                return work.fail(&spent(error), NodeId(0));
+            }
             work.failure = Some(error);
             self.dispatch(work);
             return 0;
@@ -409,9 +425,12 @@ impl Shared {
             SmallRng::seed_from_u64(self.later_number.fetch_add(1, Ordering::Relaxed)).random_range(0.5..1.0);
         // All who were refused together got the same hint: they do not come again together.
         let pause = pause.mul_f64(2.0 * jitter).max(doubled.min(limits.retry_pause_max).mul_f64(jitter));
-        let at = Instant::now() + pause;
+        let at = now + pause;
         if at >= work.deadline {
             return work.fail(&error, NodeId(0));
+        }
+        if !self.pay_for(&work, price, now) {
+            return work.fail(&spent(error), NodeId(0));
         }
         work.failure = Some(error);
         let number = self.later_number.fetch_add(1, Ordering::Relaxed);
@@ -421,6 +440,17 @@ impl Shared {
             self.clear_later();
         }
         0
+    }
+
+    /// Whether this may be sent anew. What tells a node of a tail always may: a grant that is lost would leave its tail waiting for
+    /// ever, and there is one at a time.
+    fn pay_for(&self, work: &Work, price: Price, now: Instant) -> bool {
+        work.is_about_tail() || self.budget.pay(price, now)
+    }
+
+    /// Whether a call may do what comes to the same as sending a request anew, and pays for it.
+    pub(super) fn pay_for_another(&self) -> bool {
+        self.budget.pay(Price::Whole, Instant::now())
     }
 
     fn later(&self) -> MutexGuard<'_, BinaryHeap<Reverse<Later>>> {
@@ -446,23 +476,26 @@ impl Shared {
             work.lose();
             freed += if work.is_repeatable() {
                 work.failure = Some(error.clone());
-                self.move_on(work, is_refused, &error)
+                self.move_on(work, is_refused, &error, Price::Whole)
             } else {
                 work.fail(&error, node.address.node)
             };
         }
         for work in unsent {
-            freed += self.move_on(work, is_refused, &error);
+            freed += self.move_on(work, is_refused, &error, Price::Nothing);
         }
         self.give_room(freed);
     }
 
     /// Work that is not at a node now. What only this node can do waits for it until its time is up.
-    fn move_on(&self, mut work: Work, is_refused: bool, error: &ClientError) -> usize {
+    fn move_on(&self, mut work: Work, is_refused: bool, error: &ClientError, price: Price) -> usize {
         match work.target {
             _ if work.is_stream() => work.fail(error, NodeId(0)),
-            Target::Leader => self.retry(work, error.clone(), Some(Duration::ZERO)),
+            Target::Leader => self.retry(work, error.clone(), Some(Duration::ZERO), price),
             Target::Node(_) if is_refused => work.fail(error, NodeId(0)),
+            Target::Node(_) if !self.pay_for(&work, price, Instant::now()) => {
+                work.fail(&spent(error.clone()), NodeId(0))
+            }
             Target::Node(_) => {
                 work.failure = Some(error.clone());
                 self.dispatch(work);
@@ -554,6 +587,11 @@ impl Shared {
         // An error is impossible: the sender lives as long as `self`.
         let _ = self.closing.subscribe().wait_for(|is_closing| *is_closing).await;
     }
+}
+
+/// How a call ends that may not be sent anew.
+pub(super) fn spent(error: ClientError) -> ClientError {
+    ClientError::RetriesSpent { last: Arc::new(error) }
 }
 
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {

@@ -84,7 +84,8 @@ impl Client {
             let command = GroupCommand::OpenSession { session, owner: Owner(0), ttl_ms };
             match self.until(deadline).command(group, command).await {
                 Ok(_) => return Ok(Session::new(self.clone(), group, session)),
-                Err(ClientError::OutcomeUnknown) if Instant::now() < deadline => {}
+                Err(ClientError::OutcomeUnknown)
+                    if Instant::now() < deadline && self.shared().pay_for_another() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -121,7 +122,7 @@ impl Session {
     /// the end can still be had by [`resume`](Session::resume).
     ///
     /// # Errors
-    /// [`ClientError::OutcomeUnknown`] when time is up: [`resume`](Session::resume) goes on. [`ClientError::Unfinished`]
+    /// [`ClientError::OutcomeUnknown`] when time is up, or the client's retries are spent: [`resume`](Session::resume) goes on. [`ClientError::Unfinished`]
     /// when that was not done. After any other error [`is_over`](Session::is_over) tells: if it is not over, nothing was done, and
     /// it takes other records; if it is, an attempt may have done it, and [`ClientError::Over`] is all that comes.
     pub async fn append<R: AsRef<[u8]>>(&mut self, records: &[R]) -> Result<Appended, ClientError> {
@@ -195,6 +196,10 @@ impl Session {
                 ClientError::Request(RequestError::Session { refusal }) => {
                     self.settle(refusal, &unfinished, deadline).await
                 }
+                // Nothing was done, and the session takes other records.
+                error @ ClientError::RetriesSpent { .. } if !unfinished.is_handed_over => {
+                    Settled::Over(error)
+                }
                 error if error.retry() == Retry::Never => Settled::Over(error),
                 _ => Settled::Open,
             };
@@ -211,7 +216,8 @@ impl Session {
                 }
                 Settled::Open => {}
             }
-            if Instant::now() + PAUSE >= deadline {
+            // Another attempt of the session's is one more of the client's.
+            if Instant::now() + PAUSE >= deadline || !self.client.shared().pay_for_another() {
                 return Err(ClientError::OutcomeUnknown);
             }
             sleep(PAUSE).await;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::call::{Ask, Outcome, Part, Sink, Target, Work};
 use super::error::ClientError;
 use super::records::Records;
-use super::route::Shared;
+use super::route::{Shared, spent};
 use super::stream::{StreamReceiver, stream};
 use super::{Client, TailOptions};
 use crate::wire::ClientBody;
@@ -47,8 +47,14 @@ pub struct Tail {
     open: Option<Open>,
     /// Nodes tried in a row without a record.
     failures: u32,
-    /// Since when nothing has come and no node keeps the tail open.
-    failing_since: Option<Instant>,
+    /// While nothing comes, and no node keeps the tail open.
+    failing: Option<Failing>,
+}
+
+#[derive(Debug)]
+struct Failing {
+    since: Instant,
+    last: ClientError,
 }
 
 impl Tail {
@@ -59,7 +65,7 @@ impl Tail {
         options: TailOptions,
     ) -> Result<Tail, ClientError> {
         let wanted = options.node.map(|node| client.shared().place_of(node)).transpose()?;
-        Ok(Tail { client, group, next: from, options, wanted, open: None, failures: 0, failing_since: None })
+        Ok(Tail { client, group, next: from, options, wanted, open: None, failures: 0, failing: None })
     }
 
     /// The next record that is due.
@@ -85,13 +91,18 @@ impl Tail {
     ///
     /// # Errors
     /// [`ClientError`]: what no other attempt would mend, or when no node keeps the tail open for as long as the
-    /// client's deadline. [`BeforeStart`](iroh_raft_core::RequestError::BeforeStart) says that the record due
+    /// client's deadline. A tail whose client's retries are spent waits for others as long. [`BeforeStart`](iroh_raft_core::RequestError::BeforeStart) says that the record due
     /// was trimmed, and where records begin. The tail may be asked again after any.
     pub async fn next(&mut self) -> Result<Records, ClientError> {
         loop {
-            if self.open.is_none() {
+            while self.open.is_none() {
                 self.pause().await;
-                self.begin();
+                // To go on elsewhere once it was lost is free, or many tails of a node that is gone could not all do it.
+                if self.failures <= 1 || self.shared().pay_for_another() {
+                    self.begin();
+                } else {
+                    self.wait_for_token()?;
+                }
             }
             let Some(open) = &mut self.open else { return Err(ClientError::Closed) };
             let received = open.receiver.recv().await;
@@ -99,10 +110,10 @@ impl Tail {
             match received {
                 // It is open, or was for as long as it may be.
                 Some(Ok(Outcome::Records(records))) if records.is_empty() => {
-                    (self.failures, self.failing_since) = (0, None);
+                    (self.failures, self.failing) = (0, None);
                 }
                 Some(Ok(Outcome::Records(records))) if records.from() == self.next => {
-                    (self.failures, self.failing_since) = (0, None);
+                    (self.failures, self.failing) = (0, None);
                     self.take(&records);
                     return Ok(records);
                 }
@@ -140,16 +151,29 @@ impl Tail {
     fn fail(&mut self, error: ClientError) -> Result<(), ClientError> {
         self.open = None;
         self.failures += 1;
-        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        let since = self.failing.take().map_or_else(Instant::now, |failing| failing.since);
         let is_over = since.elapsed() >= self.client.deadline;
         let unknown = ClientError::Request(RequestError::UnknownGroup);
         let is_elsewhere = self.wanted.is_none() && (self.failures as usize) < self.shared().nodes.len();
         let is_final = error.retry() == Retry::Never && !(error == unknown && is_elsewhere);
         if is_final || is_over {
-            (self.failures, self.failing_since) = (0, None);
+            self.failures = 0;
             return Err(error);
         }
+        self.failing = Some(Failing { since, last: error });
         Ok(())
+    }
+
+    /// The client may send nothing anew: this waits on, for as long as it would try.
+    fn wait_for_token(&mut self) -> Result<(), ClientError> {
+        let deadline = self.client.deadline;
+        match self.failing.take_if(|failing| failing.since.elapsed() >= deadline) {
+            None => Ok(()),
+            Some(Failing { last, .. }) => {
+                self.failures = 0;
+                Err(spent(last))
+            }
+        }
     }
 
     async fn pause(&self) {

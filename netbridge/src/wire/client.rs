@@ -116,6 +116,8 @@ pub enum ClientBody {
         /// Groups at most, at least 1 and at most [`GROUPS_LISTED_MAX`].
         groups_max: u32,
     },
+    /// What time it is at the node that is asked; of no group. Answered by `Clock`.
+    Clock,
     /// Hand leadership to another replica. Answered by `HandedOver`.
     TransferLeader {
         /// The successor; `None` for the best one.
@@ -205,6 +207,7 @@ const STATE_DIGEST: u8 = 18;
 const TIMED_APPEND: u8 = 19;
 const LIST_GROUPS: u8 = 20;
 const TRANSFER_LEADER: u8 = 21;
+const CLOCK: u8 = 22;
 /// The term of the last entry comes before the lost nodes.
 const RECOVER: u8 = 17;
 
@@ -376,6 +379,7 @@ fn read(
             (ClientBody::FetchCursor { name }, from != 0 || number != 0 || option != 0)
         }
         STATUS => (ClientBody::Status, from != 0 || number != 0 || bytes != 0 || option != 0),
+        CLOCK => (ClientBody::Clock, from != 0 || number != 0 || bytes != 0 || option != 0),
         LIST_GROUPS => {
             if !(1..=GROUPS_LISTED_MAX).contains(&number) {
                 return Err(FrameError::Count { what: "groups to be listed" });
@@ -534,6 +538,7 @@ impl RequestFrameBuilder {
                 descriptor.bytes = self.payload.push_slice(name.as_bytes());
             }
             ClientBody::Status => {}
+            ClientBody::Clock => descriptor.kind = CLOCK,
             ClientBody::ListGroups { after, groups_max } => {
                 assert!((1..=GROUPS_LISTED_MAX).contains(groups_max), "a list has a bound");
                 (descriptor.kind, descriptor.from, descriptor.number) = (LIST_GROUPS, after.0, *groups_max);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use iroh_raft_core::batch::RecordBlock;
 use iroh_raft_core::{
     ConfState, DigestState, Freshness, GroupId, GroupStatus, Index, NodeId, Offset, Recovered, RequestError,
-    Role, RunOutcome, Sequence, ShardId, Term, encode_members,
+    Role, RunOutcome, Sequence, ShardId, Term, WallTime, encode_members,
 };
 use rkyv::{Archive, Serialize};
 
@@ -129,6 +129,8 @@ pub enum ReplyBody {
         /// Shards of the node.
         shard_count: u16,
     },
+    /// The node's time of day, as its shard took it for the turn in which it answers.
+    Clock(WallTime),
     /// Leadership was given away.
     HandedOver(HandedOver),
     /// It failed. The text of [`RequestError::Invalid`] is cut at 120 bytes.
@@ -177,7 +179,7 @@ struct ReplyDescriptor {
     group: u64,
     /// Appended, TimedAppended, Responses: first offset. Answer: applied. MembersChanged: index. Records: from. Found: offset.
     /// StateDigest: index. CommandDone, Cursor: offset, or [`NEVER`]. Status: first record kept. Outcome: offset, or the sequence expected.
-    /// Recovered: index. HandedOver: the leader, 0 for none.
+    /// Recovered: index. HandedOver: the leader, 0 for none. Clock: ms since 1970.
     /// Failed: by its code.
     first: u64,
     /// Appended, TimedAppended, Responses, CommandDone, Outcome: index. Answer: commit. Records, Found: end. Failed: by its code.
@@ -234,6 +236,7 @@ const RECOVERED: u8 = 14;
 const TIMED_APPENDED: u8 = 16;
 const GROUPS: u8 = 17;
 const HANDED_OVER: u8 = 18;
+const CLOCK: u8 = 19;
 
 const COMMITTED: u8 = 0;
 const PENDING: u8 = 1;
@@ -400,6 +403,10 @@ impl<'a> Walk<'a> {
             CURSOR => {
                 let is_clean = [second, third] == [0; 2] && number == 0 && bytes == 0 && no_failure;
                 (ReplyBody::Cursor(offset_of(first)), is_clean)
+            }
+            CLOCK => {
+                let is_clean = [second, third] == [0; 2] && number == 0 && bytes == 0 && no_failure;
+                (ReplyBody::Clock(WallTime(first)), is_clean)
             }
             GRANTED => {
                 let is_clean = [first, second, third] == [0; 3] && number == 0 && bytes == 0 && no_failure;
@@ -656,6 +663,7 @@ impl ReplyFrameBuilder {
                 let groups: Vec<u8> = groups.iter().flat_map(|group| group.0.to_le_bytes()).collect();
                 descriptor.bytes = self.payload.push_slice(&groups);
             }
+            ReplyBody::Clock(time) => (descriptor.kind, descriptor.first) = (CLOCK, time.0),
             ReplyBody::HandedOver(HandedOver { leader, term }) => {
                 descriptor.kind = HANDED_OVER;
                 (descriptor.first, descriptor.second) = (leader.map_or(0, |node| node.0), term.0);

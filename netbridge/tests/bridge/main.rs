@@ -6,3 +6,4 @@ mod doubt;
 mod harness;
 mod peers;
 mod refusals;
+mod retries;

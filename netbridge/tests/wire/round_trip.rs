@@ -139,6 +139,7 @@ fn request() -> impl Strategy<Value = ClientRequest> {
         any::<u64>().prop_map(|at| ClientBody::Command(GroupCommand::Trim { before: Offset(at) })),
         Just(ClientBody::FetchCursor { name: cursor_name() }),
         Just(ClientBody::Status),
+        Just(ClientBody::Clock),
         (any::<u64>(), 1..=GROUPS_LISTED_MAX)
             .prop_map(|(after, groups_max)| ClientBody::ListGroups { after: GroupId(after), groups_max }),
         prop::option::of(1..=u64::MAX).prop_map(|to| ClientBody::TransferLeader { to: to.map(NodeId) }),
@@ -208,6 +209,7 @@ fn reply() -> impl Strategy<Value = ClientReply> {
         (prop::option::of(1..=u64::MAX), number()).prop_map(|(leader, term)| {
             ReplyBody::HandedOver(HandedOver { leader: leader.map(NodeId), term: Term(term) })
         }),
+        any::<u64>().prop_map(|ms| ReplyBody::Clock(WallTime(ms))),
         prop::sample::select(transfer_failures()).prop_map(ReplyBody::Failed),
         prop::sample::select(failures()).prop_map(ReplyBody::Failed),
     ];

@@ -135,6 +135,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ClientBody::FetchCursor { .. }
                     | ClientBody::Outcome { .. }
                     | ClientBody::Status
+                    | ClientBody::Clock
                     | ClientBody::ListGroups { .. }
                     | ClientBody::TransferLeader { .. }
                     | ClientBody::CreateGroup { .. }
@@ -167,6 +168,7 @@ pub(crate) fn decode_body(header: &FrameHeader, body: Bytes) -> Result<Content, 
                     | ReplyBody::Status(_)
                     | ReplyBody::Groups { .. }
                     | ReplyBody::HandedOver(_)
+                    | ReplyBody::Clock(_)
                     | ReplyBody::Done
                     | ReplyBody::Recovered(_)
                     | ReplyBody::MembersChanged { .. }
@@ -546,6 +548,8 @@ pub(crate) fn samples() -> Vec<(&'static str, Content)> {
                 .collect(),
             ),
         ),
+        ("request-clock", Content::Requests(vec![request(1, ClientBody::Clock)])),
+        ("reply-clock", Content::Replies(vec![reply(1, ReplyBody::Clock(WallTime(1_795_387_081_123)))])),
         ("request-revive", Content::Requests(vec![request(1, ClientBody::Revive)])),
         (
             "request-recover",

@@ -586,7 +586,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "storage.backend",
-        meaning: "How files are written: through the page cache, past it, or as a calibration at the first start finds best.",
+        meaning: "How files are written: through the page cache, past it, or as a calibration at the first start, or by `doctor --bench`, finds best.",
         cost: "The calibration takes about a second, once.",
         hazard: "",
         field: Field {

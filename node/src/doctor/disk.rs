@@ -30,6 +30,8 @@ const FLUSH_MIN: Duration = Duration::from_micros(15);
 const TURN_MIN: Duration = Duration::from_millis(1);
 const FLUSH_SLOW: Duration = Duration::from_millis(10);
 const PAGE: usize = 4096;
+/// What the names of files begin with that are gone after a measurement.
+pub(super) const SCRATCH: &str = ".doctor-";
 /// `O_DIRECT` of this architecture.
 const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 
@@ -161,7 +163,7 @@ fn queue(host: &Host, name: &str, flush: Option<Duration>) -> Vec<Finding> {
 /// Writes pages and flushes them, in a file that is gone afterwards.
 fn flushes(folder: &Path) -> (Vec<Finding>, Option<Duration>) {
     const NAME: &str = "flush";
-    let file = match tempfile::Builder::new().prefix(".doctor-").tempfile_in(folder) {
+    let file = match tempfile::Builder::new().prefix(SCRATCH).tempfile_in(folder) {
         Ok(file) => file,
         Err(error) => {
             let mend = format!("let this user write to {}", folder.display());
@@ -170,19 +172,20 @@ fn flushes(folder: &Path) -> (Vec<Finding>, Option<Duration>) {
             return (vec![Finding::of("data folder", Level::Bad, error.to_string(), remedy)], None);
         }
     };
-    let times = match flush_times(file.as_file()) {
+    let times = match flush_times(file.as_file(), PAGE) {
         Ok(times) => times,
         Err(error) => return (vec![Finding::unknown(NAME, error.to_string())], None),
     };
     (vec![judge_flushes(&times), direct(file.path())], Some(times[times.len() / 2]))
 }
 
-fn flush_times(file: &File) -> std::io::Result<Vec<Duration>> {
-    let page = [0x5a; PAGE];
+/// Sorted, one at least.
+pub(super) fn flush_times(file: &File, bytes: usize) -> std::io::Result<Vec<Duration>> {
+    let block = vec![0x5a; bytes];
     let mut times = Vec::with_capacity(FLUSHES);
     for at in 0..FLUSHES {
         let began = Instant::now();
-        file.write_all_at(&page, (at * PAGE) as u64)?;
+        file.write_all_at(&block, (at * bytes) as u64)?;
         file.sync_data()?;
         times.push(began.elapsed());
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use iroh_raft_core::{BootEpoch, ClusterId, NodeId, Placement, ShardId};
-use iroh_raft_storage::{DataFolder, FolderIdentity, KnownNode, StorageError};
+use iroh_raft_storage::{BackendChoice, DataFolder, FolderIdentity, KnownNode, StorageError};
 
 use crate::common::*;
 
@@ -285,4 +285,26 @@ fn several_shards_have_journals_of_their_own() {
     let mut folder = DataFolder::open(temporary.path(), identity).unwrap();
     let swapped = folder.open_shard(ShardId(1), OPTIONS).unwrap_err();
     assert!(matches!(swapped, StorageError::ForeignJournal { .. }));
+}
+
+#[test]
+fn a_folder_is_calibrated_before_its_first_start_and_after_but_not_under_a_node() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("node");
+    let measured = |folder: &mut DataFolder| folder.choose_backend(BackendChoice::Auto).unwrap().1;
+    let before = DataFolder::calibrate(&path).unwrap();
+    let mut folder = DataFolder::open(&path, IDENTITY).unwrap();
+    assert!(folder.is_new());
+    assert_eq!(measured(&mut folder), Some(before));
+    assert!(matches!(DataFolder::calibrate(&path), Err(StorageError::InUse { .. })));
+    drop(folder);
+    let after = DataFolder::calibrate(&path).unwrap();
+    assert_ne!(after, before, "it is measured anew, to the nanosecond");
+    assert_eq!(measured(&mut DataFolder::open(&path, IDENTITY).unwrap()), Some(after));
+
+    let foreign = temporary.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("letter"), "dear").unwrap();
+    assert!(matches!(DataFolder::calibrate(&foreign), Err(StorageError::ForeignFiles { .. })));
+    assert_eq!(fs::read_dir(&foreign).unwrap().count(), 1);
 }

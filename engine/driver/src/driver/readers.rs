@@ -80,6 +80,7 @@ impl Driver {
             | ClientBody::Revive
             | ClientBody::Recover { .. }
             | ClientBody::Status
+            | ClientBody::Clock
             | ClientBody::ListGroups { .. }
             | ClientBody::TransferLeader { .. } => unreachable!("these are taken where they come"),
         }
