@@ -108,16 +108,20 @@ fn sessions_leave_nothing_unknown_when_nodes_are_killed() {
     assert_eq!(number(&report, "/mix/tails/delivered"), number(&report, "/acked_records"), "{report:#}");
 }
 
-/// Reads of an open loop count from when they were due, as appends do: a stall of all nodes shows.
+/// Reads and deliveries of an open loop count from when they were due, as appends do: a stall of all nodes shows.
 #[test]
-fn a_stall_shows_in_the_reads_of_an_open_loop() {
+fn a_stall_shows_in_the_reads_and_deliveries_of_an_open_loop() {
     let load = ["--duration", "4s", "--rate", "300", "--in-flight", "8", "--idle-timeout", "5s"];
-    let (report, _) = report(&[&load[..], &["--reads", "0.5", "--fault", "stop@1s+1100ms:all"]].concat());
+    let mix = ["--reads", "0.5", "--tails", "1", "--fault", "stop@1s+1100ms:all"];
+    let (report, _) = report(&[&load[..], &mix].concat());
     assert_reads(&report, 10);
     // A second of four: a quarter of what was due waited, up to as long as it lasted.
-    assert!(number(&report, "/mix/reads/latency_us/max") >= 900_000, "{report:#}");
-    assert!(number(&report, "/mix/reads/latency_us/p99") >= 800_000, "{report:#}");
-    assert!(number(&report, "/mix/reads/latency_us/p90") >= 300_000, "{report:#}");
+    for what in ["reads", "tails"] {
+        let latency_us = |name: &str| number(&report, &format!("/mix/{what}/latency_us/{name}"));
+        assert!(latency_us("max") >= 900_000, "{report:#}");
+        assert!(latency_us("p99") >= 800_000, "{report:#}");
+        assert!(latency_us("p90") >= 300_000, "{report:#}");
+    }
 }
 
 #[test]
