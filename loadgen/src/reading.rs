@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use iroh_raft::net::client::{Client, ClientError};
 use iroh_raft::{GroupId, NodeId, Offset, RequestError, Retry};
+use tokio::sync::Semaphore;
 
 use crate::ledger::AckRun;
 use crate::mix::ReadKind;
@@ -20,6 +21,10 @@ use crate::target::{Open, recv_ended};
 const WAIT: Duration = Duration::from_secs(1);
 /// Pause before another one is asked.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Reads that are under way at a time; others wait in line, which their latency has in it. An answer is a whole batch, of up to
+/// 480 KiB, and a node cuts a client off for which more than 64 MiB of answers wait.
+const UNDER_WAY_MAX: usize = 128;
 
 /// How a read has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +72,7 @@ pub(crate) struct Reader {
     /// Reads begun.
     begun: u64,
     strangers: Strangers,
+    line: Arc<Semaphore>,
 }
 
 /// What a reader is for.
@@ -95,6 +101,7 @@ impl Reader {
             open: Open::new(),
             begun: 0,
             strangers: Strangers::default(),
+            line: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
         }
     }
 
@@ -133,7 +140,7 @@ impl Reader {
         let read = Read {
             client: self.client.clone(),
             kind: self.kind,
-            until: sent + self.deadline,
+            deadline: self.deadline,
             group: GroupId(group.into()),
             offset: Offset(offset),
             id,
@@ -141,7 +148,10 @@ impl Reader {
             turn: turn as usize,
             strangers: self.strangers.clone(),
         };
+        let line = self.line.clone();
         self.open.push(Box::pin(async move {
+            // It is never closed.
+            let _place = line.acquire().await;
             let result = read.run().await;
             ReadEnd { lane, number, sent, result }
         }));
@@ -195,7 +205,8 @@ impl Acked {
 struct Read {
     client: Client,
     kind: ReadKind,
-    until: Instant,
+    /// Once it has left the line.
+    deadline: Duration,
     group: GroupId,
     offset: Offset,
     id: RecordId,
@@ -206,9 +217,10 @@ struct Read {
 
 impl Read {
     async fn run(self) -> ReadResult {
+        let until = Instant::now() + self.deadline;
         let mut last = ReadResult::Failed(ClientError::Deadline);
         for attempt in 0.. {
-            let left = self.until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }

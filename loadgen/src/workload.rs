@@ -12,7 +12,7 @@ use crate::Cli;
 const NAMED: [(&str, &str); 6] = [
     ("small", "record-bytes = 64\nin-flight = 4096\n"),
     ("large", "record-bytes = 65536\nin-flight = 16\n"),
-    ("mixed", "record-bytes = \"64x80,1024x18,65536x2\"\nin-flight = 128\nreads = 0.1\ntails = 1\n"),
+    ("mixed", "record-bytes = \"64x80,1024x18,65536x2\"\nin-flight = 512\nreads = 0.05\ntails = 1\n"),
     ("latency", "clients = 1\nin-flight = 1\n"),
     ("skew", "groups = 64\nskew = \"zipf:1.0\"\nin-flight = 1024\n"),
     ("many-groups", "groups = 4096\nin-flight = 4096\n"),
