@@ -22,6 +22,9 @@ pub(crate) struct AckLog {
     pub(crate) is_shared: bool,
     /// Number of the first client in its records.
     pub(crate) first_client: u32,
+    /// Whether they were appended in sessions: then they stand in the order in which each client sent them.
+    #[serde(default)]
+    pub(crate) is_in_sessions: bool,
     /// How large records are.
     pub(crate) sizes: RecordSizes,
     /// The records.
@@ -54,9 +57,15 @@ impl AckLog {
             cluster: cluster.to_owned(),
             is_shared: false,
             first_client: 0,
+            is_in_sessions: false,
             sizes: sizes.clone(),
             ledger,
         }
+    }
+
+    /// The same of records that were appended in sessions, or not.
+    pub(crate) fn in_sessions(self, is_in_sessions: bool) -> AckLog {
+        AckLog { is_in_sessions, ..self }
     }
 
     /// The same of a cluster that others write to.
@@ -97,9 +106,13 @@ mod tests {
         ledger.send(2, 0, 3);
         ledger.acked(2, AckRun { first: 4, client: 0, count: 3, sequence: 0 }, 0);
         ledger.seal();
-        let log = AckLog::new("orders", &RecordSizes::Uniform(64, 128), ledger).shared(9);
+        let log = AckLog::new("orders", &RecordSizes::Uniform(64, 128), ledger).shared(9).in_sessions(true);
         log.write(&path).unwrap();
         assert_eq!(AckLog::read(&path).unwrap(), log);
+        // One that knows of no sessions had none.
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"is_in_sessions\":true,", "")).unwrap();
+        assert_eq!(AckLog::read(&path).unwrap(), log.in_sessions(false));
         std::fs::write(&path, "{ \"format\": 2, \"acks\": [] }").unwrap();
         assert!(matches!(AckLog::read(&path), Err(AckLogError::Format { found: 2, .. })));
         std::fs::write(&path, "acks").unwrap();

@@ -13,6 +13,7 @@ use crate::duration;
 use crate::fault::{self, Fault, Kind, Whom};
 use crate::find::{FindPlan, Objective};
 use crate::later::Place;
+use crate::mix::Mix;
 use crate::quick::{Files, QuickPlan};
 use crate::running::{Access, RunPlan};
 use crate::sizes::RecordSizes;
@@ -40,20 +41,22 @@ pub(crate) struct Load {
     /// Closed-loop clients.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     clients: u32,
-    /// Records each client keeps in flight, spread over the groups.
+    /// Requests each client keeps in flight, spread over the groups: records, but for the part that reads.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     in_flight: u32,
     /// Threads for the clients; those of one thread share its connections.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     client_threads: u32,
-    /// Open loop: records a second that are due, whatever became of those before; latency counts from when they were
-    /// due. Without it a record is sent as another one is answered.
+    /// Open loop: requests a second that are due, whatever became of those before; latency counts from when they were
+    /// due. Without it a request is sent as another one is answered.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     rate: Option<u32>,
-    /// How records arrive in the open loop: fixed, poisson (independent of each other), bursts:100 (so many at once), or
+    /// How requests arrive in the open loop: fixed, poisson (independent of each other), bursts:100 (so many at once), or
     /// ramp:100000 (from the rate to this one).
     #[arg(long, default_value = "fixed", value_name = "HOW")]
     arrivals: Arrivals,
+    #[command(flatten)]
+    mix: Mix,
     /// Of what is drawn: the same seed draws the same.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -117,6 +120,7 @@ impl Load {
             duration: self.duration,
             warmup: self.warmup,
             idle_timeout: self.idle_timeout,
+            mix: self.mix,
         })
     }
 }
@@ -314,6 +318,15 @@ impl SweepArgs {
 impl Quick {
     pub(crate) fn plan(self) -> Result<QuickPlan, String> {
         let load = self.load.plan()?;
+        if self.embedded && !load.mix.is_plain() {
+            return Err(
+                "--embedded appends alone: set --reads 0 and --tails 0, and leave out --sessions".into()
+            );
+        }
+        if !self.embedded {
+            let groups: Vec<u32> = (1..=self.groups).collect();
+            load.check_mix(&groups).map_err(|problem| problem.to_string())?;
+        }
         if self.random_faults > 0 && self.nodes < 3 {
             return Err("--random-faults needs --nodes 3 or more: fewer have no quorum without one".into());
         }

@@ -25,7 +25,8 @@ pub(crate) struct AuditCounts {
     /// Records that stand in a replica's log more than once (each further one counts).
     pub(crate) duplicated: u64,
     /// Acknowledged records that stand at another offset than was acknowledged, and records
-    /// acknowledged below something that was acknowledged before they were sent.
+    /// acknowledged below something that was acknowledged before they were sent; with sessions also records of a client
+    /// that stand behind later ones of it.
     pub(crate) reordered: u64,
     /// Ranges of 256 offsets in which two replicas differ.
     pub(crate) diverged: u64,
@@ -77,6 +78,8 @@ pub(crate) struct ReplicaAudit<'a> {
     next: u64,
     /// One bit for each record that clients have sent.
     seen: Vec<Vec<u64>>,
+    /// After the highest sequence of each client that stands in the log so far.
+    ends: Vec<u64>,
     /// Acknowledged records that were not at their offset: lost, unless they turn up elsewhere.
     misplaced: BTreeSet<(u32, u64)>,
     counts: AuditCounts,
@@ -96,6 +99,7 @@ impl<'a> ReplicaAudit<'a> {
             runs: ledger.acked(),
             next: span(acks, ledger).start,
             seen: (0..clients).map(|client| vec![0; words(client)]).collect(),
+            ends: vec![0; clients as usize],
             misplaced: BTreeSet::new(),
             counts: AuditCounts::default(),
             range_hash: 0,
@@ -178,9 +182,16 @@ impl<'a> ReplicaAudit<'a> {
         if !is_sent {
             return;
         }
+        let end = &mut self.ends[id.client as usize];
+        let is_late = id.sequence < *end;
+        *end = (*end).max(id.sequence + 1);
         if is_set(&self.seen, id.client, id.sequence) {
             self.counts.duplicated += 1;
-        } else if let Some(word) = self
+            return;
+        }
+        // A session's appends follow each other, whatever is retried.
+        self.counts.reordered += u64::from(is_late && self.acks.is_in_sessions);
+        if let Some(word) = self
             .seen
             .get_mut(id.client as usize)
             .and_then(|words| words.get_mut(usize::try_from(id.sequence / 64).unwrap_or(usize::MAX)))
@@ -330,6 +341,29 @@ mod tests {
         let mut log = log();
         log.swap(10, 1200);
         assert_eq!(audit(&log).0, AuditCounts { reordered: 2, ..CLEAN });
+    }
+
+    #[test]
+    fn sessions_keep_the_order_of_their_records_and_do_none_twice() {
+        let audit = |log: &[Vec<u8>], is_in_sessions| {
+            let mut ledger = Ledger::new(1, 2);
+            ledger.send(1, 0, 10);
+            ledger.send(1, 1, 10);
+            ledger.unknown(1, SentRun { client: 0, sequence: 0, count: 10 });
+            ledger.unknown(1, SentRun { client: 1, sequence: 0, count: 10 });
+            ledger.seal();
+            let acks = AckLog::new("test", &RecordSizes::Fixed(BYTES), ledger).in_sessions(is_in_sessions);
+            let (_, group) = acks.ledger.groups().next().unwrap();
+            let mut audit = ReplicaAudit::new(&acks, 1, group);
+            (0..).zip(log).for_each(|(offset, record)| audit.handle_record(offset, record));
+            audit.finish().0
+        };
+        // Nobody was told where these are: without sessions any order will do.
+        let log = [record(0, 0), record(1, 0), record(0, 2), record(0, 1), record(1, 3)];
+        assert_eq!(audit(&log, false), AuditCounts::default());
+        assert_eq!(audit(&log, true), AuditCounts { reordered: 1, ..AuditCounts::default() });
+        let twice = [record(0, 0), record(0, 1), record(0, 0)];
+        assert_eq!(audit(&twice, true), AuditCounts { duplicated: 1, ..AuditCounts::default() });
     }
 
     #[test]

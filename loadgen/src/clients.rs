@@ -6,11 +6,18 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use iroh_raft::net::client::{ClientConfig, ClientLimits};
+use iroh_raft::net::client::{ClientConfig, ClientError, ClientLimits};
+use tokio::sync::watch;
 
 use crate::arrivals::{Arrivals, Pattern, Times};
-use crate::driver::{self, DriverPlan, DriverResult, Progress};
+use crate::driver::{self, DriverPlan, DriverResult};
+use crate::follow::{self, FollowPlan, TailTotals};
+use crate::followed::Followed;
+use crate::lanes::Deal;
 use crate::ledger::Ledger;
+use crate::mix::{Mix, MixError};
+use crate::mixed::Mixed;
+use crate::progress::Progress;
 use crate::quick::{LOOK, QuickError};
 use crate::recorder::{Interval, Timeline};
 use crate::report::{OpenLoop, count};
@@ -29,7 +36,7 @@ pub(crate) struct LoadPlan {
     pub(crate) clients: u32,
     pub(crate) in_flight: u32,
     pub(crate) client_threads: u32,
-    /// Records a second in the open loop; `None` for the closed one.
+    /// Requests a second in the open loop; `None` for the closed one.
     pub(crate) per_s: Option<u32>,
     /// How they arrive in it.
     pub(crate) arrivals: Arrivals,
@@ -43,12 +50,23 @@ pub(crate) struct LoadPlan {
     pub(crate) warmup: Duration,
     /// How long the clients' connections may be silent; `None` for the client's own time.
     pub(crate) idle_timeout: Option<Duration>,
+    /// What of it is more than appends.
+    pub(crate) mix: Mix,
 }
 
 impl LoadPlan {
     /// How records arrive in the open loop.
     pub(crate) fn pattern(&self) -> Option<Pattern> {
         self.per_s.map(|per_s| Pattern { per_s, arrivals: self.arrivals })
+    }
+
+    /// How many sessions it opens in these groups.
+    ///
+    /// # Errors
+    /// [`MixError`] when it is not possible.
+    pub(crate) fn check_mix(&self, targets: &[u32]) -> Result<u64, MixError> {
+        let (clients_total, in_flight, skew) = (self.clients, self.in_flight, self.skew);
+        self.mix.check(&Deal { clients: 0..clients_total, clients_total, in_flight, skew, targets })
     }
 
     /// When it ends, from its start.
@@ -79,7 +97,7 @@ impl LoadPlan {
 
     /// What the live view is headed by.
     pub(crate) fn title(&self, groups: usize) -> String {
-        let records = format!("{} B records, {groups} groups", self.sizes);
+        let records = format!("{} B records, {groups} groups{}", self.sizes, self.mix.title());
         match self.pattern() {
             Some(Pattern { per_s, arrivals }) => {
                 format!("open loop, {}/s ({arrivals}), {records}", count(per_s.into()))
@@ -125,13 +143,48 @@ pub(crate) fn interruptible<T>(
     })
 }
 
-type Thread = JoinHandle<Result<DriverResult, QuickError>>;
+/// Where threads wait for each other: what they need first, connections and sessions, is no part of the load.
+pub(crate) struct Gate {
+    ready: SyncSender<()>,
+    start: watch::Receiver<Option<Instant>>,
+}
 
-/// Threads that drive clients.
+impl Gate {
+    /// Says that this thread is ready, and waits for the start of the load. Returns it.
+    ///
+    /// # Errors
+    /// [`ClientError::Closed`] when there will be none.
+    pub(crate) async fn pass(mut self) -> Result<Instant, ClientError> {
+        // It has room for every thread.
+        _ = self.ready.try_send(());
+        let start = self.start.wait_for(Option::is_some).await.map_err(|_| ClientError::Closed)?;
+        start.ok_or(ClientError::Closed)
+    }
+}
+
+type Thread<T> = JoinHandle<Result<T, QuickError>>;
+
+/// The groups that are driven, and by whom.
+#[derive(Clone, Debug)]
+pub(crate) struct Targets {
+    pub(crate) groups: Vec<u32>,
+    /// Number of the first client in the records.
+    pub(crate) first_client: u32,
+    /// Whether others write to them, too.
+    pub(crate) is_shared: bool,
+}
+
+/// Threads that drive clients, and one that follows what they do.
 pub(crate) struct Clients {
-    threads: Vec<Thread>,
+    /// When the load began.
+    pub(crate) start: Instant,
+    threads: Vec<Thread<DriverResult>>,
+    followers: Option<(Thread<TailTotals>, Arc<Followed>)>,
+    /// The clients have ended: followers have to come to their end.
+    are_done: Arc<AtomicBool>,
     pub(crate) progress: Receiver<Progress>,
     empty: (Ledger, Timeline),
+    sessions: u64,
 }
 
 /// What the clients of all threads know in the end.
@@ -139,62 +192,122 @@ pub(crate) struct Known {
     /// Sealed.
     pub(crate) ledger: Ledger,
     pub(crate) timeline: Timeline,
-    /// When records were due in an open loop, by thread.
+    /// When requests were due in an open loop, by thread.
     pub(crate) times: Vec<Times>,
+    pub(crate) mixed: Mixed,
     pub(crate) last_error: Option<String>,
 }
 
 impl Clients {
-    /// Starts them. `targets`: the groups that they write to; `first_client`: its number in the records.
+    /// Starts them. Returns once all are connected and have their sessions: then the load begins.
+    ///
+    /// # Errors
+    /// [`QuickError`] when one cannot begin, or `stop` is set.
     pub(crate) fn start(
         plan: &LoadPlan,
-        targets: Vec<u32>,
-        first_client: u32,
+        targets: Targets,
         client: &ClientConfig,
-        start: Instant,
         stop: &Arc<AtomicBool>,
     ) -> Result<Clients, QuickError> {
+        let sessions = plan.check_mix(&targets.groups)?;
         let threads = plan.client_threads.min(plan.clients);
-        let groups = targets.iter().copied().max().unwrap_or(0);
+        let groups = targets.groups.iter().copied().max().unwrap_or(0);
+        let followed = (plan.mix.tails > 0).then(|| Arc::new(Followed::new(&targets.groups, plan.mix.tails)));
         let base = DriverPlan {
             clients: 0..plan.clients,
             clients_total: plan.clients,
-            first_client,
+            first_client: targets.first_client,
             groups,
-            targets,
+            targets: targets.groups,
             skew: plan.skew,
             in_flight: plan.in_flight,
             times: None,
             sizes: plan.sizes.clone(),
-            start,
+            mix: plan.mix,
+            seed: plan.seed,
+            followed: followed.clone(),
             warmup: plan.warmup,
             duration: plan.duration,
         };
-        let (sender, progress) = sync_channel(base.intervals_max() * threads as usize);
+        let all = threads as usize + usize::from(followed.is_some());
+        // Until it begins.
+        let start = Instant::now();
+        let (sender, progress) = sync_channel(base.window(start).intervals_max() * all);
+        let (ready, readied) = sync_channel(all);
+        let begin = watch::Sender::new(None);
+        let gate = || Gate { ready: ready.clone(), start: begin.subscribe() };
         let mut clients = Clients {
+            start,
             threads: Vec::new(),
+            followers: None,
+            are_done: Arc::default(),
             progress,
             empty: (Ledger::new(groups, plan.clients), Timeline::new(groups)),
+            sessions,
         };
+        if let Some(followed) = followed {
+            let follow = FollowPlan {
+                followed: followed.clone(),
+                groups: base.targets.clone(),
+                first_client: base.first_client,
+                clients: plan.clients,
+                is_shared: targets.is_shared,
+                sizes: plan.sizes.clone(),
+                warmup: plan.warmup,
+                duration: plan.duration,
+            };
+            let (client, sender, gate) = (client.clone(), sender.clone(), gate());
+            let (are_done, stop) = (clients.are_done.clone(), stop.clone());
+            let work = async move |()| follow::follow(follow, client, sender, gate, &are_done, &stop).await;
+            clients.followers = Some((spawn("followers".into(), || Ok(()), work)?, followed));
+        }
         for thread in 0..threads {
             let own = DriverPlan {
                 clients: plan.clients * thread / threads..plan.clients * (thread + 1) / threads,
                 times: plan.pattern().map(|pattern| pattern.times(thread, threads, plan.end(), plan.seed)),
                 ..base.clone()
             };
-            clients.threads.push(spawn(thread, own, client.clone(), sender.clone(), stop.clone())?);
+            let is_paced = own.times.is_some();
+            let (client, sender, gates) = (client.clone(), sender.clone(), (gate(), stop.clone()));
+            let pace = move || is_paced.then(Pacer::start).transpose().map_err(QuickError::Thread);
+            let work = async move |pacer| driver::drive(own, pacer, client, sender, gates).await;
+            clients.threads.push(spawn(format!("clients-{thread}"), pace, work)?);
         }
+        let mut waiting = all;
+        while waiting > 0 {
+            if stop.load(Ordering::Relaxed) {
+                return Err(QuickError::Interrupted);
+            }
+            // One that ends here has met an error.
+            clients.check_begun()?;
+            waiting -= usize::from(readied.recv_timeout(LOOK).is_ok());
+        }
+        clients.start = Instant::now();
+        // Those that have ended meanwhile tell of it by themselves.
+        _ = begin.send(Some(clients.start));
         Ok(clients)
     }
 
-    /// Number of threads.
+    /// The error of a thread that has ended before the load began, if one has.
+    fn check_begun(&mut self) -> Result<(), QuickError> {
+        if let Some(at) = self.threads.iter().position(JoinHandle::is_finished) {
+            self.threads.swap_remove(at).join().map_err(|_| QuickError::Panicked)??;
+        }
+        if let Some((thread, _)) = self.followers.take_if(|(thread, _)| thread.is_finished()) {
+            thread.join().map_err(|_| QuickError::Panicked)??;
+        }
+        Ok(())
+    }
+
+    /// Number of threads that hand intervals over.
     pub(crate) fn threads(&self) -> usize {
-        self.threads.len()
+        self.threads.len() + usize::from(self.followers.is_some())
     }
 
     /// Whether one has ended. Only an error and Ctrl-C end one before its time.
     pub(crate) fn has_ended(&self) -> bool {
         self.threads.iter().any(JoinHandle::is_finished)
+            || self.followers.as_ref().is_some_and(|(thread, _)| thread.is_finished())
     }
 
     /// Waits for all of them; meanwhile `drive` is called again and again. What they said last stays in the channel that
@@ -204,40 +317,47 @@ impl Clients {
         mut drive: impl FnMut() -> Result<(), QuickError>,
     ) -> Result<(Known, Receiver<Progress>), QuickError> {
         let (ledger, timeline) = self.empty;
-        let mut known = Known { ledger, timeline, times: Vec::new(), last_error: None };
+        let mixed = Mixed { sessions: self.sessions, ..Mixed::default() };
+        let mut known = Known { ledger, timeline, times: Vec::new(), mixed, last_error: None };
         for thread in self.threads {
             // Calls that are still open are answered or given up first; a killed node comes back meanwhile.
-            while !thread.is_finished() {
-                drive()?;
-                std::thread::sleep(LOOK);
-            }
-            let result = thread.join().map_err(|_| QuickError::Panicked)??;
+            let result = join(thread, &mut drive)?;
             known.ledger.merge(result.ledger);
             known.timeline.merge(result.timeline);
             known.times.extend(result.times);
+            known.mixed.reads.merge(&result.reads);
             known.last_error = known.last_error.or(result.last_error.map(|error| error.to_string()));
         }
         known.ledger.seal();
+        self.are_done.store(true, Ordering::Release);
+        if let Some((thread, followed)) = self.followers {
+            let mut totals = join(thread, &mut drive)?;
+            totals.wrong += followed.wrong(&known.ledger);
+            known.mixed.tails = Some(totals);
+        }
         Ok((known, self.progress))
     }
 }
 
-fn spawn(
-    thread: u32,
-    plan: DriverPlan,
-    client: ClientConfig,
-    progress: SyncSender<Progress>,
-    stop: Arc<AtomicBool>,
-) -> Result<Thread, QuickError> {
+fn join<T>(thread: Thread<T>, drive: &mut impl FnMut() -> Result<(), QuickError>) -> Result<T, QuickError> {
+    while !thread.is_finished() {
+        drive()?;
+        std::thread::sleep(LOOK);
+    }
+    thread.join().map_err(|_| QuickError::Panicked)?
+}
+
+/// A thread with a runtime; `prepare` is called within it.
+fn spawn<P, T: Send + 'static>(
+    name: String,
+    prepare: impl FnOnce() -> Result<P, QuickError> + Send + 'static,
+    work: impl AsyncFnOnce(P) -> Result<T, ClientError> + Send + 'static,
+) -> Result<Thread<T>, QuickError> {
     let run = move || {
         let runtime = runtime()?;
-        let result = runtime.block_on(async {
-            let pacer =
-                plan.times.as_ref().map(|_| Pacer::start()).transpose().map_err(QuickError::Thread)?;
-            Ok(driver::drive(plan, pacer, client, progress, stop).await?)
-        });
+        let result = runtime.block_on(async { Ok(work(prepare()?).await?) });
         finish(&runtime);
         result
     };
-    std::thread::Builder::new().name(format!("clients-{thread}")).spawn(run).map_err(QuickError::Thread)
+    std::thread::Builder::new().name(name).spawn(run).map_err(QuickError::Thread)
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::mix::{Mix, MixConfig};
 use crate::plot;
 use crate::report::count;
 
@@ -23,6 +24,14 @@ const FIGURES: [(&str, &str, bool); 6] = [
     ("p99.9", "/latency_us/p99_9", false),
     ("core-us a record", "/core_us_per_record", false),
     ("flushed bytes a record", "/flushed_bytes_per_record", false),
+];
+
+/// The same of what only some loads have: compared where both have it.
+const FIGURES_OF_A_MIX: [(&str, &str, bool); 4] = [
+    ("reads", "/mix/reads/reads_per_s", true),
+    ("read p99", "/mix/reads/latency_us/p99", false),
+    ("delivered", "/mix/tails/delivered_per_s", true),
+    ("delivery p99", "/mix/tails/latency_us/p99", false),
 ];
 
 /// Why two files cannot be compared.
@@ -93,6 +102,11 @@ pub(crate) fn run(
             tolerance,
         ));
     }
+    for (figure, at, is_more_better) in FIGURES_OF_A_MIX {
+        if let (Ok(one), Ok(two)) = (one.values(figure, at), two.values(figure, at)) {
+            lines.push(line(figure, &one, &two, is_more_better, tolerance));
+        }
+    }
     if is_json {
         println!("{}", serde_json::to_string_pretty(&lines).expect("lines serialize"));
     } else {
@@ -134,8 +148,12 @@ impl Series {
         let config = |series: &Series| {
             series.runs.first().and_then(|run| run.get("config")).cloned().unwrap_or_default()
         };
-        let (one, two) = (config(self), config(other));
-        let (Some(one), Some(two)) = (one.as_object(), two.as_object()) else { return Ok(()) };
+        let (mut one, mut two) = (config(self), config(other));
+        let (Some(one), Some(two)) = (one.as_object_mut(), two.as_object_mut()) else { return Ok(()) };
+        // A file that knows of no mix is of a load without one.
+        for config in [&mut *one, &mut *two] {
+            config.entry("mix").or_insert_with(|| serde_json::json!(MixConfig::of(&Mix::default())));
+        }
         let differs = |key: &&String| two.get(*key).is_some_and(|value| *value != one[*key]);
         match one.keys().find(differs) {
             None => Ok(()),
@@ -227,8 +245,8 @@ fn print(one: &Series, two: &Series, lines: &[Line]) {
     );
     for line in lines {
         let show = |value: f64| match line.figure {
-            "throughput" => format!("{}/s", count(value)),
-            "p50" | "p99" | "p99.9" => plot::duration(value),
+            "throughput" | "reads" | "delivered" => format!("{}/s", count(value)),
+            "p50" | "p99" | "p99.9" | "read p99" | "delivery p99" => plot::duration(value),
             _ => format!("{value:.2}"),
         };
         let verdict = match line.verdict {
@@ -303,6 +321,21 @@ mod tests {
         let other = file("other", run(100.0, 64));
         assert!(matches!(super::run(&a, &other, 0.05, (false, false)), Err(CompareError::OtherLoad { .. })));
         assert!(super::run(&a, &other, 0.05, (true, false)).unwrap());
+        // Files from before there was a mix are read, and are of loads without one.
+        let mixed = |mix: Mix| {
+            let mut runs = runs(100.0);
+            for run in runs.as_array_mut().unwrap() {
+                run["config"]["mix"] = serde_json::json!(MixConfig::of(&mix));
+            }
+            serde_json::json!({ "runs": runs })
+        };
+        let plain = file("plain", mixed(Mix::default()));
+        assert!(super::run(&a, &plain, 0.05, (false, false)).unwrap());
+        let reading = file("reading", mixed(Mix { reads: 0.2, ..Mix::default() }));
+        for (a, b) in [(&a, &reading), (&reading, &a), (&plain, &reading)] {
+            let error = super::run(a, b, 0.05, (false, false)).unwrap_err();
+            assert!(error.to_string().contains("mix is {"), "{error}");
+        }
         let empty = file("empty", serde_json::json!({}));
         assert!(matches!(super::run(&a, &empty, 0.05, (false, false)), Err(CompareError::NoFigure { .. })));
         assert!(matches!(

@@ -5,6 +5,7 @@
 //! process of its own.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
@@ -40,6 +41,29 @@ pub(crate) struct Fault {
     pub(crate) lasting: Duration,
     /// To whom.
     pub(crate) whom: Whom,
+}
+
+/// As it is given on the command line.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Fault { kind, at, lasting, whom } = self;
+        let kind = match kind {
+            Kind::Kill => "kill",
+            Kind::Stop => "stop",
+            Kind::DiskStall => "disk-stall",
+            Kind::Partition => "partition",
+            Kind::Wipe => "wipe",
+        };
+        write!(f, "{kind}@{}ms", at.as_millis())?;
+        if self.kind != Kind::Wipe {
+            write!(f, "+{}ms", lasting.as_millis())?;
+        }
+        match whom {
+            Whom::Leader => f.write_str(":leader"),
+            Whom::All => f.write_str(":all"),
+            Whom::Node(number) => write!(f, ":{number}"),
+        }
+    }
 }
 
 /// Whom a fault meets.
@@ -501,7 +525,9 @@ mod tests {
             ("partition@1s+300ms", Kind::Partition, ms(1000), ms(300), Whom::Leader),
             ("wipe@1s:2", Kind::Wipe, ms(1000), DOWN, Whom::Node(2)),
         ] {
-            assert_eq!(text.parse(), Ok(Fault { kind, at, lasting, whom }), "{text}");
+            let fault = Fault { kind, at, lasting, whom };
+            assert_eq!(text.parse(), Ok(fault), "{text}");
+            assert_eq!(fault.to_string().parse(), Ok(fault), "{text}");
         }
         for text in [
             "kill",

@@ -87,7 +87,8 @@ impl Objective {
     /// Whether a run kept it: in time, as many as were due, and none failed.
     fn is_kept(self, report: &Report) -> bool {
         let is_kept = report.open_loop.is_some_and(|open| open.is_schedule_kept);
-        is_kept && report.failed_records == 0 && self.value(&report.latency_us) <= self.limit_us
+        let failed = report.failed_records + report.mix.failed_reads();
+        is_kept && failed == 0 && self.value(&report.latency_us) <= self.limit_us
     }
 }
 

@@ -52,7 +52,16 @@ pub(crate) fn page(report: &Report) -> String {
     );
     if !report.slices.is_empty() {
         let rate = |slice: &Slice| Some(slice.records_per_s);
-        let over_time = over_time(report, false, &[("throughput", "one", &rate)]);
+        let reads = |slice: &Slice| Some(slice.reads_per_s);
+        let delivered = |slice: &Slice| Some(slice.delivered_per_s);
+        let mut curves: Vec<Curve<'_>> = vec![("appended", "one", &rate)];
+        if report.mix.reads.is_some() {
+            curves.push(("read", "two", &reads));
+        }
+        if report.mix.tails.is_some() {
+            curves.push(("delivered", "three", &delivered));
+        }
+        let over_time = over_time(report, false, &curves);
         section(
             &mut out,
             "Throughput over time",
@@ -179,7 +188,7 @@ fn head(out: &mut String, title: &str) {
 fn verdict(out: &mut String, report: &Report) {
     let mut bad = Vec::new();
     if !report.is_clean() {
-        bad.push("The audit is not clean: see below.".to_owned());
+        bad.push("Not all that was acknowledged was found as it should be: see below.".to_owned());
     }
     if report.open_loop.is_some_and(|open| !open.is_schedule_kept) {
         bad.push(
@@ -319,13 +328,25 @@ fn curve(svg: &mut String, class: &str, points: &[(f64, f64)]) {
     _ = write!(svg, "<polyline class=\"curve {class}\" points=\"{}\"/>", points.join(" "));
 }
 
+/// A curve over percentiles: its name, its class, quantiles and microseconds.
+type Percentiles<'a> = (&'static str, &'static str, &'a [(f64, u64)]);
+
 fn percentiles(report: &Report) -> String {
-    let curves = &report.percentiles_us;
-    let Some((last, _)) = curves.last() else { return "<p>No record was acknowledged.</p>".to_owned() };
-    let axis = Axis::log(curves.iter().map(|(_, us)| *us as f64));
+    let mut curves: Vec<Percentiles<'_>> = vec![("appended", "one", &report.percentiles_us)];
+    if let Some(reads) = &report.mix.reads {
+        curves.push(("read", "two", &reads.percentiles_us));
+    }
+    if let Some(tails) = &report.mix.tails {
+        curves.push(("delivered", "three", &tails.percentiles_us));
+    }
+    let points = || curves.iter().flat_map(|(.., points)| points.iter());
+    let Some(last) = points().map(|(quantile, _)| *quantile).reduce(f64::max) else {
+        return "<p>No record was acknowledged.</p>".to_owned();
+    };
+    let axis = Axis::log(points().map(|(_, us)| *us as f64));
     // How many nines the last point has.
     let nines = |quantile: f64| -(1.0 - quantile).max(1e-9).log10();
-    let most = nines(*last).max(2.0);
+    let most = nines(last).max(2.0);
     let ticks: Vec<(f64, String)> = (0..=most.floor() as usize)
         .map(|nine| {
             let label = match nine {
@@ -339,11 +360,14 @@ fn percentiles(report: &Report) -> String {
         .collect();
     let mut svg = String::new();
     frame(&mut svg, &axis, plot::duration, &ticks, "of the records took at most so long");
-    let points: Vec<(f64, f64)> = curves
-        .iter()
-        .map(|(quantile, us)| (x_of(nines(*quantile) / most), y_of(&axis, *us as f64)))
-        .collect();
-    curve(&mut svg, "one", &points);
+    for (at, (name, class, points)) in curves.iter().enumerate() {
+        let place = |(quantile, us): &(f64, u64)| (x_of(nines(*quantile) / most), y_of(&axis, *us as f64));
+        let points: Vec<(f64, f64)> = points.iter().map(place).collect();
+        curve(&mut svg, class, &points);
+        if curves.len() > 1 {
+            key(&mut svg, at, name, class);
+        }
+    }
     svg + "</svg>"
 }
 
@@ -453,8 +477,7 @@ mod tests {
                 p50_us: 500,
                 p99_us: if second == 3 { 0 } else { 4_000 },
                 max_us: 9_000,
-                failed: 0,
-                unknown: 0,
+                ..Slice::default()
             })
             .collect();
         let page = page(&report);

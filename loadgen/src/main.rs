@@ -29,17 +29,24 @@ mod compare;
 mod driver;
 mod fault;
 mod find;
+mod follow;
+mod followed;
 mod hdr;
 mod html;
 mod idle;
+mod lanes;
 mod later;
 mod ledger;
 mod machine;
+mod mix;
+mod mixed;
 mod node;
 mod partition;
 mod plot;
+mod progress;
 mod quick;
 mod readback;
+mod reading;
 mod reads;
 mod record;
 mod recorder;
@@ -47,11 +54,13 @@ mod report;
 #[cfg(feature = "rivals")]
 mod rival;
 mod running;
+mod runs;
 mod schedule;
 mod sizes;
 mod skew;
 mod snapshot;
 mod sweep;
+mod target;
 #[cfg(feature = "rivals")]
 mod versus;
 mod watch;
@@ -383,6 +392,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mix::{Mix, ReadKind};
     use crate::quick::QuickPlan;
 
     fn plan(args: &[&str]) -> Result<QuickPlan, String> {
@@ -423,6 +433,32 @@ mod tests {
         assert!(plan(&overlapping).unwrap_err().contains("before another has ended"));
         assert_eq!(plan(&["--fault", "kill@1s", "--fault", "stop@5s:all"]).unwrap().faults.len(), 2);
         assert!(plan(&["--nodes", "0"]).is_err());
+    }
+
+    #[test]
+    fn a_mix_is_read_and_what_is_impossible_is_refused() {
+        let args = ["--reads", "0.25", "--read-kind", "local", "--tails", "3", "--sessions"];
+        let mix = plan(&args).unwrap().load.mix;
+        assert_eq!(mix, Mix { reads: 0.25, read_kind: ReadKind::Local, tails: 3, sessions: true });
+        assert!(plan(&[]).unwrap().load.mix.is_plain());
+        for (args, says) in [
+            (&["--reads", "1.0"][..], "write 0 to 0.99"),
+            (&["--reads=-0.1"], "write 0 to 0.99"),
+            (&["--read-kind", "lease"], "`loadgen reads` measures"),
+            (&["--read-kind", "newest"], "write leader"),
+            (&["--tails", "4", "--groups", "4096"], "16384 followers, 8192 at most: lower --tails"),
+            (&["--sessions", "--clients", "17"], "16 of one key, here 17: set --clients 16"),
+            (&["--sessions", "--clients", "8", "--groups", "4096", "--in-flight", "4096"], "here 32768"),
+            (&["--embedded", "--workload", "mixed", "--reads", "0.1"], "set --reads 0"),
+            (&["--embedded", "--tails", "1"], "appends alone"),
+            (&["--embedded", "--sessions"], "appends alone"),
+        ] {
+            let problem = plan(args).unwrap_err();
+            assert!(problem.contains(says), "{args:?}: {problem}");
+        }
+        // With few in flight each client is in few groups, and each group has few of them.
+        assert!(plan(&["--sessions", "--clients", "64", "--in-flight", "1", "--groups", "8"]).is_ok());
+        assert!(plan(&["--sessions", "--clients", "16"]).is_ok());
     }
 
     #[test]

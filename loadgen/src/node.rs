@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::driver::{self, DriverPlan};
 use crate::ledger::Ledger;
+use crate::mix::Mix;
 use crate::recorder::{Interval, IntervalParts, Timeline};
 use crate::sizes::RecordSizes;
 use crate::skew::Skew;
@@ -362,11 +363,13 @@ fn start_load(
             skew: Skew::Uniform,
             times: None,
             sizes: plan.sizes,
-            start: Instant::now(),
+            mix: Mix::default(),
+            seed: 0,
+            followed: None,
             warmup: plan.warmup,
             duration: plan.duration,
         };
-        let (sender, progress) = sync_channel(driver.intervals_max());
+        let (sender, progress) = sync_channel(driver.window(Instant::now()).intervals_max());
         let never = AtomicBool::new(false);
         let drive = driver::drive_embedded(driver, engine, DRAIN, sender, &never);
         let done = runtime()?.block_on(drive)?;

@@ -1,6 +1,7 @@
 //! `loadgen quick`: a cluster, load, perhaps a fault, and the audit; in this order.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod summary;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,24 +15,24 @@ use iroh_raft::net::allow::PeerAddress;
 use iroh_raft::net::client::{ClientConfig, ClientError};
 use iroh_raft::net::cluster_file::ClusterFileError;
 use iroh_raft::net::identity::IdentityError;
-use iroh_raft::net::ring::Waits;
 use iroh_raft::{GroupId, NodeId, cluster_id};
 
 use crate::ack_log::{AckLog, AckLogError};
 use crate::arrivals::Times;
 use crate::audit::AuditCounts;
-use crate::clients::{Clients, LoadPlan, finish, interruptible, runtime};
+use crate::clients::{Clients, LoadPlan, Targets, finish, interruptible, runtime};
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
-use crate::fault::{Fault, Faults, Kind, Whom};
+use crate::fault::{Fault, Faults};
 use crate::hdr::{self, Stretch};
 use crate::html;
-use crate::ledger::{Ledger, LedgerTotals};
-use crate::machine::{self, Device, Machine};
+use crate::ledger::Ledger;
+use crate::machine::{self, Device};
+use crate::mix::MixError;
+use crate::mixed::Mixed;
 use crate::node::{EmbeddedPlan, NodeSummary};
 use crate::recorder::{Interval, Timeline};
-use crate::report::{
-    Config, FaultSeen, Killed, Latency, Replaced, Report, Ring, Runs, Slice, core_us, percentiles, ratio,
-};
+use crate::report::{Killed, Replaced, Report, Slice};
+use crate::runs::Runs;
 use crate::watch::{NodeLook, Watch};
 use crate::{plot, readback};
 
@@ -137,6 +138,8 @@ pub(crate) enum QuickError {
     NotReplaced { what: &'static str, node: NodeId },
     #[error("group {group} has no leader")]
     NoLeader { group: GroupId },
+    #[error(transparent)]
+    Mix(#[from] MixError),
     #[error("cannot start a thread or runtime: {0}")]
     Thread(std::io::Error),
     #[error("a client thread died")]
@@ -227,6 +230,8 @@ struct Load {
     timeline: Timeline,
     /// When records were due in an open loop, by thread.
     times: Vec<Times>,
+    /// What reads and followers gave.
+    mixed: Mixed,
     before: Sample,
     after: Sample,
     /// The nodes that were away, when, and the groups they led.
@@ -309,13 +314,14 @@ fn measure(
     let no_leaders = late("after the restart not every group had a leader", LEADERS_DEADLINE, folder);
     wait_for(LEADERS_DEADLINE, LOOK, no_leaders, stop, || cluster.has_leaders())?;
     let acks = AckLog::new(cluster.name(), &plan.load.sizes, std::mem::take(&mut load.ledger));
+    let acks = acks.in_sessions(plan.load.mix.sessions);
     if let Some(path) = &plan.files.ack_log {
         acks.write(path)?;
     }
     let config = ClientConfig { nodes: cluster.addresses(), ..client_config(plan, cluster) };
     let audit = audit(cluster, folder, config, &acks, stop)?;
 
-    let report = report(plan, folder, &load, acks.ledger.totals(), audit);
+    let report = summary::report(plan, folder, &load, acks.ledger.totals(), audit);
     if let Some(error) = &load.last_error {
         eprintln!("last error: {error}");
     }
@@ -416,9 +422,10 @@ fn load(
 ) -> Result<Load, QuickError> {
     let device = Device::under(folder);
     let led_before: u64 = cluster.usage()?.iter().map(|node| node.leaderships_gained).sum();
-    let (start, began) = (Instant::now(), SystemTime::now());
     let (groups, client) = (plan.cluster.groups, client_config(plan, cluster));
-    let clients = Clients::start(&plan.load, (1..=groups).collect(), 0, &client, start, stop)?;
+    let targets = Targets { groups: (1..=groups).collect(), first_client: 0, is_shared: false };
+    let clients = Clients::start(&plan.load, targets, &client, stop)?;
+    let (start, began) = (clients.start, SystemTime::now());
     let end = plan.load.end();
     let title = plan.load.title(groups as usize);
     let mut watch = Watch::new(clients.threads(), plan.files.hdr_log.is_some(), title, end);
@@ -475,6 +482,7 @@ fn load(
         ledger: known.ledger,
         timeline: known.timeline,
         times: known.times,
+        mixed: known.mixed,
         before: before.unwrap_or_default(),
         after: after.unwrap_or_default(),
         killed,
@@ -527,6 +535,7 @@ fn load_embedded(
         ledger: Ledger::new(plan.cluster.groups, clients_total),
         timeline: Timeline::new(plan.cluster.groups),
         times: Vec::new(),
+        mixed: Mixed::default(),
         before,
         after,
         killed: Vec::new(),
@@ -548,115 +557,4 @@ fn load_embedded(
         eprintln!("WARNING: {} groups got another leader and no load from then on", load.leader_changes);
     }
     Ok(load)
-}
-
-/// What the threads of the nodes used between two samples, for each record.
-fn core_us_by_thread(before: &Sample, after: &Sample, records: u64) -> BTreeMap<String, f64> {
-    let sum = |sample: &Sample, kind: &str| sample.sum(|node| node.thread_us.get(kind).copied().unwrap_or(0));
-    let kinds: BTreeSet<&String> = after.nodes.iter().flat_map(|node| node.thread_us.keys()).collect();
-    let more = |kind: &String| sum(after, kind).saturating_sub(sum(before, kind));
-    kinds.into_iter().map(|kind| (kind.clone(), ratio(more(kind) as f64, records as f64))).collect()
-}
-
-/// How long items were in the rings of all nodes between two samples.
-fn rings(before: &Sample, after: &Sample) -> BTreeMap<String, Ring> {
-    let sum = |sample: &Sample| {
-        let mut sum = BTreeMap::<String, Waits>::new();
-        for (ring, waits) in sample.nodes.iter().flat_map(|node| &node.waits) {
-            sum.entry(ring.clone()).or_default().add(waits);
-        }
-        sum
-    };
-    let earlier = sum(before);
-    let since = |(ring, waits): (String, Waits)| {
-        let waits = earlier.get(&ring).map_or_else(|| waits.clone(), |earlier| waits.since(earlier));
-        (ring, Ring::of(&waits))
-    };
-    sum(after).into_iter().map(since).filter(|(_, ring)| ring.items > 0).collect()
-}
-
-fn report(plan: &QuickPlan, folder: &Path, load: &Load, totals: LedgerTotals, audit: AuditCounts) -> Report {
-    let measured_records = load.measured.acked();
-    let (before, after) = (&load.before, &load.after);
-    let more = |of: fn(&NodeUsage) -> u64| after.sum(of).saturating_sub(before.sum(of));
-    let (flushes, flush_us) = (more(|node| node.flushes), more(|node| node.flush_us_total));
-    let client_cpu = after.client_cpu.saturating_sub(before.client_cpu);
-    let cpu = after.node_cpu().saturating_sub(before.node_cpu()) + client_cpu;
-    let device_flushes = after.device_flushes.zip(before.device_flushes);
-    let end = plan.load.warmup + plan.load.duration;
-    // What a fault did is seen until the next one comes.
-    let gap_after = |killed: &Killed, groups: &[u32]| {
-        let at = |killed: &Killed| plan.load.warmup + Duration::from_secs_f64(killed.at_s);
-        let later = load.killed.iter().map(|(other, _)| at(other)).filter(|other| *other > at(killed));
-        let to = later.chain([end]).min().unwrap_or(end);
-        groups.iter().map(|&group| load.timeline.longest_gap_ms(group, at(killed), to)).max()
-    };
-    let unavailable_ms = load.killed.first().and_then(|(killed, groups)| gap_after(killed, groups));
-    let outage_at_s = |kind| {
-        let is_it = |fault: &&Fault| fault.kind == kind && fault.whom == Whom::Leader;
-        plan.faults.iter().find(is_it).map(|fault| fault.at.as_secs_f64())
-    };
-    let gap_ms = |group| load.timeline.longest_gap_ms(group, plan.load.warmup, end);
-    Report {
-        throughput_records_per_s: ratio(measured_records as f64, plan.load.duration.as_secs_f64()),
-        acked_records: totals.acked,
-        measured_records,
-        measured_s: plan.load.duration.as_secs_f64(),
-        failed_records: totals.refused,
-        unknown_records: totals.unknown,
-        latency_us: Latency::of(&load.measured.latencies),
-        percentiles_us: percentiles(&load.measured.latencies),
-        slices: load.slices.clone(),
-        open_loop: plan.load.open_loop(&load.times, &load.measured),
-        flushes,
-        records_per_flush: ratio(measured_records as f64 * f64::from(plan.cluster.nodes), flushes as f64),
-        flush_us_mean: ratio(flush_us as f64, flushes as f64),
-        turns: more(|node| node.turns),
-        wake_ups: more(|node| node.sleeps),
-        requests: more(|node| node.requests),
-        busy_requests: more(|node| node.busy),
-        peer_frames: more(|node| node.frames_sent),
-        sent_bytes_per_record: ratio(more(|node| node.sent_bytes) as f64, measured_records as f64),
-        flushed_bytes_per_record: ratio(more(|node| node.flush_bytes) as f64, measured_records as f64),
-        core_us_by_thread: core_us_by_thread(before, after, measured_records),
-        rings: rings(before, after),
-        core_us_per_record: core_us(cpu, measured_records),
-        client_core_us_per_record: (!plan.is_embedded).then(|| core_us(client_cpu, measured_records)),
-        peak_rss_bytes: after.nodes.iter().map(|node| node.peak_rss_bytes).collect(),
-        device_flushes: device_flushes.map(|(after, before)| after.saturating_sub(before)),
-        leader_changes: load.leader_changes,
-        audit,
-        unavailable_ms,
-        longest_gap_ms: (1..=plan.cluster.groups).map(gap_ms).collect(),
-        replaced: load.replaced.clone(),
-        killed: load.killed.first().map(|(killed, _)| killed.clone()),
-        faults: load
-            .killed
-            .iter()
-            .map(|(killed, groups)| FaultSeen::new(killed, gap_after(killed, groups)))
-            .collect(),
-        config: Config {
-            nodes: plan.cluster.nodes,
-            shards: plan.cluster.shards,
-            bridge_threads: plan.cluster.bridge_threads,
-            groups: plan.cluster.groups,
-            record_bytes: plan.load.sizes.mean() as usize,
-            record_sizes: plan.load.sizes.clone(),
-            skew: plan.load.skew.to_string(),
-            arrivals: plan.load.per_s.map(|_| plan.load.arrivals.to_string()),
-            seed: plan.load.seed,
-            clients: plan.load.clients,
-            in_flight: plan.load.in_flight,
-            client_threads: plan.load.client_threads.min(plan.load.clients),
-            is_embedded: plan.is_embedded,
-            duration_s: plan.load.duration.as_secs_f64(),
-            warmup_s: plan.load.warmup.as_secs_f64(),
-            replacements: plan.replacements,
-            kill_leader_at_s: outage_at_s(Kind::Kill),
-            stop_leader_at_s: outage_at_s(Kind::Stop),
-            loop_kind: if plan.load.per_s.is_some() { "open" } else { "closed" },
-        },
-        machine: Machine::look(folder),
-        versions: machine::versions(),
-    }
 }

@@ -24,12 +24,28 @@ pub(crate) struct Interval {
     pub(crate) latencies: Histogram<u64>,
     /// In the open loop: the same from when they were sent.
     pub(crate) services: Histogram<u64>,
-    /// In the open loop: acknowledged records that were not sent when they were due.
+    /// In the open loop: requests that were answered, and not sent when they were due.
     pub(crate) late: u64,
     /// Records that were certainly not done.
     pub(crate) refused: u64,
     /// Records that may have been done.
     pub(crate) unknown: u64,
+    /// Of reads that brought the right record, as the latencies.
+    pub(crate) reads: Histogram<u64>,
+    /// In the open loop: the same from when they were sent.
+    pub(crate) read_services: Histogram<u64>,
+    /// Bytes that came with them.
+    pub(crate) read_bytes: u64,
+    /// Reads without a right answer.
+    pub(crate) failed_reads: u64,
+    /// From when a record was sent, or due in the open loop, to when a follower had it; of each follower.
+    pub(crate) deliveries: Histogram<u64>,
+    /// Records that followers had, and of which nobody knew any more when they were sent.
+    pub(crate) untimed: u64,
+}
+
+fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1)
 }
 
 impl Interval {
@@ -42,28 +58,59 @@ impl Interval {
             late: 0,
             refused: 0,
             unknown: 0,
+            reads: latencies(),
+            read_services: latencies(),
+            read_bytes: 0,
+            failed_reads: 0,
+            deliveries: latencies(),
+            untimed: 0,
         }
     }
 
     /// Notes `records` acknowledged after `latency`.
     pub(crate) fn record(&mut self, latency: Duration, records: u64) {
-        let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        self.latencies.saturating_record_n(us.max(1), records);
+        self.latencies.saturating_record_n(us(latency), records);
     }
 
     /// In the open loop: notes that `records` were answered so long after they were sent.
     pub(crate) fn serve(&mut self, service: Duration, records: u64) {
-        let us = u64::try_from(service.as_micros()).unwrap_or(u64::MAX);
-        self.services.saturating_record_n(us.max(1), records);
+        self.services.saturating_record_n(us(service), records);
+    }
+
+    /// Notes a read that brought the right record, in so many bytes.
+    pub(crate) fn read(&mut self, latency: Duration, answer_bytes: u64) {
+        self.read_bytes += answer_bytes;
+        self.reads.saturating_record(us(latency));
+    }
+
+    /// In the open loop: notes how long after it was sent that was.
+    pub(crate) fn serve_read(&mut self, service: Duration) {
+        self.read_services.saturating_record(us(service));
+    }
+
+    /// Notes `records` that a follower had after `latency`.
+    pub(crate) fn deliver(&mut self, latency: Duration, records: u64) {
+        self.deliveries.saturating_record_n(us(latency), records);
     }
 
     /// Adds another thread's.
     pub(crate) fn merge(&mut self, other: &Interval) {
-        self.latencies.add(&other.latencies).expect("all histograms have the same bounds");
-        self.services.add(&other.services).expect("all histograms have the same bounds");
+        let pairs = [
+            (&mut self.latencies, &other.latencies),
+            (&mut self.services, &other.services),
+            (&mut self.reads, &other.reads),
+            (&mut self.read_services, &other.read_services),
+            (&mut self.deliveries, &other.deliveries),
+        ];
+        for (mine, theirs) in pairs {
+            mine.add(theirs).expect("all histograms have the same bounds");
+        }
         self.late += other.late;
         self.refused += other.refused;
         self.unknown += other.unknown;
+        self.read_bytes += other.read_bytes;
+        self.failed_reads += other.failed_reads;
+        self.untimed += other.untimed;
     }
 
     /// What of a closed loop crosses from a process to another.
@@ -88,6 +135,11 @@ impl Interval {
     /// Acknowledged records.
     pub(crate) fn acked(&self) -> u64 {
         self.latencies.len()
+    }
+
+    /// Records that followers had, each as often as they had it.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.deliveries.len() + self.untimed
     }
 }
 

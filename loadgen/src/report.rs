@@ -13,6 +13,8 @@ use serde::Serialize;
 use crate::audit::AuditCounts;
 use crate::fault::Kind;
 use crate::machine::Machine;
+use crate::mix::MixConfig;
+use crate::mixed::MixReport;
 use crate::plot;
 use crate::recorder::Interval;
 use crate::sizes::RecordSizes;
@@ -39,10 +41,14 @@ pub(crate) struct Config {
     pub(crate) is_embedded: bool,
     pub(crate) duration_s: f64,
     pub(crate) warmup_s: f64,
-    pub(crate) kill_leader_at_s: Option<f64>,
-    pub(crate) stop_leader_at_s: Option<f64>,
+    /// Records that are due in a second, in the open loop.
+    pub(crate) rate_per_s: Option<u32>,
+    /// As they were asked for.
+    pub(crate) faults: Vec<String>,
     pub(crate) replacements: u32,
     pub(crate) loop_kind: &'static str,
+    /// What of the load is more than appends.
+    pub(crate) mix: MixConfig,
 }
 
 /// Latencies of acknowledged records in the measured window, in microseconds.
@@ -77,35 +83,36 @@ impl Latency {
     }
 }
 
-/// What the open loop says beside its latencies, which count from when records were due.
+/// What the open loop says beside its latencies, which count from when requests were due.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct OpenLoop {
-    /// Records a second that were due; with a ramp at its beginning.
+    /// Requests a second that were due; with a ramp at its beginning.
     pub(crate) rate_per_s: u32,
-    /// Latencies from when records were sent.
+    /// Latencies of records from when they were sent.
     pub(crate) service_us: Latency,
-    /// Acknowledged records that were sent more than 10 ms after they were due.
+    /// Answered requests that were sent more than 10 ms after they were due.
     pub(crate) late_records: u64,
-    /// Whether as many records were answered as were due, but for one in a thousand, and sent in time for the load to be what
+    /// Whether as many requests were answered as were due, but for one in a thousand, and sent in time for the load to be what
     /// was asked for, but for one in a hundred.
     pub(crate) is_schedule_kept: bool,
 }
 
 impl OpenLoop {
-    /// `due`: records that were due in the measured time.
+    /// `due`: requests that were due in the measured time.
     pub(crate) fn of(rate_per_s: u32, due: u64, measured: &Interval) -> OpenLoop {
         let due = due as f64;
+        let answered = (measured.acked() + measured.reads.len()) as f64;
         OpenLoop {
             rate_per_s,
             service_us: Latency::of(&measured.services),
             late_records: measured.late,
-            is_schedule_kept: measured.acked() as f64 >= 0.999 * due && measured.late as f64 <= 0.01 * due,
+            is_schedule_kept: answered >= 0.999 * due && measured.late as f64 <= 0.01 * due,
         }
     }
 }
 
 /// A second of a run, or what was left of one.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Default, Debug, Serialize)]
 pub(crate) struct Slice {
     /// Its end, in seconds from the start of the load.
     pub(crate) until_s: f64,
@@ -116,6 +123,14 @@ pub(crate) struct Slice {
     pub(crate) max_us: u64,
     pub(crate) failed: u64,
     pub(crate) unknown: u64,
+    pub(crate) reads_per_s: f64,
+    pub(crate) read_p50_us: u64,
+    pub(crate) read_p99_us: u64,
+    pub(crate) failed_reads: u64,
+    /// Records, each as often as a follower had it.
+    pub(crate) delivered_per_s: f64,
+    pub(crate) delivery_p50_us: u64,
+    pub(crate) delivery_p99_us: u64,
 }
 
 /// A histogram as a curve: quantiles, from step to step nearer to one, and their values.
@@ -208,6 +223,8 @@ pub(crate) struct Report {
     pub(crate) device_flushes: Option<u64>,
     /// Leaders elected under load.
     pub(crate) leader_changes: u64,
+    /// What reads and followers gave.
+    pub(crate) mix: MixReport,
     pub(crate) audit: AuditCounts,
     /// With a killed or stopped leader: longest time without an acknowledgement in a group that it led, in
     /// milliseconds.
@@ -223,62 +240,6 @@ pub(crate) struct Report {
     pub(crate) config: Config,
     pub(crate) machine: Machine,
     pub(crate) versions: BTreeMap<&'static str, &'static str>,
-}
-
-/// Several runs of one load.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Runs<'r> {
-    /// Figures over the runs, by their names.
-    figures: BTreeMap<&'static str, Spread>,
-    /// The runs, in order.
-    runs: &'r [Report],
-}
-
-/// Where a figure of several runs lies.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-}
-
-impl Spread {
-    /// Of any number of values; all 0 of none.
-    pub(crate) fn of(mut values: Vec<f64>) -> Spread {
-        values.sort_by(f64::total_cmp);
-        let at = |at: usize| values.get(at).copied().unwrap_or(0.0);
-        let last = values.len().saturating_sub(1);
-        Spread { median: (at(values.len() / 2) + at(last / 2)) / 2.0, min: at(0), max: at(last) }
-    }
-}
-
-impl<'r> Runs<'r> {
-    pub(crate) fn of(runs: &'r [Report]) -> Runs<'r> {
-        type Figure = (&'static str, fn(&Report) -> f64);
-        let figures: [Figure; 5] = [
-            ("throughput_records_per_s", |run| run.throughput_records_per_s),
-            ("p50_us", |run| run.latency_us.p50 as f64),
-            ("p99_us", |run| run.latency_us.p99 as f64),
-            ("p99_9_us", |run| run.latency_us.p99_9 as f64),
-            ("core_us_per_record", |run| run.core_us_per_record),
-        ];
-        let spread = |(name, of): Figure| (name, Spread::of(runs.iter().map(of).collect()));
-        Runs { figures: figures.into_iter().map(spread).collect(), runs }
-    }
-
-    /// The table for the terminal.
-    pub(crate) fn table(&self) -> String {
-        let mut out = format!("\n{} runs: median (least to most)\n", self.runs.len());
-        for (name, Spread { median, min, max }) in &self.figures {
-            let show = |value: f64| match *name {
-                "throughput_records_per_s" => format!("{}/s", count(value)),
-                "core_us_per_record" => format!("{value:.2}"),
-                _ => plot::duration(value),
-            };
-            _ = writeln!(out, "{name:<26} {} ({} to {})", show(*median), show(*min), show(*max));
-        }
-        out
-    }
 }
 
 /// A fault, and what came of it.
@@ -325,8 +286,13 @@ pub(crate) struct Replaced {
 
 impl Report {
     /// Whether the audit found nothing, and looked at everything.
-    pub(crate) fn is_clean(&self) -> bool {
+    fn is_audit_clean(&self) -> bool {
         self.audit.is_clean_of(self.acked_records * u64::from(self.config.nodes))
+    }
+
+    /// Whether that is so, and reads and followers got what was acknowledged.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.is_audit_clean() && self.mix.is_clean()
     }
 
     /// What a person wants to know, line by line.
@@ -439,7 +405,7 @@ impl Report {
             let verdict =
                 if open.is_schedule_kept { "kept" } else { "NOT KEPT: these latencies are of another load" };
             let text = format!(
-                "{} records/s ({}), {verdict}; {} sent late; from when they were sent: p50 {}, p99 {}, p99.9 {}",
+                "{} requests/s ({}), {verdict}; {} sent late; records from when they were sent: p50 {}, p99 {}, p99.9 {}",
                 count(open.rate_per_s.into()),
                 config.arrivals.as_deref().unwrap_or("fixed"),
                 open.late_records,
@@ -449,6 +415,7 @@ impl Report {
             );
             rows.push(("schedule", text));
         }
+        rows.extend(self.mix.rows());
         for FaultSeen { fault, unavailable_ms } in &self.faults {
             let text = format!(
                 "{:?} to nodes {:?} at {:.1} s for {:.1} s, which led {} groups; longest gap {} ms",
@@ -470,7 +437,7 @@ impl Report {
             );
             rows.push(("replaced", text));
         }
-        rows.push(("audit", self.audit.verdict(self.is_clean())));
+        rows.push(("audit", self.audit.verdict(self.is_audit_clean())));
         rows
     }
 
@@ -506,6 +473,7 @@ pub(crate) fn ratio(of: f64, by: f64) -> f64 {
 pub(crate) mod tests {
     use super::*;
     use crate::machine;
+    use crate::mix::Mix;
     use crate::recorder::latencies;
 
     pub(crate) fn report() -> Report {
@@ -540,6 +508,7 @@ pub(crate) mod tests {
             peak_rss_bytes: vec![1 << 20; 3],
             device_flushes: Some(31),
             leader_changes: 0,
+            mix: MixReport::default(),
             audit: AuditCounts { checked: 300, ..AuditCounts::default() },
             unavailable_ms: None,
             killed: None,
@@ -562,10 +531,11 @@ pub(crate) mod tests {
                 is_embedded: false,
                 duration_s: 1.0,
                 warmup_s: 0.0,
-                kill_leader_at_s: None,
-                stop_leader_at_s: None,
+                rate_per_s: None,
+                faults: Vec::new(),
                 replacements: 0,
                 loop_kind: "closed",
+                mix: MixConfig::of(&Mix::default()),
             },
             machine: Machine::look(&std::env::temp_dir()),
             versions: machine::versions(),
@@ -597,6 +567,7 @@ pub(crate) mod tests {
             "peak_rss_bytes",
             "device_flushes",
             "leader_changes",
+            "mix",
             "audit",
             "unavailable_ms",
             "longest_gap_ms",

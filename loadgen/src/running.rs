@@ -16,9 +16,11 @@ use serde::Serialize;
 
 use crate::ack_log::AckLog;
 use crate::audit::AuditCounts;
-use crate::clients::{Clients, LoadPlan, finish, interruptible, runtime};
+use crate::clients::{Clients, LoadPlan, Targets, finish, interruptible, runtime};
 use crate::hdr;
 use crate::ledger::{GroupLedger, Ledger};
+use crate::mix::MixConfig;
+use crate::mixed::MixReport;
 use crate::quick::{Files, LOOK, QuickError};
 use crate::readback::{self, Replicas};
 use crate::record::mix;
@@ -81,6 +83,8 @@ struct RunReport {
     slices: Vec<Slice>,
     open_loop: Option<OpenLoop>,
     client_core_us_per_record: f64,
+    /// What reads and followers gave.
+    mix: MixReport,
     /// Null if it was not asked for.
     audit: Option<AuditCounts>,
     /// Records that it had to look up, over all replicas.
@@ -95,6 +99,8 @@ struct RunConfig {
     groups: usize,
     record_sizes: String,
     skew: String,
+    /// Records that are due in a second, in the open loop, and how they arrive.
+    rate_per_s: Option<u32>,
     arrivals: Option<String>,
     seed: u64,
     clients: u32,
@@ -102,6 +108,8 @@ struct RunConfig {
     client_threads: u32,
     duration_s: f64,
     warmup_s: f64,
+    /// What of the load is more than appends.
+    mix: MixConfig,
 }
 
 /// Drives the cluster, and audits it if asked. Returns whether the audit is clean.
@@ -113,9 +121,10 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
     let targets = targets(plan, &client, stop)?;
     eprintln!("{} groups of the cluster {name}", targets.len());
     let (groups, first_client) = (targets.len(), first_client());
-    let (start, began) = (Instant::now(), SystemTime::now());
+    let targets = Targets { groups: targets, first_client, is_shared: true };
     let cpu_before = machine::cpu_time(std::process::id()).unwrap_or_default();
-    let clients = Clients::start(&plan.load, targets, first_client, &client, start, stop)?;
+    let clients = Clients::start(&plan.load, targets, &client, stop)?;
+    let (start, began) = (clients.start, SystemTime::now());
     let title = plan.load.title(groups);
     let mut watch = Watch::new(clients.threads(), plan.files.hdr_log.is_some(), title, plan.load.end());
     while start.elapsed() < plan.load.end() && !clients.has_ended() && !stop.load(Ordering::Relaxed) {
@@ -129,6 +138,7 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
     let cpu = machine::cpu_time(std::process::id()).unwrap_or_default().saturating_sub(cpu_before);
     let totals = known.ledger.totals();
     let acks = AckLog::new(&name, &plan.load.sizes, known.ledger).shared(first_client);
+    let acks = acks.in_sessions(plan.load.mix.sessions);
     if let Some(path) = &plan.files.ack_log {
         acks.write(path)?;
     }
@@ -157,6 +167,12 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
         slices: watch.slices.clone(),
         open_loop: plan.load.open_loop(&known.times, measured),
         client_core_us_per_record: ratio(cpu.as_secs_f64() * 1e6, totals.acked as f64),
+        mix: MixReport::of(
+            &plan.load.mix,
+            &known.mixed,
+            measured,
+            (plan.load.duration, plan.load.per_s.is_some()),
+        ),
         audit: audit.map(|(counts, _)| counts),
         audit_expected: audit.map_or(0, |(_, expected)| expected),
         config: RunConfig {
@@ -165,6 +181,7 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
             groups,
             record_sizes: plan.load.sizes.to_string(),
             skew: plan.load.skew.to_string(),
+            rate_per_s: plan.load.per_s,
             arrivals: plan.load.per_s.map(|_| plan.load.arrivals.to_string()),
             seed: plan.load.seed,
             clients: plan.load.clients,
@@ -172,6 +189,7 @@ pub(crate) fn run(plan: &RunPlan, stop: &Arc<AtomicBool>) -> Result<bool, QuickE
             client_threads: plan.load.client_threads.min(plan.load.clients),
             duration_s: plan.load.duration.as_secs_f64(),
             warmup_s: plan.load.warmup.as_secs_f64(),
+            mix: MixConfig::of(&plan.load.mix),
         },
     };
     println!("{}", plot::percentiles(&measured.latencies));
@@ -202,8 +220,12 @@ fn write(plan: &RunPlan, report: &RunReport, watch: &Watch, began: SystemTime) -
 }
 
 impl RunReport {
-    fn is_clean(&self) -> bool {
+    fn is_audit_clean(&self) -> bool {
         self.audit.is_none_or(|audit| audit.is_clean_of(self.audit_expected))
+    }
+
+    fn is_clean(&self) -> bool {
+        self.is_audit_clean() && self.mix.is_clean()
     }
 
     fn table(&self) -> String {
@@ -246,10 +268,11 @@ impl RunReport {
             let arrivals = config.arrivals.as_deref().unwrap_or("fixed");
             rows.push((
                 "schedule",
-                format!("{} records/s ({arrivals}), {verdict}", count(open.rate_per_s.into())),
+                format!("{} requests/s ({arrivals}), {verdict}", count(open.rate_per_s.into())),
             ));
         }
-        let audit = self.audit.map(|audit| audit.verdict(self.is_clean()));
+        rows.extend(self.mix.rows());
+        let audit = self.audit.map(|audit| audit.verdict(self.is_audit_clean()));
         rows.push(("audit", audit.unwrap_or_else(|| "not asked for".to_owned())));
         rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
     }

@@ -5,9 +5,9 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use crate::cluster::NodeUsage;
-use crate::driver::Progress;
 use crate::hdr::Stretch;
 use crate::plot;
+use crate::progress::Progress;
 use crate::recorder::Interval;
 use crate::report::{Latency, Slice, count, ratio};
 
@@ -107,6 +107,13 @@ impl Watch {
             max_us: latency.max,
             failed: self.gathering.refused,
             unknown: self.gathering.unknown,
+            reads_per_s: ratio(self.gathering.reads.len() as f64, length.as_secs_f64()),
+            read_p50_us: self.gathering.reads.value_at_quantile(0.5),
+            read_p99_us: self.gathering.reads.value_at_quantile(0.99),
+            failed_reads: self.gathering.failed_reads,
+            delivered_per_s: ratio(self.gathering.delivered() as f64, length.as_secs_f64()),
+            delivery_p50_us: self.gathering.deliveries.value_at_quantile(0.5),
+            delivery_p99_us: self.gathering.deliveries.value_at_quantile(0.99),
         };
         match &mut self.view {
             None => eprintln!("{}", line(&slice)),
@@ -124,7 +131,7 @@ impl Watch {
 }
 
 fn line(slice: &Slice) -> String {
-    format!(
+    let mut line = format!(
         "{:6.1} s {:9} {:>8} records/s  p50 {:>8}  p99 {:>8}  max {:>8}  failed {}  unknown {}",
         slice.until_s,
         if slice.is_measured { "" } else { "(warm-up)" },
@@ -134,7 +141,30 @@ fn line(slice: &Slice) -> String {
         plot::duration(slice.max_us as f64),
         slice.failed,
         slice.unknown,
-    )
+    );
+    for part in mixed(slice) {
+        line += "  ";
+        line += &part;
+    }
+    line
+}
+
+/// What reads and followers did, where there are any.
+fn mixed(slice: &Slice) -> Vec<String> {
+    let of = |name: &str, per_s: f64, p50_us: u64, p99_us: u64| {
+        let (p50, p99) = (plot::duration(p50_us as f64), plot::duration(p99_us as f64));
+        format!("{name} {:>8}/s p50 {p50:>8} p99 {p99:>8}", count(per_s))
+    };
+    let mut parts = Vec::new();
+    if slice.reads_per_s > 0.0 || slice.failed_reads > 0 {
+        let failed =
+            if slice.failed_reads > 0 { format!(" failed {}", slice.failed_reads) } else { String::new() };
+        parts.push(of("reads", slice.reads_per_s, slice.read_p50_us, slice.read_p99_us) + &failed);
+    }
+    if slice.delivered_per_s > 0.0 {
+        parts.push(of("delivered", slice.delivered_per_s, slice.delivery_p50_us, slice.delivery_p99_us));
+    }
+    parts
 }
 
 /// Lines that are drawn over each other.
@@ -207,6 +237,9 @@ impl View {
             time(latency.max)
         );
         _ = writeln!(frame, "records    {} failed, {} unknown so far", self.failed, self.unknown);
+        for part in mixed(slice) {
+            _ = writeln!(frame, "{part}");
+        }
         for node in &self.nodes {
             let Some(leads) = node.leads else {
                 _ = writeln!(frame, "node {:<5} does not answer", node.node);
@@ -258,6 +291,7 @@ mod tests {
             max_us: 3,
             failed: 2,
             unknown: 0,
+            ..Slice::default()
         }
     }
 
@@ -281,6 +315,19 @@ mod tests {
         assert_eq!(view.wiped(), "");
         view.lines = lines.len();
         assert_eq!((view.wiped().as_str(), view.lines), ("\x1b[6A\x1b[J", 0));
+    }
+
+    #[test]
+    fn reads_and_deliveries_are_told_where_there_are_any() {
+        let plain = slice(1.0, 10.0);
+        assert!(!line(&plain).contains("reads") && !line(&plain).contains("delivered"));
+        let of = Slice { reads_per_s: 20_000.0, read_p99_us: 1500, delivered_per_s: 3.0, ..plain };
+        let told = line(&Slice { failed_reads: 7, ..of });
+        assert!(told.contains("reads   20.0 k/s") && told.contains("p99  1.50 ms failed 7"), "{told}");
+        assert!(told.contains("delivered        3/s"), "{told}");
+        let view = View::new("closed loop".into(), Duration::from_secs(12));
+        let frame = view.frame(&of, &Latency::default(), &[], Duration::from_secs(1));
+        assert!(frame.contains("\nreads ") && frame.contains("\ndelivered "), "{frame}");
     }
 
     #[test]

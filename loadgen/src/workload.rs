@@ -12,7 +12,7 @@ use crate::Cli;
 const NAMED: [(&str, &str); 6] = [
     ("small", "record-bytes = 64\nin-flight = 4096\n"),
     ("large", "record-bytes = 65536\nin-flight = 16\n"),
-    ("mixed", "record-bytes = \"64x80,1024x18,65536x2\"\nin-flight = 512\n"),
+    ("mixed", "record-bytes = \"64x80,1024x18,65536x2\"\nin-flight = 512\nreads = 0.05\ntails = 1\n"),
     ("latency", "clients = 1\nin-flight = 1\n"),
     ("skew", "groups = 64\nskew = \"zipf:1.0\"\nin-flight = 1024\n"),
     ("many-groups", "groups = 4096\nin-flight = 4096\n"),
@@ -121,6 +121,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::mix::{Mix, ReadKind};
 
     fn expanded(args: &[&str]) -> Result<Vec<String>, String> {
         let args = args.iter().map(OsString::from).collect();
@@ -160,6 +161,10 @@ mod tests {
         let crate::Command::Quick(quick) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
         let plan = quick.plan().unwrap();
         assert_eq!((plan.load.per_s, plan.faults.len()), (Some(500), 2));
+        let args = expand("reads = 0.2\nread_kind = \"local\"\ntails = 2\nsessions = true\n").unwrap();
+        let crate::Command::Quick(quick) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
+        let mix = quick.plan().unwrap().load.mix;
+        assert_eq!(mix, Mix { reads: 0.2, read_kind: ReadKind::Local, tails: 2, sessions: true });
         for (text, says) in [
             ("records = 3", "no option of loadgen quick; there are record-bytes"),
             ("rate = ", "TOML parse error"),

@@ -149,6 +149,18 @@ fn a_running_cluster_is_driven_and_audited_beside_what_others_wrote() {
         assert_eq!(output.status.success(), !is_first, "{}", said(&output));
         assert!(said(&output).contains(" 0 lost"), "{}", said(&output));
     }
+    // A mixture of its own, beside all that: followers begin where the groups end, and skip what is not theirs.
+    let mixed = folder.path().join("mixed.json");
+    let mut run = Command::new(PROGRAM);
+    run.args(["run", "--duration", "300ms", "--warmup", "100ms", "--clients", "2", "--in-flight", "8"]);
+    run.args(["--reads", "0.3", "--read-kind", "local", "--tails", "1", "--sessions"]);
+    let output = access(run.arg("--json").arg(&mixed));
+    assert!(output.status.success(), "{}", said(&output));
+    let mixed = json(&mixed);
+    let (reads, tails) = (&mixed["mix"]["reads"], &mixed["mix"]["tails"]);
+    assert!(reads["right"].as_u64() > Some(0) && reads["wrong"] == 0 && reads["missing"] == 0, "{mixed}");
+    assert!(tails["followers"] == 3 && tails["delivered"] == mixed["acked_records"], "{mixed}");
+    assert!(mixed["mix"]["sessions"] == 6 && mixed["unknown_records"] == 0, "{mixed}");
     let output = access(Command::new(PROGRAM).args(["run", "--group", "9"]));
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("no group 9; it has 1, 2, 3"), "{}", said(&output));

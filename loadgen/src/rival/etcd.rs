@@ -22,8 +22,8 @@ use super::{
     APPEND_DEADLINE, ASK_DEADLINE, ASK_PAUSE, Connected, FirstError, READY_DEADLINE, RivalError, SERVERS,
     Servers, completion,
 };
-use crate::driver::{OpenAppends, Target, recv_ended};
 use crate::record::RecordId;
+use crate::target::{OpenAppends, Target, recv_ended};
 
 /// What an acknowledgement promises.
 const PROMISE: &str = "on disk (fsync) at 2 of 3";
@@ -150,7 +150,13 @@ impl Target for Etcd {
         self.append_records_max
     }
 
-    fn try_append(&mut self, _group: GroupId, records: &[&[u8]], tag: u64) -> Result<(), ClientError> {
+    fn try_append(
+        &mut self,
+        _client: u32,
+        _group: GroupId,
+        records: &[&[u8]],
+        tag: u64,
+    ) -> Result<(), ClientError> {
         let mut connection = self.connections[self.next].clone();
         self.next = (self.next + 1) % self.connections.len();
         let first_error = self.first_error.clone();

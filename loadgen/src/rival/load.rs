@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 
 use super::{APPEND_DEADLINE, Connected, READY_DEADLINE, Rival, RivalError, Servers, Source, etcd, nats};
 use crate::clients::{self, LoadPlan};
-use crate::driver::{self, DriverPlan, DriverResult, Progress, Target};
+use crate::driver::{self, DriverPlan, DriverResult};
 use crate::machine::{self, Device};
+use crate::mix::Mix;
+use crate::progress::Progress;
 use crate::quick::{Folder, LOOK, QuickError, QuickPlan};
 use crate::recorder::Interval;
 use crate::report::{Latency, core_us, ratio};
 use crate::schedule::Pacer;
+use crate::target::Target;
 use crate::versus::outcome::{Measured, System};
 use crate::watch::Watch;
 
@@ -108,11 +111,14 @@ fn drive<T: Target + Send + 'static>(
         skew: load.skew,
         times: load.pattern().map(|pattern| pattern.times(0, 1, load.end(), load.seed)),
         sizes: load.sizes.clone(),
-        start,
+        mix: Mix::default(),
+        seed: load.seed,
+        followed: None,
         warmup: load.warmup,
         duration: load.duration,
     };
-    let (sender, progress) = sync_channel(driven.intervals_max());
+    let window = driven.window(start);
+    let (sender, progress) = sync_channel(window.intervals_max());
     let is_over = Arc::new(AtomicBool::new(false));
     let is_over_there = is_over.clone();
     let run = move || {
@@ -120,8 +126,8 @@ fn drive<T: Target + Send + 'static>(
             let pacer =
                 driven.times.as_ref().map(|_| Pacer::start()).transpose().map_err(QuickError::Thread)?;
             let pacer = pacer.as_ref();
-            let driven = driver::drive_target(driven, pacer, target, APPEND_DEADLINE, sender, &is_over_there);
-            driven.await.map_err(QuickError::Client)
+            let ends = (APPEND_DEADLINE, sender, &*is_over_there);
+            driver::drive_target(driven, window, pacer, target, ends).await.map_err(QuickError::Client)
         })
     };
     let thread = std::thread::Builder::new().name("clients-0".into()).spawn(run);

@@ -25,7 +25,7 @@ use super::{
     APPEND_DEADLINE, ASK_DEADLINE, ASK_PAUSE, Connected, FirstError, READY_DEADLINE, RivalError, SERVERS,
     Servers, completion,
 };
-use crate::driver::{OpenAppends, Target, recv_ended};
+use crate::target::{OpenAppends, Target, recv_ended};
 
 /// What an acknowledgement promises where servers sync each write, and where they cannot.
 const PROMISE_SYNCED: &str = "at 2 of 3, each write synced (sync_interval: always)";
@@ -164,7 +164,13 @@ impl Target for Nats {
         1
     }
 
-    fn try_append(&mut self, group: GroupId, records: &[&[u8]], tag: u64) -> Result<(), ClientError> {
+    fn try_append(
+        &mut self,
+        _client: u32,
+        group: GroupId,
+        records: &[&[u8]],
+        tag: u64,
+    ) -> Result<(), ClientError> {
         let [record] = records else { unreachable!("an append is one record here") };
         let (context, subject) = self.streams[group.0 as usize - 1].clone();
         let (record, first_error) = (Bytes::copy_from_slice(record), self.first_error.clone());

@@ -8,7 +8,8 @@ use serde::Serialize;
 use crate::clients::LoadPlan;
 use crate::machine::Machine;
 use crate::quick::QuickPlan;
-use crate::report::{Latency, Report, Spread};
+use crate::report::{Latency, Report};
+use crate::runs::Spread;
 use crate::sizes::RecordSizes;
 
 /// A load: how large records are, and how many are under way.
