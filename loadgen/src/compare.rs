@@ -150,9 +150,13 @@ impl Series {
         };
         let (mut one, mut two) = (config(self), config(other));
         let (Some(one), Some(two)) = (one.as_object_mut(), two.as_object_mut()) else { return Ok(()) };
-        // A file that knows of no mix is of a load without one.
+        // A file that knows of no mix is of a load without one; so with faults, and with a rate if nothing arrived by itself.
         for config in [&mut *one, &mut *two] {
             config.entry("mix").or_insert_with(|| serde_json::json!(MixConfig::of(&Mix::default())));
+            config.entry("faults").or_insert_with(|| serde_json::json!([]));
+            if config.get("arrivals").is_none_or(Value::is_null) {
+                config.entry("rate_per_s").or_insert(Value::Null);
+            }
         }
         let differs = |key: &&String| two.get(*key).is_some_and(|value| *value != one[*key]);
         match one.keys().find(differs) {
@@ -336,6 +340,13 @@ mod tests {
             let error = super::run(a, b, 0.05, (false, false)).unwrap_err();
             assert!(error.to_string().contains("mix is {"), "{error}");
         }
+        let faulty = file("faulty", {
+            let mut one = run(100.0, 8);
+            one["config"]["faults"] = serde_json::json!(["kill@2000ms+2000ms:leader"]);
+            one
+        });
+        let error = super::run(&a, &faulty, 0.05, (false, false)).unwrap_err();
+        assert!(error.to_string().contains("faults is [] and"), "{error}");
         let empty = file("empty", serde_json::json!({}));
         assert!(matches!(super::run(&a, &empty, 0.05, (false, false)), Err(CompareError::NoFigure { .. })));
         assert!(matches!(

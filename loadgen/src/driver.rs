@@ -148,9 +148,11 @@ pub(crate) async fn drive(
     (gate, stop): (Gate, Arc<AtomicBool>),
 ) -> Result<DriverResult, ClientError> {
     let deadline = client.limits.deadline;
+    let nodes = client.nodes.iter().map(|node| node.node).collect();
     let client = Client::connect(client).await?;
     let reader = (plan.mix.reads > 0.0).then(|| {
         let plan = ReaderPlan {
+            nodes,
             kind: plan.mix.read_kind,
             share: plan.mix.reads,
             deadline,
@@ -159,7 +161,7 @@ pub(crate) async fn drive(
             groups: plan.groups,
             seed: plan.seed ^ (u64::from(plan.clients.start) << 32),
         };
-        Reader::new(client.clone(), &plan)
+        Reader::new(client.clone(), plan)
     });
     let drain = deadline + SLACK;
     let result = if plan.mix.sessions {
@@ -565,7 +567,7 @@ impl<T: Target> Driver<T> {
             }
             ReadResult::Refused(error) => return Err(error),
             ReadResult::Failed(error) => self.last_error = Some(error),
-            ReadResult::Wrong | ReadResult::Missing => {}
+            ReadResult::Wrong | ReadResult::Missing | ReadResult::Trimmed => {}
         }
         interval.failed_reads += 1;
         self.rest(end.lane, now);

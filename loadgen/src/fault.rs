@@ -184,8 +184,12 @@ impl Faults {
         warmup: Duration,
         watch: &mut Watch,
     ) -> Result<(), QuickError> {
+        // What is over ends before another begins: taking back one partition takes back all.
         for outage in &mut self.outages {
-            outage.drive(cluster, now, warmup, watch)?;
+            outage.end(cluster, now, watch)?;
+        }
+        for outage in &mut self.outages {
+            outage.begin(cluster, now, warmup, watch)?;
         }
         self.replace.drive(cluster, now, warmup, watch)
     }
@@ -236,7 +240,7 @@ impl Outage {
         !self.is_due && self.over.is_none()
     }
 
-    fn drive(
+    fn begin(
         &mut self,
         cluster: &mut Cluster,
         now: Duration,
@@ -246,6 +250,7 @@ impl Outage {
         let Fault { kind, at, lasting, whom } = self.fault;
         if self.is_due && now >= warmup + at {
             self.is_due = false;
+            let over = warmup + at + lasting;
             let led = groups_led(cluster)?;
             let nodes = whom.among(&led);
             if kind == Kind::Partition {
@@ -273,11 +278,16 @@ impl Outage {
                 kind,
                 groups_led: groups.len(),
                 at_s: now.saturating_sub(warmup).as_secs_f64(),
-                lasting_s: lasting.as_secs_f64(),
+                lasting_s: over.saturating_sub(now).as_secs_f64(),
             };
             self.done = Some((killed, groups));
-            self.over = Some((now + lasting, nodes));
+            self.over = Some((over, nodes));
         }
+        Ok(())
+    }
+
+    fn end(&mut self, cluster: &mut Cluster, now: Duration, watch: &mut Watch) -> Result<(), QuickError> {
+        let kind = self.fault.kind;
         if let Some((at, nodes)) = self.over.take_if(|(at, _)| now >= *at) {
             if kind == Kind::Partition {
                 cluster.heal()?;
@@ -436,6 +446,9 @@ impl Replace {
                     self.done.push(((killed, swap.groups), done));
                     Step::Idle
                 }
+            }
+            Step::Starting(swap) if swap.began.elapsed() >= REPLACE_DEADLINE => {
+                return Err(QuickError::NotReplaced { what: "a new node did not start", node: swap.new });
             }
             step @ (Step::Starting(_) | Step::CatchingUp(..)) => step,
         };

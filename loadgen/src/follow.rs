@@ -140,10 +140,13 @@ pub(crate) async fn follow(
     Ok(totals)
 }
 
-/// Where a group's log ends, as the first of the nodes says that has it.
+/// Where a group's log ends, as the first of the nodes says that has it: those that are there already first, for the others may
+/// be away.
 async fn end_of(client: &Client, nodes: &[NodeId], group: GroupId) -> Result<Offset, ClientError> {
+    let connected = client.connected();
+    let (there, others): (Vec<NodeId>, Vec<NodeId>) = nodes.iter().partition(|node| connected.contains(node));
     let mut problem = ClientError::Deadline;
-    for &node in nodes.iter().filter(|node| client.connected().contains(node)) {
+    for node in there.into_iter().chain(others) {
         match client.status(node, group).await {
             Ok(status) => return Ok(status.end),
             Err(error) => problem = error,

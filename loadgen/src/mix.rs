@@ -68,13 +68,13 @@ fn share(text: &str) -> Result<f64, String> {
 
 #[derive(Args, Clone, Copy, PartialEq, Debug)]
 pub(crate) struct Mix {
-    /// Part of the requests that read, 0 to 0.99: each asks for one record that this load has had acknowledged in the group, any of
-    /// them alike, and compares it. It takes a place in flight, and in the open loop it is due like an append. The answer is
+    /// Part of the requests that read, 0 to 0.99: each asks for one record that clients of its thread have had acknowledged in the group,
+    /// any of them alike, and compares it. It takes a place in flight, and in the open loop it is due like an append. The answer is
     /// the whole batch that has the record.
     #[arg(long, default_value_t = 0.0, value_name = "PART", value_parser = share)]
     pub(crate) reads: f64,
     /// Whose replica is read: leader (of the node that last was known to lead), or local (of all nodes in turn). One that does
-    /// not have the record yet waits until it has.
+    /// not have the record yet says so, and others are asked.
     #[arg(long, default_value_t, value_name = "KIND")]
     pub(crate) read_kind: ReadKind,
     /// Followers of each group while the load runs, on a thread of their own: how many records they get, how long after these were

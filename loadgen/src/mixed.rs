@@ -16,10 +16,12 @@ use crate::report::{Latency, count, percentiles, ratio};
 pub(crate) struct ReadTotals {
     /// With the right record.
     pub(crate) right: u64,
-    /// Without an answer in time.
+    /// Without an answer in time, or not begun when the load had ended.
     pub(crate) failed: u64,
-    /// With an answer that replicas do not have the record.
+    /// With the answer of all replicas that they do not have the record.
     pub(crate) missing: u64,
+    /// Of records that were let go of meanwhile.
+    pub(crate) trimmed: u64,
     /// With another record.
     pub(crate) wrong: u64,
 }
@@ -30,6 +32,7 @@ impl ReadTotals {
             ReadResult::Right { .. } => self.right += 1,
             ReadResult::Failed(_) | ReadResult::Refused(_) => self.failed += 1,
             ReadResult::Missing => self.missing += 1,
+            ReadResult::Trimmed => self.trimmed += 1,
             ReadResult::Wrong => self.wrong += 1,
         }
     }
@@ -38,6 +41,7 @@ impl ReadTotals {
         self.right += other.right;
         self.failed += other.failed;
         self.missing += other.missing;
+        self.trimmed += other.trimmed;
         self.wrong += other.wrong;
     }
 }
@@ -66,10 +70,12 @@ pub(crate) struct ReadsReport {
     pub(crate) answer_bytes_mean: f64,
     /// Reads with the right record.
     pub(crate) right: u64,
-    /// Reads without an answer in time.
+    /// Reads without an answer in time, or not begun when the load had ended.
     pub(crate) failed: u64,
-    /// Acknowledged records that replicas said they do not have.
+    /// Acknowledged records that all replicas said they do not have.
     pub(crate) missing: u64,
+    /// Acknowledged records that were let go of meanwhile.
+    pub(crate) trimmed: u64,
     /// Answers with another record.
     pub(crate) wrong: u64,
 }
@@ -147,6 +153,7 @@ impl MixReport {
             right: ends.right,
             failed: ends.failed,
             missing: ends.missing,
+            trimmed: ends.trimmed,
             wrong: ends.wrong,
         });
         let tails = mixed.tails.map(|totals| TailsReport {
@@ -191,11 +198,12 @@ impl MixReport {
             let text = format!("{}/s, {}", count(reads.reads_per_s), line(&reads.latency_us));
             rows.push(("reads", text + &service.unwrap_or_default()));
             let text = format!(
-                "{}: {} right, {} wrong, {} missing; {} failed; {} bytes an answer",
+                "{}: {} right, {} wrong, {} missing, {} let go of; {} failed; {} bytes an answer",
                 verdict(reads.is_clean()),
                 reads.right,
                 reads.wrong,
                 reads.missing,
+                reads.trimmed,
                 reads.failed,
                 count(reads.answer_bytes_mean)
             );

@@ -111,25 +111,33 @@ mod tests {
 
     use super::*;
 
-    /// What this process sends to a port of its own passes a filter for other ports only.
+    /// This process stands for two of which one is cut off from the other: nothing that it sends to itself arrives until that is
+    /// over. One test, for its filters are on all sockets of this process.
     #[test]
-    fn a_filter_drops_by_source_port() {
+    fn datagrams_are_dropped_by_their_source_until_the_cut_is_healed() {
         let bind = || UdpSocket::bind("127.0.0.1:0").unwrap();
         let (to, cut_off, other) = (bind(), bind(), bind());
         let address = to.local_addr().unwrap();
         to.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let filter = drop_from(&[cut_off.local_addr().unwrap().port()].into()).unwrap();
-        let socket = Socket::from(to.try_clone().unwrap());
-        socket.attach_filter(&filter).unwrap();
-        let mut buffer = [0; 8];
+        let mut buffer = [0; 16];
         let mut receive = || to.recv(&mut buffer).map(|length| buffer[..length].to_vec()).unwrap();
-        // Loopback keeps the order: had the first one passed, it would be read first.
+        // Loopback keeps the order: had one passed that is dropped, it would be read first.
+        let socket = Socket::from(to.try_clone().unwrap());
+        socket.attach_filter(&drop_from(&[cut_off.local_addr().unwrap().port()].into()).unwrap()).unwrap();
         cut_off.send_to(b"lost", address).unwrap();
         other.send_to(b"passes", address).unwrap();
         assert_eq!(receive(), b"passes");
-        socket.detach_filter().unwrap();
-        cut_off.send_to(b"again", address).unwrap();
-        assert_eq!(receive(), b"again");
+
+        let own = rustix::process::getpid();
+        cut(&[(own, false), (own, false)]).unwrap();
+        cut_off.send_to(b"nobody is cut", address).unwrap();
+        assert_eq!(receive(), b"nobody is cut");
+        cut(&[(own, true), (own, false)]).unwrap();
+        cut_off.send_to(b"lost", address).unwrap();
+        other.send_to(b"lost", address).unwrap();
+        heal(&[own]).unwrap();
+        other.send_to(b"healed", address).unwrap();
+        assert_eq!(receive(), b"healed");
     }
 
     #[test]

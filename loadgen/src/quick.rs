@@ -22,7 +22,7 @@ use crate::arrivals::Times;
 use crate::audit::AuditCounts;
 use crate::clients::{Clients, LoadPlan, Targets, finish, interruptible, runtime};
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, NodeUsage};
-use crate::fault::{Fault, Faults};
+use crate::fault::{Fault, Faults, Kind};
 use crate::hdr::{self, Stretch};
 use crate::html;
 use crate::ledger::Ledger;
@@ -302,6 +302,11 @@ fn measure(
     cluster.start()?;
     let no_leaders = late("not every group had a leader", LEADERS_DEADLINE, folder);
     wait_for(LEADERS_DEADLINE, LOOK, no_leaders, stop, || cluster.has_leaders())?;
+    if plan.faults.iter().any(|fault| fault.kind == Kind::Partition) {
+        // Cuts nobody off; but if that is forbidden here, it is known before the load begins.
+        cluster.cut(&[])?;
+        cluster.heal()?;
+    }
     let mut load = if plan.is_embedded {
         load_embedded(plan, cluster, folder, stop)?
     } else {

@@ -1,10 +1,10 @@
 //! Reads of records that this load has had acknowledged, each compared with what was appended.
 //!
-//! All acknowledged records of a group are equally likely to be read, also those that only the disk still has. A record is
-//! read from one replica, which has what was acknowledged or waits until it has.
+//! Each thread reads what its own clients were told of. Of that all records of a group are equally likely to be read, also those
+//! that only the disk still has. A record is read from one replica; one that lags has it not, and then others are asked.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iroh_raft::net::client::{Client, ClientError};
@@ -17,7 +17,8 @@ use crate::record::{RecordId, mix};
 use crate::sizes::RecordSizes;
 use crate::target::{Open, recv_ended};
 
-/// How long one replica may wait for a record before another one is asked.
+/// How long one replica is waited for before another one is asked, and how long one that had no such group is not asked again: it may be
+/// a new node that is to have it.
 const WAIT: Duration = Duration::from_secs(1);
 /// Pause before another one is asked.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -33,8 +34,10 @@ pub(crate) enum ReadResult {
     Right { answer_bytes: u64 },
     /// Another record, or something that is none, stands in its place.
     Wrong,
-    /// Replicas answer, and none that was asked has it.
+    /// All replicas say that they do not have it.
     Missing,
+    /// It was let go of, by age, by size or by command.
+    Trimmed,
     /// No answer in time.
     Failed(ClientError),
     /// No other read would fare better.
@@ -51,12 +54,14 @@ pub(crate) struct ReadEnd {
     pub(crate) result: ReadResult,
 }
 
-/// Replicas that have no group of this number.
-type Strangers = Arc<Mutex<BTreeSet<(GroupId, NodeId)>>>;
+/// Nodes that said that they have no group of this number, and when.
+type Strangers = Arc<Mutex<BTreeMap<(GroupId, NodeId), Instant>>>;
 
 /// Reads, for the clients of one thread.
 pub(crate) struct Reader {
     client: Client,
+    /// All that may have replicas.
+    nodes: Arc<[NodeId]>,
     kind: ReadKind,
     /// Time for a read.
     deadline: Duration,
@@ -77,6 +82,7 @@ pub(crate) struct Reader {
 
 /// What a reader is for.
 pub(crate) struct ReaderPlan<'a> {
+    pub(crate) nodes: Arc<[NodeId]>,
     pub(crate) kind: ReadKind,
     pub(crate) share: f64,
     pub(crate) deadline: Duration,
@@ -87,10 +93,11 @@ pub(crate) struct ReaderPlan<'a> {
 }
 
 impl Reader {
-    pub(crate) fn new(client: Client, plan: &ReaderPlan<'_>) -> Reader {
-        let ReaderPlan { kind, share, deadline, sizes, first_client, groups, seed } = *plan;
+    pub(crate) fn new(client: Client, plan: ReaderPlan<'_>) -> Reader {
+        let ReaderPlan { nodes, kind, share, deadline, sizes, first_client, groups, seed } = plan;
         Reader {
             client,
+            nodes,
             kind,
             deadline,
             sizes: sizes.clone(),
@@ -139,6 +146,7 @@ impl Reader {
         let id = RecordId { client: self.first_client + client, group, sequence };
         let read = Read {
             client: self.client.clone(),
+            nodes: self.nodes.clone(),
             kind: self.kind,
             deadline: self.deadline,
             group: GroupId(group.into()),
@@ -204,6 +212,7 @@ impl Acked {
 /// One read.
 struct Read {
     client: Client,
+    nodes: Arc<[NodeId]>,
     kind: ReadKind,
     /// Once it has left the line.
     deadline: Duration,
@@ -215,10 +224,21 @@ struct Read {
     strangers: Strangers,
 }
 
+/// What came of asking one replica.
+enum Asked {
+    Ended(ReadResult),
+    /// It has come so far only, or knows of no more yet that is committed.
+    Lacks,
+    /// Another one may do better.
+    Failed(ClientError),
+}
+
 impl Read {
     async fn run(self) -> ReadResult {
         let until = Instant::now() + self.deadline;
-        let mut last = ReadResult::Failed(ClientError::Deadline);
+        let mut failure = ClientError::Deadline;
+        // Those who said so last.
+        let mut lacking = BTreeSet::new();
         for attempt in 0.. {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -226,13 +246,27 @@ impl Read {
             }
             if let Some(node) = self.node(attempt) {
                 match self.ask(node, left.min(WAIT)).await {
-                    Ok(result) => return result,
-                    Err(result) => last = result,
+                    Asked::Ended(result) => return result,
+                    Asked::Lacks => _ = lacking.insert(node),
+                    Asked::Failed(error) => {
+                        lacking.remove(&node);
+                        failure = error;
+                    }
                 }
             }
             tokio::time::sleep(PAUSE).await;
         }
-        last
+        let strangers = self.strangers();
+        let may_have_it = |node: &&NodeId| !strangers.contains_key(&(self.group, **node));
+        // Whoever is away may be the one that has it, and one that lags may not know yet.
+        match is_lost(self.nodes.iter().filter(may_have_it), &lacking) {
+            true => ReadResult::Missing,
+            false => ReadResult::Failed(failure),
+        }
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, BTreeMap<(GroupId, NodeId), Instant>> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who is asked. The leader may have changed: when it does not answer, others may.
@@ -244,20 +278,21 @@ impl Read {
             return Some(leader);
         }
         let mut nodes = self.client.connected();
-        let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.retain(|node| !strangers.contains(&(self.group, *node)));
+        let strangers = self.strangers();
+        let is_stranger = |node| strangers.get(&(self.group, node)).is_some_and(|at| at.elapsed() < WAIT);
+        nodes.retain(|node| !is_stranger(*node));
         (!nodes.is_empty()).then(|| nodes[(self.turn + attempt) % nodes.len()])
     }
 
-    /// Asks one replica. `Err`: another one may do better.
-    async fn ask(&self, node: NodeId, wait: Duration) -> Result<ReadResult, ReadResult> {
+    async fn ask(&self, node: NodeId, wait: Duration) -> Asked {
         let client = self.client.with_deadline(wait);
-        let error = match client.read_from(node, self.group, self.offset, 1, 1).await {
+        let error = match client.read(node, self.group, self.offset, 1).await {
             Ok(records) => {
-                let Some(record) = records.iter().next() else { return Err(ReadResult::Missing) };
+                self.strangers().remove(&(self.group, node));
+                let Some(record) = records.iter().next() else { return Asked::Lacks };
                 let is_right =
                     record.offset == self.offset && RecordId::read(record.data, &self.sizes) == Some(self.id);
-                return Ok(match is_right {
+                return Asked::Ended(match is_right {
                     true => ReadResult::Right { answer_bytes: records.bytes() as u64 },
                     false => ReadResult::Wrong,
                 });
@@ -266,22 +301,36 @@ impl Read {
         };
         match error {
             // What it answers does not begin with the record, or has holes.
-            ClientError::Protocol { .. } => Ok(ReadResult::Wrong),
-            ClientError::Request(RequestError::BeforeStart { .. }) => Ok(ReadResult::Missing),
+            ClientError::Protocol { .. } => Asked::Ended(ReadResult::Wrong),
+            ClientError::Request(RequestError::BeforeStart { .. }) => Asked::Ended(ReadResult::Trimmed),
+            ClientError::Request(RequestError::PastEnd { .. }) => Asked::Lacks,
             ClientError::Request(RequestError::UnknownGroup) => {
-                let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-                strangers.insert((self.group, node));
-                Err(ReadResult::Failed(error))
+                self.strangers().insert((self.group, node), Instant::now());
+                Asked::Failed(error)
             }
-            error if error.retry() == Retry::Never => Ok(ReadResult::Refused(error)),
-            error => Err(ReadResult::Failed(error)),
+            error if error.retry() == Retry::Never => Asked::Ended(ReadResult::Refused(error)),
+            error => Asked::Failed(error),
         }
     }
+}
+
+/// Whether none of these replicas has a record: they all have said so.
+fn is_lost<'a>(mut replicas: impl Iterator<Item = &'a NodeId>, lacking: &BTreeSet<NodeId>) -> bool {
+    !lacking.is_empty() && replicas.all(|node| lacking.contains(node))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_is_lost_when_all_replicas_say_so() {
+        let nodes = [1, 2, 3].map(NodeId);
+        let lacking = |of: &[u64]| of.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+        assert!(is_lost(nodes.iter(), &lacking(&[1, 2, 3])));
+        assert!(!is_lost(nodes.iter(), &lacking(&[1, 3])));
+        assert!(!is_lost([].iter(), &lacking(&[])));
+    }
 
     #[test]
     fn so_many_requests_read_as_were_asked_for() {

@@ -20,6 +20,8 @@ const SESSIONS_AT_ONCE: usize = 64;
 const SESSION_RECORDS_MAX: usize = 4096;
 /// Bytes of these.
 const SESSION_BYTES_MAX: usize = 256 << 10;
+/// Pause before a session asks anew what became of its append: the client's own retries were spent, or its time.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Time for closing them; what is open after that expires.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -163,6 +165,7 @@ impl Target for InSessions {
             let mut result = session.append(&records).await;
             // Whoever has no session must leave it at that. The load's end is the deadline.
             while matches!(result, Err(ClientError::OutcomeUnknown)) {
+                tokio::time::sleep(PAUSE).await;
                 result = match session.resume().await {
                     Ok(Some(SessionDone::Appended(appended))) => Ok(appended),
                     Ok(_) => unreachable!("an append is unfinished, and ends as one"),

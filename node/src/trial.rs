@@ -5,11 +5,14 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use iroh_raft::Preset;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Workload;
 use crate::config::settings::{NodeConfig, PRESETS, SETTINGS};
@@ -20,6 +23,8 @@ use crate::tune::Proposal;
 const NODES: u64 = 3;
 /// Time for the groups of a new cluster to have leaders.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// Time for a load beyond that which it measures: its warm-up, and the audit.
+const LOAD_DEADLINE: Duration = Duration::from_secs(300);
 /// Pause before it is looked again.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -95,6 +100,7 @@ pub(crate) fn run(
     if !left.is_empty() {
         out!("left out, for three nodes share this machine: {}", keys(&left));
     }
+    let stop = stop_by_signal()?;
     let folder = tempfile::Builder::new().prefix("iroh-raft-trial-").tempdir_in(disk);
     let folder = folder.map_err(Failure::io(format!("no folder can be made in {}", disk.display())))?;
     let mut results = [("now", present, Vec::new()), ("proposed", &proposed, Vec::new())];
@@ -102,7 +108,7 @@ pub(crate) fn run(
         // In turns: what the machine does meanwhile happens to both.
         for (name, config, runs) in &mut results {
             let cluster = Folder::new(&folder.path().join(format!("{name}-{round}")));
-            let result = measure(plan, config, &cluster, &program)?;
+            let result = measure(plan, config, &cluster, &program, &stop)?;
             let figure = |at: &str| result.pointer(at).and_then(Value::as_f64).unwrap_or_default();
             let (rate, p99_us) = (figure("/throughput_records_per_s"), figure("/latency_us/p99"));
             out!("{round} of {}, {name}: {rate:.0} records/s, p99 {:.2} ms", plan.runs, p99_us / 1000.0);
@@ -124,7 +130,13 @@ pub(crate) fn run(
 }
 
 /// One run on a cluster of its own.
-fn measure(plan: Plan, config: &NodeConfig, cluster: &Folder, program: &Path) -> Result<Value, Failure> {
+fn measure(
+    plan: Plan,
+    config: &NodeConfig,
+    cluster: &Folder,
+    program: &Path,
+    stop: &AtomicBool,
+) -> Result<Value, Failure> {
     let (groups, load) = load(plan.workload);
     let mut settings = settings_of(config);
     settings.push(("groups.count".to_owned(), groups.to_string()));
@@ -143,22 +155,76 @@ fn measure(plan: Plan, config: &NodeConfig, cluster: &Folder, program: &Path) ->
                 cluster.log_end(1)
             )));
         }
-        std::thread::sleep(LOOK);
+        wait_a_little(stop)?;
     }
     let file = cluster.path().join("result.json");
     let mut command = Command::new(program);
     command.arg("run").arg("--cluster").arg(cluster.cluster_file()).arg("--key").arg(cluster.key());
     command.arg("--json").arg(&file).arg("--duration").arg(format!("{}ms", plan.duration.as_millis()));
     // Progress of each run is of no interest; why it failed is.
-    let output = command.args(load).stdin(Stdio::null()).output();
-    let output = output.map_err(Failure::io("the load generator cannot be run"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+    let log = cluster.path().join("load.log");
+    let said = fs::File::create(&log).map_err(Failure::io(format!("{} cannot be written", log.display())))?;
+    command.args(load).stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
+    let spawned = command.spawn().map_err(Failure::io("the load generator cannot be run"))?;
+    let mut generator = Running(spawned);
+    let until = Instant::now() + plan.duration + LOAD_DEADLINE;
+    let status = loop {
+        let ended = generator.0.try_wait().map_err(Failure::io("the load generator is lost"))?;
+        if let Some(status) = ended {
+            break status;
+        }
+        if Instant::now() >= until {
+            return Err(Failure::Refused("the load generator does not end; it was killed".into()));
+        }
+        wait_a_little(stop)?;
+    };
+    if !status.success() {
+        let said = fs::read_to_string(&log).unwrap_or_default();
         let last = said.lines().last().unwrap_or("it does not say why");
         return Err(Failure::Refused(format!("the load generator failed: {last}")));
     }
     let text = fs::read(&file).map_err(Failure::io(format!("{} cannot be read", file.display())))?;
     serde_json::from_slice(&text).map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))
+}
+
+/// A process that is killed with this.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What SIGINT and SIGTERM set from now on: nodes and folders of a trial do not outlive it.
+fn stop_by_signal() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let set = stop.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(Failure::io("cannot start a runtime"))?;
+    let on = |kind| {
+        let _entered = runtime.enter();
+        signal(kind).map_err(Failure::io("cannot wait for signals"))
+    };
+    let (mut int, mut term) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+    let wait = move || {
+        runtime.block_on(async {
+            tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+        });
+        set.store(true, Ordering::Relaxed);
+    };
+    let thread = std::thread::Builder::new().name("signals".into()).spawn(wait);
+    thread.map_err(Failure::io("cannot start a thread"))?;
+    Ok(stop)
+}
+
+fn wait_a_little(stop: &AtomicBool) -> Result<(), Failure> {
+    std::thread::sleep(LOOK);
+    match stop.load(Ordering::Relaxed) {
+        true => Err(Failure::Refused("interrupted".into())),
+        false => Ok(()),
+    }
 }
 
 /// The settings that a trial takes over, where they are not the default.
@@ -192,7 +258,8 @@ fn free_addresses() -> Result<Vec<SocketAddr>, Failure> {
 /// A folder on the disk of a node: where its data is, or will be.
 pub(crate) fn disk_of(config: &NodeConfig) -> PathBuf {
     let data = Path::new(".").join(&config.engine.data_dir);
-    data.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new(".")).to_path_buf()
+    // Not in the data folder itself, in which a node knows everything by name.
+    data.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new(".")).to_path_buf()
 }
 
 #[cfg(test)]

@@ -20,8 +20,8 @@ const TOKEN: u64 = 1_000_000;
 /// What it costs to send something anew.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Price {
-    /// It was at no node yet; or a node said who leads, or that it has no such group, and each says so once to a call: this
-    /// adds to no load that makes it come again.
+    /// It was at no node yet; or a node said at the first attempt who leads, or that it has no such group, and each says so
+    /// once to a call: this adds to no load that makes it come again.
     Nothing,
     /// A tenth: the group has no leader that the node knows of. Such a refusal is no work, ends with the election, and comes to
     /// a call some 35 times while one runs: at the full price no budget would carry many calls through it.

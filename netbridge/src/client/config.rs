@@ -52,8 +52,8 @@ pub struct ClientLimits {
     pub attempts_max: u32,
     /// The retry budget of the whole client, in tokens: how many requests it may send anew beyond what others have earned since
     /// (`successes_per_retry`, `retries_per_s_min`). It begins full. Default 10,000, 1 to 1,000,000. A request takes a token
-    /// each time that it is sent anew; a tenth while its group has no leader; none to a leader that a node named, or when it was
-    /// never sent. What finds none left ends with [`RetriesSpent`](crate::client::ClientError::RetriesSpent), or as unknown if it
+    /// each time that it is sent anew; a tenth while its group has no leader; none to a leader that a node names at the first attempt, or
+    /// when it was never sent. What finds none left ends with [`RetriesSpent`](crate::client::ClientError::RetriesSpent), or as unknown if it
     /// was sent and may be done.
     ///
     /// The default carries some 2,000 requests that are under way (an append request has up to `request_records_max` records)

@@ -216,11 +216,14 @@ impl Session {
                 }
                 Settled::Open => {}
             }
-            // Another attempt of the session's is one more of the client's.
-            if Instant::now() + PAUSE >= deadline || !self.client.shared().pay_for_another() {
+            if Instant::now() + PAUSE >= deadline {
                 return Err(ClientError::OutcomeUnknown);
             }
             sleep(PAUSE).await;
+            // Another attempt of the session's is one more of the client's. Whoever resumes at once has had the pause.
+            if !self.client.shared().pay_for_another() {
+                return Err(ClientError::OutcomeUnknown);
+            }
         }
     }
 

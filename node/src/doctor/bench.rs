@@ -53,10 +53,9 @@ fn backend(choice: BackendChoice, calibration: Calibration) -> Finding {
     Finding::good("bench: backend", format!("{calibration}; {use_of_it}"))
 }
 
-/// In a file that is gone afterwards.
+/// In a file without a name: whatever ends this, nothing stays.
 fn in_file(folder: &Path, measure: impl FnOnce(&File) -> std::io::Result<String>) -> std::io::Result<String> {
-    let file = tempfile::Builder::new().prefix(disk::SCRATCH).tempfile_in(folder)?;
-    measure(file.as_file())
+    measure(&tempfile::tempfile_in(folder)?)
 }
 
 fn flushes(file: &File, bytes: usize) -> std::io::Result<String> {

@@ -117,23 +117,23 @@ fn judge(clocks: &[Clock]) -> Finding {
     if offsets.is_empty() {
         return Finding::unknown(NAME, found);
     }
-    let (mut first, mut last) = (Offset::default(), Offset::default());
-    for offset in offsets {
-        if offset.ahead_us < first.ahead_us {
-            first = offset;
-        }
-        if offset.ahead_us > last.ahead_us {
-            last = offset;
-        }
-    }
-    let apart_us = last.ahead_us.saturating_sub(first.ahead_us);
-    let error_us = first.error_us.saturating_add(last.error_us);
+    // Ours is at 0, without an error.
+    let edge = |of: &dyn Fn(&Offset) -> i64| {
+        let all = || offsets.iter().map(of).chain([0]);
+        (all().min().unwrap_or(0), all().max().unwrap_or(0))
+    };
+    let width = |least: i64, most: i64| most.saturating_sub(least).max(0);
+    let (first, last) = edge(&|offset| offset.ahead_us);
+    let (earliest, highest_low) = edge(&|offset| offset.ahead_us.saturating_sub(offset.error_us));
+    let (lowest_high, latest) = edge(&|offset| offset.ahead_us.saturating_add(offset.error_us));
+    let (at_least_us, at_most_us) = (width(lowest_high, highest_low), width(earliest, latest));
+    let apart_us = width(first, last);
+    let error_us = (at_most_us - apart_us).max(apart_us - at_least_us);
     let found = format!("{} apart, give or take {}: {found}", show(apart_us), show(error_us));
-    let at_least_us = apart_us.saturating_sub(error_us);
     let level = match at_least_us {
         APART_BAD_US.. => Level::Bad,
         APART_NOTE_US.. => Level::Note,
-        _ if error_us > APART_NOTE_US => {
+        _ if at_most_us > 2 * APART_NOTE_US => {
             return Finding::unknown(NAME, format!("{found}; round trips are too long to tell"));
         }
         _ => return Finding::good(NAME, found),
@@ -214,6 +214,9 @@ mod tests {
         assert_eq!(level(&[(-11_000_000, 600), (0, 600)]), Level::Bad);
         assert_eq!(level(&[(100, 600), (120_000, 50_000)]), Level::Good);
         assert_eq!(level(&[(100, 600), (120_000, 400_000)]), Level::Unknown);
+        // One that is hard to tell takes nothing from what others tell.
+        assert_eq!(level(&[(110_000, 600), (120_000, 400_000)]), Level::Note);
+        assert_eq!(level(&[(11_000_000, 600), (11_100_000, 1_200_000)]), Level::Bad);
     }
 
     #[test]

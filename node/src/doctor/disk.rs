@@ -1,6 +1,7 @@
 //! The disk under the data folder: its file system, room, device, and how long a flush takes.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,8 +31,6 @@ const FLUSH_MIN: Duration = Duration::from_micros(15);
 const TURN_MIN: Duration = Duration::from_millis(1);
 const FLUSH_SLOW: Duration = Duration::from_millis(10);
 const PAGE: usize = 4096;
-/// What the names of files begin with that are gone after a measurement.
-pub(super) const SCRATCH: &str = ".doctor-";
 /// `O_DIRECT` of this architecture.
 const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 
@@ -160,10 +159,10 @@ fn queue(host: &Host, name: &str, flush: Option<Duration>) -> Vec<Finding> {
     findings
 }
 
-/// Writes pages and flushes them, in a file that is gone afterwards.
+/// Writes pages and flushes them, in a file without a name.
 fn flushes(folder: &Path) -> (Vec<Finding>, Option<Duration>) {
     const NAME: &str = "flush";
-    let file = match tempfile::Builder::new().prefix(SCRATCH).tempfile_in(folder) {
+    let file = match tempfile::tempfile_in(folder) {
         Ok(file) => file,
         Err(error) => {
             let mend = format!("let this user write to {}", folder.display());
@@ -172,11 +171,14 @@ fn flushes(folder: &Path) -> (Vec<Finding>, Option<Duration>) {
             return (vec![Finding::of("data folder", Level::Bad, error.to_string(), remedy)], None);
         }
     };
-    let times = match flush_times(file.as_file(), PAGE) {
+    let times = match flush_times(&file, PAGE) {
         Ok(times) => times,
         Err(error) => return (vec![Finding::unknown(NAME, error.to_string())], None),
     };
-    (vec![judge_flushes(&times), direct(file.path())], Some(times[times.len() / 2]))
+    (
+        vec![judge_flushes(&times), direct(&PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))],
+        Some(times[times.len() / 2]),
+    )
 }
 
 /// Sorted, one at least.

@@ -31,7 +31,7 @@ const NETWORKED: [Load; 4] = [
     },
     Load {
         name: "1 KiB records",
-        // As many in flight as fit into the window that a shard keeps in memory: with more its followers read from the disk.
+        // With more the slowest follower falls so far behind that it is fed from the disk, which costs the others.
         args: &["--record-bytes", "1024", "--in-flight", "256", "--duration", "30s", "--warmup", "5s"],
         figures: &[("kib_records_per_s", "/throughput_records_per_s"), ("kib_p99_us", "/latency_us/p99")],
     },
