@@ -270,7 +270,7 @@ impl Clients {
             let is_paced = own.times.is_some();
             let (client, sender, gates) = (client.clone(), sender.clone(), (gate(), stop.clone()));
             let pace = move || is_paced.then(Pacer::start).transpose().map_err(QuickError::Thread);
-            let work = async move |pacer| driver::drive(own, pacer, client, sender, gates).await;
+            let work = async move |pacer| Box::pin(driver::drive(own, pacer, client, sender, gates)).await;
             clients.threads.push(spawn(format!("clients-{thread}"), pace, work)?);
         }
         let mut waiting = all;
