@@ -404,7 +404,8 @@ fn over_time(report: &Report, is_log: bool, curves: &[Curve<'_>]) -> String {
         _ = write!(
             svg,
             "<text class=\"key\" x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{what}</text>",
-            TOP + 12.0
+            // Below the names of the curves.
+            TOP + 28.0
         );
     }
     for (at, (name, class, of)) in curves.iter().enumerate() {
