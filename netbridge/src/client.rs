@@ -263,8 +263,8 @@ impl Client {
     }
 
     /// As [`read`](Client::read), with a bound on the records as well (those of the last batch may exceed it), and
-    /// where there is no record yet it waits until there is one. Empty, with the end of the log, when there is
-    /// none within the client's deadline.
+    /// where there is no record yet it waits until there is one. When there is none within the client's deadline it is
+    /// empty, with the end of the log, or [`ClientError::Deadline`]: the node looks once a tick, and may be later than the client.
     ///
     /// # Errors
     /// As [`read`](Client::read), but for `PastEnd`.
